@@ -1,0 +1,48 @@
+# One command each; `make` alone lists them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup tune ui test check bench
+
+PYTHON ?= python3
+PORT ?= 5000
+SEARCH ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SEARCHES := $(patsubst search_spaces/%.yaml,%,$(sort $(wildcard search_spaces/*.yaml search_spaces/*/*.yaml)))
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## make the environment, .venv; the others do so when it is missing
+
+# The mark is written last: an installation that was interrupted has none, and is made again from nothing.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, but $(PYTHON) is older; say make PYTHON=python3.12")'
+	@if [ -e $@ ]; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
+	@echo "installing into $(VENV): a few minutes, this once"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+	@echo "ready; to use it by hand: source $(BIN)/activate"
+
+# Without a search it fails at once, before the environment is made.
+tune: $(if $(SEARCH),$(READY)) ## run a study: SEARCH=gamma_uniform, ARGS="budget.trials=4 ..." for any setting
+	@if [ -z "$(SEARCH)" ]; then \
+		echo "error: SEARCH must name a search space; say make tune SEARCH=NAME, with one of: $(SEARCHES)" >&2; exit 2; fi
+	@$(BIN)/python scripts/tune.py 'search=$(SEARCH)' $(ARGS)
+
+ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
+	@$(BIN)/python scripts/ui.py --port $(PORT)
+
+test: $(READY) ## run the tests
+	@$(BIN)/python -m pytest
+
+check: $(READY) ## lint, check the format and the types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy imavae scripts tests
+
+bench: $(READY) ## measure the ensemble trainer against the idiomatic loop
+	@$(BIN)/python scripts/bench.py

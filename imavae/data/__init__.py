@@ -1,0 +1,1 @@
+"""Synthetic worlds: sources, the mixings that turn them into observations, and their splits."""

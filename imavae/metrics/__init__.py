@@ -1,0 +1,1 @@
+"""Metrics of an ensemble, vectorised over members; evaluate.py has the glossary of every name."""

@@ -1,0 +1,1 @@
+"""The VAE as stacked tensors: a leading member axis, and activations of shape (member, feature, batch)."""

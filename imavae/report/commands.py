@@ -1,0 +1,92 @@
+"""What a person sees of each command: progress while it works, tables and addresses at its end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from imavae.config import EvaluateConfig, RunConfig, StudyConfig
+from imavae.report.display import Display, clock
+
+if TYPE_CHECKING:
+    from imavae.run import Outcome, Session
+    from imavae.training.loop import Progress as Epoch
+
+
+def train(config: RunConfig) -> None:
+    """Train one point's members, print a row for each and the aggregate, and say where everything is."""
+    from imavae.report.figures import solo_figures
+    from imavae.report.tables import member_table
+    from imavae.run import run_point
+
+    console = Console()
+    columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("", total=config.training.max_epochs)
+
+        def notify(session: Session, epoch: Epoch) -> None:
+            bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
+
+        outcome = run_point(config, notify)
+    figures = solo_figures(outcome.history, outcome.folder / "figures") if outcome.records[0].history else []
+    _finish(outcome, figures)
+    console.print(member_table(outcome.members))
+    _addresses(console, outcome, config)
+
+
+def tune(config: StudyConfig) -> None:
+    """Run a study under a live display; print its best trials, the winner's three MCC numbers, and where everything is.
+
+    Raises:
+        UserError: a mistake in the configuration, or no trial has a result.
+        KeyboardInterrupt: the study was interrupted; what had finished is reported first.
+    """
+    from imavae.search.study import check, run_study
+
+    parameters, _ = check(config)
+    console = Console()
+    start = time.monotonic()
+    with Display(console) as display:
+        outcome = run_study(config, display.update)
+    from imavae.report.figures import study_figures
+    from imavae.report.tables import best_trials, three_numbers, three_numbers_table
+
+    outcome.crown()
+    keys = [parameter.key for parameter in parameters]
+    members, trials = outcome.members, outcome.trials
+    figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
+    winner = members[members["trial"] == outcome.ranked()[0].number]
+    numbers = three_numbers(winner)
+    _finish(outcome, figures, dict(zip(("mcc/max val/mcc", "mcc/min val/neg_elbo", "mcc/test"), numbers, strict=True)))
+    console.print(best_trials(members, trials, keys, config.objective.mode))
+    console.print(three_numbers_table(numbers))
+    _addresses(console, outcome, config)
+    console.print(f"took {clock(time.monotonic() - start)}")
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Print every metric of a stored model, or of the members of a stored ensemble, on one split."""
+    from imavae.report.tables import metric_table
+    from imavae.run import evaluate_checkpoint
+
+    Console().print(metric_table(evaluate_checkpoint(config), config.checkpoint))
+
+
+def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
+    tables = [outcome.folder / name for name in ("members.csv", "history.csv")]
+    outcome.tracker.finish("finished", metrics or {}, [*tables, *figures])
+
+
+def _addresses(console: Console, outcome: Outcome, config: RunConfig) -> None:
+    """Where the results are, one line each, never wrapped: they are meant to be copied."""
+    lines = [f"results   {outcome.folder}", f"figures   {outcome.folder / 'figures'}"]
+    if outcome.champion:
+        lines.append(f'champion  import imavae; model = imavae.load_model("{outcome.champion}")')
+    if config.tracking.name == "mlflow":
+        lines.append("browse    make ui")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -1,0 +1,157 @@
+"""The one live display of a study: a redrawn panel on a terminal, sparse plain lines anywhere else.
+
+Both hold in 80 columns. Nothing is told by colour alone, so that ``NO_COLOR`` and a pipe lose nothing. This module
+imports neither Matplotlib nor pandas: the display must stand before the slow imports begin.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from imavae.search.progress import Snapshot
+
+MISSING = "–"  # stands for a number that there is not (yet)
+PLAIN_WIDTH = 80  # columns of a plain line, whatever the reader's window
+PLAIN_INTERVAL = 1.0  # seconds between two plain lines, at the least
+
+
+class Display:
+    """Shows the snapshots of a study while it runs; a context manager.
+
+    On a terminal the panel is redrawn in place and its last state stays. Elsewhere a line is printed when a trial has
+    finished or the best score has changed, at most one a second by the snapshots' own clock; what was held back is said
+    on leaving.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Write to ``console``; by default to standard output."""
+        self._console = console or Console()
+        in_place = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = Live(console=self._console, refresh_per_second=4) if in_place else None
+        self._latest: Snapshot | None = None
+        self._said_at = -math.inf
+        self._said_finished = 0
+        self._said_best = ""
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+        elif self._latest:
+            for line in self._news(self._latest):
+                self._say(line)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Show this snapshot in place of the last one."""
+        self._latest = snapshot
+        if self._live:
+            self._live.update(_panel(snapshot))
+        elif snapshot.seconds - self._said_at >= PLAIN_INTERVAL:
+            for line in self._news(snapshot):
+                self._said_at = snapshot.seconds
+                self._say(line)
+                break  # the rest is still news a second later
+
+    def _news(self, snapshot: Snapshot) -> Iterable[str]:
+        """Lines that have not been said yet; each counts as said once it was taken."""
+        if snapshot.finished != self._said_finished:
+            self._said_finished = snapshot.finished
+            yield _progress_line(snapshot)
+        best = _best_text(snapshot)
+        if snapshot.best_score is not None and best != self._said_best:
+            self._said_best = best
+            yield f"{clock(snapshot.seconds)} best {snapshot.metric} {best}"
+
+    def _say(self, line: str) -> None:
+        wrapped = textwrap.fill(line, PLAIN_WIDTH, subsequent_indent=" " * 5, break_on_hyphens=False)
+        self._console.print(wrapped, markup=False, highlight=False, soft_wrap=True)
+
+
+def compact(value: object, digits: int = 3) -> str:
+    """A value in few characters: a number to so many significant digits (``9.65e3``), a dash for a missing one."""
+    if value is None or (isinstance(value, Real) and math.isnan(value)):
+        return MISSING
+    if isinstance(value, (bool, Integral)) or not isinstance(value, Real):
+        return str(value)
+    number = float(value)
+    form = f".{digits - 1}e" if 0 < abs(number) < 1e-3 else f".{digits}g"
+    mantissa, _, exponent = f"{number:{form}}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The shortest ending that tells each dotted key from the others; never a bare ``name``, which says nothing."""
+    keys = list(keys)
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        alone = [e for e in endings if e != "name" and sum(f".{k}".endswith(f".{e}") for k in keys) == 1]
+        names[key] = alone[0] if alone else key
+    return names
+
+
+def point_text(point: Mapping[str, object]) -> str:
+    """A point as ``gamma=98.2 n_layers=3``; a value that is missing (a conditional parameter) is left out."""
+    names = short_names(point)
+    texts = {names[key]: compact(value) for key, value in point.items()}
+    return " ".join(f"{name}={text}" for name, text in texts.items() if text != MISSING)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _left(snapshot: Snapshot) -> str:
+    return "time left unknown" if snapshot.seconds_left is None else f"{clock(snapshot.seconds_left)} left"
+
+
+def _best_text(snapshot: Snapshot) -> str:
+    if snapshot.best_score is None:
+        return MISSING
+    point = point_text(snapshot.best_point or {})
+    return f"{snapshot.best_score:.3f}" + (f" at {point}" if point else "")
+
+
+def _progress_line(snapshot: Snapshot) -> str:
+    speed = snapshot.member_steps_per_s
+    steps = f"{speed / 1000:.0f}k" if speed >= 10_000 else f"{speed:.0f}"
+    return (
+        f"{clock(snapshot.seconds)} {snapshot.finished}/{snapshot.trials_total} trials, {snapshot.running} running, "
+        f"{snapshot.members_stopped} members stopped, {steps} member-steps/s, {_left(snapshot)}"
+    )
+
+
+def _panel(snapshot: Snapshot) -> RenderableType:
+    """The bar and, under it, the numbers: three lines and as many more as a long best point needs."""
+    waiting = max(0, snapshot.trials_total - snapshot.finished - snapshot.running)
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(
+        Text("trials", style="bold"),
+        ProgressBar(total=max(1, snapshot.trials_total), completed=snapshot.finished, width=32),
+        Text(f"{snapshot.finished}/{snapshot.trials_total}", style="bold"),
+        Text(f"{clock(snapshot.seconds)} so far, {_left(snapshot)}"),
+    )
+    trials = f"{snapshot.finished} finished, {snapshot.running} running, {waiting} left"
+    best = f"best {snapshot.metric} {_best_text(snapshot)}" if snapshot.best_score is not None else "no score yet"
+    speed = f"{snapshot.member_steps_per_s:,.0f} member-steps/s, {snapshot.members_stopped} members stopped early"
+    return Group(bar, Text(f"{trials}; {speed}"), Text(best, style="bold"))

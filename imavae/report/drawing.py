@@ -1,0 +1,75 @@
+"""What all figures have in common: colours, axes, legends and files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from imavae.report.tables import Floats
+
+# Okabe and Ito's, which colour-blind readers tell apart, and greys
+BLUE, VERMILLION, GREY, FAINT, INK = "#0072B2", "#D55E00", "#9AA5B1", "#52606D", "#1F2933"
+
+
+def floats(column: Iterable[object]) -> Floats:
+    """A column as numbers."""
+    return np.array(column, dtype=np.float64)
+
+
+def finite_or_nan(values: Floats) -> Floats:
+    """The values, with NaN (which leaves a gap in a line) for an infinite one."""
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def new_figure(title: str, width: float = 6.6, height: float = 4.4) -> Figure:
+    """An empty figure, in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    return figure
+
+
+def dress(axes: Axes, x_label: str, y_label: str) -> None:
+    """Give axes their labels and the common look."""
+    axes.set_xlabel(x_label, color=INK)
+    axes.set_ylabel(y_label, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(which="both", color=GREY, labelcolor=INK, labelsize=9)
+    axes.grid(axis="y", color="#E4E7EB", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def whole_numbers(most: int) -> MaxNLocator:
+    """Ticks at no more than so many whole numbers, by steps of 1, 2 or 5."""
+    return MaxNLocator(most, integer=True, steps=[1, 2, 5, 10])
+
+
+def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """A legend under the axes, where it hides no data, in rows as even as can be."""
+    if handles:
+        rows = -(-len(handles) // int(figure.get_figwidth() / 1.75))
+        columns = -(-len(handles) // rows)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def say_nothing(axes: Axes) -> None:
+    """Say in the middle of empty axes that they are meant to be."""
+    axes.text(0.5, 0.5, "no finite values to show", transform=axes.transAxes, ha="center", va="center", color=INK)
+
+
+def write(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Save each figure as NAME.png (150 dpi) and NAME.pdf, without a date in them; return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in figures.items():
+        png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+        figure.savefig(png, dpi=150, metadata={"Software": None})
+        figure.savefig(pdf, metadata={"CreationDate": None})
+        paths += [png, pdf]
+    return paths

@@ -1,0 +1,266 @@
+"""Tables for the end of a run or a study. Each holds in 80 columns and says nothing by colour alone.
+
+Everywhere a diverged member counts as the worst value of its metric (:func:`counted`), so that a point that trains
+three seeds of eight well does not look better than it is; its members that diverged are counted beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+
+from imavae.report.display import MISSING, compact, short_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+
+BEST_MCC = "max val/mcc"
+BEST_NEG_ELBO = "min val/neg_elbo"
+AT_BEST_MCC = f"at {BEST_MCC}"  # how a column ends that was read at the state with the best val/mcc (an oracle)
+AT_BEST_NEG_ELBO = f"at {BEST_NEG_ELBO}"  # the paper's protocol
+NO_SCORE = 1e12  # stands for an infinite score, since samplers refuse that
+PARAMETERS = "parameters"
+OWN_COLUMNS = 2  # searched parameters besides gamma that get a column each; more share one, or 80 columns would not do
+
+
+class ThreeNumbers(NamedTuple):
+    """The three MCC values that every report gives of one trial; NaN where there is none."""
+
+    at_best_mcc: float  # median over members; an oracle choice, since MCC needs the sources
+    at_best_neg_elbo: float  # median over members; the paper's protocol, no oracle
+    test_of_chosen: float  # of one checkpoint, on the test split
+
+
+class Quartiles(NamedTuple):
+    """Lower quartile, median and upper quartile."""
+
+    low: float
+    median: float
+    high: float
+
+
+def diverged(members: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which members went NaN and were frozen."""
+    return np.asarray(members["status"] == "diverged", dtype=bool)
+
+
+def counted(members: pd.DataFrame, column: str) -> Floats:
+    """A column's values as they enter an aggregate, one per member.
+
+    A diverged member has the worst value that there is: 0 in a column of MCC, +inf in one of −ELBO or c_IMA. NaN stays
+    where any other member lacks a value (of a test split that was not evaluated).
+    """
+    values = _numbers(members, column)
+    is_mcc = "/mcc" in column.split(" at ")[0]
+    values[diverged(members)] = 0.0 if is_mcc else np.inf
+    return values
+
+
+def quartiles(values: Floats) -> Quartiles:
+    """Quartiles (linear between neighbours) of the values that are not NaN; all NaN if there are none."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return Quartiles(np.nan, np.nan, np.nan)
+    at = [0.25, 0.5, 0.75]
+    with np.errstate(invalid="ignore"):
+        between = np.quantile(values, at)
+    # Between an infinite value and its neighbour linear interpolation is NaN; the upper neighbour is what it means.
+    low, median, high = np.where(np.isnan(between), np.quantile(values, at, method="higher"), between)
+    return Quartiles(float(low), float(median), float(high))
+
+
+def scores(trials: pd.DataFrame) -> Floats:
+    """The trials' scores; NaN for a trial that failed, or that has an infinite score or what stands for one."""
+    values = np.array(trials["score"], dtype=np.float64)
+    return np.where((trials["status"] != "failed") & (np.abs(values) < NO_SCORE), values, np.nan)
+
+
+def three_numbers(members: pd.DataFrame) -> ThreeNumbers:
+    """The three MCC values of one trial, from its members' rows of ``members.csv``.
+
+    - ``at_best_mcc``: each member at its own best ``val/mcc``, on the validation split (``max val/mcc``); the median
+      over members.
+    - ``at_best_neg_elbo``: each member at its own smallest ``val/neg_elbo``, on the validation split
+      (``val/mcc at min val/neg_elbo``); the median over members. No source takes part in this choice of states.
+    - ``test_of_chosen``: the member with the largest ``max val/mcc`` is chosen (the first one of equals), at that
+      state; its MCC on the test split (``test/mcc at max val/mcc``): one value, of the checkpoint that can be champion.
+
+    In the medians a diverged member counts 0; it is never chosen.
+    """
+    chosen = np.where(diverged(members), np.nan, _numbers(members, BEST_MCC))
+    test = _numbers(members, f"test/mcc {AT_BEST_MCC}")
+    return ThreeNumbers(
+        at_best_mcc=quartiles(counted(members, BEST_MCC)).median,
+        at_best_neg_elbo=quartiles(counted(members, f"val/mcc {AT_BEST_NEG_ELBO}")).median,
+        test_of_chosen=np.nan if np.isnan(chosen).all() else float(test[np.nanargmax(chosen)]),
+    )
+
+
+def three_numbers_table(numbers: ThreeNumbers) -> Table:
+    """The three values, each with what it is and whether the sources took part in choosing it."""
+    table = _table("MCC, three ways", "A score chosen by val/mcc is an oracle's: it needs the sources.")
+    table.add_column("read at")
+    table.add_column("over")
+    table.add_column("sources used to choose")
+    table.add_column("MCC", justify="right", style="bold")
+    table.add_row("best val/mcc", "median of members", "yes", _fixed(numbers.at_best_mcc))
+    table.add_row(
+        "smallest val/neg_elbo", "median of members", "no (the paper's way)", _fixed(numbers.at_best_neg_elbo)
+    )
+    table.add_row("best val/mcc, test split", "chosen checkpoint", "yes, on validation", _fixed(numbers.test_of_chosen))
+    return table
+
+
+def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str], mode: str, top: int = 5) -> Table:
+    """The ``top`` trials by score, best first; of equal scores the earlier trial comes first.
+
+    Args:
+        members: rows of ``members.csv`` of all trials.
+        trials: one row per trial; one without a score (:func:`scores`) is left out.
+        keys: dotted keys that were searched.
+        mode: ``max`` or ``min``, whichever is the better score.
+        top: rows of the table, at the most.
+    """
+    scored = trials[np.isfinite(scores(trials))]
+    best = scored.sort_values(["score", "trial"], ascending=[mode == "min", True]).head(top)
+    groups = [members[members["trial"] == trial] for trial in best["trial"]]
+    failures = [int(diverged(group).sum()) for group in groups]
+    spreads = [quartiles(counted(group, BEST_MCC)) for group in groups]
+    columns = {
+        "trial": [str(trial) for trial in best["trial"]],
+        "gamma": [_shared(group, "gamma") for group in groups],
+        "gamma²": [_shared(group, "gamma_sq") for group in groups],
+        **_parameter_columns(best, [key for key in keys if key != "model.gamma"]),
+        "MCC": [_fixed(q.median) for q in spreads],
+        "quartiles": [MISSING if np.isnan(q.median) else f"{q.low:.3f}–{q.high:.3f}" for q in spreads],
+        "c_IMA": [_contrast(quartiles(counted(g, f"val/cima {AT_BEST_MCC}")).median) for g in groups],
+        "−ELBO": [_energy(quartiles(counted(g, BEST_NEG_ELBO)).median) for g in groups],
+    }
+    if any(failures):
+        columns["seeds lost"] = [f"{n}/{len(group)}" for n, group in zip(failures, groups, strict=True)]
+    table = _table(
+        f"Best {len(best)} of {len(trials)} trials" if len(best) else "No trial has a score",
+        "Medians over members: MCC at best val/mcc, c_IMA there, smallest −ELBO (nats)."
+        + (" Seeds lost diverged; each counts as the worst." if any(failures) else ""),
+    )
+    for name, cells in columns.items():
+        widest = max((len(word) for cell in cells for word in cell.split()), default=0)  # numbers are never broken
+        if name == PARAMETERS:
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name.replace(" ", "\n"), justify="right", min_width=widest)
+    for n, row in enumerate(zip(*columns.values(), strict=True)):
+        table.add_row(*row, style="bold" if n == 0 else None)
+    return table
+
+
+def member_table(members: pd.DataFrame) -> Table:
+    """A row per member of one point, in the order given, and a last one with the medians and quartiles over them."""
+    shown = {
+        "MCC": (BEST_MCC, _fixed),
+        "MCC at\nbest −ELBO": (f"val/mcc {AT_BEST_NEG_ELBO}", _fixed),
+        "test MCC": (f"test/mcc {AT_BEST_MCC}", _fixed),
+        "c_IMA": (f"val/cima {AT_BEST_MCC}", _contrast),
+        "−ELBO": (BEST_NEG_ELBO, _energy),
+    }
+    gamma = f"Gamma {_shared(members, 'gamma')}, gamma² {_shared(members, 'gamma_sq')}"
+    table = _table(
+        f"{gamma}: {len(members)} members",
+        "On validation but for test MCC; at the best val/mcc but for −ELBO (nats) and MCC there.\n"
+        "A diverged member counts as the worst in the last row.",
+    )
+    for name in ("seed", "status", "epochs", *shown):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    values = {name: _numbers(members, column) for name, (column, _) in shown.items()}
+    for n, (seed, status, epochs) in enumerate(zip(members["seed"], members["status"], members["epochs"], strict=True)):
+        cells = [form(values[name][n]) for name, (_, form) in shown.items()]
+        table.add_row(str(seed), str(status), str(epochs), *cells)
+    table.add_section()
+    spreads = [(quartiles(counted(members, column)), form) for column, form in shown.values()]
+    aggregate = ["\n".join(form(value) for value in (q.median, q.low, q.high)) for q, form in spreads]
+    table.add_row("", "median\nquartile 1\nquartile 3", "", *aggregate, style="bold")
+    return table
+
+
+def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
+    """Every metric of a stored model or ensemble on one split, a row each.
+
+    One member has its values; several of one gamma their median and quartiles; several gammas the median at each.
+
+    Args:
+        values: a row per member: ``seed``, ``gamma`` and a column per ``SPLIT/METRIC``.
+        checkpoint: where they come from, for the title.
+    """
+    metrics = [str(column) for column in values if column not in ("seed", "gamma")]
+    spread = {metric: quartiles(_numbers(values, metric)) for metric in metrics}
+    columns = {"value" if len(values) == 1 else "median": [spread[metric].median for metric in metrics]}
+    gammas = sorted(set(values["gamma"]))
+    if len(gammas) > 1:
+        groups = {gamma: values[values["gamma"] == gamma] for gamma in gammas}
+        columns = {
+            f"gamma {compact(gamma)}": [quartiles(_numbers(group, metric)).median for metric in metrics]
+            for gamma, group in groups.items()
+        }
+    elif len(values) > 1:
+        columns["quartile 1"] = [spread[metric].low for metric in metrics]
+        columns["quartile 3"] = [spread[metric].high for metric in metrics]
+    over = f"medians over {len(values)} members, " if len(values) > 1 else ""
+    table = _table(str(checkpoint), f"{over}gamma {', '.join(map(compact, gammas))}")
+    table.add_column("metric", overflow="fold")
+    for name in columns:
+        table.add_column(name.replace(" ", "\n"), justify="right")
+    for metric, *row in zip(metrics, *columns.values(), strict=True):
+        table.add_row(metric, *(compact(value, 4) for value in row))
+    return table
+
+
+def _parameter_columns(trials: pd.DataFrame, keys: Sequence[str]) -> dict[str, list[str]]:
+    names = short_names(keys)
+    if len(keys) <= OWN_COLUMNS:
+        return {names[key].replace("_", " "): [compact(value) for value in trials[key]] for key in keys}
+    lines = [[f"{names[key]} {compact(value)}" for value in trials[key]] for key in keys]
+    return {PARAMETERS: ["\n".join(point) for point in zip(*lines, strict=True)]}
+
+
+def _numbers(members: pd.DataFrame, column: str) -> Floats:
+    """A column as numbers; NaN where it is missing, as it is when no member has lived to its first validation."""
+    return np.array(members[column] if column in members else [np.nan] * len(members), dtype=np.float64)
+
+
+def _shared(group: pd.DataFrame, column: str) -> str:
+    """The value that all members of a point share."""
+    return compact(float(group[column].iloc[0])) if len(group) else MISSING
+
+
+def _fixed(value: float) -> str:
+    return MISSING if np.isnan(value) else f"{value:.3f}"
+
+
+def _energy(value: float) -> str:
+    return MISSING if np.isnan(value) else f"{value:.{3 if abs(value) < 100 else 1}f}"
+
+
+def _contrast(value: float) -> str:
+    return f"{value:.4f}" if 1e-3 <= value < 100 else compact(float(value), 2)
+
+
+def _table(title: str, caption: str) -> Table:
+    return Table(
+        title=title,
+        caption=caption,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+        caption_style="dim",
+    )

@@ -1,0 +1,357 @@
+"""From a configuration to trained, evaluated, tracked and saved members: what a trial and a solo run have in common.
+
+A :class:`Session` is an ensemble in its world, which trains, scores itself and is saved and restored whole. The
+:class:`Outcome` of a run or study holds its trials' records, writes its tables and picks the champion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from imavae.config import (
+    EvaluateConfig,
+    Objective,
+    RunConfig,
+    UserError,
+    require,
+    run_config,
+    to_mapping,
+)
+from imavae.data import dataset
+from imavae.metrics.evaluate import evaluate
+from imavae.model.export import Model
+from imavae.tracking import Row, Tracker, TrialRecord, Value, fetch_model, open_tracker
+from imavae.training import checkpoint
+from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_plain, initial_state, to_plain
+from imavae.training.loop import Progress, train
+
+COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called
+WORST = 1e12  # stands for an infinite score, which samplers refuse
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``training.device`` asks for; auto takes cuda where there is one."""
+    if name == "cuda":
+        require(torch.cuda.is_available(), "training.device is there", name, "say training.device=cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Session:
+    """An ensemble of one or several points (which share all but gamma, learning rate and seeds) in its world."""
+
+    points: list[RunConfig]
+    ensemble: Ensemble
+    state: State
+    data: dataset.Dataset
+
+    @classmethod
+    def start(cls, points: list[RunConfig], device: torch.device) -> Session:
+        """A session whose members stand at their random starts."""
+        members = ensemble(points, device)
+        return cls(points, members, initial_state(members), dataset.make(points[0].data, members.dtype, device))
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> Session:
+        """The session that :meth:`save` wrote; it goes on to the same numbers. Raises UserError for a bad file."""
+        content = checkpoint.load(path)
+        if content["kind"] != "ensemble":
+            raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
+        session = cls.start([run_config(point) for point in content["points"]], device)
+        session.state = from_plain(content["state"], device)
+        return session
+
+    def save(self, path: Path) -> None:
+        """Write all that is needed to go on, and both best states of every member."""
+        points = [to_mapping(point) for point in self.points]
+        checkpoint.save(path, "ensemble", {"points": points, "state": to_plain(self.state)})
+
+    def train(self) -> Iterator[Progress]:
+        """Train until every member has stopped; yields after each epoch."""
+
+        def validate(weights: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            return self.evaluate("val", weights, rows)
+
+        return train(self.ensemble, self.state, self.data.train.observations, self.points[0].training, validate)
+
+    def evaluate(self, split: str, weights: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``SPLIT/METRIC`` of the members in ``rows``, at the given weights."""
+        seeds = [self.ensemble.members[row].seed for row in rows.tolist()]
+        gamma = self.ensemble.per_member("gamma", rows)
+        values = evaluate(self.ensemble.model, weights, gamma, seeds, getattr(self.data, split))
+        return {f"{split}/{name}": value for name, value in values.items()}
+
+    def members_of(self, point: int) -> list[int]:
+        """Rows of one point's members."""
+        return [row for row, member in enumerate(self.ensemble.members) if member.point == point]
+
+    def score(self, point: int, objective: Objective) -> float:
+        """The aggregate, over a point's members, of each member's best value so far; a diverged one has the worst."""
+        sign = 1 if objective.mode == "max" else -1
+        best = np.full(len(self.ensemble), -np.inf)
+        for validation in self.state.history:
+            rows = validation.rows.cpu().numpy()
+            best[rows] = np.fmax(best[rows], sign * validation.values[objective.metric].numpy())
+        floor = 0.0 if "mcc" in objective.metric else -WORST
+        diverged = np.array([status == "diverged" for status in self.state.status])
+        best = np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor))
+        aggregate = getattr(np, objective.aggregate)
+        return float(aggregate(sign * best[self.members_of(point)]))
+
+    def history_rows(self, point: int, trial: int) -> list[dict[str, Value]]:
+        """A row per member and validation of one point."""
+        mine = set(self.members_of(point))
+        return [
+            {"trial": trial, "seed": self.ensemble.members[row].seed, "epoch": validation.epoch}
+            | {name: float(value[i]) for name, value in validation.values.items()}
+            for validation in self.state.history
+            for i, row in enumerate(validation.rows.tolist())
+            if row in mine
+        ]
+
+    def member_rows(self, point: int, trial: int) -> list[dict[str, Value]]:
+        """A row per member of one point, as ``members.csv`` has it; the test split is evaluated here, once."""
+        rows = torch.tensor(self.members_of(point), device=self.ensemble.device)
+        test = {name: self.evaluate("test", self.state.best[name].weights[rows], rows) for name in CRITERIA}
+        table = []
+        for i, row in enumerate(rows.tolist()):
+            member, status = self.ensemble.members[row], self.state.status[row]
+            entry: dict[str, Value] = {"trial": trial, "seed": member.seed, "gamma": member.gamma}
+            entry |= {"gamma_sq": member.gamma**2, "status": "stopped" if status == "running" else status}
+            entry["epochs"] = int(self.state.epochs[row])
+            entry |= {column: self._best_value(name, row) for name, column in COLUMNS.items()}
+            for name, column in COLUMNS.items():
+                val = self._at_epoch(row, int(self.state.best[name].epoch[row]))
+                entry |= {f"{metric} at {column}": value for metric, value in val.items()}
+                trained = bool(val)  # a member that diverged before its first validation has no best state
+                entry |= {f"{k} at {column}": float(v[i]) if trained else math.nan for k, v in test[name].items()}
+            table.append(entry)
+        return table
+
+    def _best_value(self, name: str, row: int) -> float:
+        best = self.state.best[name]
+        return float(best.value[row]) if best.epoch[row] >= 0 else math.nan
+
+    def _at_epoch(self, row: int, epoch: int) -> dict[str, float]:
+        for validation in self.state.history:
+            if validation.epoch == epoch:
+                i = validation.rows.tolist().index(row)
+                return {name: float(value[i]) for name, value in validation.values.items()}
+        return {}
+
+    def record(self, point: int, trial: int, values: Row, objective: Objective) -> TrialRecord:
+        """All that is known of one point at the end of its training."""
+        partial = self.partial_record(point, trial, values, objective)
+        running = any(self.state.status[row] == "running" for row in self.members_of(point))
+        status: Literal["finished", "stopped"] = "stopped" if running else "finished"
+        return dataclasses.replace(partial, status=status, members=self.member_rows(point, trial))
+
+    def partial_record(self, point: int, trial: int, values: Row, objective: Objective) -> TrialRecord:
+        """What is known of one point while it trains: no members yet."""
+        rows = self.history_rows(point, trial)
+        return TrialRecord(trial, values, "stopped", self.score(point, objective), rows, [])
+
+    def save_best(self, path: Path, row: int, criterion: str, about: dict[str, Any]) -> None:
+        """Write one member, at its best state by ``criterion``, as a model file."""
+        member = self.ensemble.members[row]
+        config = self.points[member.point]
+        config = dataclasses.replace(config, members=dataclasses.replace(config.members, seed=(member.seed,)))
+        weights = self.ensemble.model.layout.views(self.state.best[criterion].weights[row : row + 1])
+        weights = {name: weight[0] for name, weight in weights.items()}
+        checkpoint.save_member(path, config, weights, {"seed": member.seed, "chosen by": criterion, **about})
+
+
+def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> Outcome:
+    """Train one point's members here, without Ray; ``notify`` is told of each epoch. The folder has a checkpoint after
+    each validation, the tables and the champion; the tracker has the run with one trial.
+    """
+    device = resolve_device(config.training.device)
+    torch.set_num_threads(config.training.threads)
+    outcome = Outcome.open(config, "runs", "train", Objective())
+    session = Session.start([config], device)
+    state = outcome.folder / "checkpoint.pt"
+    for progress in session.train():
+        if progress.validated:
+            session.save(state)
+            outcome.tracker.progress(session.partial_record(0, 0, {}, outcome.objective))
+        notify(session, progress)
+    session.save(state)
+    outcome.add(session.record(0, 0, {}, outcome.objective), state, 0)
+    outcome.crown()
+    return outcome
+
+
+def evaluate_checkpoint(config: EvaluateConfig) -> pd.DataFrame:
+    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split: a row per
+    member, with its seed and gamma. Raises UserError for a bad checkpoint.
+    """
+    path = locate(config.checkpoint, config)
+    content = checkpoint.load(path)
+    if content["kind"] == "model":
+        model = checkpoint.load_member(path)
+        session = Session.start([model.config], torch.device("cpu"))
+        flat = torch.cat([model.state_dict()[name].flatten() for name in session.ensemble.model.layout.shapes])[None]
+    else:
+        session = Session.load(path, torch.device("cpu"))
+        flat = session.state.best[config.select].weights
+    values = session.evaluate(config.split, flat, torch.arange(len(flat)))
+    about = [{"seed": m.seed, "gamma": m.gamma} for m in session.ensemble.members]
+    return pd.concat([pd.DataFrame(about), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
+
+
+def new_folder(output_dir: Path, kind: str, name: str) -> Path:
+    """A new folder OUTPUT_DIR/KIND/NAME, with -2, -3, ... added where the name is taken."""
+    base = output_dir.resolve() / kind
+    base.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10_000):
+        folder = base / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError(f"`name is free` must hold, but {base / name} to -9999 are taken; choose another name=")
+
+
+@dataclass
+class Outcome:
+    """A run or study: its folder, its tracker and its trials' records so far."""
+
+    folder: Path
+    tracker: Tracker
+    objective: Objective
+    records: list[TrialRecord] = field(default_factory=list)
+    checkpoints: dict[int, tuple[Path, int]] = field(
+        default_factory=dict
+    )  # trial -> its ensemble's file, its point there
+    champion: str = ""  # the address that load_model takes
+
+    @classmethod
+    def open(cls, config: RunConfig, kind: str, name: str, objective: Objective) -> Outcome:
+        """Make sure that the tracker answers, then make the folder and start the tracked run."""
+        output_dir = Path(config.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        tracker = open_tracker(config.tracking, output_dir, name)
+        folder = new_folder(output_dir, kind, config.name or name.replace("/", "-"))
+        mapping = to_mapping(config)
+        write_text(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+        tracker.start(folder.name, mapping, {"imavae.folder": str(folder)})
+        return cls(folder, tracker, objective)
+
+    @property
+    def members(self) -> pd.DataFrame:
+        """The rows of ``members.csv``, by trial."""
+        return pd.DataFrame([row for record in self.sorted() for row in record.members])
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The rows of ``history.csv``, by trial."""
+        return pd.DataFrame([row for record in self.sorted() for row in record.history])
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial: trial, score, status, epochs, then the searched values."""
+        rows: list[dict[str, object]] = []
+        for record in self.sorted():
+            epochs = max((int(row["epochs"]) for row in record.members), default=0)
+            row = {"trial": record.number, "score": record.score, "status": record.status, "epochs": epochs}
+            rows.append({**row, **record.values})
+        return pd.DataFrame(rows)
+
+    def sorted(self) -> list[TrialRecord]:
+        """The records by trial number: they arrive in the order in which trials end."""
+        return sorted(self.records, key=lambda record: record.number)
+
+    def ranked(self) -> list[TrialRecord]:
+        """The records that have members and a score, best first; the earlier trial wins a tie."""
+        sign = -1 if self.objective.mode == "max" else 1
+        scored = [record for record in self.sorted() if record.score is not None and record.members]
+        return sorted(scored, key=lambda record: sign * (record.score or 0.0))
+
+    def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
+        """Take in a trial that has ended: its rows go to the tracker and to the folder's tables at once.
+
+        Its best states lie in ``checkpoint``, where it is the ensemble's ``point``-th point.
+        """
+        self.records.append(record)
+        if checkpoint is not None:
+            self.checkpoints[record.number] = checkpoint, point
+        self.tracker.finish_trial(record)
+        self.write_tables()
+
+    def crown(self, count: int = 5) -> None:
+        """Store the best member of each of the ``count`` best trials as a model; the first of them is the champion."""
+        for place, record in enumerate(self.ranked()[:count]):
+            row = best_member(record)
+            if row is None:
+                continue
+            path, point = self.checkpoints[record.number]
+            seed = int(row["seed"])
+            model = self.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
+            about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
+            session = Session.load(path, torch.device("cpu"))
+            member = next(i for i in session.members_of(point) if session.ensemble.members[i].seed == seed)
+            session.save_best(model, member, "val/mcc", about)
+            suffix = f" at {COLUMNS['val/mcc']}"
+            metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
+            address = self.tracker.log_winner(model, record.number, seed, metrics, champion=place == 0)
+            if place == 0:
+                self.champion = address
+
+    def write_tables(self) -> None:
+        """Write ``members.csv`` and ``history.csv``."""
+        write_text(self.folder / "members.csv", self.members.to_csv(index=False))
+        write_text(self.folder / "history.csv", self.history.to_csv(index=False))
+
+
+def failed_record(trial: int, values: Row) -> TrialRecord:
+    """A trial that ended without a result."""
+    return TrialRecord(trial, values, "failed", None, [], [])
+
+
+def best_member(record: TrialRecord) -> Row | None:
+    """The member with the highest val/mcc of a trial; None where none was ever validated."""
+    valid = [row for row in record.members if math.isfinite(float(row["max val/mcc"]))]
+    return max(valid, key=lambda row: float(row["max val/mcc"]), default=None)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader finds the old or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)
+
+
+def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
+    """The model behind a file's path, a run's or study's folder (its champion), or an MLflow address.
+
+    Args:
+        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID/…``.
+        output_dir: where the tracking database lies, unless MLFLOW_TRACKING_URI says otherwise.
+
+    Returns:
+        A plain ``nn.Module`` with ``encode`` and ``decode`` for rows of observations.
+
+    Raises:
+        UserError: there is no such model, or its file is damaged or of another format version.
+    """
+    return checkpoint.load_member(locate(str(address), EvaluateConfig(checkpoint=str(address), output_dir=output_dir)))
+
+
+def locate(address: str, config: EvaluateConfig) -> Path:
+    """The local file of a checkpoint's address."""
+    if address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
+        return fetch_model(address, config.tracking, Path(config.output_dir))
+    path = Path(address)
+    return path / "champion.pt" if path.is_dir() else path

@@ -1,0 +1,410 @@
+"""Tracking: a study is a parent run, a trial its child, a member the trial's child; winners are logged models.
+
+A trial's run has the curves (median and quartiles over members, one step per epoch); a member's run has its axes and
+final values. All is found again by name and tag, and a metric's timestamp is the study's start plus its epoch in
+milliseconds, so that a replay after a resume adds nothing. MLflow is imported when a tracker opens: it takes a second.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import yaml
+
+from imavae.addresses import check_reachable, is_server, open_client, tracking_uri, where
+from imavae.addresses import fetch_model as fetch_model  # for those who load what was tracked
+from imavae.config import Tracking, UserError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Param, Run, RunTag
+
+Value = float | int | str
+Row = Mapping[str, Value]
+Status = Literal["finished", "stopped", "failed"]
+
+LOADER_MODULE = "imavae.model.export"  # has `_load_pyfunc(path)`, by which MLflow's generic loader reads a model file
+CHAMPION = "champion"  # the alias of the best model
+PROGRESS_PERIOD = 5.0  # seconds between two writes of a running trial's curves; a write takes 15 ms, however short
+PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")
+PARENT = "mlflow.parentRunId"
+BATCH = 1000  # entities in one of MLflow's batches, of which ...
+BATCH_PARAMS = 100  # ... so many parameters
+PARAM_LENGTH = 6000  # characters of a parameter's value
+NONE: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What is known of one trial.
+
+    Attributes:
+        number: its place in the study, from 0.
+        values: its point, dotted key to value (``model.gamma``).
+        status: how it ended; ``stopped`` means by the scheduler, before its members stopped.
+        score: the aggregate over its members, or None where it has none.
+        history: a row per member and validation, complete up to its last epoch: trial, seed, epoch, ``SPLIT/METRIC``.
+        members: the rows of ``members.csv``; empty while the trial runs.
+    """
+
+    number: int
+    values: Mapping[str, Value]
+    status: Status
+    score: float | None
+    history: list[dict[str, Value]]
+    members: list[dict[str, Value]]
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Where a study's results go besides its folder. All methods but :meth:`start` need a started study."""
+
+    def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
+        """Open the study's run; with ``resume`` the newest run of this name and these tags, where there is one."""
+
+    def progress(self, trial: TrialRecord) -> None:
+        """Write the curves so far of a running trial, at most every :data:`PROGRESS_PERIOD` seconds."""
+
+    def finish_trial(self, trial: TrialRecord) -> None:
+        """Write all of a trial and its members, and end their runs. A trial that is complete there is left alone."""
+
+    def log_winner(self, model_file: Path, trial: int, seed: int, metrics: Mapping[str, float], champion: bool) -> str:
+        """Store a model with the metrics that rank it, and return its address (``models:/…``)."""
+
+    def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
+        """End the study's run with its metrics and files; figures (png, pdf) come to lie under ``figures/``."""
+
+
+class NullTracker:
+    """Tracks nothing: ``tracking=none``."""
+
+    def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
+        """Do nothing."""
+
+    def progress(self, trial: TrialRecord) -> None:
+        """Do nothing."""
+
+    def finish_trial(self, trial: TrialRecord) -> None:
+        """Do nothing."""
+
+    def log_winner(self, model_file: Path, trial: int, seed: int, metrics: Mapping[str, float], champion: bool) -> str:
+        """Return the file's own path: there is no other copy."""
+        return str(model_file)
+
+    def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
+        """Do nothing."""
+
+
+def open_tracker(settings: Tracking, output_dir: Path, experiment: str) -> Tracker:
+    """The tracker that the settings ask for; MLflow's database and experiment are created here, by the driver alone.
+
+    Raises:
+        UserError: an address of an unknown kind, or one that can't be reached or opened (known within 5 seconds).
+    """
+    if settings.name == "none":
+        return NullTracker()
+    uri = tracking_uri(settings, output_dir)
+    check_reachable(uri)
+    folder = None if is_server(uri) else output_dir.resolve() / "mlartifacts" / model_name(experiment)
+    return MLflowTracker(uri, experiment, folder)
+
+
+def model_name(experiment: str) -> str:
+    """The registered model's name: the experiment's, without the characters that MLflow refuses there."""
+    return experiment.replace("/", "-").replace(":", "-")
+
+
+def quartile_curves(history: Iterable[Row], after: int = -1) -> Iterator[tuple[int, dict[str, float]]]:
+    """Median, ``/q25`` and ``/q75`` over members of every ``SPLIT/METRIC``, for each epoch later than ``after``.
+
+    A member that has stopped, or whose value is not finite, stands with its last finite value: a curve is always over
+    all members, and does not jump when one of them leaves.
+    """
+    by_epoch: dict[int, list[Row]] = {}
+    for row in history:
+        by_epoch.setdefault(int(row["epoch"]), []).append(row)
+    latest: dict[Value, dict[str, float]] = {}
+    for epoch in sorted(by_epoch):
+        for row in by_epoch[epoch]:
+            latest.setdefault(row["seed"], {}).update(_finite(row))
+        if epoch > after:
+            yield epoch, _quartiles(list(latest.values()))
+
+
+def _quartiles(rows: list[dict[str, float]]) -> dict[str, float]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        return {}
+    table = np.array([[row.get(name, math.nan) for name in names] for row in rows])
+    quantile = np.nanquantile if np.isnan(table).any() else np.quantile  # the first is much slower
+    curves: dict[str, float] = {}
+    for name, (low, middle, high) in zip(names, quantile(table, [0.25, 0.5, 0.75], axis=0).T.tolist(), strict=True):
+        curves |= {name: middle, f"{name}/q25": low, f"{name}/q75": high}
+    return curves
+
+
+def _finite(row: Row) -> dict[str, float]:
+    """The metrics of a row, which are the keys with a slash, as far as they are finite numbers."""
+    return {k: float(v) for k, v in row.items() if "/" in k and not isinstance(v, str) and math.isfinite(v)}
+
+
+@dataclass
+class _TrialRun:
+    """What the tracker remembers of a trial's run."""
+
+    run_id: str
+    start: int  # milliseconds
+    done: bool = False
+    epoch: int = -1  # the last one whose curves are written
+    written: float = -math.inf  # when that was, seconds of the monotonic clock
+    members: dict[str, str] = field(default_factory=dict)  # run ids by seed
+
+
+class MLflowTracker:
+    """Tracks to MLflow, through its client alone: no global state is set. :func:`open_tracker` makes one."""
+
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None) -> None:
+        """Open or create the experiment; its artifacts lie in the folder ``artifacts``, or where a server puts them."""
+        self._client = open_client(uri)
+        self._model_name = model_name(experiment)
+        found = self._client.get_experiment_by_name(experiment)
+        if found is not None and found.lifecycle_stage != "active":
+            raise UserError(
+                f"the MLflow experiment must not be deleted, but {experiment!r} is; bring it back with "
+                f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {found.experiment_id}`"
+            )
+        location = None if artifacts is None else artifacts.as_uri()
+        self._experiment: str = found.experiment_id if found else self._client.create_experiment(experiment, location)
+        self._study = ""  # its run's id
+        self._start = 0  # of its run, milliseconds
+        self._trials: dict[int, _TrialRun] = {}
+
+    def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
+        """See :class:`Tracker`."""
+        own = {**tags, "imavae.kind": "study"}
+        found = self._search({**own, "mlflow.runName": name})[:1] if resume else []
+        study = found[0] if found else self._new_run(name, own | _provenance())
+        self._study, self._start = study.info.run_id, study.info.start_time
+        if found:
+            self._client.update_run(self._study, status="RUNNING")
+        # MLflow refuses to change a parameter: what an earlier driver has logged stays.
+        self._log(self._study, params={k: v for k, v in _flatten(config).items() if k not in study.data.params})
+        self._client.log_text(self._study, yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
+        if config.get("search"):
+            space = yaml.safe_dump({"search": config["search"]}, sort_keys=False)
+            self._client.log_text(self._study, space, "search_space.yaml")
+        trials = self._search({PARENT: self._study}) if found else []
+        self._trials = {int(run.data.tags["imavae.trial"]): self._found(run) for run in trials}
+
+    def progress(self, trial: TrialRecord) -> None:
+        """See :class:`Tracker`."""
+        run = self._trial(trial)
+        if not run.done and time.monotonic() - run.written >= PROGRESS_PERIOD:
+            self._write_curves(run, trial)
+
+    def finish_trial(self, trial: TrialRecord) -> None:
+        """See :class:`Tracker`. Final values are medians over the members that have them; ``members/…`` counts all."""
+        run = self._trial(trial)
+        if run.done:
+            return
+        self._write_curves(run, trial)
+        for row in trial.members:
+            self._write_member(run, row, trial.number)
+        finals = _quartiles([_finite(row) for row in trial.members])
+        summary = {name: value for name, value in finals.items() if not name.endswith(("/q25", "/q75"))}
+        summary |= {f"members/{status}": float(n) for status, n in Counter(m["status"] for m in trial.members).items()}
+        if trial.score is not None and math.isfinite(trial.score):
+            summary["score"] = trial.score
+        self._log(run.run_id, summary, tags={"imavae.status": trial.status})
+        self._end(run.run_id, failed=trial.status == "failed")  # last of all: this is what marks a trial as complete
+        run.done = True
+
+    def log_winner(self, model_file: Path, trial: int, seed: int, metrics: Mapping[str, float], champion: bool) -> str:
+        """See :class:`Tracker`."""
+        from mlflow.entities import LoggedModelStatus, Metric
+
+        source = self._member_run(trial, seed)
+        tags = {"imavae.study": self._study, "imavae.trial": str(trial), "imavae.seed": str(seed)}
+        found = self._client.search_logged_models([self._experiment], where(tags))
+        model_id = next((model.model_id for model in found if model.status == LoggedModelStatus.READY), "")
+        if not model_id:
+            name = f"trial-{trial}-seed-{seed}"
+            model_id = self._client.create_logged_model(self._experiment, name, source, tags).model_id
+            self._upload(model_id, model_file)
+            self._client.finalize_logged_model(model_id, "READY")
+        values = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        rows = [Metric(k, v, self._start, 0, model_id=model_id, run_id=source) for k, v in values.items()]
+        self._client.log_batch(source, metrics=rows)
+        return self._crown(model_id, source) if champion else f"models:/{model_id}"
+
+    def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
+        """See :class:`Tracker`. Unfinished trials are marked as killed, until a resume goes on with them."""
+        for run in self._trials.values():
+            if not run.done:
+                self._client.set_terminated(run.run_id, "KILLED")
+        self._log(self._study, {k: float(v) for k, v in metrics.items() if math.isfinite(v)})
+        for path in artifacts:
+            self._client.log_artifact(self._study, str(path), "figures" if path.suffix in (".png", ".pdf") else None)
+        if status == "stopped":
+            self._client.set_terminated(self._study, "KILLED")
+        else:
+            self._end(self._study, failed=status == "failed")
+
+    def _new_run(self, name: str, tags: Mapping[str, str], start: int | None = None) -> Run:
+        return self._client.create_run(self._experiment, start_time=start, tags=dict(tags), run_name=name)
+
+    def _end(self, run_id: str, failed: bool) -> None:
+        self._client.set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+    def _trial(self, trial: TrialRecord) -> _TrialRun:
+        """The trial's run: known, found when the study was resumed, or new."""
+        if trial.number not in self._trials:
+            tags = {PARENT: self._study, "imavae.kind": "trial", "imavae.trial": str(trial.number)}
+            info = self._new_run(f"trial {trial.number}", tags).info
+            self._trials[trial.number] = _TrialRun(info.run_id, info.start_time)
+            self._log(info.run_id, params=trial.values)
+        return self._trials[trial.number]
+
+    def _found(self, run: Run) -> _TrialRun:
+        """What an earlier driver has left of a trial's run."""
+        known = _TrialRun(run.info.run_id, run.info.start_time, done=run.info.status == "FINISHED")
+        if not known.done:
+            members = self._search({PARENT: known.run_id})
+            known.members = {member.data.tags["imavae.member"]: member.info.run_id for member in members}
+            name = next((name for name in run.data.metrics if name.endswith("/q25")), None)
+            steps = [m.step for m in self._client.get_metric_history(known.run_id, name)] if name else []
+            known.epoch = max(steps, default=0) - 1  # the last one again, in case it was cut off
+        return known
+
+    def _write_curves(self, run: _TrialRun, trial: TrialRecord) -> None:
+        """Write the epochs that are not there yet."""
+        curves = list(quartile_curves(trial.history, after=run.epoch))
+        self._send(run.run_id, self._metrics((k, v, epoch) for epoch, values in curves for k, v in values.items()))
+        run.epoch = curves[-1][0] if curves else run.epoch
+        run.written = time.monotonic()
+
+    def _write_member(self, trial: _TrialRun, row: Row, number: int) -> None:
+        """A member's run, in three calls; one that is there already is completed."""
+        seed, status = str(row["seed"]), str(row["status"])
+        if seed not in trial.members:
+            tags = {PARENT: trial.run_id, "imavae.kind": "member", "imavae.study": self._study, "imavae.status": status}
+            tags |= {"imavae.trial": str(number), "imavae.member": seed}
+            trial.members[seed] = self._new_run(f"trial {number} seed {seed}", tags, trial.start).info.run_id
+        axes = {k: v for k, v in row.items() if "/" not in k and k not in ("trial", "status", "epochs")}
+        self._log(trial.members[seed], {**_finite(row), "epochs": float(row["epochs"])}, axes)
+        self._end(trial.members[seed], failed=status == "diverged")
+
+    def _member_run(self, trial: int, seed: int) -> str:
+        """The id of a member's run, or of the study's where the member has none."""
+        known = self._trials.get(trial)
+        if known is not None and str(seed) in known.members:
+            return known.members[str(seed)]
+        found = self._search({"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": str(seed)})
+        return str(found[0].info.run_id) if found else self._study
+
+    def _upload(self, model_id: str, model_file: Path) -> None:
+        """Store a model's file and the description by which MLflow's generic loader reads it; no code is pickled."""
+        from mlflow import pyfunc
+        from mlflow.models import Model
+
+        description = Model(model_id=model_id)
+        pyfunc.add_to_model(description, loader_module=LOADER_MODULE, data=model_file.name)
+        with tempfile.TemporaryDirectory() as folder:
+            description.save(f"{folder}/MLmodel")
+            self._client.log_model_artifact(model_id, f"{folder}/MLmodel")
+        self._client.log_model_artifact(model_id, str(model_file))
+
+    def _crown(self, model_id: str, run_id: str) -> str:
+        """Register a logged model, once, and give it the alias by which it is loaded."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(self._model_name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # Not "models:/ID": MLflow would look that up in its global address, not in this client's.
+        place = self._client.get_logged_model(model_id).artifact_location
+        versions = self._client.search_model_versions(f"name = '{self._model_name}'")
+        version = next((v for v in versions if v.source == place), None)
+        if version is None:
+            version = self._client.create_model_version(self._model_name, place, run_id, model_id=model_id)
+        self._client.set_registered_model_alias(self._model_name, CHAMPION, version.version)
+        return f"models:/{self._model_name}@{CHAMPION}"
+
+    def _search(self, tags: Mapping[str, str]) -> list[Run]:
+        """All runs with these tags, the newest first."""
+        runs: list[Run] = []
+        token: str | None = None
+        while token is None or token:
+            page = self._client.search_runs(
+                [self._experiment], where(tags), order_by=["attributes.start_time DESC"], page_token=token
+            )
+            runs += page
+            token = page.token or ""
+        return runs
+
+    def _metrics(self, values: Iterable[tuple[str, float, int]]) -> list[Metric]:
+        """MLflow's form of (name, value, epoch), with the timestamp that makes a replay add nothing."""
+        from mlflow.entities import Metric
+
+        return [Metric(name, value, self._start + epoch, epoch) for name, value, epoch in values]
+
+    def _log(
+        self, run_id: str, metrics: Mapping[str, float] = NONE, params: Row = NONE, tags: Mapping[str, str] = NONE
+    ) -> None:
+        """Write final values, parameters and tags."""
+        from mlflow.entities import Param, RunTag
+
+        final = self._metrics((name, value, 0) for name, value in metrics.items())
+        texts = [Param(key, str(value)[:PARAM_LENGTH]) for key, value in params.items()]
+        self._send(run_id, final, texts, [RunTag(key, value) for key, value in tags.items()])
+
+    def _send(
+        self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
+    ) -> None:
+        """Write in as few batches as MLflow's limits allow."""
+        while metrics or params or tags:
+            room = BATCH - BATCH_PARAMS - len(tags) if params else BATCH - len(tags)
+            self._client.log_batch(run_id, metrics[:room], params[:BATCH_PARAMS], tags)
+            metrics, params, tags = metrics[room:], params[BATCH_PARAMS:], ()
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted key to the text of its value."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def _provenance() -> dict[str, str]:
+    """Tags that say by which code: the git commit, where the package lies in a checkout, and the packages' versions."""
+    tags = {"imavae.version.python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            tags[f"imavae.version.{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # run from a folder, or not needed here
+    root = Path(__file__).parents[1]
+    if (root / ".git").exists():
+        try:
+            commit, changes = (
+                subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+                for command in (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+            )
+        except (OSError, subprocess.SubprocessError):  # no git on this machine, or no commit yet
+            return tags
+        tags |= {"mlflow.source.git.commit": commit, "imavae.git.modified": str(bool(changes)).lower()}
+    return tags

@@ -1,0 +1,218 @@
+"""An ensemble's state and its step (DESIGN: a member's result does not depend on its company).
+
+One backward pass of the sum of the members' losses gives every member its own gradient, since no weight is shared; one
+Adam step over the flat (member, parameter) arrays applies it. Whatever differs between members is a tensor along the
+member axis: generators, gamma, learning rate, step count. A member whose loss or gradient is not finite is masked out
+of the update from that step on, so it keeps its last finite weights and disturbs nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from imavae.config import RunConfig
+from imavae.model import vae
+from imavae.streams import stream
+
+CHUNK = (
+    32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
+)
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
+CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by
+
+
+class Member(NamedTuple):
+    """One model: a seed at one point of the search."""
+
+    point: int
+    seed: int
+    gamma: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Members of one architecture, and how they are trained."""
+
+    model: vae.VAE
+    members: tuple[Member, ...]
+    batch_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def per_member(self, name: str, rows: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
+        """One attribute (gamma, learning_rate) of the members in ``rows``."""
+        values = [getattr(member, name) for member in self.members]
+        return torch.tensor(values, dtype=self.dtype, device=self.device)[rows]
+
+
+def ensemble(points: list[RunConfig], device: torch.device | str) -> Ensemble:
+    """The members of ``points``, which must share their data, architecture and training but for gamma and rate."""
+    first = points[0]
+    members = tuple(
+        Member(i, seed, point.model.gamma, point.training.learning_rate)
+        for i, point in enumerate(points)
+        for seed in point.members.seed
+    )
+    dtype = vae.torch_dtype(first)
+    return Ensemble(vae.build(first), members, first.training.batch_size, dtype, torch.device(device))
+
+
+@dataclass
+class Best:
+    """Each member's best state by one criterion; epoch -1 before its first validation."""
+
+    value: Float[Tensor, " member"]
+    epoch: Int[Tensor, " member"]
+    weights: Float[Tensor, "member parameter"]
+
+
+class Validation(NamedTuple):
+    """The metrics of the members that were training at one epoch."""
+
+    epoch: int
+    rows: Int[Tensor, " active"]
+    values: dict[str, Float[Tensor, " active"]]
+
+
+@dataclass
+class State:
+    """All that training needs to go on: tensors with ``active`` rows for the members still training, and tensors with
+    a row per member for what outlives them.
+    """
+
+    epoch: int
+    active: Int[Tensor, " active"]  # which members the next five have rows for
+    weights: Float[Tensor, "active parameter"]
+    first: Float[Tensor, "active parameter"]  # Adam's moments
+    second: Float[Tensor, "active parameter"]
+    steps: Float[Tensor, " active"]
+    finite: Bool[Tensor, " active"]
+    batches: list[torch.Generator]
+    noise: list[torch.Generator]
+    frozen: Float[Tensor, "member parameter"]  # the last weights of the members that stopped
+    epochs: Int[Tensor, " member"]  # trained by each
+    waited: Int[Tensor, " member"]  # validations since the last lower val/neg_elbo
+    status: list[str]  # running, finished (all epochs), stopped (early), diverged
+    best: dict[str, Best]
+    history: list[Validation] = field(default_factory=list)
+
+
+def initial_state(ensemble: Ensemble) -> State:
+    """Every member at its own random start."""
+    layout, count, device = ensemble.model.layout, len(ensemble), ensemble.device
+    rows = [layout.initial(stream(member.seed, "init")) for member in ensemble.members]
+    weights = torch.stack(rows).to(device, ensemble.dtype)
+    return State(
+        epoch=0,
+        active=torch.arange(count, device=device),
+        weights=weights,
+        first=torch.zeros_like(weights),
+        second=torch.zeros_like(weights),
+        steps=torch.zeros(count, dtype=ensemble.dtype, device=device),
+        finite=torch.ones(count, dtype=torch.bool, device=device),
+        batches=[stream(member.seed, "batches", device) for member in ensemble.members],
+        noise=[stream(member.seed, "noise", device) for member in ensemble.members],
+        frozen=weights.clone(),
+        epochs=torch.zeros(count, dtype=torch.int64),
+        waited=torch.zeros(count, dtype=torch.int64),
+        status=["running"] * count,
+        best={
+            name: Best(
+                torch.full((count,), -torch.inf if mode == "max" else torch.inf, dtype=torch.float64),
+                torch.full((count,), -1, dtype=torch.int64),
+                weights.clone(),
+            )
+            for name, mode in CRITERIA.items()
+        },
+    )
+
+
+def train_epoch(ensemble: Ensemble, state: State, observations: Float[Tensor, "n d"]) -> None:
+    """One pass of every active member over all observations, in an order of its own; ``state`` is changed in place."""
+    gamma = ensemble.per_member("gamma", state.active)
+    rate = ensemble.per_member("learning_rate", state.active)
+    layout = ensemble.model.layout
+    leaves = {name: view.requires_grad_() for name, view in layout.views(state.weights.detach()).items()}
+    gradient = torch.empty_like(state.weights)
+    for x, noise in _batches(ensemble, state, observations):
+        loss = ensemble.model.elbo(leaves, gamma, x, noise).neg_elbo
+        gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
+        with torch.no_grad():
+            torch.cat([g.flatten(1) for g in gradients], 1, out=gradient)
+            state.finite &= torch.isfinite(loss + gradient.sum(1))
+            adam_step(state, gradient, rate)
+    state.epoch += 1
+
+
+def adam_step(state: State, gradient: Float[Tensor, "active parameter"], rate: Float[Tensor, " active"]) -> None:
+    """One step of Adam with a rate and a step count per member; members that are not finite stay where they are."""
+    state.steps += 1
+    state.first.lerp_(gradient, 1 - BETAS[0])
+    state.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+    scale = (1 - BETAS[1] ** state.steps).sqrt()
+    size = (rate * scale / (1 - BETAS[0] ** state.steps))[:, None]
+    # m_hat / (sqrt(v_hat) + eps), with numerator and denominator multiplied by sqrt(1 - beta2^t)
+    update = state.first / state.second.sqrt().add_((EPSILON * scale)[:, None]) * size
+    state.weights.sub_(torch.where(state.finite[:, None], update, 0))
+
+
+def _batches(
+    ensemble: Ensemble, state: State, observations: Float[Tensor, "n d"]
+) -> Iterator[tuple[Float[Tensor, "active d batch"], Float[Tensor, "active d batch"]]]:
+    """Batches and noise of one epoch, drawn per member; the last batch holds what is left of the observations."""
+    n, dim = observations.shape
+    size, members, device = ensemble.batch_size, len(state.active), ensemble.device
+    order = torch.empty(members, n, dtype=torch.int64, device=device)
+    for row, generator in zip(order, state.batches, strict=True):
+        torch.randperm(n, generator=generator, out=row)
+    full = n // size
+    plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
+    if n % size:
+        plan.append((full * size, 1, n % size))
+    for start, steps, batch in plan:
+        rows = order[:, start : start + steps * batch]
+        x = observations[rows].view(members, steps, batch, dim).transpose(2, 3).contiguous()
+        noise = torch.empty_like(x)
+        for row, generator in zip(noise, state.noise, strict=True):
+            row.normal_(generator=generator)
+        for step in range(steps):
+            yield x[:, step], noise[:, step]
+
+
+def keep(state: State, rows: Int[Tensor, " kept"]) -> None:
+    """Compact the active members to those at positions ``rows``; the others' slots are gone and cost nothing more."""
+    for name in ("active", "weights", "first", "second", "steps", "finite"):
+        setattr(state, name, getattr(state, name)[rows].contiguous())
+    kept = rows.tolist()
+    state.batches = [state.batches[i] for i in kept]
+    state.noise = [state.noise[i] for i in kept]
+
+
+def to_plain(state: State) -> dict[str, Any]:
+    """The state as tensors and plain containers, which ``torch.load(weights_only=True)`` reads back."""
+    plain = {name: value for name, value in vars(state).items() if name not in ("batches", "noise", "best", "history")}
+    plain["batches"] = [g.get_state() for g in state.batches]
+    plain["noise"] = [g.get_state() for g in state.noise]
+    plain["best"] = {name: vars(best) for name, best in state.best.items()}
+    plain["history"] = [tuple(validation) for validation in state.history]
+    return plain
+
+
+def from_plain(plain: dict[str, Any], device: torch.device) -> State:
+    """The state that :func:`to_plain` gave, on ``device``."""
+    generators = {
+        name: [torch.Generator(device).set_state(s.cpu()) for s in plain[name]] for name in ("batches", "noise")
+    }
+    best = {name: Best(**values) for name, values in plain["best"].items()}
+    history = [Validation(*validation) for validation in plain["history"]]
+    return State(**{**plain, **generators, "best": best, "history": history})

@@ -1,0 +1,95 @@
+"""The training loop: epochs, validations, early stopping and the two best states of each member."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from imavae.config import Training
+from imavae.training.ensemble import CRITERIA, Ensemble, State, Validation, keep, train_epoch
+
+Validate = Callable[[Float[Tensor, "active parameter"], Int[Tensor, " active"]], dict[str, Float[Tensor, " active"]]]
+
+
+class Progress(NamedTuple):
+    """What one epoch did."""
+
+    epoch: int
+    active: int  # members still training after it
+    member_steps: int
+    train_seconds: float
+    validate_seconds: float
+    validated: bool  # if so, state.history has a new entry
+
+
+def train(
+    ensemble: Ensemble,
+    state: State,
+    observations: Float[Tensor, "n d"],
+    training: Training,
+    validate: Validate,
+) -> Iterator[Progress]:
+    """Train ``state`` in place until every member has stopped, and yield after each epoch.
+
+    ``validate(weights, rows)`` gives the validation metrics (``val/...``) of the members in ``rows``, whose weights are
+    given. A member stops after ``training.patience`` validations without a lower val/neg_elbo, or when it diverges.
+    After any yield, ``state`` is whole: saved and loaded then, it goes on to the same numbers.
+    """
+    while len(state.active) and state.epoch < training.max_epochs:
+        start = time.perf_counter()
+        member_steps = len(state.active) * -(-len(observations) // ensemble.batch_size)
+        train_epoch(ensemble, state, observations)
+        last = state.epoch == training.max_epochs
+        _drop_diverged(state)  # reading the mask waits for the device: once an epoch, not once a step
+        due = len(state.active) > 0 and (last or state.epoch % training.validate_every == 0)
+        trained = time.perf_counter()
+        if due:
+            state.epochs[state.active] = state.epoch
+            values = validate(state.weights, state.active)
+            state.history.append(Validation(state.epoch, state.active.clone(), values))
+            _update_best(state, values)
+            _stop(state, values, training, last)
+        validated = time.perf_counter()
+        yield Progress(state.epoch, len(state.active), member_steps, trained - start, validated - trained, due)
+
+
+def _drop_diverged(state: State) -> None:
+    if not bool(state.finite.all()):
+        state.epochs[state.active] = state.epoch
+        _freeze(state, ~state.finite, "diverged")
+
+
+def _update_best(state: State, values: dict[str, Tensor]) -> None:
+    for name, mode in CRITERIA.items():
+        if name not in values:
+            continue  # a validation without sources has no val/mcc
+        best, value = state.best[name], values[name]
+        better = value > best.value[state.active] if mode == "max" else value < best.value[state.active]
+        rows = state.active[better]
+        if name == "val/neg_elbo":
+            state.waited[state.active] += 1
+            state.waited[rows] = 0
+        best.value[rows], best.epoch[rows] = value[better], state.epoch
+        best.weights[rows] = state.weights[better]
+
+
+def _stop(state: State, values: dict[str, Tensor], training: Training, last: bool) -> None:
+    _freeze(state, ~torch.isfinite(values["val/neg_elbo"]), "diverged")
+    _freeze(state, state.waited[state.active] >= training.patience, "stopped")
+    _freeze(state, torch.full_like(state.active, last, dtype=torch.bool), "finished")
+
+
+def _freeze(state: State, leaving: Tensor, status: str) -> None:
+    """Take the active members at the positions of the mask ``leaving`` out of training, and compact the rest."""
+    if not bool(leaving.any()):
+        return
+    rows = state.active[leaving]
+    state.frozen[rows] = state.weights[leaving]
+    for row in rows.tolist():
+        state.status[row] = status
+    keep(state, (~leaving).nonzero()[:, 0])

@@ -1,0 +1,288 @@
+"""What the scripts share: the way from a command line to a checked configuration, and from a mistake to an exit code.
+
+Hydra ends here. It composes one plain mapping per job; all of them are checked before the first one runs, and only then
+is anything heavy imported. Exit codes: 0, done; 1, a bug (with its traceback); 2, a person's mistake (one message, no
+traceback); 130, interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from imavae.config import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+SEARCHES = ROOT / "search_spaces"
+
+C = TypeVar("C", bound="Settings")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Command(Generic[C]):
+    """A script: the primary configuration that it composes, and what it does with it."""
+
+    name: str  # of the file in conf/, and of the script
+    summary: str  # what `--help` begins with
+    kind: type[C]  # of the configuration
+    check: Callable[[Mapping[str, Any]], C]  # raises UserError
+    run: Callable[[C], None]  # imports what is heavy in its body
+    searches: bool = False  # whether `search=` chooses a file of search_spaces/
+
+
+def require_environment() -> None:
+    """Leave with exit code 2 and one line that says how to activate the environment, unless it is active."""
+    if all(importlib.util.find_spec(package) for package in ("hydra", "torch", "imavae")):
+        return
+    here = Path.cwd() == ROOT
+    activate = "source .venv/bin/activate" if here else f"source {ROOT / '.venv/bin/activate'}"
+    setup = "make setup" if here else f"make -C {ROOT} setup"
+    ready = (ROOT / ".venv/.ready").exists()  # the Makefile's mark of a finished installation
+    steps = f"say `{activate}`" if ready else f"say `{setup}`, then `{activate}`"
+    sys.stderr.write(f"error: the environment of imavae is not active; {steps}\n")
+    sys.exit(2)
+
+
+def launch(command: Command[C]) -> int:
+    """Run a command on ``sys.argv``: once, or once per job of ``--multirun``; return its exit code."""
+
+    def action() -> None:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(help_text(command, [a for a in sys.argv[1:] if not a.startswith("-")]))
+            return
+        jobs = compose_jobs(command)
+        configs = [command.check(mapping) for _, mapping in jobs]  # all of them, before the first one runs
+        for number, ((overrides, _), config) in enumerate(zip(jobs, configs, strict=True), start=1):
+            if len(jobs) > 1:
+                print(f"job {number} of {len(jobs)}: {' '.join(overrides)}", flush=True)
+            command.run(config)
+
+    return exit_code(action)
+
+
+def exit_code(action: Callable[[], None]) -> int:
+    """Carry out an action; a person's mistake becomes one message and 2, an interruption 130. Bugs pass through."""
+    from imavae.config import UserError
+
+    try:
+        action()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return 0
+
+
+def searches() -> dict[str, Path]:
+    """The search spaces there are, by the names that ``search=`` takes (``paper/moebius_gamma_uniform``)."""
+    return {p.relative_to(SEARCHES).with_suffix("").as_posix(): p for p in sorted(SEARCHES.rglob("*.yaml"))}
+
+
+def compose_jobs(command: Command[C]) -> list[tuple[list[str], dict[str, Any]]]:
+    """The overrides and the composed mapping of each job on the command line; none for ``--cfg`` and the like.
+
+    Raises:
+        UserError: a command line that Hydra can't compose.
+    """
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    jobs: list[tuple[list[str], DictConfig]] = []
+
+    def collect(config: DictConfig) -> None:
+        overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task)
+        jobs.append((overrides, config))
+
+    def resolved() -> list[tuple[list[str], dict[str, Any]]]:
+        main(collect)()
+        return [(overrides, _plain(config)) for overrides, config in jobs]
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print its own text and exit with 1
+    if command.searches:
+        register_searches()
+    main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.name)
+    with tempfile.TemporaryDirectory() as scratch:  # conf/ sends here what Hydra insists on writing
+        OmegaConf.register_new_resolver("scratch", lambda: scratch, replace=True)
+        return _explained(resolved, command)
+
+
+def register_searches() -> None:
+    """Make each file of search_spaces/ an option of the group ``search``, whatever the current directory."""
+    from hydra.core.config_store import ConfigStore
+
+    for name, path in searches().items():
+        group, _, option = f"search/{name}".rpartition("/")
+        node = {"study": name, **read_search(path)}
+        ConfigStore.instance().store(group=group, name=option, node=node, package="_global_")
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """The content of a search space, which is data: a mapping without tags.
+
+    Raises:
+        UserError: the file can't be read as such.
+    """
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from imavae.config import UserError
+
+    try:
+        for token in yaml.scan(path.read_text(encoding="utf-8")):
+            if isinstance(token, yaml.TagToken):
+                line = token.start_mark.line + 1
+                raise UserError(f"`{path}` must have no YAML tags, but has one in line {line}; it is plain data")
+        config = OmegaConf.load(path)  # reads 1e3 as a number, which PyYAML does not
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"`{path}` must be YAML, but {reason}; correct the file") from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"`{path}` must hold a mapping, but holds a list; see {SEARCHES / 'gamma_uniform.yaml'}")
+    content: Any = OmegaConf.to_container(config)  # interpolations are Hydra's, once all is composed
+    return dict(content)
+
+
+def help_text(command: Command[C], overrides: list[str]) -> str:
+    """Usage, groups with their options, and every setting with its value and its meaning, after the overrides."""
+    if command.searches:
+        register_searches()
+    choices, settings = _explained(lambda: _compose(command, overrides), command)
+    meanings = dict(_meanings(choices))
+    return "\n".join(
+        [
+            command.summary.strip(),
+            "",
+            f"usage: python scripts/{command.name}.py [GROUP=OPTION ...] [SETTING=VALUE ...]",
+            "",
+            "  -h, --help      this text; overrides before it show in it",
+            "  --cfg job       print the composed settings and run nothing",
+            "  -m, --multirun  one job per combination of comma-separated values: model.gamma=10,100",
+            "",
+            "Groups (* marks the chosen option):",
+            *(
+                f"  {group:<16}{', '.join('*' * (name == chosen) + name for name in options(group))}"
+                for group, chosen in choices.items()
+            ),
+            "",
+            "Settings:",
+            *_setting_lines(settings, meanings, ()),
+        ]
+    )
+
+
+def _compose(command: Command[C], overrides: list[str]) -> tuple[dict[str, str | None], dict[str, Any]]:
+    """The chosen option of each group, and the settings."""
+    import hydra
+    from omegaconf import open_dict
+
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config: Any = hydra.compose(command.name, overrides, return_hydra_config=True)
+    choices = {g: c for g, c in sorted(config.hydra.runtime.choices.items()) if not g.startswith("hydra/")}
+    with open_dict(config):
+        del config["hydra"]
+    return choices, _plain(config)
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    return dict(content)
+
+
+def options(group: str) -> list[str]:
+    """The names that a group takes; those of nested searches with their folder."""
+    return list(searches()) if group == "search" else sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def _meanings(choices: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
+    """Dotted keys with the comments beside them, from the primary files and from each group's chosen option."""
+    files: list[tuple[tuple[str, ...], Path]] = [((), path) for path in CONF.glob("*.yaml")]
+    files += [(tuple(group.split("/")), CONF / group / f"{chosen}.yaml") for group, chosen in choices.items()]
+    for prefix, path in files:
+        if not path.exists():  # no option chosen, or one that is no file of conf/
+            continue
+        parents: list[str] = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            match = re.match(r"^((?:  )*)(\w+):.*?(?: # (.*))?$", line)
+            if match:
+                indent, key, comment = match.groups()
+                parents[len(indent) // 2 :] = [key]
+                if comment:
+                    yield ".".join([*prefix, *parents]), comment
+
+
+def _setting_lines(node: Mapping[str, Any], meanings: Mapping[str, str], path: tuple[str, ...]) -> Iterator[str]:
+    for key, value in node.items():
+        inner = isinstance(value, Mapping) and len(value) > 0
+        shown = "" if inner else value if isinstance(value, str) and value else json.dumps(value)
+        line = f"{'  ' * (len(path) + 1)}{key}: {shown}".rstrip()
+        comment = meanings.get(".".join([*path, key]))
+        yield f"{line:<35} # {comment}" if comment else line
+        if inner:
+            yield from _setting_lines(value, meanings, (*path, key))
+
+
+def _explained(compose: Callable[[], T], command: Command[C]) -> T:
+    """What Hydra composes; what it refuses is raised again as a UserError."""
+    import yaml
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from imavae.config import UserError
+
+    try:
+        return compose()
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(_explain(error, command)) from None
+
+
+def _explain(error: Exception, command: Command[C]) -> str:
+    """Hydra's error as value, rule and remedy."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        example = "model.gamma=30, or 'members.seed=[1,2,3]' in quotes"
+        return f"`{error.override}` must read GROUP=OPTION or SETTING=VALUE, but can't be parsed; write it as {example}"
+    path = (isinstance(error, MissingConfigException) and error.missing_cfg_file) or ""
+    if "/" in path:  # GROUP/OPTION; a search's option may hold a folder
+        group, _, option = path.partition("/") if path.startswith("search/") else path.rpartition("/")
+        valid = ", ".join(options(group))
+        return f"`{group}={option}` must name an option of {group}, but there is none so called; choose one of {valid}"
+    match = re.match(r"Could not override '([^']+)'", str(error))
+    if match:
+        return _unknown(match[1], command)
+    reason = str(error) or str(error.__cause__)
+    lines = [line.strip() for line in reason.splitlines() if line.strip() and "https://" not in line]
+    return f"the command line can't be composed: {' '.join(lines)}; `--help` shows groups and settings"
+
+
+def _unknown(key: str, command: Command[C]) -> str:
+    """The message for a key that is neither a setting nor a group."""
+    from imavae.config import nearest
+
+    choices, settings = _compose(command, [])
+    if "." not in key:
+        near = difflib.get_close_matches(key, [*choices, *settings], n=1)
+        if near or "/" in key:
+            hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(choices)}"
+            return f"`{key}` is neither a group nor a setting; {hint}"
+    return f"`{key}` is not a setting; {nearest(key, command.kind)}"

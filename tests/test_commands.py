@@ -1,0 +1,214 @@
+"""The scripts as a person meets them: help, composition, exit codes, and one clear message for each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import evaluate
+import train
+import tune
+from _launch import ROOT, Command, exit_code, launch, searches
+
+COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND)}
+
+
+class Outcome(NamedTuple):
+    """What came of a command line."""
+
+    code: int
+    out: str
+    err: str
+    configs: list[Any]  # the configurations that would have run
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Launch a command in an empty folder, in this process; what it would run is only recorded."""
+    monkeypatch.chdir(tmp_path)
+
+    def launched(name: str, *arguments: str) -> Outcome:
+        configs: list[Any] = []
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        code = launch(dataclasses.replace(COMMANDS[name], run=configs.append))
+        assert list(tmp_path.iterdir()) == []  # whatever happens, Hydra leaves nothing behind
+        return Outcome(code, *capsys.readouterr(), configs)
+
+    return launched
+
+
+def script(name: str, *arguments: str, cwd: Path, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *python, str(ROOT / f"scripts/{name}.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+# Script, command line, and what the message must hold: the value or key, the rule, the remedy.
+BAD_INPUT = [
+    ("train", "modell=mlp", ["`modell`", "neither a group nor a setting", "did you mean model?"]),
+    ("train", "model/priro=gaussian", ["`model/priro`", "neither a group nor a setting", "model/prior"]),
+    ("train", "nets/encoder=big", ["`nets/encoder`", "neither a group nor a setting", "data/source"]),
+    ("train", "model=transformer", ["`model=transformer`", "must name an option of model", "choose one of mlp"]),
+    ("train", "data/source=beta", ["`data/source=beta`", "an option of data/source", "gaussian, uniform"]),
+    ("train", "model.gama=3", ["`model.gama`", "not a setting", "model.gamma"]),
+    ("train", "gamma=3", ["`gamma`", "not a setting", "model.gamma"]),
+    ("train", "+model.gama=3", ["`model.gama`", "not a setting", "model.gamma"]),
+    ("train", "sampler.seed=3", ["`sampler.seed`", "not a setting", "members.seed"]),
+    ("train", "data.source.std=2", ["`data.source.std`", "another variant of `data.source`", "by its group"]),
+    ("train", "model.prior=gaussian", ["'gaussian'", "must be a mapping", "model/prior=NAME"]),
+    ("train", "model.gamma", ["`model.gamma`", "SETTING=VALUE", "model.gamma=30"]),
+    ("train", "members.seed=[1,2", ["`members.seed=[1,2`", "can't be parsed", "in quotes"]),
+    ("train", "model.gamma=10,100", ["model.gamma=10,100", "Ambiguous", "--multirun"]),
+    ("train", "model.gamma=${model.gama}", ["model.gama", "not found", "--help"]),
+    ("train", "model.gamma=abc", ["'abc'", "valid number", "--help"]),
+    ("train", "training.max_epochs=1.5", ["1.5", "valid integer", "--help"]),
+    ("train", "training.device=tpu", ["'tpu'", "'auto', 'cpu' or 'cuda'", "--help"]),
+    ("train", "members.seed=[]", ["[]", "at least one seed", "members.seed=[1,2,3]"]),
+    ("train", "model.gamma=0", ["gamma=0", "0 < model.gamma", "precision"]),
+    ("train", "model.gamma=-3", ["gamma=-3", "0 < model.gamma", "precision"]),
+    ("train", "model.gamma=nan", ["gamma=nan", "0 < model.gamma", "precision"]),
+    ("train", "data.dim=1", ["got 1", "data.dim >= 2", "not mixed"]),
+    ("train", "data/source=gaussian", ["GaussianSource", "covers the source's", "model/prior=gaussian"]),
+    ("train", "model.prior.low=0 model.prior.high=1", ["[0, 1]", "covers the source's", "widen model.prior.low"]),
+    ("train", "data.train=0.8 data.val=0.3", ["train=0.8, val=0.3", "data.train + data.val < 1", "test split"]),
+    ("train", "-m model.gamma=10,-3", ["gamma=-3", "0 < model.gamma", "precision"]),
+    ("train", "-m model=mlp,transformer", ["`model=transformer`", "an option of model", "choose one of mlp"]),
+    ("train", "--config-name=trian", ["trian", "can't be composed", "--help"]),
+    ("tune", "", ["got none", "search is one of gamma_uniform, paper/", "say search="]),
+    ("tune", "search=gama_uniform", ["`search=gama_uniform`", "none so called", "paper/moebius_gamma_uniform"]),
+    ("tune", "search=paper/moebius", ["`search=paper/moebius`", "none so called", "paper/moebius_gamma_uniform"]),
+    ("tune", "search=gamma_uniform sampler.name=tpee", ["'tpee'", "one of tpe, random, grid", "mean tpe?"]),
+    ("tune", "search=gamma_uniform scheduler.name=ashaa", ["'ashaa'", "one of asha, none", "mean asha?"]),
+    ("tune", "search=gamma_uniform objective.aggregate=mode", ["'mode'", "median, mean, min, max", "mean"]),
+    ("tune", "search=gamma_uniform objective.mode=up", ["'up'", "'max' or 'min'", "--help"]),
+    ("tune", "search=gamma_uniform budget.trials=0", ["got 0", "budget.trials >= 1", "points to train"]),
+    ("tune", "search=gamma_uniform cluster=slurm", ["`cluster=slurm`", "an option of cluster", "local, ray"]),
+    ("tune", "search=gamma_uniform cluster.address=auto", ["address=auto", "exactly when", "cluster=ray"]),
+    ("evaluate", "", ["''", "checkpoint is not empty", "checkpoint=PATH"]),
+    ("evaluate", "~checkpoint", ["`checkpoint`", "must be given", "--help"]),
+    ("evaluate", "chekpoint=x", ["`chekpoint`", "neither a group nor a setting", "mean checkpoint?"]),
+    ("evaluate", "checkpoint=x split=tset", ["'tset'", "'train', 'val' or 'test'", "--help"]),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "parts"), BAD_INPUT, ids=[f"{name} {line}" for name, line, _ in BAD_INPUT])
+def test_bad_input(name: str, line: str, parts: list[str], call: Callable[..., Outcome]) -> None:
+    outcome = call(name, *line.split())
+    assert outcome.code == 2
+    assert outcome.configs == []
+    assert outcome.out == ""
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1  # one message
+    assert [part for part in parts if part not in outcome.err] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"), [("train", "model.gamma=-3"), ("tune", "search=nope"), ("evaluate", "chekpoint=x")]
+)
+def test_bad_input_of_a_script(name: str, line: str, tmp_path: Path) -> None:
+    done = script(name, line, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    done = script("train", "--help", cwd=tmp_path, python=("-X", "importtime"))
+    assert time.perf_counter() - start < 3
+    assert done.returncode == 0
+    assert "usage: python scripts/train.py" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "hydra" in imported
+    assert imported & {"torch", "ray", "mlflow", "numpy", "pandas", "scipy", "matplotlib", "optuna"} == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_groups_and_every_setting_with_its_meaning(name: str, call: Callable[..., Outcome]) -> None:
+    outcome = call(name, "--help")
+    assert (outcome.code, outcome.err, outcome.configs) == (0, "", [])
+    usage, _, rest = outcome.out.partition("Groups")
+    groups, _, settings = rest.partition("Settings:\n")
+    assert f"python scripts/{name}.py" in usage
+    assert "*mlflow, none" in groups
+    values = [line for line in settings.splitlines() if not line.rstrip().endswith(":")]
+    assert [line for line in values if " # " not in line] == []
+
+
+def test_help_shows_what_the_overrides_make_of_it(call: Callable[..., Outcome]) -> None:
+    settings = call("tune", "search=paper/moebius_gamma_uniform", "model/prior=gaussian", "--help").out
+    assert "study: paper/moebius_gamma_uniform" in settings
+    assert "std: 1.0" in settings
+    assert all(name in settings for name in searches())
+    assert call("train", "model=transformer", "--help").code == 2
+
+
+def test_cfg_prints_the_settings_and_runs_nothing(call: Callable[..., Outcome]) -> None:
+    outcome = call("train", "--cfg", "job", "model.gamma=30")
+    assert (outcome.code, outcome.configs) == (0, [])
+    assert "gamma: 30" in outcome.out
+
+
+def test_a_run_gets_the_typed_configuration(call: Callable[..., Outcome]) -> None:
+    line = "data=moebius model.gamma=100 members.seed=[1,2,3] training.max_epochs=20 tracking=none"
+    (config,) = call("train", *line.split()).configs
+    assert (config.model.gamma, config.members.seed, config.training.max_epochs) == (100.0, (1, 2, 3), 20)
+    assert config.tracking.name == "none"
+
+
+def test_every_search_starts_from_any_folder(call: Callable[..., Outcome]) -> None:
+    for name in searches():
+        (config,) = call("tune", f"search={name}", "budget.trials=4").configs
+        assert (config.study, config.budget.trials) == (name, 4)
+
+
+def test_an_address_of_a_model_needs_no_quotes(call: Callable[..., Outcome]) -> None:
+    (config,) = call("evaluate", "checkpoint=models:/gamma_uniform@champion").configs
+    assert config.checkpoint == "models:/gamma_uniform@champion"
+
+
+def test_multirun_runs_every_combination(call: Callable[..., Outcome]) -> None:
+    outcome = call("train", "-m", "model.gamma=10,100", "data=moebius,mlp")
+    assert [(c.model.gamma, c.data.mixing.name) for c in outcome.configs] == [
+        (10.0, "moebius"),
+        (10.0, "mlp"),
+        (100.0, "moebius"),
+        (100.0, "mlp"),
+    ]
+    assert "job 4 of 4: model.gamma=100 data=mlp" in outcome.out
+
+
+def test_a_bug_keeps_its_traceback_and_an_interruption_exits_with_130() -> None:
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(ZeroDivisionError):
+        exit_code(bug)
+    assert exit_code(interrupted) == 130
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_outside_the_environment_one_line_says_how_to_activate_it(name: str, tmp_path: Path) -> None:
+    done = script(name, "--help", cwd=tmp_path, python=("-S", "-E"))  # without site-packages and PYTHONPATH
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert f"source {ROOT}/.venv/bin/activate" in done.stderr
+
+
+def test_make_tune_without_a_search_names_them() -> None:
+    done = subprocess.run(["make", "tune", "SEARCH="], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert all(name in done.stderr for name in searches())

@@ -1,0 +1,135 @@
+"""The files that Hydra composes agree with the typed configuration tree, and say what each value means."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from _launch import CONF, options, read_search, register_searches, searches
+from imavae.config import (
+    EvaluateConfig,
+    RunConfig,
+    StudyConfig,
+    UserError,
+    evaluate_config,
+    keys_of,
+    run_config,
+    study_config,
+    to_mapping,
+)
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    register_searches()
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield
+
+
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    mapping: Any = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+    return dict(mapping)
+
+
+def test_defaults_of_the_files_are_those_of_the_dataclasses() -> None:
+    assert composed("train") == to_mapping(RunConfig())
+    assert composed("tune") == to_mapping(StudyConfig())
+    assert composed("evaluate", "checkpoint=x") == to_mapping(EvaluateConfig(checkpoint="x"))
+
+
+def test_evaluate_states_every_setting() -> None:
+    mapping = composed("evaluate", "checkpoint=x", "tracking=none")
+    assert mapping == to_mapping(evaluate_config(mapping))
+
+
+@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("prior", options("model/prior"))
+@pytest.mark.parametrize("source", options("data/source"))
+def test_every_variant_is_stated_in_full_and_leaves_nothing_of_another(data: str, source: str, prior: str) -> None:
+    overrides = [f"data={data}", f"data/source={source}", f"model/prior={prior}"]
+    if (source, prior) == ("gaussian", "uniform"):
+        overrides += ["data/source=uniform", "data.source.low=-2", "data.source.high=2"]  # that pair is refused
+    mapping = composed("train", *overrides)
+    assert mapping == to_mapping(run_config(mapping))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"{group}={name}" for group in ("model", "training", "tracking", "experiment") for name in options(group)],
+)
+def test_every_option_of_a_run_is_valid(override: str) -> None:
+    mapping = composed("train", override)
+    assert mapping == to_mapping(run_config(mapping))
+
+
+@pytest.mark.parametrize(("search", "cluster"), itertools.product(options("search"), options("cluster")))
+def test_every_search_is_valid_on_every_cluster(search: str, cluster: str) -> None:
+    mapping = composed("tune", f"search={search}", f"cluster={cluster}")
+    assert mapping == to_mapping(study_config(mapping))
+    assert mapping["study"] == search
+    assert set(leaves(mapping["search"])) <= set(keys_of(RunConfig))
+
+
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        if "type" in value:
+            yield prefix + key
+        else:
+            yield from leaves(value, f"{prefix}{key}.")
+
+
+def test_a_command_line_goes_over_a_search_and_a_search_over_an_experiment() -> None:
+    config = study_config(composed("tune", "search=gamma_uniform", "experiment=quick", "budget.trials=4"))
+    assert config.budget.trials == 4
+    assert config.data.n_obs == study_config(composed("tune", "search=gamma_uniform")).data.n_obs
+
+
+def test_the_published_grid_is_even_in_log_gamma_squared() -> None:
+    mapping = composed("tune", "search=paper/moebius_gamma_uniform")
+    squares = [gamma**2 for gamma in mapping["search"]["model"]["gamma"]["values"]]
+    assert squares == pytest.approx([10.0**k for k in range(1, 7)], rel=1e-14)
+    assert len(mapping["members"]["seed"]) == 20
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())
+def test_every_value_has_its_meaning_beside_it(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("#")
+    values = [line for line in text.splitlines() if re.match(r" *\w+: ?\S", line)]
+    assert [line for line in values if not re.search(r"\S # \S", line)] == []
+
+
+@pytest.mark.parametrize("path", searches().values(), ids=searches().keys())
+def test_a_search_says_first_what_it_asks(path: Path) -> None:
+    assert re.match(r"# .*\?", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("search: !!python/object/apply:os.getcwd []", "no YAML tags"),
+        ("name: !!python/object/apply:pathlib.Path [x]", "no YAML tags"),
+        ("name: !!str 3", "no YAML tags"),
+        ("- 1\n- 2", "must hold a mapping"),
+        ("search: [1, 2", "must be YAML"),
+        ("name: a\nname: b", "duplicate key"),
+    ],
+)
+def test_a_search_space_is_plain_data(text: str, rule: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rule):
+        read_search(path)
+
+
+def test_a_search_space_may_write_numbers_as_powers_of_ten(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("values: [1e3, 1e-3]")
+    assert read_search(path) == {"values": [1000.0, 0.001]}

@@ -1,0 +1,371 @@
+"""Laws of the tracker, on a real SQLite database: nothing is lost or doubled, and what is stored loads again."""
+
+import math
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient, pyfunc
+from mlflow.entities import Run
+
+from imavae import addresses, tracking
+from imavae.addresses import fetch_model
+from imavae.config import Tracking, UserError
+from imavae.tracking import MLflowTracker, NullTracker, TrialRecord, open_tracker, quartile_curves
+
+SETTINGS = Tracking()
+CONFIG = {"study": "paper/grid", "model": {"gamma": 10.0}, "search": {"model": {"gamma": {"type": "float"}}}}
+METRICS = ("val/mcc", "val/neg_elbo")
+SEEDS = (1, 2, 3)
+
+
+def a_trial(number: int, epochs: int = 3, status: tracking.Status = "finished") -> TrialRecord:
+    rng = np.random.default_rng(number)
+    history: list[dict[str, tracking.Value]] = [
+        {"trial": number, "seed": seed, "epoch": epoch, **{name: float(rng.random()) for name in METRICS}}
+        for epoch in range(epochs)
+        for seed in SEEDS
+    ]
+    members: list[dict[str, tracking.Value]] = [
+        {"trial": number, "seed": seed, "gamma": 10.0, "gamma_sq": 100.0, "status": "stopped", "epochs": epochs}
+        | {"max val/mcc": float(rng.random()), "test/mcc at max val/mcc": float(rng.random())}
+        for seed in SEEDS
+    ]
+    return TrialRecord(number, {"model.gamma": 10.0 + number}, status, 0.5 + number / 10, history, members)
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database; making one takes two seconds, copying one none."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    open_tracker(SETTINGS, folder, "any")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def output_dir(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracking, "PROGRESS_PERIOD", 0.0)
+    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
+    return tmp_path
+
+
+def started(output_dir: Path, resume: bool = False) -> MLflowTracker:
+    tracker = open_tracker(SETTINGS, output_dir, "paper/grid")
+    assert isinstance(tracker, MLflowTracker)
+    tracker.start("grid", CONFIG, {"imavae.folder": str(output_dir)}, resume=resume)
+    return tracker
+
+
+def client(output_dir: Path) -> MlflowClient:
+    return addresses.open_client(addresses.tracking_uri(SETTINGS, output_dir))
+
+
+def runs(output_dir: Path, kind: str) -> list[Run]:
+    mlflow = client(output_dir)
+    experiment = mlflow.get_experiment_by_name("paper/grid")
+    return list(mlflow.search_runs([experiment.experiment_id], f"tags.`imavae.kind` = '{kind}'"))
+
+
+def curve(output_dir: Path, run: Run, name: str) -> list[tuple[int, float]]:
+    history = client(output_dir).get_metric_history(run.info.run_id, name)
+    return sorted((metric.step, metric.value) for metric in history)
+
+
+def stored_rows(output_dir: Path) -> int:
+    """Rows of metrics in the database, however they came there."""
+    with sqlite3.connect(output_dir / "mlflow.db") as connection:
+        return int(connection.execute("SELECT COUNT(*) FROM metrics").fetchone()[0])
+
+
+def test_members_lie_in_their_trial_and_trials_in_their_study(output_dir: Path) -> None:
+    tracker = started(output_dir)
+    for number in range(2):
+        tracker.finish_trial(a_trial(number))
+    tracker.finish("finished", {"score": 0.6}, [])
+    (study,) = runs(output_dir, "study")
+    trials = {run.info.run_id: run for run in runs(output_dir, "trial")}
+    assert {run.data.tags[tracking.PARENT] for run in trials.values()} == {study.info.run_id}
+    parents = [run.data.tags[tracking.PARENT] for run in runs(output_dir, "member")]
+    assert sorted(parents) == sorted([*trials] * len(SEEDS))
+    assert {run.info.status for kind in ("study", "trial", "member") for run in runs(output_dir, kind)} == {"FINISHED"}
+
+
+def test_a_study_has_its_config_its_space_and_its_origin(output_dir: Path) -> None:
+    tracker = started(output_dir)
+    figure, table = output_dir / "mcc.png", output_dir / "members.csv"
+    for path in (figure, table):
+        path.write_text("content")
+    tracker.finish("finished", {"score": 0.6, "hopeless": math.nan}, [figure, table])
+    (study,) = runs(output_dir, "study")
+    mlflow = client(output_dir)
+    files = {file.path for folder in (None, "figures") for file in mlflow.list_artifacts(study.info.run_id, folder)}
+    assert files == {"config.yaml", "search_space.yaml", "figures", "figures/mcc.png", "members.csv"}
+    assert yaml.safe_load(Path(mlflow.download_artifacts(study.info.run_id, "config.yaml")).read_text()) == CONFIG
+    assert study.data.params["model.gamma"] == "10.0"
+    assert study.data.metrics == {"score": 0.6}
+    assert "imavae.version.mlflow" in study.data.tags
+
+
+def test_a_trial_has_the_quartiles_over_its_members(output_dir: Path) -> None:
+    trial = a_trial(0)
+    started(output_dir).finish_trial(trial)
+    (run,) = runs(output_dir, "trial")
+    for suffix, share in (("", 0.5), ("/q25", 0.25), ("/q75", 0.75)):
+        for name in METRICS:
+            values = np.array([float(row[name]) for row in trial.history]).reshape(-1, len(SEEDS))
+            expected = np.quantile(values, share, axis=1)
+            steps, found = zip(*curve(output_dir, run, name + suffix), strict=True)
+            assert steps == tuple(range(len(expected)))
+            assert found == pytest.approx(expected)
+    assert run.data.metrics["score"] == trial.score
+    assert run.data.params == {"model.gamma": "10.0"}
+
+
+def test_a_member_has_its_axes_and_its_final_values(output_dir: Path) -> None:
+    trial = a_trial(0)
+    trial.members[0] |= {"status": "diverged", "max val/mcc": math.nan}
+    started(output_dir).finish_trial(trial)
+    members = {run.data.params["seed"]: run for run in runs(output_dir, "member")}
+    assert members["2"].data.params == {"seed": "2", "gamma": "10.0", "gamma_sq": "100.0"}
+    names = ("max val/mcc", "test/mcc at max val/mcc", "epochs")
+    assert members["2"].data.metrics == {name: trial.members[1][name] for name in names}
+    assert "max val/mcc" not in members["1"].data.metrics
+    assert [members[seed].info.status for seed in "123"] == ["FAILED", "FINISHED", "FINISHED"]
+
+
+def test_a_curve_stands_still_for_a_member_that_has_stopped_or_diverged() -> None:
+    history: list[dict[str, tracking.Value]] = [
+        {"trial": 0, "seed": seed, "epoch": epoch, "val/mcc": value}
+        for seed, values in {1: [0.1, 0.2], 2: [0.5], 3: [0.9, math.nan]}.items()
+        for epoch, value in enumerate(values)
+    ]
+    medians = [(epoch, values["val/mcc"]) for epoch, values in quartile_curves(history)]
+    assert medians == [(0, 0.5), (1, 0.5)]
+    assert [epoch for epoch, _ in quartile_curves(history, after=0)] == [1]
+
+
+def test_what_progress_has_written_is_not_written_again(output_dir: Path) -> None:
+    whole, part = a_trial(0, epochs=4), a_trial(0, epochs=2)
+    at_once, bit_by_bit = started(output_dir), started(output_dir)
+    at_once.finish_trial(whole)
+    expected = stored_rows(output_dir)
+    bit_by_bit.progress(part)
+    bit_by_bit.progress(part)
+    bit_by_bit.progress(replace(whole, members=[]))
+    bit_by_bit.finish_trial(whole)
+    assert stored_rows(output_dir) == 2 * expected
+
+
+@pytest.mark.parametrize("calls_left", [0, 2, 5, 11])
+def test_a_resumed_study_doubles_nothing(output_dir: Path, calls_left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver is killed after any number of calls; its successor leaves what an undisturbed one would have left."""
+
+    class Killed(BaseException):
+        pass
+
+    left = [calls_left]
+
+    def dying(call: Any) -> Any:
+        def attempt(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return call(*args, **kwargs)
+
+        return attempt
+
+    first = started(output_dir)
+    first.finish_trial(a_trial(0))
+    first.progress(a_trial(1, epochs=2))
+    for name in ("create_run", "log_batch", "set_terminated"):
+        monkeypatch.setattr(first._client, name, dying(getattr(first._client, name)))
+    with pytest.raises(Killed):
+        first.finish_trial(a_trial(1))
+    second = started(output_dir, resume=True)
+    for number in range(2):
+        second.finish_trial(a_trial(number))
+    second.finish("finished", {"score": 0.6}, [])
+    assert [len(runs(output_dir, kind)) for kind in ("study", "trial", "member")] == [1, 2, 2 * len(SEEDS)]
+    assert {run.info.status for kind in ("study", "trial", "member") for run in runs(output_dir, kind)} == {"FINISHED"}
+    resumed = stored_rows(output_dir)
+    undisturbed = started(output_dir)
+    for number in range(2):
+        undisturbed.finish_trial(a_trial(number))
+    undisturbed.finish("finished", {"score": 0.6}, [])
+    assert stored_rows(output_dir) == 2 * resumed
+
+
+def test_only_a_resume_takes_up_a_run_and_only_of_the_same_tags(output_dir: Path) -> None:
+    started(output_dir)
+    started(output_dir)
+    assert len(runs(output_dir, "study")) == 2
+    started(output_dir, resume=True)
+    assert len(runs(output_dir, "study")) == 2
+    other = open_tracker(SETTINGS, output_dir, "paper/grid")
+    other.start("grid", CONFIG, {"imavae.folder": "/someone/else's"}, resume=True)
+    other.start("grid", CONFIG, {"imavae.folder": "/someone/else's"}, resume=True)
+    assert len(runs(output_dir, "study")) == 3
+
+
+def test_batches_keep_to_mlflows_limits(output_dir: Path) -> None:
+    tracker = started(output_dir)
+    long = {f"key{i}": "x" * 10_000 for i in range(150)}
+    history: list[dict[str, tracking.Value]] = [
+        {"trial": 0, "seed": 1, "epoch": epoch, **{f"val/m{i}": float(i) for i in range(10)}} for epoch in range(70)
+    ]
+    tracker.finish_trial(TrialRecord(0, long, "finished", None, history, []))
+    (run,) = runs(output_dir, "trial")
+    assert len(run.data.params) == 150
+    assert [step for step, _ in curve(output_dir, run, "val/m9/q75")] == list(range(70))
+
+
+STAND_IN = """
+import numpy as np
+
+class Model:
+    def __init__(self, path):
+        self.weight = float(open(path).read())
+    def predict(self, x):
+        return self.weight * np.asarray(x)
+
+def _load_pyfunc(path):
+    return Model(path)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader of models that are one number."""
+    (tmp_path / "a_stand_in_loader.py").write_text(STAND_IN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(tracking, "LOADER_MODULE", "a_stand_in_loader")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_champion_loads_by_mlflows_own_loader(output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = started(output_dir)
+    tracker.finish_trial(a_trial(0))
+    model = output_dir / "member.pt"
+    model.write_text("3")
+    address = tracker.log_winner(model, 0, 2, {"val/mcc": 0.9, "test/mcc": math.nan}, champion=True)
+    assert address == "models:/paper-grid@champion"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", addresses.tracking_uri(SETTINGS, output_dir))
+    frame = pd.DataFrame([[1.0, 2.0]])
+    np.testing.assert_array_equal(pyfunc.load_model(address).predict(frame), [[3.0, 6.0]])
+
+
+def test_winners_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) -> None:
+    tracker = started(output_dir)
+    tracker.finish_trial(a_trial(0))
+    paths = {seed: output_dir / f"member{seed}.pt" for seed in SEEDS}
+    found = {}
+    for seed, mcc in zip(SEEDS, (0.5, 0.9, 0.7), strict=True):
+        paths[seed].write_text(f"weights {seed}")
+        found[seed] = tracker.log_winner(paths[seed], 0, seed, {"val/mcc": mcc}, champion=False)
+    champion = tracker.log_winner(paths[2], 0, 2, {"val/mcc": 0.9}, champion=True)
+    assert tracker.log_winner(paths[2], 0, 2, {"val/mcc": 0.9}, champion=True) == champion
+    mlflow = client(output_dir)
+    experiment = mlflow.get_experiment_by_name("paper/grid")
+    models = mlflow.search_logged_models(
+        [experiment.experiment_id], order_by=[{"field_name": "metrics.val/mcc", "ascending": False}]
+    )
+    assert [model.tags["imavae.seed"] for model in models] == ["2", "3", "1"]
+    assert len(mlflow.search_model_versions("name = 'paper-grid'")) == 1
+    (study,) = runs(output_dir, "study")
+    member = next(run for run in runs(output_dir, "member") if run.data.params["seed"] == "3")
+    for address, seed in {
+        champion: 2,
+        "models:/paper-grid/1": 2,
+        found[1]: 1,
+        f"runs:/{member.info.run_id}": 3,
+        f"runs:/{study.info.run_id}": 2,
+    }.items():
+        assert fetch_model(address, SETTINGS, output_dir).read_text() == f"weights {seed}"
+
+
+@pytest.mark.parametrize(
+    "address", ["models:/paper-grid@champion", "models:/m-0", "runs:/0", "runs:/STUDY", "models:/", "models:/a/b"]
+)
+def test_a_missing_model_is_a_users_mistake(output_dir: Path, address: str) -> None:
+    started(output_dir)
+    (study,) = runs(output_dir, "study")
+    with pytest.raises(UserError, match=r"(models|runs):/|has none"):
+        fetch_model(address.replace("STUDY", study.info.run_id), SETTINGS, output_dir)
+
+
+def test_no_database_is_made_to_find_that_a_model_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="make tune"):
+        fetch_model("models:/any@champion", replace(SETTINGS, uri=f"sqlite:///{tmp_path / 'none.db'}"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_address_where_nothing_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(addresses, "TIMEOUT", 0.2)
+    (tmp_path / "text.db").write_text("no database" * 100)
+    with socket.socket() as silent, socket.socket() as closed:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()  # accepts, and never answers
+        closed.bind(("127.0.0.1", 0))
+        bad = [
+            f"http://127.0.0.1:{closed.getsockname()[1]}",
+            f"http://127.0.0.1:{silent.getsockname()[1]}",
+            f"postgresql://user@127.0.0.1:{closed.getsockname()[1]}/db",
+            f"sqlite:///{tmp_path / 'text.db'}",
+            f"sqlite:///{tmp_path / 'text.db' / 'below.db'}",
+            "ftp://127.0.0.1/x",
+            "mlruns",
+        ]
+        for uri in bad:
+            with pytest.raises(UserError, match="tracking"):
+                open_tracker(replace(SETTINGS, uri=uri), tmp_path / "out", "any")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_deleted_experiment_says_how_to_bring_it_back(output_dir: Path) -> None:
+    open_tracker(SETTINGS, output_dir, "gone")
+    mlflow = client(output_dir)
+    mlflow.delete_experiment(mlflow.get_experiment_by_name("gone").experiment_id)
+    with pytest.raises(UserError, match="mlflow experiments restore"):
+        open_tracker(SETTINGS, output_dir, "gone")
+
+
+def test_the_address_is_the_settings_then_the_environments_then_the_output_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert addresses.tracking_uri(SETTINGS, Path("out")) == f"sqlite:///{tmp_path / 'out' / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
+    assert addresses.tracking_uri(SETTINGS, Path("out")) == "http://server"
+    assert addresses.tracking_uri(Tracking(uri="sqlite:///my.db"), Path("out")) == f"sqlite:///{tmp_path / 'my.db'}"
+
+
+def test_no_tracking_leaves_nothing(tmp_path: Path) -> None:
+    tracker = open_tracker(Tracking(name="none"), tmp_path, "any")
+    assert isinstance(tracker, NullTracker)
+    tracker.start("any", CONFIG, {})
+    tracker.progress(a_trial(0))
+    tracker.finish_trial(a_trial(0))
+    assert tracker.log_winner(tmp_path / "member.pt", 0, 1, {}, champion=True) == str(tmp_path / "member.pt")
+    tracker.finish("finished", {}, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_mlflow_says_nothing_and_is_imported_only_when_a_tracker_opens(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from imavae import tracking; from imavae.config import Tracking;"
+        "assert 'mlflow' not in sys.modules;"
+        "tracking.open_tracker(Tracking(), Path(sys.argv[1]), 'any').start('any', {}, {})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
