@@ -157,7 +157,7 @@ def where(tags: Mapping[str, str]) -> str:
 
 
 def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
-    """The local path of the model file behind ``models:/NAME@ALIAS`` (or ``NAME/VERSION``, or ``m-ID``) or ``runs:/ID``.
+    """The local path of the model file behind ``models:/NAME@ALIAS``, ``…/NAME/VERSION``, ``…/m-ID`` or ``runs:/ID``.
 
     A member's run stands for its own model, a study's run for the best ``val/mcc`` among its models.
 

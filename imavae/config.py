@@ -291,6 +291,7 @@ def support(config: RunConfig) -> tuple[float, float]:
 
 
 AGGREGATES = ("median", "mean", "min", "max")
+WORST_SCORE = 1e12  # stands for an infinite score, which samplers refuse
 
 
 @dataclass(frozen=True)

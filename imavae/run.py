@@ -23,6 +23,7 @@ from imavae.config import (
     EvaluateConfig,
     Objective,
     RunConfig,
+    WORST_SCORE,
     UserError,
     require,
     run_config,
@@ -37,7 +38,6 @@ from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_p
 from imavae.training.loop import Progress, train
 
 COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called
-WORST = 1e12  # stands for an infinite score, which samplers refuse
 
 
 def resolve_device(name: str) -> torch.device:
@@ -103,7 +103,7 @@ class Session:
         for validation in self.state.history:
             rows = validation.rows.cpu().numpy()
             best[rows] = np.fmax(best[rows], sign * validation.values[objective.metric].numpy())
-        floor = 0.0 if "mcc" in objective.metric else -WORST
+        floor = 0.0 if "mcc" in objective.metric else -WORST_SCORE
         diverged = np.array([status == "diverged" for status in self.state.status])
         best = np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor))
         aggregate = getattr(np, objective.aggregate)
@@ -236,6 +236,7 @@ class Outcome:
         default_factory=dict
     )  # trial -> its ensemble's file, its point there
     champion: str = ""  # the address that load_model takes
+    interrupted: bool = False  # before its budget was spent
 
     @classmethod
     def open(cls, config: RunConfig, kind: str, name: str, objective: Objective) -> Outcome:
@@ -321,8 +322,9 @@ def failed_record(trial: int, values: Row) -> TrialRecord:
 
 
 def best_member(record: TrialRecord) -> Row | None:
-    """The member with the highest val/mcc of a trial; None where none was ever validated."""
-    valid = [row for row in record.members if math.isfinite(float(row["max val/mcc"]))]
+    """The member with the highest val/mcc of a trial, diverged ones left out; None where none is left."""
+    sound = [row for row in record.members if row["status"] != "diverged"]
+    valid = [row for row in sound if math.isfinite(float(row["max val/mcc"]))]
     return max(valid, key=lambda row: float(row["max val/mcc"]), default=None)
 
 

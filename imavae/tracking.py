@@ -67,6 +67,7 @@ class TrialRecord:
 
 
 @runtime_checkable
+@runtime_checkable
 class Tracker(Protocol):
     """Where a study's results go besides its folder. All methods but :meth:`start` need a started study."""
 
@@ -185,7 +186,10 @@ class MLflowTracker:
                 f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {found.experiment_id}`"
             )
         location = None if artifacts is None else artifacts.as_uri()
-        self._experiment: str = found.experiment_id if found else self._client.create_experiment(experiment, location)
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs, not on language models
+        self._experiment: str = (
+            found.experiment_id if found else self._client.create_experiment(experiment, location, kind)
+        )
         self._study = ""  # its run's id
         self._start = 0  # of its run, milliseconds
         self._trials: dict[int, _TrialRun] = {}
@@ -214,16 +218,15 @@ class MLflowTracker:
             self._write_curves(run, trial)
 
     def finish_trial(self, trial: TrialRecord) -> None:
-        """See :class:`Tracker`. Final values are medians over the members that have them; ``members/…`` counts all."""
+        """See :class:`Tracker`."""
         run = self._trial(trial)
         if run.done:
             return
         self._write_curves(run, trial)
         for row in trial.members:
             self._write_member(run, row, trial.number)
-        finals = _quartiles([_finite(row) for row in trial.members])
-        summary = {name: value for name, value in finals.items() if not name.endswith(("/q25", "/q75"))}
-        summary |= {f"members/{status}": float(n) for status, n in Counter(m["status"] for m in trial.members).items()}
+        # No slash in these names: the page makes a section of charts of whatever stands before one.
+        summary = {f"members {status}": float(n) for status, n in Counter(m["status"] for m in trial.members).items()}
         if trial.score is not None and math.isfinite(trial.score):
             summary["score"] = trial.score
         self._log(run.run_id, summary, tags={"imavae.status": trial.status})
@@ -232,7 +235,7 @@ class MLflowTracker:
 
     def log_winner(self, model_file: Path, trial: int, seed: int, metrics: Mapping[str, float], champion: bool) -> str:
         """See :class:`Tracker`."""
-        from mlflow.entities import LoggedModelStatus, Metric
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
         source = self._member_run(trial, seed)
         tags = {"imavae.study": self._study, "imavae.trial": str(trial), "imavae.seed": str(seed)}
@@ -242,6 +245,7 @@ class MLflowTracker:
             name = f"trial-{trial}-seed-{seed}"
             model_id = self._client.create_logged_model(self._experiment, name, source, tags).model_id
             self._upload(model_id, model_file)
+            self._client.log_outputs(source, [LoggedModelOutput(model_id, step=0)])  # the link on the run's page
             self._client.finalize_logged_model(model_id, "READY")
         values = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
         rows = [Metric(k, v, self._start, 0, model_id=model_id, run_id=source) for k, v in values.items()]

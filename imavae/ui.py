@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import types
 import urllib.error
@@ -21,7 +22,7 @@ START = 60.0  # seconds after which a page that does not answer is given up; it 
 STOP = 5.0  # seconds that the server gets to end by itself
 
 
-def serve(output_dir: Path, port: int, uri: str | None) -> int:
+def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     """Serve the page until Ctrl-C; its address is printed once it answers. Returns the exit code.
 
     Args:
@@ -43,22 +44,25 @@ def serve(output_dir: Path, port: int, uri: str | None) -> int:
     _check_port(port)
     output_dir = output_dir.resolve()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", address, "--artifacts-destination", str(output_dir / "mlartifacts")]
-    quiet = {**QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    signal.signal(signal.SIGTERM, _interrupt)
-    # A session of its own, so that the whole of it can be ended: MLflow starts its worker as a child.
-    server = subprocess.Popen(
-        [*command, "--uvicorn-opts", "--log-level error"],
-        cwd=output_dir,
-        env=os.environ | quiet,
-        start_new_session=True,
-    )
-    try:
-        return _watch(server, f"http://{HOST}:{port}")
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        _end(server)
+    command += ["--backend-store-uri", address, "--registry-store-uri", address]
+    command += ["--artifacts-destination", str(output_dir / "mlartifacts")]
+    quiet = {**QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    for end in (signal.SIGINT, signal.SIGTERM):  # a shell makes its background jobs deaf to the first
+        signal.signal(end, _interrupt)
+    with tempfile.TemporaryFile() as said:
+        # A session of its own, so that the whole of it can be ended: MLflow starts its worker as a child.
+        server = subprocess.Popen(
+            command, cwd=output_dir, env=os.environ | quiet, stdout=said, stderr=said, start_new_session=True
+        )
+        try:
+            code = _watch(server, f"http://{HOST}:{port}")
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            _end(server)
+        said.seek(0)
+        sys.stderr.write(said.read().decode(errors="replace"))  # it has ended by itself: its own words say why
+        return code
 
 
 def _interrupt(_signal: int, _frame: types.FrameType | None) -> None:
@@ -72,8 +76,9 @@ def _check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
+            reason = f"it can't be opened ({error.strerror})"
             raise UserError(
-                f"port {port} must be free, but it can't be opened ({error.strerror}); choose another: `make ui PORT={port + 1}`"
+                f"port {port} must be free, but {reason}; choose another, `make ui PORT={port + 1}`"
             ) from None
 
 

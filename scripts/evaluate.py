@@ -18,7 +18,7 @@ from imavae.config import EvaluateConfig, evaluate_config
 
 def run(config: EvaluateConfig) -> None:
     """Evaluate and print."""
-    from imavae.run import evaluate
+    from imavae.report.commands import evaluate
 
     evaluate(config)
 

@@ -19,7 +19,7 @@ from imavae.config import RunConfig, run_config
 
 def run(config: RunConfig) -> None:
     """Train, evaluate, track and save."""
-    from imavae.run import train
+    from imavae.report.commands import train
 
     train(config)
 

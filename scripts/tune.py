@@ -27,7 +27,7 @@ def check(mapping: Mapping[str, Any]) -> StudyConfig:
 
 def run(config: StudyConfig) -> None:
     """Search, track and report."""
-    from imavae.search.study import tune
+    from imavae.report.commands import tune
 
     tune(config)
 

@@ -15,7 +15,9 @@ from rich.console import Console, RenderableType
 
 from imavae.config import Objective
 from imavae.report.display import Display, clock, compact, point_text, short_names
+from imavae.report.drawing import write
 from imavae.report.figures import solo_figures, study_figures
+from imavae.report.over_gamma import MCC, over_gamma
 from imavae.report.tables import (
     best_trials,
     counted,
@@ -238,44 +240,44 @@ def names(paths: list[Path]) -> set[str]:
     return {path.stem for path in paths}
 
 
-def test_figures_of_a_study_are_the_same_bytes_each_time(tmp_path: Path) -> None:
-    members, trials = searched()
-    first = study_figures(members, trials, KEYS, Objective(), tmp_path / "a")
-    again = study_figures(members, trials, KEYS, Objective(), tmp_path / "b")
-    assert names(first) == FIGURES
+def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    members, _ = study([10.0, 100.0], 20)  # few gammas: violins, with jittered members
+    first, again = (write({"mcc": over_gamma(members, MCC)}, tmp_path / name) for name in "ab")
+    assert names(first) == {"mcc"}
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
 
 
-def degenerate(case: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    members, trials = study([10.0, 100.0], 3)
-    mess = {"max val/mcc": [np.nan, np.inf], "val/cima at max val/mcc": [np.inf, 0.0]}
+def results_of(case: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     match case:
-        case "one member of one trial, no gamma searched":
-            return members[:1], trials[:1], ["model.n_layers"]
-        case "all diverged before their first validation":
+        case "a search over gamma and the architecture":
+            return *searched(), KEYS
+        case "one member of one trial, nothing searched":
+            members, trials = study([10.0], 1)
+            return members, trials, []
+        case "all diverged before their first validation, at many gammas":
+            members, trials = study([float(gamma) for gamma in range(20, 40)], 2)
             lost = [column for column in members if " at " in str(column)]
             members = members.drop(columns=lost).assign(status="diverged", **{"max val/mcc": np.nan})
-            return members, trials.assign(score=np.nan, status="failed"), KEYS
-        case "NaN and infinite values, a conditional parameter":
-            members[list(mess)] = pd.DataFrame({name: value * 3 for name, value in mess.items()})
+            return members, trials.assign(score=np.nan, status="failed"), ["model.gamma"]
+        case _:
+            members, trials = study([10.0, 100.0], 3)
+            members["max val/mcc"] = [np.nan, np.inf] * 3
+            members["val/cima at max val/mcc"] = [np.inf, 0.0] * 3
             trials["model.prior.name"] = ["uniform", None]
             return members, trials, ["model.gamma", "model.prior.name"]
-        case _:
-            many, trials = study([float(g) for g in range(20, 40)], 2)
-            return many.assign(**{"max val/mcc": np.nan, "val/cima at max val/mcc": np.nan}), trials, []
 
 
 @pytest.mark.parametrize(
     "case",
     [
-        "one member of one trial, no gamma searched",
-        "all diverged before their first validation",
+        "a search over gamma and the architecture",
+        "one member of one trial, nothing searched",
+        "all diverged before their first validation, at many gammas",
         "NaN and infinite values, a conditional parameter",
-        "no metric at all at many gammas, nothing searched",
     ],
 )
 def test_every_figure_is_written_however_little_there_is_to_show(case: str, tmp_path: Path) -> None:
-    members, trials, keys = degenerate(case)
+    members, trials, keys = results_of(case)
     assert names(study_figures(members, trials, keys, Objective(), tmp_path)) == FIGURES
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -20,6 +20,7 @@ from imavae.data.sources import radius
 from imavae.streams import stream
 
 
+@runtime_checkable
 class Mixing(Protocol):
     """A diffeomorphism of R^d, or of an open part of it."""
 
@@ -39,7 +40,7 @@ class Mixing(Protocol):
         """The log-determinant log |det J| at each s, in nats."""
         ...
 
-    def shifted(self, by: Float64[Tensor, " d"]) -> Self:
+    def shifted(self, by: Float64[Tensor, " d"]) -> Mixing:
         """The same mixing with ``by`` added to its observations."""
         ...
 
@@ -116,7 +117,7 @@ class MLP:
         return replace(self, shift=self.shift + by)
 
     def _activate(self, h: Tensor) -> Tensor:
-        return self.slope * h + (1 - self.slope) * softplus(h)
+        return self.slope * h + (1 - self.slope) * softplus(h, threshold=40)  # 20, the default, is off by 2e-9 there
 
     def _derivative(self, h: Tensor) -> Tensor:
         return self.slope + (1 - self.slope) * torch.sigmoid(h)
@@ -149,7 +150,8 @@ def _moebius(data: Data, mixing: MoebiusMixing, generator: torch.Generator, shif
     mean, half_diagonal = radius(data.source, data.dim)
     centre = mean + mixing.distance * half_diagonal * direction / direction.norm()
     if mixing.matrix is not None:
-        matrix = torch.tensor(mixing.matrix, dtype=torch.float64)
+        u, _, vh = torch.linalg.svd(torch.tensor(mixing.matrix, dtype=torch.float64))
+        matrix = u @ vh  # the nearest orthogonal matrix: what was typed is rounded
     if mixing.centre is not None:
         centre = torch.tensor(mixing.centre, dtype=torch.float64)
     return Moebius(matrix, centre, shift)

@@ -26,7 +26,7 @@ def log_prob(source: Source, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]
         return (-0.5 * standard.square() - math.log(source.std) - 0.5 * math.log(2 * math.pi)).sum(1)
     inside = ((s >= source.low) & (s <= source.high)).all(1)
     density = -s.shape[1] * math.log(source.high - source.low)
-    return torch.where(inside, density, -math.inf)
+    return s.new_full((len(s),), density).masked_fill(~inside, -math.inf)
 
 
 def support(source: Source) -> tuple[float, float]:

@@ -35,6 +35,16 @@ def contrast(
     return torch.where(full, total, 0), full
 
 
+def mean_contrast(
+    jacobian: Float[Tensor, "member o d n"],
+) -> tuple[Float64[Tensor, " member"], Float64[Tensor, " member"]]:
+    """c_IMA averaged over the points of full rank (NaN where there is none), and the share of the others."""
+    values, full = contrast(jacobian)
+    counted = full.sum(1)
+    mean = torch.where(counted > 0, values.sum(1) / counted.clamp_min(1), torch.nan)
+    return mean, 1 - counted.double() / full.shape[1]
+
+
 def inverse_variance(
     jacobian: Float[Tensor, "member o d n"],
     slope: Float[Tensor, "member d n"],

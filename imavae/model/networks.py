@@ -55,7 +55,7 @@ class MLP:
         tangent = weights[f"{self.name}.0.weight"][..., None].expand(-1, -1, -1, batch)
         x = self._linear(weights, 0, x)
         for i in range(1, self.n_layers):
-            tangent = tangent * torch.where(x > 0, 1.0, self.slope).to(x.dtype)[:, :, None, :]
+            tangent = tangent * torch.where(x > 0, torch.ones_like(x), self.slope)[:, :, None, :]
             x = self._linear(weights, i, leaky_relu(x, self.slope))
             tangent = weights[f"{self.name}.{i}.weight"] @ tangent.reshape(members, -1, inputs * batch)
             tangent = tangent.view(members, -1, inputs, batch)

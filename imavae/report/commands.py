@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -61,11 +61,13 @@ def tune(config: StudyConfig) -> None:
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
     winner = members[members["trial"] == outcome.ranked()[0].number]
     numbers = three_numbers(winner)
-    _finish(outcome, figures, dict(zip(("mcc/max val/mcc", "mcc/min val/neg_elbo", "mcc/test"), numbers, strict=True)))
+    _finish(outcome, figures, {f"mcc/{name}": value for name, value in numbers._asdict().items()})
     console.print(best_trials(members, trials, keys, config.objective.mode))
     console.print(three_numbers_table(numbers))
     _addresses(console, outcome, config)
     console.print(f"took {clock(time.monotonic() - start)}")
+    if outcome.interrupted:
+        raise KeyboardInterrupt
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -78,7 +80,8 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
     tables = [outcome.folder / name for name in ("members.csv", "history.csv")]
-    outcome.tracker.finish("finished", metrics or {}, [*tables, *figures])
+    status: Literal["finished", "stopped"] = "stopped" if outcome.interrupted else "finished"
+    outcome.tracker.finish(status, metrics or {}, [*tables, *figures])
 
 
 def _addresses(console: Console, outcome: Outcome, config: RunConfig) -> None:

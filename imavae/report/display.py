@@ -142,16 +142,17 @@ def _progress_line(snapshot: Snapshot) -> str:
 
 
 def _panel(snapshot: Snapshot) -> RenderableType:
-    """The bar and, under it, the numbers: three lines and as many more as a long best point needs."""
+    """The bar and, under it, the numbers: four lines and as many more as a long best point needs."""
     waiting = max(0, snapshot.trials_total - snapshot.finished - snapshot.running)
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
         Text("trials", style="bold"),
-        ProgressBar(total=max(1, snapshot.trials_total), completed=snapshot.finished, width=32),
+        ProgressBar(total=max(1, snapshot.trials_total), completed=snapshot.finished, width=28),
         Text(f"{snapshot.finished}/{snapshot.trials_total}", style="bold"),
         Text(f"{clock(snapshot.seconds)} so far, {_left(snapshot)}"),
     )
     trials = f"{snapshot.finished} finished, {snapshot.running} running, {waiting} left"
+    stopped = f"{snapshot.members_stopped} members stopped early"
     best = f"best {snapshot.metric} {_best_text(snapshot)}" if snapshot.best_score is not None else "no score yet"
-    speed = f"{snapshot.member_steps_per_s:,.0f} member-steps/s, {snapshot.members_stopped} members stopped early"
-    return Group(bar, Text(f"{trials}; {speed}"), Text(best, style="bold"))
+    speed = f"{snapshot.member_steps_per_s:,.0f} member-steps/s"
+    return Group(bar, Text(f"{trials}; {stopped}"), Text(speed), Text(best, style="bold"))

@@ -47,7 +47,7 @@ def dress(axes: Axes, x_label: str, y_label: str) -> None:
 
 def whole_numbers(most: int) -> MaxNLocator:
     """Ticks at no more than so many whole numbers, by steps of 1, 2 or 5."""
-    return MaxNLocator(most, integer=True, steps=[1, 2, 5, 10])
+    return MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
@@ -58,9 +58,9 @@ def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> 
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def say_nothing(axes: Axes) -> None:
-    """Say in the middle of empty axes that they are meant to be."""
-    axes.text(0.5, 0.5, "no finite values to show", transform=axes.transAxes, ha="center", va="center", color=INK)
+def say(axes: Axes, text: str) -> None:
+    """Say in the middle of empty axes why they are empty."""
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK)
 
 
 def write(figures: Mapping[str, Figure], folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from imavae.report.drawing import (
     floats,
     legend,
     new_figure,
-    say_nothing,
+    say,
     whole_numbers,
     write,
 )
@@ -90,7 +90,7 @@ def solo_figures(history: pd.DataFrame, folder: Path) -> list[Path]:
                 axes.plot(epoch[top], value[top], "o", color=colour, markersize=4)
         axes.xaxis.set_major_locator(whole_numbers(7))
         if not np.isfinite(floats(history[column])).any():
-            say_nothing(axes)
+            say(axes, "no finite value")
     panels[0].set_ylim(-0.02, 1.02)
     _leave_out_the_start(panels[1], history)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -114,7 +114,7 @@ def _optimisation_history(trials: pd.DataFrame, objective: Objective) -> Figure:
         if here.any():
             axes.scatter(number[here], score[here], 34, face, marker=marker, edgecolor=BLUE, label=label, zorder=3)
     if not scored.any():
-        say_nothing(axes)
+        say(axes, "no trial has a score")
     else:
         best = (np.fmax if objective.mode == "max" else np.fmin).accumulate(score)
         axes.step(number, best, where="post", color=VERMILLION, linewidth=1.8, label="best so far")
@@ -122,7 +122,8 @@ def _optimisation_history(trials: pd.DataFrame, objective: Objective) -> Figure:
         edge = np.full((~scored).sum(), 0.02)
         axes.plot(number[~scored], edge, "x", color=INK, ms=5, transform=axes.get_xaxis_transform(), label="no score")
     axes.xaxis.set_major_locator(whole_numbers(9))
-    axes.margins(x=0.04, y=0.1)
+    axes.set_xlim(number.min() - 0.5, number.max() + 0.5)
+    axes.margins(y=0.1)
     legend(figure, *axes.get_legend_handles_labels())
     return figure
 
@@ -136,7 +137,8 @@ def _score_vs_parameters(trials: pd.DataFrame, keys: Sequence[str], objective: O
     for axes in panels[max(1, len(keys)) :]:
         axes.set_axis_off()
     if not len(trials) or not keys:
-        say_nothing(panels[0])
+        panels[0].set_axis_off()
+        say(panels[0], "no trial has a score" if keys else "no parameter was searched")
         return figure
     number = floats(trials["trial"])
     colours = ScalarMappable(Normalize(number.min(), number.max()), "viridis")

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imavae.report.drawing import BLUE, INK, VERMILLION, dress, finite_or_nan, floats, legend, new_figure, say_nothing
+from imavae.report.drawing import BLUE, INK, VERMILLION, dress, finite_or_nan, floats, legend, new_figure, say
 from imavae.report.tables import AT_BEST_MCC, AT_BEST_NEG_ELBO, BEST_MCC, Floats, counted, diverged, quartiles
 
 CONTRAST_FLOOR = 1e-8  # of the log axis: a contrast below it is rounding
@@ -63,8 +63,8 @@ def over_gamma(members: pd.DataFrame, quantity: Quantity) -> Figure:
     x, failed = floats(members["gamma_sq"]), diverged(members)
     chosen, paper = (_values(members, column, quantity.log) for column in (quantity.column, quantity.paper))
     healthy = ~failed & np.isfinite(chosen)
-    if not healthy.any():
-        say_nothing(axes)
+    if not np.isfinite([chosen[~failed], paper[~failed]]).any():
+        say(axes, "no finite value")
     if not x.size:
         return figure
     axes.set_xscale("log")

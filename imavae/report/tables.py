@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
+from imavae.config import WORST_SCORE
 from imavae.report.display import MISSING, compact, short_names
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ BEST_MCC = "max val/mcc"
 BEST_NEG_ELBO = "min val/neg_elbo"
 AT_BEST_MCC = f"at {BEST_MCC}"  # how a column ends that was read at the state with the best val/mcc (an oracle)
 AT_BEST_NEG_ELBO = f"at {BEST_NEG_ELBO}"  # the paper's protocol
-NO_SCORE = 1e12  # stands for an infinite score, since samplers refuse that
 PARAMETERS = "parameters"
 OWN_COLUMNS = 2  # searched parameters besides gamma that get a column each; more share one, or 80 columns would not do
 
@@ -79,7 +80,7 @@ def quartiles(values: Floats) -> Quartiles:
 def scores(trials: pd.DataFrame) -> Floats:
     """The trials' scores; NaN for a trial that failed, or that has an infinite score or what stands for one."""
     values = np.array(trials["score"], dtype=np.float64)
-    return np.where((trials["status"] != "failed") & (np.abs(values) < NO_SCORE), values, np.nan)
+    return np.where((trials["status"] != "failed") & (np.abs(values) < WORST_SCORE), values, np.nan)
 
 
 def three_numbers(members: pd.DataFrame) -> ThreeNumbers:
@@ -212,7 +213,7 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
         columns["quartile 1"] = [spread[metric].low for metric in metrics]
         columns["quartile 3"] = [spread[metric].high for metric in metrics]
     over = f"medians over {len(values)} members, " if len(values) > 1 else ""
-    table = _table(str(checkpoint), f"{over}gamma {', '.join(map(compact, gammas))}")
+    table = _table(escape(checkpoint), f"{over}gamma {', '.join(map(compact, gammas))}")
     table.add_column("metric", overflow="fold")
     for name in columns:
         table.add_column(name.replace(" ", "\n"), justify="right")
@@ -224,8 +225,8 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
 def _parameter_columns(trials: pd.DataFrame, keys: Sequence[str]) -> dict[str, list[str]]:
     names = short_names(keys)
     if len(keys) <= OWN_COLUMNS:
-        return {names[key].replace("_", " "): [compact(value) for value in trials[key]] for key in keys}
-    lines = [[f"{names[key]} {compact(value)}" for value in trials[key]] for key in keys]
+        return {names[key].replace("_", " "): [escape(compact(value)) for value in trials[key]] for key in keys}
+    lines = [[f"{names[key]} {escape(compact(value))}" for value in trials[key]] for key in keys]
     return {PARAMETERS: ["\n".join(point) for point in zip(*lines, strict=True)]}
 
 

@@ -26,8 +26,8 @@ class Parameter:
 
     key: str  # dotted, as in model.gamma
     type: str
-    low: float = 0.0
-    high: float = 0.0
+    low: float | int = 0.0
+    high: float | int = 0.0
     log: bool = False
     values: tuple[Value, ...] = ()
 
@@ -128,7 +128,7 @@ def _parameter(key: str, leaf: Mapping[str, Any]) -> Parameter:
     return Parameter(key, leaf["type"], low, high, log)
 
 
-def _number(key: str, leaf: Mapping[str, Any], name: str) -> float:
+def _number(key: str, leaf: Mapping[str, Any], name: str) -> float | int:
     value = leaf.get(name)
     kind = int if leaf["type"] == "int" else (int, float)
     number = isinstance(value, kind) and not isinstance(value, bool)

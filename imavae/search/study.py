@@ -80,13 +80,12 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcom
     n_points = len(points) or config.budget.trials or 0
     n_trials = len(packs) or n_points
     recorder = Hooks.recorder = Recorder(config, outcome, n_points, n_trials, notify)
-    resources = {"cpu": config.cluster.cpus_per_trial, "gpu": config.cluster.gpus_per_trial}
     bound = tune.with_parameters(trainable, base=to_mapping(base), objective=asdict(config.objective))
     if packs:
         choices = [[[number, points[number]] for number in pack] for pack in packs]
         grid_space = {"points": tune.grid_search(choices)}
     tuner = tune.Tuner(
-        tune.with_resources(bound, resources),
+        tune.with_resources(bound, resources_of(config.cluster)),
         param_space=grid_space if packs else None,
         tune_config=tune.TuneConfig(
             metric=config.objective.metric,
@@ -112,6 +111,11 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcom
     finally:
         recorder.close()
         ray.shutdown()
+    outcome.interrupted = len(outcome.records) < n_points  # Ray ends normally after an interrupt
+    if not outcome.ranked():
+        outcome.tracker.finish("failed", {}, [])
+        reason = next(iter(recorder.failures), "the study was interrupted before the first trial had ended")
+        raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
     return outcome
 
 
@@ -142,6 +146,11 @@ def start_ray(cluster: Cluster) -> None:
     cpus = cluster.cpus or len(os.sched_getaffinity(0))
     ray.init(num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def resources_of(cluster: Cluster) -> dict[str, float]:
+    """What each trial asks Ray for; a worker sees just the GPUs that it was given a share of."""
+    return {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}
 
 
 def _slots(cluster: Cluster, resources: dict[str, float]) -> int:

@@ -1,0 +1,118 @@
+"""Search spaces: what a file may say, and how a grid's points are packed into ensembles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+
+from imavae.config import StudyConfig, UserError, base_of, study_config
+from imavae.search import space, study
+
+GAMMA = {"type": "float", "low": 3.0, "high": 1000.0, "log": True}
+
+
+def config(search: dict[str, Any], **other: Any) -> StudyConfig:
+    return study_config({"search": search, "budget": {"trials": 2}, **other})
+
+
+def test_a_file_becomes_parameters_with_optunas_distributions() -> None:
+    parsed = space.parse(
+        config(
+            {
+                "model": {
+                    "gamma": GAMMA,
+                    "n_layers": {"type": "int", "low": 2, "high": 4},
+                                    },
+                "training": {
+                    "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2},
+                    "dtype": {"type": "choice", "values": ["float32", "float64"]},
+                },
+            }
+        )
+    )
+    assert {p.key: p.distribution() for p in parsed} == {
+        "model.gamma": optuna.distributions.FloatDistribution(3.0, 1000.0, log=True),
+        "model.n_layers": optuna.distributions.IntDistribution(2, 4),
+        "training.dtype": optuna.distributions.CategoricalDistribution(["float32", "float64"]),
+        "training.learning_rate": optuna.distributions.FloatDistribution(1e-4, 1e-2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"model": {"gama": GAMMA}}, "model.gamma"),
+        ({"members": {"seed": {"type": "choice", "values": [1]}}}, "data, model or training"),
+        ({"model": {"gamma": 3.0}}, "must be a mapping with `type`"),
+        ({"model": {"gamma": {"type": "flaot", "low": 1.0, "high": 2.0}}}, "did you mean float?"),
+        ({"model": {"gamma": {**GAMMA, "step": 2}}}, "a field of search.model.gamma"),
+        ({"model": {"gamma": {"type": "float", "low": 9.0, "high": 3.0}}}, "low <= search.model.gamma.high"),
+        ({"model": {"gamma": {"type": "float", "low": 0.0, "high": 3.0, "log": True}}}, "low > 0 where log is true"),
+        ({"model": {"gamma": {"type": "float", "low": 3.0}}}, "high is a number of type float"),
+        ({"model": {"n_layers": {"type": "int", "low": 2.5, "high": 3}}}, "low is a number of type int"),
+        ({"model": {"gamma": {"type": "choice", "values": []}}}, "has a choice"),
+        ({"model": {"gamma": {"type": "choice"}}}, "has a choice"),
+        ({"model": {"gamma": {"type": "choice", "values": [3.0, -1.0]}}}, "reaches -1.0, which its setting refuses"),
+        ({"model": {"n_layers": {"type": "int", "low": 0, "high": 4}}}, "model.n_layers >= 1"),
+        ({"model": {"gamma": {**GAMMA, "log": "yes"}}}, "log is true or false"),
+    ],
+)
+def test_a_wrong_space_is_refused_with_value_rule_and_remedy(search: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        space.parse(config(search))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"objective": {"metric": "val/mccc"}}, "val/mcc"),
+        ({"objective": {"metric": "val/neg_elbo", "mode": "max"}}, "objective.mode of val/neg_elbo"),
+        ({"objective": {"metric": "val/self_consistency"}}, "objective.metric"),
+        ({"budget": {"trials": None}}, "budget.trials is a number"),
+        ({"sampler": {"name": "grid"}}, "type` must be choice in a grid"),
+    ],
+)
+def test_a_wrong_study_is_refused_before_anything_starts(other: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        study.check(config({"model": {"gamma": GAMMA}}, **other))
+    assert said in str(caught.value)
+
+
+def test_a_grid_cannot_be_stopped_by_a_scheduler() -> None:
+    search = {"model": {"gamma": {"type": "choice", "values": [3.0, 10.0]}}}
+    with pytest.raises(UserError, match=r"scheduler\.name is none for a grid"):
+        study.check(config(search, sampler={"name": "grid"}, scheduler={"name": "asha"}))
+
+
+def grid_config(layers: list[int]) -> StudyConfig:
+    choices = {
+        "n_layers": {"type": "choice", "values": layers},
+        "gamma": {"type": "choice", "values": [1.0, 2.0, 3.0, 4.0, 5.0]},
+    }
+    return config({"model": choices}, sampler={"name": "grid"}, budget={"trials": None})
+
+
+def test_a_grid_is_every_combination_in_the_files_order() -> None:
+    _, points = study.check(grid_config([2, 3]))
+    assert points[0] == {"model.n_layers": 2, "model.gamma": 1.0}
+    assert points[-1] == {"model.n_layers": 3, "model.gamma": 5.0}
+    assert len(points) == 10
+
+
+@pytest.mark.parametrize(
+    ("layers", "slots", "expected"),
+    [
+        ([2], 1, [[0, 1, 2, 3, 4]]),
+        ([2], 2, [[0, 2, 4], [1, 3]]),  # dealt out: neighbours in gamma cost about the same
+        ([2, 3], 2, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]),  # an ensemble has one architecture
+        ([2, 3], 3, [[0, 2, 4], [1, 3], [5, 7, 9], [6, 8]]),
+        ([2], 9, [[0], [1], [2], [3], [4]]),
+    ],
+)
+def test_packs_share_an_architecture_and_fill_the_slots(layers: list[int], slots: int, expected: list[list[int]]) -> None:
+    settings = grid_config(layers)
+    _, points = study.check(settings)
+    assert space.packs(base_of(settings), points, slots) == expected

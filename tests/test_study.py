@@ -1,0 +1,123 @@
+"""Whole studies with the real parts: Ray, Optuna, MLflow on SQLite; small data, few epochs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from imavae.config import StudyConfig, UserError, study_config
+from imavae.run import Session, load_model
+from imavae.search.progress import Snapshot
+from imavae.search.study import run_study
+
+GAMMA = {"type": "float", "low": 3.0, "high": 300.0, "log": True}
+GRID = {"type": "choice", "values": [3.0, 30.0, 300.0]}
+
+
+def config(tmp_path: Path, **other: Any) -> StudyConfig:
+    base: dict[str, Any] = {
+        "output_dir": str(tmp_path),
+        "study": "paper/tiny",
+        "data": {"n_obs": 2000},
+        "members": {"seed": [1, 2, 3]},
+        "training": {"max_epochs": 4, "validate_every": 1},
+        "search": {"model": {"gamma": GAMMA}},
+        "budget": {"trials": 3},
+        "cluster": {"cpus": 2},
+    }
+    return study_config(base | other)
+
+
+def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path) -> None:
+    snapshots: list[Snapshot] = []
+    settings = config(tmp_path, scheduler={"name": "asha", "grace": 1, "reduction": 2}, budget={"trials": 4})
+    outcome = run_study(settings, snapshots.append)
+    outcome.crown()
+    outcome.tracker.finish("finished", {}, [])
+
+    assert outcome.folder == tmp_path / "studies" / "paper-tiny"
+    assert yaml.safe_load((outcome.folder / "config.yaml").read_text())["search"] == settings.search
+    members = pd.read_csv(outcome.folder / "members.csv")
+    history = pd.read_csv(outcome.folder / "history.csv")
+    assert members.groupby("trial")["seed"].apply(list).tolist() == [[1, 2, 3]] * 4
+    assert not history.duplicated(["trial", "seed", "epoch"]).any()
+    for row in members.itertuples():
+        curve = history[(history["trial"] == row.trial) & (history["seed"] == row.seed)]
+        assert len(curve) == row.epochs
+        assert members.loc[row.Index, "max val/mcc"] == curve["val/mcc"].max()
+        assert members.loc[row.Index, "val/mcc at max val/mcc"] == curve["val/mcc"].max()
+        assert members.loc[row.Index, "min val/neg_elbo"] == curve["val/neg_elbo"].min()
+    assert members["test/mcc at max val/mcc"].notna().all()
+    assert set(members["status"]) <= {"finished", "stopped"}
+    for trial, score in zip(outcome.trials["trial"], outcome.trials["score"], strict=True):
+        assert score == pytest.approx(members[members["trial"] == trial]["max val/mcc"].median())
+    assert snapshots[-1].finished == snapshots[-1].trials_total == 4
+    assert snapshots[-1].best_score == outcome.trials["score"].max()
+
+    best = members.loc[members["trial"] == outcome.ranked()[0].number].sort_values("max val/mcc").iloc[-1]
+    model = load_model(outcome.champion, str(tmp_path))
+    assert outcome.champion == "models:/paper-tiny@champion"
+    assert model.about["seed"] == best["seed"]
+    assert model.gamma == pytest.approx(best["gamma"])
+    assert model.encode(torch.zeros(2, 3)).shape == (2, 3)
+
+
+def test_a_grid_trains_in_packs_and_each_point_has_its_own_trial(tmp_path: Path) -> None:
+    settings = config(
+        tmp_path, search={"model": {"gamma": GRID}}, sampler={"name": "grid"}, budget={}, tracking={"name": "none"}
+    )
+    outcome = run_study(settings, lambda snapshot: None)
+    assert outcome.trials["model.gamma"].tolist() == [3.0, 30.0, 300.0]
+    members = outcome.members
+    assert members.groupby("trial")["gamma"].unique().tolist() == [[3.0], [30.0], [300.0]]
+    assert sorted(p.name for p in (outcome.folder / "checkpoints").iterdir()) == ["ensemble-000.pt", "ensemble-001.pt"]
+    pack = Session.load(outcome.folder / "checkpoints" / "ensemble-000.pt", torch.device("cpu"))
+    assert [point.model.gamma for point in pack.points] == [3.0, 300.0]
+    again = run_study(settings, lambda snapshot: None)
+    assert again.folder.name == "paper-tiny-2"
+    for name in ("members.csv", "history.csv"):
+        assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()
+
+
+def test_trials_are_placed_on_the_shares_of_gpus_that_the_cluster_has(tmp_path: Path) -> None:
+    """Four trials, two (fake) GPUs, half a GPU each: each worker sees exactly one GPU, and both GPUs are used."""
+    from ray import tune
+
+    from imavae.search.study import resources_of, start_ray
+
+    settings = config(tmp_path, cluster={"cpus": 4, "gpus": 2, "gpus_per_trial": 0.5, "cpus_per_trial": 0.5})
+    start_ray(settings.cluster)
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    def place(config: dict[str, Any]) -> None:
+        import time
+
+        import ray
+
+        while len(list(seen.iterdir())) < 4 and config["i"] >= 0:  # all four are running at the same time
+            (seen / str(config["i"])).write_text(f"{os.environ['CUDA_VISIBLE_DEVICES']} {ray.get_gpu_ids()}")
+            time.sleep(0.05)
+        tune.report({"gpus": os.environ["CUDA_VISIBLE_DEVICES"]})
+
+    import ray
+
+    results = tune.Tuner(
+        tune.with_resources(place, resources_of(settings.cluster)),
+        param_space={"i": tune.grid_search([0, 1, 2, 3])},
+        run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
+    ).fit()
+    ray.shutdown()
+    assert sorted(result.metrics["gpus"] for result in results) == ["0", "0", "1", "1"]
+
+
+def test_a_trial_that_does_not_fit_into_the_cluster_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="one trial fits into the cluster"):
+        run_study(config(tmp_path, cluster={"cpus": 1, "cpus_per_trial": 2}), lambda snapshot: None)
+    assert not (tmp_path / "studies").exists()
