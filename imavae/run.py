@@ -237,6 +237,7 @@ class Outcome:
     )  # trial -> its ensemble's file, its point there
     champion: str = ""  # the address that load_model takes
     interrupted: bool = False  # before its budget was spent
+    work_seconds: float = 0.0  # spent in training and validation, by each of the trials that run at once
 
     @classmethod
     def open(cls, config: RunConfig, kind: str, name: str, objective: Objective) -> Outcome:

@@ -18,6 +18,7 @@ from imavae.addresses import QUIET, check_reachable, database_file, is_server, t
 from imavae.config import Tracking, UserError, require
 
 HOST = "127.0.0.1"
+OPENS = "/#/experiments?workflowType=machine_learning"  # the page's own start is about language models
 START = 60.0  # seconds after which a page that does not answer is given up; it takes 5 to 10
 STOP = 5.0  # seconds that the server gets to end by itself
 
@@ -91,7 +92,7 @@ def _watch(server: subprocess.Popen[bytes], page: str) -> int:
             raise UserError(f"the MLflow page must answer within {START:g} s, but {page} does not; try `make ui` again")
         time.sleep(0.2)
     if server.poll() is None:
-        print(f"the MLflow page is at {page} (Ctrl-C ends it)", flush=True)
+        print(f"the MLflow page is at {page}{OPENS} (Ctrl-C ends it)", flush=True)
     return server.wait()
 
 

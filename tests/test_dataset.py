@@ -33,7 +33,7 @@ def test_splits_have_their_sizes_and_together_hold_every_source_once(data: Data)
     assert sizes == data.sizes
     assert sum(sizes) == data.n_obs
     drawn = sources.sample(data.source, data.n_obs, data.dim, stream(data.seed, "sources"))
-    assert len(drawn.unique(dim=0)) == data.n_obs
+    assert len(set(drawn[:, 0].tolist())) == data.n_obs
     together = stacked(made, "sources")
     assert torch.equal(together.sort(0).values, drawn.sort(0).values)
     assert not torch.equal(together, drawn)  # the split is random, not the first so many
@@ -87,5 +87,5 @@ def test_a_session_leaves_global_generators_as_they_are() -> None:
 
 @pytest.mark.parametrize("shares", [(0.7, 0.3), (0.9, 0.2), (0.0, 0.5), (0.98, 0.01)])
 def test_splits_without_enough_observations_are_refused(shares: tuple[float, float]) -> None:
-    with pytest.raises(UserError, match="split|train"):
+    with pytest.raises(UserError, match=r"split|train"):
         RunConfig(data=Data(n_obs=1000, train=shares[0], val=shares[1]))

@@ -326,7 +326,7 @@ def test_in_a_pipe_a_line_is_printed_only_when_something_has_changed() -> None:
             display.update(snapshot(seconds, finished, best))
     assert text_of(output).splitlines() == [
         "0:01 best val/mcc 0.500 at gamma=98.2 n_layers=3",
-        "0:05 1/32 trials, 2 running, 31 members stopped, 31k member-steps/s, 2:10 left",
+        "0:05 1/32 trials, 2 running, 31 early stops, 31k member-steps/s, 2:10 left",
         "0:09 best val/mcc 0.600 at gamma=98.2 n_layers=3",
     ]
 

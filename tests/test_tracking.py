@@ -5,7 +5,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,10 @@ def a_trial(number: int, epochs: int = 3, status: tracking.Status = "finished") 
         for epoch in range(epochs)
         for seed in SEEDS
     ]
+    axes: dict[str, tracking.Value] = {"gamma": 10.0, "gamma_sq": 100.0, "status": "stopped", "epochs": epochs}
+    finals = ("max val/mcc", "test/mcc at max val/mcc")
     members: list[dict[str, tracking.Value]] = [
-        {"trial": number, "seed": seed, "gamma": 10.0, "gamma_sq": 100.0, "status": "stopped", "epochs": epochs}
-        | {"max val/mcc": float(rng.random()), "test/mcc at max val/mcc": float(rng.random())}
-        for seed in SEEDS
+        {"trial": number, "seed": seed, **axes, **{name: float(rng.random()) for name in finals}} for seed in SEEDS
     ]
     return TrialRecord(number, {"model.gamma": 10.0 + number}, status, 0.5 + number / 10, history, members)
 
@@ -52,10 +51,11 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def output_dir(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def output_dir(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(tracking, "PROGRESS_PERIOD", 0.0)
-    (tmp_path / "mlflow.db").write_bytes(database.read_bytes())
+    with sqlite3.connect(database) as source, sqlite3.connect(tmp_path / "mlflow.db") as copy:
+        source.backup(copy)
     return tmp_path
 
 
@@ -70,10 +70,14 @@ def client(output_dir: Path) -> MlflowClient:
     return addresses.open_client(addresses.tracking_uri(SETTINGS, output_dir))
 
 
+def experiment_id(output_dir: Path, name: str = "paper/grid") -> str:
+    experiment = client(output_dir).get_experiment_by_name(name)
+    assert experiment is not None
+    return str(experiment.experiment_id)
+
+
 def runs(output_dir: Path, kind: str) -> list[Run]:
-    mlflow = client(output_dir)
-    experiment = mlflow.get_experiment_by_name("paper/grid")
-    return list(mlflow.search_runs([experiment.experiment_id], f"tags.`imavae.kind` = '{kind}'"))
+    return list(client(output_dir).search_runs([experiment_id(output_dir)], f"tags.`imavae.kind` = '{kind}'"))
 
 
 def curve(output_dir: Path, run: Run, name: str) -> list[tuple[int, float]]:
@@ -275,9 +279,8 @@ def test_winners_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) -
     champion = tracker.log_winner(paths[2], 0, 2, {"val/mcc": 0.9}, champion=True)
     assert tracker.log_winner(paths[2], 0, 2, {"val/mcc": 0.9}, champion=True) == champion
     mlflow = client(output_dir)
-    experiment = mlflow.get_experiment_by_name("paper/grid")
     models = mlflow.search_logged_models(
-        [experiment.experiment_id], order_by=[{"field_name": "metrics.val/mcc", "ascending": False}]
+        [experiment_id(output_dir)], order_by=[{"field_name": "metrics.val/mcc", "ascending": False}]
     )
     assert [model.tags["imavae.seed"] for model in models] == ["2", "3", "1"]
     assert len(mlflow.search_model_versions("name = 'paper-grid'")) == 1
@@ -333,8 +336,7 @@ def test_an_address_where_nothing_answers_is_refused(tmp_path: Path, monkeypatch
 
 def test_a_deleted_experiment_says_how_to_bring_it_back(output_dir: Path) -> None:
     open_tracker(SETTINGS, output_dir, "gone")
-    mlflow = client(output_dir)
-    mlflow.delete_experiment(mlflow.get_experiment_by_name("gone").experiment_id)
+    client(output_dir).delete_experiment(experiment_id(output_dir, "gone"))
     with pytest.raises(UserError, match="mlflow experiments restore"):
         open_tracker(SETTINGS, output_dir, "gone")
 

@@ -61,11 +61,14 @@ def tune(config: StudyConfig) -> None:
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
     winner = members[members["trial"] == outcome.ranked()[0].number]
     numbers = three_numbers(winner)
-    _finish(outcome, figures, {f"mcc/{name}": value for name, value in numbers._asdict().items()})
+    metrics = {f"mcc/{name}": value for name, value in numbers._asdict().items()}
+    seconds = time.monotonic() - start
+    _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
     console.print(best_trials(members, trials, keys, config.objective.mode))
     console.print(three_numbers_table(numbers))
     _addresses(console, outcome, config)
-    console.print(f"took {clock(time.monotonic() - start)}")
+    work = clock(outcome.work_seconds)
+    console.print(f"took {clock(seconds)}, of which {work} in training and validation", highlight=False)
     if outcome.interrupted:
         raise KeyboardInterrupt
 

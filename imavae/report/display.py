@@ -137,7 +137,7 @@ def _progress_line(snapshot: Snapshot) -> str:
     steps = f"{speed / 1000:.0f}k" if speed >= 10_000 else f"{speed:.0f}"
     return (
         f"{clock(snapshot.seconds)} {snapshot.finished}/{snapshot.trials_total} trials, {snapshot.running} running, "
-        f"{snapshot.members_stopped} members stopped, {steps} member-steps/s, {_left(snapshot)}"
+        f"{snapshot.members_stopped} early stops, {steps} member-steps/s, {_left(snapshot)}"
     )
 
 

@@ -112,6 +112,7 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcom
         recorder.close()
         ray.shutdown()
     outcome.interrupted = len(outcome.records) < n_points  # Ray ends normally after an interrupt
+    outcome.work_seconds = recorder.total("train_seconds", "validate_seconds") / min(slots, n_trials)
     if not outcome.ranked():
         outcome.tracker.finish("failed", {}, [])
         reason = next(iter(recorder.failures), "the study was interrupted before the first trial had ended")
@@ -274,12 +275,16 @@ class Recorder:
         for written in self._written:
             written.result()
 
+    def total(self, *names: str) -> float:
+        """Work done by all trials so far, what restarted workers did included."""
+        trials = self._trials.values()
+        return float(sum(t.result.get(name, 0) + t.past.get(name, 0) for t in trials for name in names))
+
     def snapshot(self) -> Snapshot:
         """Where the study stands now."""
         seconds = time.monotonic() - self._start
         trials = list(self._trials.values())
         work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
-        steps = sum(t.result.get("member_steps", 0) + t.past.get("member_steps", 0) for t in trials)
         seeds = len(self._config.members.seed)
         stopped = [len(t.points) * seeds - t.result["active"] for t in trials if t.result and not t.ended]
         scores = {
@@ -296,7 +301,7 @@ class Recorder:
             members_stopped=sum(stopped) + ended,
             best_score=None if best is None else scores[best],
             best_point=None if best is None else dict(points[best]),
-            member_steps_per_s=steps / max(seconds, 1e-9),
+            member_steps_per_s=self.total("member_steps") / max(seconds, 1e-9),
             seconds_left=seconds * (self._n_trials - work) / work if work > 0 else None,
             seconds=seconds,
             metric=self._config.objective.metric,

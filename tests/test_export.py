@@ -1,0 +1,151 @@
+"""A member as a plain module: it computes what the ensemble's member does, and survives a file; bad files are told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from imavae.config import RunConfig, UserError
+from imavae.model import vae
+from imavae.run import Session, load_model
+from imavae.training import checkpoint
+from imavae.training.checkpoint import load_member, save_member
+from tests.helpers import GAUSSIAN, UNIFORM, config, plain_model, point, random_members
+
+POINTS = [
+    point(3, UNIFORM),
+    point(2, {"name": "uniform", "low": 1.0, "high": 4.0}, n_layers=4, slope=0.0),
+    point(5, GAUSSIAN, n_layers=1),
+    config({}, {}, training={"dtype": "float32"}),
+]
+each_point = pytest.mark.parametrize("at", POINTS, ids=lambda p: f"{p.data.dim}-{p.model.prior}-{p.training.dtype}")
+ABOUT = {"seed": 3, "score": 0.5, "chosen by": "val/mcc"}
+
+
+def rows(at: RunConfig, n: int = 20) -> Tensor:
+    values = torch.randn(n, at.data.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return values.to(vae.torch_dtype(at))
+
+
+def saved(at: RunConfig, path: Path) -> Path:
+    weights = vae.build(at).layout.views(random_members(at, [3]))
+    save_member(path, at, {name: weight[0] for name, weight in weights.items()}, ABOUT)
+    return path
+
+
+@each_point
+def test_the_module_computes_what_the_ensembles_member_does(at: RunConfig) -> None:
+    model, flat, x = vae.build(at), random_members(at, [0, 1, 2]), rows(at)
+    weights, stacked = model.layout.views(flat), x.T.expand(3, -1, -1)
+    posterior = model.posterior(weights, stacked)
+    location = model.prior.latent(posterior.mean)
+    reconstruction = model.decoder(weights, location)
+    for m in range(3):
+        plain = plain_model(at, flat[m])
+        assert next(plain.parameters()).dtype == vae.torch_dtype(at)
+        mean, std = plain.posterior(x)
+        torch.testing.assert_close(mean, posterior.mean[m].T)
+        torch.testing.assert_close(std, (0.5 * posterior.log_variance[m]).exp().T)
+        torch.testing.assert_close(plain.encode(x), location[m].T)
+        torch.testing.assert_close(plain.decode(location[m].T), reconstruction[m].T)
+        torch.testing.assert_close(plain(x), reconstruction[m].T)
+
+
+@each_point
+def test_a_saved_member_is_loaded_as_it_was(at: RunConfig, tmp_path: Path) -> None:
+    path, x = saved(at, tmp_path / "model.pt"), rows(at)
+    model, expected = load_member(path), plain_model(at, random_members(at, [3])[0])
+    assert model.config == at
+    assert model.about == ABOUT
+    assert model.gamma == at.model.gamma
+    assert not model.training
+    assert torch.equal(model.encode(x), expected.encode(x))
+    assert torch.equal(model.decode(x), expected.decode(x))
+    assert os.listdir(tmp_path) == ["model.pt"]  # nothing is left beside it
+    assert torch.equal(load_model(path).encode(x), expected.encode(x))
+
+
+@each_point
+def test_mlflows_loader_predicts_latents_of_arrays_and_frames(at: RunConfig, tmp_path: Path) -> None:
+    predictor, x = checkpoint._load_pyfunc(str(saved(at, tmp_path / "model.pt"))), rows(at)
+    expected = plain_model(at, random_members(at, [3])[0]).encode(x).numpy()
+    for data in (x.numpy(), pd.DataFrame(x.numpy()), x.double().numpy(), x.tolist()):
+        predicted = predictor.predict(data)
+        assert isinstance(predicted, np.ndarray)
+        np.testing.assert_allclose(predicted, expected, rtol=1e-6)
+
+
+class Bomb:
+    """Runs code when an unwary reader unpickles it."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mkdir, (str(self.target),)
+
+
+def test_loading_runs_no_code(tmp_path: Path) -> None:
+    path, target = tmp_path / "bomb.pt", tmp_path / "exploded"
+    checkpoint.save(path, "model", {"config": {}, "state_dict": {}, "about": Bomb(target)})
+    with pytest.raises(UserError, match="can be read"):
+        load_member(path)
+    assert not target.exists()
+    torch.load(path, weights_only=False)
+    assert target.exists()  # the fuse was live
+
+
+def _truncated(share: float) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        saved(POINTS[0], path)
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+    return damage
+
+
+def _ensemble(path: Path) -> None:
+    Session.start([POINTS[3]], torch.device("cpu")).save(path)
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda path: path.with_name("other").touch(), "is a file"),
+    "folder": (lambda path: path.mkdir(), "is a file"),
+    "empty": (_truncated(0), "truncated, damaged"),
+    "three bytes": (lambda path: path.write_bytes(b"PK\x03"), "truncated, damaged"),
+    "a tenth": (_truncated(0.1), "truncated, damaged"),
+    "a half": (_truncated(0.5), "truncated, damaged"),
+    "nearly all": (_truncated(0.99), "truncated, damaged"),
+    "text": (lambda path: path.write_text("no checkpoint at all\n"), "truncated, damaged"),
+    "pickle": (lambda path: path.write_bytes(b"\x80\x02}q\x00(X\x01\x00\x00\x00a"), "truncated, damaged"),
+    "other version": (lambda path: torch.save({"format": 99, "kind": "model"}, path), "format = 1.* got 99"),
+    "no version": (lambda path: torch.save({"weights": 1}, path), "format = 1.* got None"),
+    "a tensor": (lambda path: torch.save(torch.zeros(3), path), "format = 1.* got None"),
+    "ensemble": (_ensemble, "holds one model.* got an ensemble"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_told_by_its_path_and_what_is_wrong(name: str, tmp_path: Path) -> None:
+    write, message = BAD[name]
+    path = tmp_path / "model.pt"
+    write(path)
+    with pytest.raises(UserError, match=message) as error:
+        load_member(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = saved(POINTS[0], tmp_path / "model.pt")
+    before = path.read_bytes()
+    with pytest.raises(Exception, match=r"pickle|local object"):
+        checkpoint.save(path, "model", {"about": lambda: None})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["model.pt"]
