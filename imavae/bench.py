@@ -1,7 +1,7 @@
 """How fast an ensemble trains, against the idiomatic loop for one model: both on one core, in one run.
 
-Everything of training counts (streams, gathers, optimizer), but no validation. The model is the paper's: d = 3, two linear
-maps around 30 hidden units, batches of 64 from 42,000 observations.
+Everything of training counts (streams, gathers, optimizer), but no validation. The model is the paper's: d = 3, two
+linear maps around 30 hidden units, batches of 64 from 42,000 observations.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _idiomatic_epochs(config: RunConfig) -> list[float]:
         for (x,) in loader:
             optimizer.zero_grad()
             loss = _neg_elbo(model, x)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     return [_timed(epoch) for _ in range(REPEATS + 1)][1:]

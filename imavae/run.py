@@ -20,10 +20,10 @@ import torch
 import yaml
 
 from imavae.config import (
+    WORST_SCORE,
     EvaluateConfig,
     Objective,
     RunConfig,
-    WORST_SCORE,
     UserError,
     require,
     run_config,

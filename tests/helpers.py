@@ -29,6 +29,11 @@ UNIFORM: dict[str, Any] = {"name": "uniform", "low": -0.5, "high": 0.5}
 GAUSSIAN: dict[str, Any] = {"name": "gaussian", "mean": 0.3, "std": 0.7}
 
 
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def config(data: dict[str, Any], model: dict[str, Any], **rest: Any) -> RunConfig:
     """A float64 point, unless told otherwise."""
     return run_config({"data": data, "model": model, "training": {"dtype": "float64"}, **rest})

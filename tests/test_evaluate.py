@@ -23,6 +23,7 @@ from imavae.streams import stream
 from tests.helpers import (
     GAUSSIAN,
     UNIFORM,
+    normal,
     plain_model,
     point,
     pointwise_jacobian,
@@ -179,15 +180,11 @@ def set_linear(at: RunConfig, jacobian: Tensor, mean: Tensor, variance: Tensor) 
     return flat
 
 
-def a_jacobian(dim: int) -> Tensor:
-    return torch.randn(dim, dim, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-
-
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("gamma", [0.3, 3.0, 300.0])
 def test_the_exact_gaussian_posterior_is_self_consistent(dim: int, gamma: float) -> None:
     at = point(dim, GAUSSIAN, n_layers=1, gamma=gamma)
-    jacobian = a_jacobian(dim)
+    jacobian = normal(dim, dim, seed=7)
     variance = 1 / (1 / GAUSSIAN["std"] ** 2 + gamma**2 * jacobian.square().sum(0))
     mean = torch.linspace(-1, 1, dim, dtype=torch.float64)
     for factor in (1.0, 2.0):  # and the metric is the ratio of variances
@@ -201,7 +198,7 @@ def test_the_exact_gaussian_posterior_is_self_consistent(dim: int, gamma: float)
 def test_self_consistency_under_the_uniform_prior_as_design_has_it(width: float, gamma: float) -> None:
     # DESIGN §3: σ_k² = (2s(1−s) + γ²‖J_:k‖²(w s(1−s))²)⁻¹ with s = sigmoid(y_k), w the support's width
     at = point(3, {"name": "uniform", "low": -1.0, "high": width - 1}, n_layers=1, gamma=gamma)
-    jacobian, y = a_jacobian(3), torch.tensor([-2.0, 0.1, 1.5], dtype=torch.float64)
+    jacobian, y = normal(3, 3, seed=7), torch.tensor([-2.0, 0.1, 1.5], dtype=torch.float64)
     s = y.sigmoid()
     variance = 1 / (2 * s * (1 - s) + gamma**2 * jacobian.square().sum(0) * (width * s * (1 - s)) ** 2)
     values = evaluated(at, set_linear(at, jacobian, y, variance), split_of(at))
@@ -213,7 +210,9 @@ def test_self_consistency_under_the_uniform_prior_as_design_has_it(width: float,
 def test_a_collapsed_posterior_scores_nothing_and_crashes_nothing(prior: dict[str, Any]) -> None:
     at = point(3, prior, n_layers=1)
     one = torch.ones(3, dtype=torch.float64)
-    flat = torch.cat([set_linear(at, a_jacobian(3), 0.3 * one, one), set_linear(at, 0 * a_jacobian(3), one, one)])
+    flat = torch.cat(
+        [set_linear(at, normal(3, 3, seed=7), 0.3 * one, one), set_linear(at, 0 * normal(3, 3, seed=7), one, one)]
+    )
     values = evaluated(at, flat, split_of(at))
     assert values["mcc_mean"].tolist() == [0.0, 0.0]
     assert values["active_units"].tolist() == [0.0, 0.0]
@@ -221,6 +220,15 @@ def test_a_collapsed_posterior_scores_nothing_and_crashes_nothing(prior: dict[st
     assert values["rank_deficient"].tolist() == [0.0, 1.0]
     assert values["cima"].isnan().tolist() == [False, True]
     assert values["cima_batch"].isnan().tolist() == [False, True]  # not the best contrast there is
+
+
+def test_a_unit_is_active_above_a_hundredth_of_the_priors_variance() -> None:
+    at = point(3, GAUSSIAN, n_layers=1)
+    split, flat = split_of(at), torch.zeros(1, vae.build(at).layout.size, dtype=torch.float64)
+    shares = torch.tensor([0.009, 0.011, 1.0], dtype=torch.float64)  # of the prior's variance, in each latent's mean
+    scale = shares.sqrt() * GAUSSIAN["std"] / split.observations.std(0, correction=0)
+    vae.build(at).layout.views(flat)["encoder.0.weight"][0, :3] = torch.diag(scale)
+    assert evaluated(at, flat, split)["active_units"].tolist() == [2.0]
 
 
 def test_a_member_that_is_not_finite_disturbs_no_other() -> None:

@@ -18,7 +18,7 @@ from imavae.model import vae
 from imavae.run import Session, load_model
 from imavae.training import checkpoint
 from imavae.training.checkpoint import load_member, save_member
-from tests.helpers import GAUSSIAN, UNIFORM, config, plain_model, point, random_members
+from tests.helpers import GAUSSIAN, UNIFORM, config, normal, plain_model, point, random_members
 
 POINTS = [
     point(3, UNIFORM),
@@ -31,8 +31,7 @@ ABOUT = {"seed": 3, "score": 0.5, "chosen by": "val/mcc"}
 
 
 def rows(at: RunConfig, n: int = 20) -> Tensor:
-    values = torch.randn(n, at.data.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return values.to(vae.torch_dtype(at))
+    return normal(n, at.data.dim).to(vae.torch_dtype(at))
 
 
 def saved(at: RunConfig, path: Path) -> Path:

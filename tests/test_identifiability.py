@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +13,12 @@ import torch
 from torch import Tensor
 
 from imavae.metrics.identifiability import correlation, matched_mean, mcc, mcc_batch, mcc_spearman
+from tests.helpers import normal
 
 Score = Callable[[Tensor, Tensor], Tensor]
 SCORES: list[Score] = [mcc, mcc_spearman, mcc_batch]
 every_score = pytest.mark.parametrize("score", SCORES, ids=lambda score: score.__name__)
 every_dim = pytest.mark.parametrize("dim", [2, 3, 5])
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def related(dim: int, n: int = 500, members: int = 4) -> tuple[Tensor, Tensor]:
@@ -31,7 +29,7 @@ def related(dim: int, n: int = 500, members: int = 4) -> tuple[Tensor, Tensor]:
 
 def brute_force(sources: Tensor, latents: Tensor, spearman: bool = False) -> float:
     """The best mean absolute correlation over all permutations, of one member."""
-    correlate = scipy.stats.spearmanr if spearman else scipy.stats.pearsonr
+    correlate: Any = getattr(scipy.stats, "spearmanr" if spearman else "pearsonr")
     table = [[abs(float(correlate(s, z)[0])) for z in latents.numpy()] for s in sources.numpy()]
     dim = len(table)
     return max(sum(table[k][p[k]] for k in range(dim)) / dim for p in itertools.permutations(range(dim)))

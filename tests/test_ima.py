@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 from imavae.metrics.ima import contrast, inverse_variance, mean_contrast
+from tests.helpers import normal
 
 SHAPES = [(2, 2), (3, 3), (5, 5), (5, 3)]
 every_shape = pytest.mark.parametrize(("out", "dim"), SHAPES)
 
 
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def obvious(jacobian: Tensor) -> Tensor:
     """Σ log‖J_:k‖ − ½ log det JᵀJ of (member, out, in, n), one small matrix at a time."""
     matrices = jacobian.permute(0, 3, 1, 2)
-    return matrices.norm(dim=2).log().sum(-1) - 0.5 * torch.linalg.slogdet(matrices.mT @ matrices).logabsdet
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=2)
+    log_det: Tensor = torch.linalg.slogdet(matrices.mT @ matrices).logabsdet
+    return norms.log().sum(-1) - 0.5 * log_det
 
 
 def orthogonal_columns(out: int, dim: int, n: int) -> Tensor:
     scales = normal(2, n, 1, dim, seed=8).exp()
-    return (torch.linalg.qr(normal(2, n, out, dim))[0] * scales).permute(0, 2, 3, 1)
+    orthogonal: Tensor = torch.linalg.qr(normal(2, n, out, dim))[0]
+    return (orthogonal * scales).permute(0, 2, 3, 1)
 
 
 @every_shape

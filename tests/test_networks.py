@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from imavae.model.networks import MLP, Layout
 from imavae.streams import stream
-from tests.helpers import pointwise_jacobian
+from tests.helpers import normal, pointwise_jacobian
 
 NETWORKS = [
     MLP("net", (2, 4), 0.2),
@@ -29,8 +29,7 @@ def flat_weights(mlp: MLP, members: int) -> Tensor:
 
 
 def inputs(mlp: MLP, members: int, batch: int = 17) -> Tensor:
-    generator = torch.Generator().manual_seed(5)
-    return torch.randn(members, mlp.sizes[0], batch, generator=generator, dtype=torch.float64)
+    return normal(members, mlp.sizes[0], batch, seed=5)
 
 
 def sequential(mlp: MLP, flat: Tensor) -> nn.Sequential:

@@ -13,6 +13,7 @@ import torch
 from imavae.config import GaussianSource, Source, UniformSource
 from imavae.data import sources
 from imavae.streams import Purpose, stream
+from tests.helpers import normal
 
 LAWS: list[tuple[Source, Any]] = [
     (UniformSource(), scipy.stats.uniform(-0.5, 1.0)),
@@ -53,7 +54,7 @@ def test_samples_lie_on_the_support_and_fill_it(source: Source, law: Any) -> Non
 
 @each_law
 def test_log_prob_is_that_of_scipy(source: Source, law: Any) -> None:
-    s = 3 * torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    s = 3 * normal(500, 3)
     s[:200] = sources.sample(source, 200, 3, stream(1, "sources"))
     log_prob = sources.log_prob(source, s)
     assert log_prob.dtype == torch.float64

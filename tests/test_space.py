@@ -24,7 +24,7 @@ def test_a_file_becomes_parameters_with_optunas_distributions() -> None:
                 "model": {
                     "gamma": GAMMA,
                     "n_layers": {"type": "int", "low": 2, "high": 4},
-                                    },
+                },
                 "training": {
                     "learning_rate": {"type": "float", "low": 1e-4, "high": 1e-2},
                     "dtype": {"type": "choice", "values": ["float32", "float64"]},
@@ -112,7 +112,9 @@ def test_a_grid_is_every_combination_in_the_files_order() -> None:
         ([2], 9, [[0], [1], [2], [3], [4]]),
     ],
 )
-def test_packs_share_an_architecture_and_fill_the_slots(layers: list[int], slots: int, expected: list[list[int]]) -> None:
+def test_packs_share_an_architecture_and_fill_the_slots(
+    layers: list[int], slots: int, expected: list[list[int]]
+) -> None:
     settings = grid_config(layers)
     _, points = study.check(settings)
     assert space.packs(base_of(settings), points, slots) == expected

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -18,6 +20,10 @@ from imavae.search.study import run_study
 
 GAMMA = {"type": "float", "low": 3.0, "high": 300.0, "log": True}
 GRID = {"type": "choice", "values": [3.0, 30.0, 300.0]}
+
+
+def ignore(snapshot: Snapshot) -> None:
+    """Nobody watches."""
 
 
 def config(tmp_path: Path, **other: Any) -> StudyConfig:
@@ -34,7 +40,8 @@ def config(tmp_path: Path, **other: Any) -> StudyConfig:
     return study_config(base | other)
 
 
-def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path) -> None:
+def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # for MLflow's own loader, below
     snapshots: list[Snapshot] = []
     settings = config(tmp_path, scheduler={"name": "asha", "grace": 1, "reduction": 2}, budget={"trials": 4})
     outcome = run_study(settings, snapshots.append)
@@ -47,12 +54,11 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path) -> None:
     history = pd.read_csv(outcome.folder / "history.csv")
     assert members.groupby("trial")["seed"].apply(list).tolist() == [[1, 2, 3]] * 4
     assert not history.duplicated(["trial", "seed", "epoch"]).any()
-    for row in members.itertuples():
-        curve = history[(history["trial"] == row.trial) & (history["seed"] == row.seed)]
-        assert len(curve) == row.epochs
-        assert members.loc[row.Index, "max val/mcc"] == curve["val/mcc"].max()
-        assert members.loc[row.Index, "val/mcc at max val/mcc"] == curve["val/mcc"].max()
-        assert members.loc[row.Index, "min val/neg_elbo"] == curve["val/neg_elbo"].min()
+    for row in members.to_dict("records"):
+        curve = history[(history["trial"] == row["trial"]) & (history["seed"] == row["seed"])]
+        assert len(curve) == row["epochs"]
+        assert row["max val/mcc"] == row["val/mcc at max val/mcc"] == curve["val/mcc"].max()
+        assert row["min val/neg_elbo"] == curve["val/neg_elbo"].min()
     assert members["test/mcc at max val/mcc"].notna().all()
     assert set(members["status"]) <= {"finished", "stopped"}
     for trial, score in zip(outcome.trials["trial"], outcome.trials["score"], strict=True):
@@ -65,21 +71,23 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path) -> None:
     assert outcome.champion == "models:/paper-tiny@champion"
     assert model.about["seed"] == best["seed"]
     assert model.gamma == pytest.approx(best["gamma"])
-    assert model.encode(torch.zeros(2, 3)).shape == (2, 3)
+    x = torch.linspace(-0.1, 0.1, 6).view(2, 3)
+    predictor = mlflow.pyfunc.load_model(outcome.champion)  # MLflow's own loader, which knows no more than the files
+    np.testing.assert_allclose(predictor.predict(x.numpy()), model.encode(x).detach().numpy())
 
 
 def test_a_grid_trains_in_packs_and_each_point_has_its_own_trial(tmp_path: Path) -> None:
     settings = config(
         tmp_path, search={"model": {"gamma": GRID}}, sampler={"name": "grid"}, budget={}, tracking={"name": "none"}
     )
-    outcome = run_study(settings, lambda snapshot: None)
+    outcome = run_study(settings, ignore)
     assert outcome.trials["model.gamma"].tolist() == [3.0, 30.0, 300.0]
     members = outcome.members
     assert members.groupby("trial")["gamma"].unique().tolist() == [[3.0], [30.0], [300.0]]
     assert sorted(p.name for p in (outcome.folder / "checkpoints").iterdir()) == ["ensemble-000.pt", "ensemble-001.pt"]
     pack = Session.load(outcome.folder / "checkpoints" / "ensemble-000.pt", torch.device("cpu"))
     assert [point.model.gamma for point in pack.points] == [3.0, 300.0]
-    again = run_study(settings, lambda snapshot: None)
+    again = run_study(settings, ignore)
     assert again.folder.name == "paper-tiny-2"
     for name in ("members.csv", "history.csv"):
         assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()
@@ -114,10 +122,10 @@ def test_trials_are_placed_on_the_shares_of_gpus_that_the_cluster_has(tmp_path: 
         run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
     ).fit()
     ray.shutdown()
-    assert sorted(result.metrics["gpus"] for result in results) == ["0", "0", "1", "1"]
+    assert sorted(results[i].metrics["gpus"] for i in range(4)) == ["0", "0", "1", "1"]
 
 
 def test_a_trial_that_does_not_fit_into_the_cluster_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one trial fits into the cluster"):
-        run_study(config(tmp_path, cluster={"cpus": 1, "cpus_per_trial": 2}), lambda snapshot: None)
+        run_study(config(tmp_path, cluster={"cpus": 1, "cpus_per_trial": 2}), ignore)
     assert not (tmp_path / "studies").exists()

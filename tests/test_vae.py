@@ -24,7 +24,7 @@ from imavae.model import vae
 from imavae.model.export import Model
 from imavae.model.posterior import from_encoding
 from imavae.training.ensemble import ensemble, initial_state, train_epoch
-from tests.helpers import GAUSSIAN, UNIFORM, exact_neg_log_px, plain_model, point, random_members
+from tests.helpers import GAUSSIAN, UNIFORM, exact_neg_log_px, normal, plain_model, point, random_members
 
 POINTS = [
     point(3, UNIFORM),
@@ -33,10 +33,6 @@ POINTS = [
     point(2, {"name": "gaussian", "std": 2.0}, n_layers=1, gamma=0.5),
 ]
 each_point = pytest.mark.parametrize("at", POINTS, ids=lambda p: f"{p.data.dim}-{p.model.prior}")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def stacked_elbo(at: RunConfig, flat: Tensor, x: Tensor, noise: Tensor) -> vae.Elbo:

@@ -12,8 +12,8 @@ STATE = "state.pt"  # the session, in a trial's checkpoint
 def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str, Any]) -> None:
     """Train the points of ``config`` in one ensemble.
 
-    ``config`` is one point (dotted keys and their values), or has ``points``, a list of (number, point). Each report has
-    the score (the best of several points'), every point's score, the epoch and the work done so far.
+    ``config`` is one point (dotted keys and their values), or has ``points``, a list of (number, point). Each report
+    has the score (the best of several points'), every point's score, the epoch and the work done so far.
     """
     import ray
     import torch
