@@ -178,8 +178,9 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     """
     device = resolve_device(config.training.device)
     torch.set_num_threads(config.training.threads)
-    outcome = Outcome.open(config, "runs", "train", Objective())
+    tracker = tracker_of(config, "train")
     session = Session.start([config], device)
+    outcome = Outcome.start(config, "runs", "train", tracker, Objective())
     state = outcome.folder / "checkpoint.pt"
     for progress in session.train():
         if progress.validated:
@@ -240,12 +241,9 @@ class Outcome:
     work_seconds: float = 0.0  # spent in training and validation, by each of the trials that run at once
 
     @classmethod
-    def open(cls, config: RunConfig, kind: str, name: str, objective: Objective) -> Outcome:
-        """Make sure that the tracker answers, then make the folder and start the tracked run."""
-        output_dir = Path(config.output_dir)
-        output_dir.mkdir(parents=True, exist_ok=True)
-        tracker = open_tracker(config.tracking, output_dir, name)
-        folder = new_folder(output_dir, kind, config.name or name.replace("/", "-"))
+    def start(cls, config: RunConfig, kind: str, name: str, tracker: Tracker, objective: Objective) -> Outcome:
+        """Make the folder and start the tracked run; nothing may be left to check."""
+        folder = new_folder(Path(config.output_dir), kind, config.name or name.replace("/", "-"))
         mapping = to_mapping(config)
         write_text(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
         tracker.start(folder.name, mapping, {"imavae.folder": str(folder)})
@@ -320,6 +318,12 @@ class Outcome:
 def failed_record(trial: int, values: Row) -> TrialRecord:
     """A trial that ended without a result."""
     return TrialRecord(trial, values, "failed", None, [], [])
+
+
+def tracker_of(config: RunConfig, experiment: str) -> Tracker:
+    """The tracker that answers at the configured address. Raises UserError, within seconds, where none does."""
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    return open_tracker(config.tracking, Path(config.output_dir), experiment)
 
 
 def best_member(record: TrialRecord) -> Row | None:

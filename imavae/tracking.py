@@ -34,9 +34,7 @@ Value = float | int | str
 Row = Mapping[str, Value]
 Status = Literal["finished", "stopped", "failed"]
 
-LOADER_MODULE = (
-    "imavae.training.checkpoint"  # has `_load_pyfunc(path)`, by which MLflow's generic loader reads a model file
-)
+LOADER_MODULE = "imavae.training.checkpoint"  # has `_load_pyfunc(path)`, which MLflow's generic loader calls
 CHAMPION = "champion"  # the alias of the best model
 PROGRESS_PERIOD = 5.0  # seconds between two writes of a running trial's curves; a write takes 15 ms, however short
 PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")

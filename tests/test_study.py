@@ -122,7 +122,7 @@ def test_trials_are_placed_on_the_shares_of_gpus_that_the_cluster_has(tmp_path: 
         run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
     ).fit()
     ray.shutdown()
-    assert sorted(results[i].metrics["gpus"] for i in range(4)) == ["0", "0", "1", "1"]
+    assert sorted((results[i].metrics or {})["gpus"] for i in range(4)) == ["0", "0", "1", "1"]
 
 
 def test_a_trial_that_does_not_fit_into_the_cluster_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from imavae.config import Cluster, StudyConfig, UserError, base_of, require, to_mapping
 from imavae.metrics.evaluate import check_metric
-from imavae.run import Outcome, Session, failed_record, resolve_device
+from imavae.run import Outcome, Session, failed_record, resolve_device, tracker_of
 from imavae.search import space
 from imavae.search.progress import Snapshot
 from imavae.search.trainable import STATE, trainable
@@ -67,6 +67,7 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcom
         UserError: a mistake in the configuration, an address that can't be reached, or all trials failed.
     """
     parameters, points = check(config)
+    tracker = tracker_of(config, config.study)
     start_ray(config.cluster)
     import ray
     from ray import tune
@@ -76,7 +77,7 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcom
     slots = _slots(config.cluster, ray.cluster_resources())  # type: ignore[no-untyped-call]
     base = base_of(config)
     packs = space.packs(base, points, slots) if points else []
-    outcome = Outcome.open(config, "studies", config.study, config.objective)
+    outcome = Outcome.start(config, "studies", config.study, tracker, config.objective)
     n_points = len(points) or config.budget.trials or 0
     n_trials = len(packs) or n_points
     recorder = Hooks.recorder = Recorder(config, outcome, n_points, n_trials, notify)
