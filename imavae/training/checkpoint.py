@@ -6,9 +6,10 @@ MLflow's generic ``pyfunc`` loader finds :func:`_load_pyfunc` here.
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,19 @@ from imavae.config import RunConfig, UserError, run_config, to_mapping
 from imavae.model.export import Model
 
 FORMAT = 1  # of every file that save() writes; a change that old readers misread raises it
+MAGIC = b"imavae checkpoint"  # the first line goes on with the format and the SHA-256 of all that follows
 
 
 def save(path: Path, kind: str, content: dict[str, Any]) -> None:
     """Write ``content`` to ``path`` atomically: aside, to the disk, then renamed. ``kind`` is ensemble or model."""
+    buffer = io.BytesIO()
+    torch.save({"kind": kind, **content}, buffer)
+    body = buffer.getvalue()
+    header = b"%s %d %s\n" % (MAGIC, FORMAT, hashlib.sha256(body).hexdigest().encode())
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with aside.open("wb") as file:
-            torch.save({"format": FORMAT, "kind": kind, **content}, file)
+            file.write(header + body)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -40,23 +46,33 @@ def load(path: Path) -> dict[str, Any]:
     """The content of a file that :func:`save` wrote, on the CPU.
 
     Raises:
-        UserError: the file is missing, truncated, not a checkpoint, or of another format version.
+        UserError: the file is missing, truncated, changed since, not a checkpoint, or of another format version.
     """
-    if not path.is_file():
-        raise UserError(f"`checkpoint is a file` must hold, but got {path}; look under outputs/ for one that is there")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        header, _, body = path.read_bytes().partition(b"\n")
+    except OSError as error:
         raise UserError(
-            f"`checkpoint can be read` must hold, but got {path} ({str(error).splitlines()[0]:.80}); "
-            "it is truncated, damaged or no checkpoint of imavae: use another one"
+            f"`checkpoint is a file` must hold, but got {path} ({error.strerror}); look under outputs/ for one"
         ) from None
-    version = content.get("format") if isinstance(content, dict) else None
-    if version != FORMAT:
+    version, _, digest = header.removeprefix(MAGIC).strip().partition(b" ")
+    if not header.startswith(MAGIC):
+        raise UserError(f"`checkpoint is one of imavae's` must hold, but got {path}; it was written by something else")
+    if version != b"%d" % FORMAT:
         raise UserError(
-            f"`checkpoint format = {FORMAT}` must hold, but got {version} in {path}; "
+            f"`checkpoint format = {FORMAT}` must hold, but got {version.decode(errors='replace')} in {path}; "
             "use the version of imavae that wrote it, or train again"
         )
+    if hashlib.sha256(body).hexdigest().encode() != digest:
+        raise UserError(
+            f"`checkpoint is whole` must hold, but {path} does not match its own checksum; "
+            "it is truncated or damaged: use another one"
+        )
+    try:
+        content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # it was made to run something: no file of save() is
+        raise UserError(
+            f"`checkpoint holds tensors and plain values alone` must hold, but {path} holds more; do not trust it"
+        ) from None
     return content
 
 
@@ -90,7 +106,7 @@ class _Predictor:
         self.model = model
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> NDArray[np.floating[Any]]:
-        x = torch.as_tensor(np.asarray(data), dtype=next(self.model.parameters()).dtype)
+        x = torch.tensor(np.asarray(data), dtype=next(self.model.parameters()).dtype)
         with torch.no_grad():
             return np.asarray(self.model.encode(x))
 

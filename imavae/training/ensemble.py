@@ -213,6 +213,11 @@ def from_plain(plain: dict[str, Any], device: torch.device) -> State:
     generators = {
         name: [torch.Generator(device).set_state(s.cpu()) for s in plain[name]] for name in ("batches", "noise")
     }
-    best = {name: Best(**values) for name, values in plain["best"].items()}
+    best = {
+        name: Best(values["value"], values["epoch"], values["weights"].to(device))
+        for name, values in plain["best"].items()
+    }
     history = [Validation(*validation) for validation in plain["history"]]
-    return State(**{**plain, **generators, "best": best, "history": history})
+    resting = ("active", "weights", "first", "second", "steps", "finite", "frozen")
+    moved = {name: plain[name].to(device) for name in resting}
+    return State(**{**plain, **moved, **generators, "best": best, "history": history})

@@ -49,9 +49,9 @@ def train(
         due = len(state.active) > 0 and (last or state.epoch % training.validate_every == 0)
         trained = time.perf_counter()
         if due:
-            state.epochs[state.active] = state.epoch
+            state.epochs[state.active.cpu()] = state.epoch
             values = validate(state.weights, state.active)
-            state.history.append(Validation(state.epoch, state.active.clone(), values))
+            state.history.append(Validation(state.epoch, state.active.cpu(), values))
             _update_best(state, values)
             _stop(state, values, training, last)
         validated = time.perf_counter()
@@ -60,27 +60,28 @@ def train(
 
 def _drop_diverged(state: State) -> None:
     if not bool(state.finite.all()):
-        state.epochs[state.active] = state.epoch
+        state.epochs[state.active.cpu()] = state.epoch
         _freeze(state, ~state.finite, "diverged")
 
 
 def _update_best(state: State, values: dict[str, Tensor]) -> None:
+    active = state.active.cpu()  # weights rest on the device, values and counts on the CPU
     for name, mode in CRITERIA.items():
         if name not in values:
             continue  # a validation without sources has no val/mcc
         best, value = state.best[name], values[name]
-        better = value > best.value[state.active] if mode == "max" else value < best.value[state.active]
-        rows = state.active[better]
+        better = value > best.value[active] if mode == "max" else value < best.value[active]
+        rows = active[better]
         if name == "val/neg_elbo":
-            state.waited[state.active] += 1
+            state.waited[active] += 1
             state.waited[rows] = 0
         best.value[rows], best.epoch[rows] = value[better], state.epoch
-        best.weights[rows] = state.weights[better]
+        best.weights[rows.to(best.weights.device)] = state.weights[better.to(state.weights.device)]
 
 
 def _stop(state: State, values: dict[str, Tensor], training: Training, last: bool) -> None:
     _freeze(state, ~torch.isfinite(values["val/neg_elbo"]), "diverged")
-    _freeze(state, state.waited[state.active] >= training.patience, "stopped")
+    _freeze(state, state.waited[state.active.cpu()] >= training.patience, "stopped")
     _freeze(state, torch.full_like(state.active, last, dtype=torch.bool), "finished")
 
 
@@ -88,6 +89,7 @@ def _freeze(state: State, leaving: Tensor, status: str) -> None:
     """Take the active members at the positions of the mask ``leaving`` out of training, and compact the rest."""
     if not bool(leaving.any()):
         return
+    leaving = leaving.to(state.active.device)
     rows = state.active[leaving]
     state.frozen[rows] = state.weights[leaving]
     for row in rows.tolist():
