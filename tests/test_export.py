@@ -123,7 +123,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.with_name("other").touch(), "is a file"),
     "folder": (lambda path: path.mkdir(), "is a file"),
     "empty": (_truncated(0), "written by something else"),
-    "half a header": (lambda path: path.write_bytes(b"imavae checkcheckpoint 1 d0"), "truncated or damaged"),
+    "half a header": (lambda path: path.write_bytes(b"imavae checkpoint 1 d0"), "truncated or damaged"),
     "a tenth": (_truncated(0.1), "truncated or damaged"),
     "a half": (_truncated(0.5), "truncated or damaged"),
     "nearly all": (_truncated(0.99), "truncated or damaged"),
