@@ -32,7 +32,7 @@ def require(holds: bool, rule: str, got: object, remedy: str) -> None:
 class Settings:
     """Base of every node of the tree: an unknown key is refused, never ignored."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 T = TypeVar("T", bound=Settings)
@@ -151,13 +151,20 @@ class Data(Settings):
                 centre,
                 "it has one for each source; leave it null to draw it",
             )
-            if isinstance(self.source, UniformSource):
-                require(
-                    not all(self.source.low <= a <= self.source.high for a in centre),
-                    "data.mixing.centre lies outside the sources' support",
-                    centre,
-                    "the map has its pole there",
-                )
+            low, high = self._box()
+            beyond = math.hypot(*(max(low - a, a - high, 0) for a in centre))
+            require(
+                beyond > 0.05 * (high - low),
+                f"data.mixing.centre lies outside the sources' box [{low:g}, {high:g}], by 5 % of its width",
+                centre,
+                "the map has its pole there",
+            )
+
+    def _box(self) -> tuple[float, float]:
+        """The interval that holds each source: its support, or three standard deviations."""
+        if isinstance(self.source, UniformSource):
+            return self.source.low, self.source.high
+        return self.source.mean - 3 * self.source.std, self.source.mean + 3 * self.source.std
 
     @property
     def sizes(self) -> tuple[int, int, int]:
