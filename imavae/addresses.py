@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from imavae.config import Tracking, UserError
+from imavae.config import Tracking
+from imavae.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

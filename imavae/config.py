@@ -8,99 +8,33 @@ a Hydra object. This module imports neither torch nor Ray, so that a mistake is 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, TypeAdapter, ValidationError
+from pydantic import BeforeValidator
 
+from imavae.errors import known, require
+from imavae.families import (
+    MIXINGS,
+    NETWORK_NAMES,
+    PRIORS,
+    SOURCES,
+    MixingSettings,
+    MoebiusMixing,
+    PriorSettings,
+    Settings,
+    SourceSettings,
+    UniformPrior,
+    UniformSource,
+    load_plugins,
+)
+from imavae.mapping import build, chosen_from, to_mapping
 
-class UserError(Exception):
-    """A person's mistake: its text names the value, the rule and the remedy; scripts print it and exit with code 2."""
-
-
-def require(holds: bool, rule: str, got: object, remedy: str) -> None:
-    """Raise :class:`UserError` unless ``holds``, in the one form that all messages about a value have."""
-    if not holds:
-        raise UserError(f"`{rule}` must hold, but got {got}; {remedy}")
-
-
-class Settings:
-    """Base of every node of the tree: an unknown key is refused, never ignored."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-T = TypeVar("T", bound=Settings)
-
-
-@dataclass(frozen=True)
-class UniformSource(Settings):
-    """Independent sources, each uniform on [low, high]."""
-
-    name: Literal["uniform"] = "uniform"
-    low: float = -0.5
-    high: float = 0.5
-
-    def __post_init__(self) -> None:
-        require(
-            -math.inf < self.low < self.high < math.inf,
-            "data.source.low < data.source.high",
-            f"low={self.low}, high={self.high}",
-            "a uniform source needs a finite interval",
-        )
-
-
-@dataclass(frozen=True)
-class GaussianSource(Settings):
-    """Independent Gaussian sources."""
-
-    name: Literal["gaussian"] = "gaussian"
-    mean: float = 0.0
-    std: float = 1.0  # a standard deviation, not a variance
-
-    def __post_init__(self) -> None:
-        require(0 < self.std < math.inf, "data.source.std > 0", f"std={self.std}", "it is a standard deviation")
-
-
-@dataclass(frozen=True)
-class MoebiusMixing(Settings):
-    """x = A (s - a) / |s - a|^2, conformal: its IMA contrast is zero. Unless given, ``data.seed`` draws A and a."""
-
-    name: Literal["moebius"] = "moebius"
-    matrix: tuple[tuple[float, ...], ...] | None = None  # A, orthogonal, dim x dim
-    centre: tuple[float, ...] | None = None  # a, the pole, outside the sources' support
-    distance: float = 2.5  # of a random pole from the sources' mean, in half-diagonals of their support
-
-    def __post_init__(self) -> None:
-        require(
-            1 < self.distance < math.inf,
-            "data.mixing.distance > 1",
-            f"distance={self.distance}",
-            "the pole must lie outside the sources' support",
-        )
-
-
-@dataclass(frozen=True)
-class MLPMixing(Settings):
-    """x = W_L a(... a(W_1 s)), with a(h) = slope h + (1 - slope) log(1 + e^h), the smooth leaky ReLU."""
-
-    name: Literal["mlp"] = "mlp"
-    n_layers: int = 2  # linear maps; an activation stands between two of them
-    weights: Literal["orthogonal", "uniform"] = "orthogonal"
-    slope: float = 0.2  # of the smooth leaky ReLU at minus infinity; 1 makes the mixing linear
-
-    def __post_init__(self) -> None:
-        require(self.n_layers >= 1, "data.mixing.n_layers >= 1", self.n_layers, "it counts the linear maps")
-        require(0 < self.slope <= 1, "0 < data.mixing.slope <= 1", self.slope, "other slopes have no inverse")
-
-
-Source = Annotated[UniformSource | GaussianSource, Discriminator("name")]
-Mixing = Annotated[MoebiusMixing | MLPMixing, Discriminator("name")]
+Source = Annotated[SourceSettings, BeforeValidator(chosen_from(SOURCES))]
+Mixing = Annotated[MixingSettings, BeforeValidator(chosen_from(MIXINGS))]
+Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
 
 
 @dataclass(frozen=True)
@@ -109,9 +43,11 @@ class Data(Settings):
 
     dim: int = 3  # number of sources, of latents and of observed dimensions
     n_obs: int = 60_000  # observations, over all splits
-    seed: int = 1  # of the mixing, the sources and the split; all members share them
+    seed: int = 1  # of the mixing, the sources and the split; all members share them, unless members.data.seed is set
     train: float = 0.7  # share of the observations to train on
     val: float = 0.2  # share that stops and selects; the rest is the test split
+    n_segments: int = 1  # above 1, each observation has an auxiliary u, its segment, with source parameters of its own
+    variances: tuple[float, float] = (0.5, 3.0)  # of the segments' sources, over the source's own: uniform between these
     source: Source = field(default_factory=UniformSource)
     mixing: Mixing = field(default_factory=MoebiusMixing)
 
@@ -129,42 +65,10 @@ class Data(Settings):
             f"train, val, test of {self.sizes}",
             "raise data.n_obs or change data.train and data.val",
         )
-        if isinstance(self.mixing, MoebiusMixing):
-            self._check_moebius(self.mixing)
-
-    def _check_moebius(self, mixing: MoebiusMixing) -> None:
-        matrix, centre = mixing.matrix, mixing.centre
-        if matrix is not None:
-            gram = [[sum(a * b for a, b in zip(r, s, strict=False)) for s in matrix] for r in matrix]
-            orthogonal = all(abs(g - (i == j)) < 1e-4 for i, row in enumerate(gram) for j, g in enumerate(row))
-            square = len(matrix) == self.dim and all(len(row) == self.dim for row in matrix)
-            require(
-                square and orthogonal,
-                f"data.mixing.matrix is orthogonal, {self.dim} x {self.dim}",
-                matrix,
-                "only an orthogonal matrix keeps the map conformal; leave it null to draw one",
-            )
-        if centre is not None:
-            require(
-                len(centre) == self.dim,
-                f"data.mixing.centre has {self.dim} numbers",
-                centre,
-                "it has one for each source; leave it null to draw it",
-            )
-            low, high = self._box()
-            beyond = math.hypot(*(max(low - a, a - high, 0) for a in centre))
-            require(
-                beyond > 0.05 * (high - low),
-                f"data.mixing.centre lies outside the sources' box [{low:g}, {high:g}], by 5 % of its width",
-                centre,
-                "the map has its pole there",
-            )
-
-    def _box(self) -> tuple[float, float]:
-        """The interval that holds each source: its support, or three standard deviations."""
-        if isinstance(self.source, UniformSource):
-            return self.source.low, self.source.high
-        return self.source.mean - 3 * self.source.std, self.source.mean + 3 * self.source.std
+        require(self.n_segments >= 1, "data.n_segments >= 1", self.n_segments, "1 means no auxiliary variable")
+        low, high = self.variances
+        require(0 < low <= high, "0 < data.variances[0] <= data.variances[1]", self.variances, "they are a range")
+        self.mixing.check(self.dim, self.source)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -174,46 +78,50 @@ class Data(Settings):
 
 
 @dataclass(frozen=True)
-class UniformPrior(Settings):
-    """Latents uniform on [low, high]; null takes the source's support."""
+class Encoder(Settings):
+    """What the encoder has otherwise than the decoder; null: the same."""
 
-    name: Literal["uniform"] = "uniform"
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class GaussianPrior(Settings):
-    """Independent Gaussian latents."""
-
-    name: Literal["gaussian"] = "gaussian"
-    mean: float = 0.0
-    std: float = 1.0  # a standard deviation, not a variance
+    n_layers: int | None = None  # linear maps
+    hidden_factor: int | None = None  # width of a hidden layer, in multiples of data.dim
 
     def __post_init__(self) -> None:
-        require(0 < self.std < math.inf, "model.prior.std > 0", f"std={self.std}", "it is a standard deviation")
-
-
-Prior = Annotated[UniformPrior | GaussianPrior, Discriminator("name")]
+        for name in ("n_layers", "hidden_factor"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"model.encoder.{name} >= 1", value, "null takes the decoder's")
 
 
 @dataclass(frozen=True)
 class Model(Settings):
-    """A VAE with a diagonal Gaussian posterior; encoder and decoder are multi-layer perceptrons."""
+    """A VAE: networks, posterior, decoder precision, prior."""
 
-    name: Literal["mlp"] = "mlp"
+    name: str = "mlp"  # of the network: mlp, or one of your own
     gamma: float = 100.0  # the decoder's precision is gamma squared
+    precision: Literal["fixed", "learned", "mle"] = "fixed"  # learned: by gradient; mle: after each epoch; from gamma
+    beta: float = 1.0  # weight of the KL divergence in the loss; reported ELBOs have 1
+    kl: Literal["sampled", "analytic"] = "sampled"  # analytic: in closed form, for Gaussian and Laplace priors
+    posterior: Literal["diagonal", "full"] = "diagonal"  # covariance of the Gaussian posterior
+    decoder: Literal["learned", "true"] = "learned"  # true: the mixing itself; only the encoder is trained
     n_layers: int = 2  # linear maps in the encoder and in the decoder; an activation stands between two of them
     hidden_factor: int = 10  # width of a hidden layer, in multiples of data.dim
+    activation: Literal["leaky_relu", "tanh", "silu", "softplus"] = "leaky_relu"
     slope: float = 0.2  # of the leaky ReLU below zero
+    encoder: Encoder = field(default_factory=Encoder)
     prior: Prior = field(default_factory=UniformPrior)
 
     def __post_init__(self) -> None:
-        precision = "gamma² is the decoder's precision"
-        require(0 < self.gamma < 1e9, "0 < model.gamma < 1e9", f"gamma={self.gamma}", precision)
+        gamma, factor = self.gamma, self.hidden_factor
+        known(self.name, NETWORK_NAMES, "model.name")
+        require(0 < gamma < 1e9, "0 < model.gamma < 1e9", f"gamma={gamma}", "gamma² is the decoder's precision")
+        require(self.beta > 0, "model.beta > 0", self.beta, "it weighs the KL divergence")
         require(self.n_layers >= 1, "model.n_layers >= 1", self.n_layers, "it counts the linear maps")
-        require(self.hidden_factor >= 1, "model.hidden_factor >= 1", self.hidden_factor, "width = factor x data.dim")
+        require(factor >= 1, "model.hidden_factor >= 1", factor, "width = factor x data.dim")
         require(0 <= self.slope <= 1, "0 <= model.slope <= 1", self.slope, "it is the leaky ReLU's, below zero")
+        require(
+            self.kl == "sampled" or self.prior.analytic,
+            "model.kl is analytic only where there is a closed form",
+            f"a {self.prior.name} prior",
+            "say model.kl=sampled, or model/prior=gaussian",
+        )
 
 
 @dataclass(frozen=True)
@@ -238,16 +146,27 @@ class Training(Settings):
 
 
 @dataclass(frozen=True)
+class MembersData(Settings):
+    """The worlds that members train in."""
+
+    seed: tuple[int, ...] | None = None  # a world for each; null: the one of data.seed
+
+
+@dataclass(frozen=True)
 class Members(Settings):
-    """The members of every point: nothing but seeds."""
+    """The members of every point: nothing but seeds, the product of these axes."""
 
     seed: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # of initialisation, batches and posterior noise
+    data: MembersData = field(default_factory=MembersData)
 
     def __post_init__(self) -> None:
-        seeds = list(self.seed)
-        require(len(seeds) >= 1, "members.seed has at least one seed", seeds, "say members.seed=[1,2,3]")
-        require(len(set(seeds)) == len(seeds), "members.seed has no seed twice", seeds, "drop the copy")
-        require(min(seeds) >= 0, "members.seed >= 0", seeds, "a seed is a whole number from 0 up")
+        for key, seeds in (("members.seed", self.seed), ("members.data.seed", self.data.seed)):
+            if seeds is None:
+                continue
+            got = list(seeds)
+            require(len(seeds) >= 1, f"{key} has at least one seed", got, f"say {key}=[1,2,3]")
+            require(len(set(seeds)) == len(seeds), f"{key} has no seed twice", got, "drop the copy")
+            require(min(seeds) >= 0, f"{key} >= 0", got, "a seed is a whole number from 0 up")
 
 
 @dataclass(frozen=True)
@@ -264,6 +183,7 @@ class RunConfig(Settings):
 
     name: str | None = None  # of the run's folder; null: the default name, numbered when taken
     output_dir: str = "outputs"  # all output lies under it
+    plugins: tuple[str, ...] = ()  # Python files that register your own mixing, source, prior or network
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
@@ -274,27 +194,42 @@ class RunConfig(Settings):
         if self.name is not None:
             plain = all(c.isalnum() or c in "-_." for c in self.name) and self.name[:1] not in ("", ".", "-")
             require(plain, "name is a plain folder name", repr(self.name), "use letters, digits, '-', '_' and '.'")
-        source, prior = self.data.source, self.model.prior
-        if isinstance(prior, UniformPrior):
-            low, high = support(self)
+        source, prior, (low, high) = self.data.source, self.model.prior, support(self)
+        require(
+            low <= source.support[0] and source.support[1] <= high and (not prior.bounded or high - low < math.inf),
+            "the prior's support covers the source's",
+            f"a {prior.name} prior on [{low:g}, {high:g}] for {source.name} sources on {list(source.support)}",
+            "widen model.prior.low and .high, or choose model/prior=gaussian",
+        )
+        conditional = getattr(prior, "parameters", "fixed") == "conditional"
+        require(
+            not conditional or self.data.n_segments > 1,
+            "data.n_segments > 1 for a conditional prior",
+            self.data.n_segments,
+            "the prior's parameters depend on the segment",
+        )
+        if self.model.decoder == "true":
             require(
-                isinstance(source, UniformSource) and low <= source.low and source.high <= high,
-                "the prior's support covers the source's",
-                f"a uniform prior on [{low:g}, {high:g}] for {source}",
-                "widen model.prior.low and .high, or choose model/prior=gaussian",
+                (low, high) == source.support,
+                "model.decoder=true needs a prior on the source's support",
+                f"{[low, high]} for sources on {list(source.support)}",
+                "the mixing takes latents for sources",
+            )
+            require(
+                self.members.data.seed is None,
+                "model.decoder=true needs one world",
+                f"members.data.seed={self.members.data.seed}",
+                "set data.seed instead",
             )
 
 
 def support(config: RunConfig) -> tuple[float, float]:
-    """The interval of the latents: the bounded prior's own, or else its source's; the whole line for others."""
+    """The interval that the latents live on: a bounded prior's own, or else its source's; the whole line for others."""
     prior, source = config.model.prior, config.data.source
-    if isinstance(prior, GaussianPrior):
+    if not prior.bounded:
         return -math.inf, math.inf
-    bounds = (source.low, source.high) if isinstance(source, UniformSource) else (-math.inf, math.inf)
-    return (
-        bounds[0] if prior.low is None else prior.low,
-        bounds[1] if prior.high is None else prior.high,
-    )
+    low, high = getattr(prior, "low", None), getattr(prior, "high", None)
+    return source.support[0] if low is None else low, source.support[1] if high is None else high
 
 
 AGGREGATES = ("median", "mean", "min", "max")
@@ -410,34 +345,27 @@ class EvaluateConfig(Settings):
         require(self.checkpoint.strip() != "", "checkpoint is not empty", repr(self.checkpoint), remedy)
 
 
-def known(value: str, valid: typing.Iterable[str], what: str) -> None:
-    """Raise :class:`UserError` unless ``value`` is among the ``valid`` names of ``what``; name the nearest ones."""
-    valid = list(valid)
-    if value not in valid:
-        near = difflib.get_close_matches(value, valid, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(valid)}"
-        raise UserError(f"`{what}` must be one of {', '.join(valid)}, but got {value!r}; {hint}")
-
-
 def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     """The checked run configuration of a plain mapping.
 
     Raises:
         UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule.
     """
-    return _build(RunConfig, mapping)
+    load_plugins(mapping.get("plugins") or ())
+    return build(RunConfig, mapping)
 
 
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
     """The checked study configuration of a plain mapping. Raises as :func:`run_config` does."""
-    config = _build(StudyConfig, mapping)
+    load_plugins(mapping.get("plugins") or ())
+    config = build(StudyConfig, mapping)
     require(bool(config.search), "search has a parameter", config.search, "a study needs something to search")
     return config
 
 
 def evaluate_config(mapping: Mapping[str, Any]) -> EvaluateConfig:
     """The checked evaluation configuration of a plain mapping. Raises as :func:`run_config` does."""
-    return _build(EvaluateConfig, mapping)
+    return build(EvaluateConfig, mapping)
 
 
 def base_of(config: StudyConfig) -> RunConfig:
@@ -455,66 +383,3 @@ def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
             node = node[part]
         node[leaf] = value
     return run_config(mapping)
-
-
-def to_mapping(config: Settings) -> dict[str, Any]:
-    """Plain containers (dict, list, scalars) that :func:`run_config` and its kin turn back into the same."""
-    plain: dict[str, Any] = TypeAdapter(type(config)).dump_python(config, mode="json")
-    return plain
-
-
-def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all values that a tree of this type can hold, those of every variant of a union included."""
-    for name, hint in typing.get_type_hints(kind).items():
-        if name.startswith("__"):
-            continue
-        nodes = [t for t in (typing.get_args(hint) if _is_union(hint) else [hint]) if dataclasses.is_dataclass(t)]
-        if not nodes:
-            yield prefix + name
-        for node in nodes:
-            yield from keys_of(node, f"{prefix}{name}.")
-
-
-def nearest(key: str, kind: type[Settings] = StudyConfig) -> str:
-    """A hint that names the valid dotted keys most like ``key``."""
-    keys = sorted(set(keys_of(kind)))
-    if key in keys:
-        node = key.rpartition(".")[0]
-        return f"another variant of `{node}` has it: choose that one by its group (`--help` lists them)"
-    leaf = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6) or [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
-    return f"the nearest settings are {', '.join(near)}" if near else "`--help` lists the settings"
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _build(kind: type[T], mapping: Mapping[str, Any]) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(dict(mapping))
-    except ValidationError as error:
-        raise UserError("\n".join(_explain(e, mapping, kind) for e in error.errors())) from None
-
-
-def _explain(error: Any, mapping: Mapping[str, Any], kind: type[Settings]) -> str:
-    """One validation error as value, rule and remedy; the union's tag in its path is dropped."""
-    path: list[str] = []
-    node: Any = mapping
-    for part in error["loc"]:
-        if (isinstance(node, Mapping) and part in node) or (isinstance(node, (list, tuple)) and isinstance(part, int)):
-            path.append(str(part))
-            node = node[part]
-    key = ".".join(path)
-    if error["type"] == "unexpected_keyword_argument":
-        return f"`{key}` is not a setting (got {node!r}); {nearest(key, kind)}"
-    if error["type"] == "union_tag_invalid":
-        valid = error["ctx"]["expected_tags"].replace("'", "")
-        return f"`{key}.name` must be one of {valid}, but got {error['ctx']['tag']!r}; choose one of them"
-    if error["type"] in ("dataclass_type", "model_attributes_type"):
-        group = key.replace(".", "/")
-        return f"`{key}` must be a mapping, but got {node!r}; a variant is chosen by its group, as in {group}=NAME"
-    rule = error["msg"][0].lower() + error["msg"][1:]
-    if error["type"] == "missing":
-        return f"`{'.'.join(map(str, error['loc']))}` must be given, but is missing; `--help` shows every setting"
-    return f"`{key}` has the wrong type or value: {rule}, but got {node!r}; `--help` shows each setting's meaning"

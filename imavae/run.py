@@ -19,16 +19,9 @@ import pandas as pd
 import torch
 import yaml
 
-from imavae.config import (
-    WORST_SCORE,
-    EvaluateConfig,
-    Objective,
-    RunConfig,
-    UserError,
-    require,
-    run_config,
-    to_mapping,
-)
+from imavae.config import EvaluateConfig, Objective, RunConfig, WORST_SCORE, run_config
+from imavae.errors import UserError, require
+from imavae.mapping import to_mapping
 from imavae.data import dataset
 from imavae.metrics.evaluate import evaluate
 from imavae.model.export import Model

@@ -25,7 +25,8 @@ import yaml
 
 from imavae.addresses import check_reachable, is_server, open_client, tracking_uri, where
 from imavae.addresses import fetch_model as fetch_model  # for those who load what was tracked
-from imavae.config import Tracking, UserError
+from imavae.config import Tracking
+from imavae.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag

@@ -15,7 +15,8 @@ import urllib.request
 from pathlib import Path
 
 from imavae.addresses import QUIET, check_reachable, database_file, is_server, tracking_uri
-from imavae.config import Tracking, UserError, require
+from imavae.config import Tracking
+from imavae.errors import UserError, require
 
 HOST = "127.0.0.1"
 OPENS = "/#/experiments?workflowType=machine_learning"  # the page's own start is about language models

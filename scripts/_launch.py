@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from imavae.config import Settings
+    from imavae.families import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -76,7 +76,7 @@ def launch(command: Command[C]) -> int:
 
 def exit_code(action: Callable[[], None]) -> int:
     """Carry out an action; a person's mistake becomes one message and 2, an interruption 130. Bugs pass through."""
-    from imavae.config import UserError
+    from imavae.errors import UserError
 
     try:
         action()
@@ -143,7 +143,7 @@ def read_search(path: Path) -> dict[str, Any]:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from imavae.config import UserError
+    from imavae.errors import UserError
 
     try:
         for token in yaml.scan(path.read_text(encoding="utf-8")):
@@ -247,7 +247,7 @@ def _explained(compose: Callable[[], T], command: Command[C]) -> T:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from imavae.config import UserError
+    from imavae.errors import UserError
 
     try:
         return compose()
@@ -277,7 +277,7 @@ def _explain(error: Exception, command: Command[C]) -> str:
 
 def _unknown(key: str, command: Command[C]) -> str:
     """The message for a key that is neither a setting nor a group."""
-    from imavae.config import nearest
+    from imavae.mapping import nearest
 
     choices, settings = _compose(command, [])
     if "." not in key:

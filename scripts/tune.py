@@ -15,7 +15,8 @@ from _launch import Command, launch, options, require_environment
 
 require_environment()
 
-from imavae.config import StudyConfig, require, study_config
+from imavae.config import StudyConfig, study_config
+from imavae.errors import require
 
 
 def check(mapping: Mapping[str, Any]) -> StudyConfig:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imavae.config import Data, MoebiusMixing, RunConfig, run_config
+from imavae.config import Data, RunConfig, run_config
+from imavae.families import MoebiusMixing
 from imavae.data import sources
 from imavae.data.dataset import Dataset, Split
 from imavae.model import vae

@@ -13,17 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from _launch import CONF, options, read_search, register_searches, searches
-from imavae.config import (
-    EvaluateConfig,
-    RunConfig,
-    StudyConfig,
-    UserError,
-    evaluate_config,
-    keys_of,
-    run_config,
-    study_config,
-    to_mapping,
-)
+from imavae.config import EvaluateConfig, RunConfig, StudyConfig, evaluate_config, run_config, study_config
+from imavae.errors import UserError
+from imavae.mapping import keys_of, to_mapping
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import Data, GaussianSource, MLPMixing, RunConfig, UserError, run_config
+from imavae.config import Data, RunConfig, run_config
+from imavae.errors import UserError
+from imavae.families import GaussianSource, MLPMixing
 from imavae.data import dataset, sources
 from imavae.run import Session
 from imavae.streams import stream

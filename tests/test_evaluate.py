@@ -14,7 +14,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from imavae.config import RunConfig, UserError
+from imavae.config import RunConfig
+from imavae.errors import UserError
 from imavae.data import dataset
 from imavae.data.dataset import Split
 from imavae.metrics.evaluate import GLOSSARY, check_metric, evaluate

@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import RunConfig, UserError
+from imavae.config import RunConfig
+from imavae.errors import UserError
 from imavae.model import vae
 from imavae.run import Session, load_model
 from imavae.training import checkpoint

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import Data, GaussianSource, MLPMixing, MoebiusMixing, UniformSource
+from imavae.config import Data
+from imavae.families import GaussianSource, MLPMixing, MoebiusMixing, UniformSource
 from imavae.data import dataset, sources
 from imavae.data.mixing import MLP, Mixing, Moebius, build, orthogonal, uniform
 from imavae.metrics.ima import contrast

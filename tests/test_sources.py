@@ -10,7 +10,8 @@ import pytest
 import scipy.stats
 import torch
 
-from imavae.config import GaussianSource, Source, UniformSource
+from imavae.config import Source
+from imavae.families import GaussianSource, UniformSource
 from imavae.data import sources
 from imavae.streams import Purpose, stream
 from tests.helpers import normal

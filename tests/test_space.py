@@ -7,7 +7,8 @@ from typing import Any
 import optuna
 import pytest
 
-from imavae.config import StudyConfig, UserError, base_of, study_config
+from imavae.config import StudyConfig, base_of, study_config
+from imavae.errors import UserError
 from imavae.search import space, study
 
 GAMMA = {"type": "float", "low": 3.0, "high": 1000.0, "log": True}

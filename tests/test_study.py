@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from imavae.config import StudyConfig, UserError, study_config
+from imavae.config import StudyConfig, study_config
+from imavae.errors import UserError
 from imavae.run import Session, load_model
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study

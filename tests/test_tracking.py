@@ -18,7 +18,8 @@ from mlflow.entities import Run
 
 from imavae import addresses, tracking
 from imavae.addresses import fetch_model
-from imavae.config import Tracking, UserError
+from imavae.config import Tracking
+from imavae.errors import UserError
 from imavae.tracking import MLflowTracker, NullTracker, TrialRecord, open_tracker, quartile_curves
 
 SETTINGS = Tracking()

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from imavae import tracking
-from imavae.config import Tracking, UserError
+from imavae.config import Tracking
+from imavae.errors import UserError
 from imavae.ui import serve
 
 

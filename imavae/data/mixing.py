@@ -15,7 +15,8 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from imavae.config import Data, MLPMixing, MoebiusMixing
+from imavae.config import Data
+from imavae.families import MLPMixing, MoebiusMixing
 from imavae.data.sources import radius
 from imavae.streams import stream
 

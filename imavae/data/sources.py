@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from imavae.config import GaussianSource, Source, UniformSource
+from imavae.config import Source
+from imavae.families import GaussianSource, UniformSource
 
 
 def sample(source: Source, n: int, dim: int, generator: torch.Generator) -> Float64[Tensor, "n d"]:

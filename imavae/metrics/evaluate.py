@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from imavae.config import known
+from imavae.errors import known
 from imavae.data.dataset import Split
 from imavae.metrics import identifiability, ima
 from imavae.model.networks import Weights

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from imavae.config import GaussianPrior, RunConfig, support
+from imavae.config import RunConfig, support
+from imavae.families import GaussianPrior
 
 
 @runtime_checkable

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from imavae.config import RunConfig, StudyConfig, UserError, base_of, keys_of, known, nearest, require, with_values
+from imavae.config import RunConfig, StudyConfig, base_of, with_values
+from imavae.errors import UserError, known, require
+from imavae.mapping import keys_of, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

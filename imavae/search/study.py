@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imavae.config import Cluster, StudyConfig, UserError, base_of, require, to_mapping
+from imavae.config import Cluster, StudyConfig, base_of
+from imavae.errors import UserError, require
+from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import check_metric
 from imavae.run import Outcome, Session, failed_record, resolve_device, tracker_of
 from imavae.search import space

@@ -18,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imavae.config import RunConfig, UserError, run_config, to_mapping
+from imavae.config import RunConfig, run_config
+from imavae.errors import UserError
+from imavae.mapping import to_mapping
 from imavae.model.export import Model
 
 FORMAT = 1  # of every file that save() writes; a change that old readers misread raises it
