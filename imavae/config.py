@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
@@ -47,7 +48,10 @@ class Data(Settings):
     train: float = 0.7  # share of the observations to train on
     val: float = 0.2  # share that stops and selects; the rest is the test split
     n_segments: int = 1  # above 1, each observation has an auxiliary u, its segment, with source parameters of its own
-    variances: tuple[float, float] = (0.5, 3.0)  # of the segments' sources, over the source's own: uniform between these
+    variances: tuple[float, float] = (
+        0.5,
+        3.0,
+    )  # of the segments' sources, over the source's own: uniform between these
     source: Source = field(default_factory=UniformSource)
     mixing: Mixing = field(default_factory=MoebiusMixing)
 
@@ -136,6 +140,7 @@ class Training(Settings):
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     threads: int = 1  # of torch, per ensemble; these models are too small for more to help
+    probes: bool = False  # whether the slow metrics (nonlinear R², DCI, SAP, MIG) are evaluated at the end, too
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "batch_size", "validate_every", "patience", "threads"):
@@ -338,6 +343,7 @@ class EvaluateConfig(Settings):
     split: Literal["train", "val", "test"] = "test"
     select: Literal["val/mcc", "val/neg_elbo"] = "val/mcc"  # which of a member's two best states
     output_dir: str = "outputs"  # all output lies under it
+    plugins: tuple[str, ...] = ()  # Python files that register the variants of the model, where they are your own
     tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
@@ -351,14 +357,12 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule.
     """
-    load_plugins(mapping.get("plugins") or ())
-    return build(RunConfig, mapping)
+    return build(RunConfig, _with_plugins(mapping))
 
 
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
     """The checked study configuration of a plain mapping. Raises as :func:`run_config` does."""
-    load_plugins(mapping.get("plugins") or ())
-    config = build(StudyConfig, mapping)
+    config = build(StudyConfig, _with_plugins(mapping))
     require(bool(config.search), "search has a parameter", config.search, "a study needs something to search")
     return config
 
@@ -366,6 +370,14 @@ def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
 def evaluate_config(mapping: Mapping[str, Any]) -> EvaluateConfig:
     """The checked evaluation configuration of a plain mapping. Raises as :func:`run_config` does."""
     return build(EvaluateConfig, mapping)
+
+
+def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with its plugins imported and their paths made absolute: a worker's current directory is another."""
+    paths = mapping.get("plugins") or ()
+    require(isinstance(paths, (list, tuple)), "plugins is a list of paths", repr(paths), "say plugins=[FILE.py]")
+    load_plugins(paths)
+    return {**mapping, "plugins": [str(Path(path).resolve()) for path in paths]}
 
 
 def base_of(config: StudyConfig) -> RunConfig:

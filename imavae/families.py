@@ -34,12 +34,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Registry:
     """The variants of one thing, by name."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, group: str) -> None:
         self.what = what  # the setting that chooses among them, as in data.mixing
+        self.group = group  # the group of conf/ that sets it
         self.variants: dict[str, type[Any]] = {}
 
     def register(self, variant: V) -> V:
-        """Add a settings dataclass under its ``name``; a decorator."""
+        """Add a frozen settings dataclass under its ``name``; a decorator. Raises UserError for one that is none."""
+        parameters = vars(variant).get("__dataclass_params__")  # a dataclass's own, not those of its base
+        rule = f"what is registered for {self.what} is a frozen dataclass of settings"
+        frozen = parameters is not None and parameters.frozen and issubclass(variant, Settings)
+        require(frozen, rule, variant.__name__, "see docs/ for an example")
+        new = bool(variant.name) and variant.name not in self.variants
+        require(new, f"each variant of {self.what} has a name of its own", repr(variant.name), "choose another")
         self.variants[variant.name] = variant
         return variant
 
@@ -49,7 +56,8 @@ class Registry:
         return self.variants[str(value["name"])]
 
 
-SOURCES, MIXINGS, PRIORS = Registry("data.source"), Registry("data.mixing"), Registry("model.prior")
+SOURCES, MIXINGS = Registry("data.source", "data/source"), Registry("data.mixing", "data")
+PRIORS = Registry("model.prior", "model/prior")
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,10 @@ class SourceSettings(Settings):
         return -math.inf, math.inf
 
     @property
-    def box(self) -> tuple[float, float]:
-        """The interval that holds each source for all practical purposes; the support, if that is bounded."""
-        return self.support
+    def extent(self) -> tuple[float, float]:
+        """The middle and the half-width of the interval that holds each source for all practical purposes."""
+        low, high = self.support
+        return (low + high) / 2, (high - low) / 2
 
 
 @SOURCES.register
@@ -100,9 +109,9 @@ class GaussianSource(SourceSettings):
         require(self.std > 0, "data.source.std > 0", f"std={self.std}", "it is a standard deviation")
 
     @property
-    def box(self) -> tuple[float, float]:
+    def extent(self) -> tuple[float, float]:
         """Three standard deviations about the mean."""
-        return self.mean - 3 * self.std, self.mean + 3 * self.std
+        return self.mean, 3 * self.std
 
 
 @SOURCES.register
@@ -118,9 +127,9 @@ class LaplaceSource(SourceSettings):
         require(self.scale > 0, "data.source.scale > 0", f"scale={self.scale}", "it is the mean distance from the mean")
 
     @property
-    def box(self) -> tuple[float, float]:
+    def extent(self) -> tuple[float, float]:
         """Six scales about the mean: all but 1 in 400 sources."""
-        return self.mean - 6 * self.scale, self.mean + 6 * self.scale
+        return self.mean, 6 * self.scale
 
 
 @SOURCES.register
@@ -163,7 +172,8 @@ class MixingSettings(Settings):
 class MoebiusMixing(MixingSettings):
     """x = L A (s - a) / |s - a|^2. Unless given, A and a are drawn from ``data.seed``.
 
-    Without the linear map L it is conformal: its IMA contrast is zero.
+    Without the linear map L it is conformal: its IMA contrast is zero. ``unit_determinant`` draws L as the paper's
+    sweep did (:func:`imavae.data.matrices.unit_determinant`), ``unit_columns`` the directions of its columns.
     """
 
     name: str = "moebius"
@@ -185,6 +195,9 @@ class MoebiusMixing(MixingSettings):
         if self.linear == "cosine":
             rule = "data.dim is 2 for data.mixing.linear=cosine"
             require(dim == 2, rule, dim, "in more dimensions say unit_determinant or unit_columns")
+        middle, half_width = source.extent
+        remedy = f"{source.name} sources need a property extent (middle, half-width); the pole lies beyond"
+        require(math.isfinite(half_width), "data.source has a finite extent", (middle, half_width), remedy)
         matrix, centre = self.matrix, self.centre
         if matrix is not None:
             gram = [[sum(a * b for a, b in zip(r, s, strict=False)) for s in matrix] for r in matrix]
@@ -195,7 +208,7 @@ class MoebiusMixing(MixingSettings):
         if centre is not None:
             rule = f"data.mixing.centre has {dim} numbers"
             require(len(centre) == dim, rule, centre, "it has one for each source; leave it null to draw it")
-            low, high = source.box
+            low, high = middle - half_width, middle + half_width
             beyond = math.hypot(*(max(low - a, a - high, 0) for a in centre))
             rule = f"data.mixing.centre lies outside the sources' box [{low:g}, {high:g}], by 5 % of its width"
             require(beyond > 0.05 * (high - low), rule, centre, "the map has its pole there")
@@ -322,7 +335,7 @@ NETWORK_NAMES = {"mlp"}  # those that can be chosen: the package's, and what a p
 
 
 def register_network(name: str) -> Callable[[F], F]:
-    """Add a network's builder, ``build(prefix, inputs, outputs, width, model) -> Network``, under a name; a decorator."""
+    """Add a network's builder, ``build(prefix, inputs, outputs, width, model) -> Network``; a decorator."""
 
     def register(builder: F) -> F:
         NETWORKS[name] = builder
@@ -352,9 +365,8 @@ def load_plugins(paths: Iterable[str]) -> None:
             spec.loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
-            raise UserError(
-                f"`plugins can be imported` must hold, but {path} raises {type(error).__name__}: {error}; correct the file"
-            ) from error
+            what = f"{path} raises {type(error).__name__}: {error}"
+            raise UserError(f"`plugins can be imported` must hold, but {what}; correct the file") from error
 
 
 def _interval(key: str, low: float, high: float) -> None:

@@ -24,7 +24,7 @@ def build(kind: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
         UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule.
     """
     try:
-        built: T = _adapter(kind).validate_python(dict(mapping))
+        built: T = _adapter(typing.cast(Any, kind)).validate_python(dict(mapping))
     except ValidationError as error:
         raise UserError("\n".join(_explain(e, mapping, kind, prefix) for e in error.errors())) from None
     return built
@@ -45,16 +45,15 @@ class _Chosen:
         if isinstance(value, Settings):
             return value
         if not isinstance(value, Mapping):
-            group = self.registry.what.replace(".", "/")
             raise UserError(
                 f"`{self.registry.what}` must be a mapping, but got {value!r}; "
-                f"a variant is chosen by its group, as in {group}=NAME"
+                f"a variant is chosen by its group, as in {self.registry.group}=NAME"
             )
         return build(self.registry.variant(value), value, self.registry.what)
 
 
 @functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: Any) -> Any:  # a TypeAdapter, which beartype does not know
     return TypeAdapter(kind)
 
 

@@ -19,13 +19,16 @@ import pandas as pd
 import torch
 import yaml
 
-from imavae.config import EvaluateConfig, Objective, RunConfig, WORST_SCORE, run_config
-from imavae.errors import UserError, require
-from imavae.mapping import to_mapping
+from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
 from imavae.data import dataset
+from imavae.errors import UserError, require
+from imavae.families import load_plugins
+from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import evaluate
+from imavae.metrics.glossary import FINAL, PROBES, Stage
 from imavae.model.export import Model
-from imavae.tracking import Row, Tracker, TrialRecord, Value, fetch_model, open_tracker
+from imavae.model.vae import GAMMA
+from imavae.tracking import Row, Tracker, TrialRecord, Value, fetch_model, member_name, open_tracker
 from imavae.training import checkpoint
 from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_plain, initial_state, to_plain
 from imavae.training.loop import Progress, train
@@ -53,7 +56,8 @@ class Session:
     def start(cls, points: list[RunConfig], device: torch.device) -> Session:
         """A session whose members stand at their random starts."""
         members = ensemble(points, device)
-        return cls(points, members, initial_state(members), dataset.make(points[0].data, members.dtype, device))
+        data = dataset.make(points[0].data, members.worlds, members.dtype, device)
+        return cls(points, members, initial_state(members), data)
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Session:
@@ -61,7 +65,7 @@ class Session:
         content = checkpoint.load(path)
         if content["kind"] != "ensemble":
             raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
-        session = cls.start([run_config(point) for point in content["points"]], device)
+        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device)
         session.state = from_plain(content["state"], device)
         return session
 
@@ -76,13 +80,13 @@ class Session:
         def validate(weights: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
             return self.evaluate("val", weights, rows)
 
-        return train(self.ensemble, self.state, self.data.train.observations, self.points[0].training, validate)
+        return train(self.ensemble, self.state, self.data.train, self.points[0].training, validate)
 
-    def evaluate(self, split: str, weights: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """``SPLIT/METRIC`` of the members in ``rows``, at the given weights."""
-        seeds = [self.ensemble.members[row].seed for row in rows.tolist()]
-        gamma = self.ensemble.per_member("gamma", rows)
-        values = evaluate(self.ensemble.model, weights, gamma, seeds, getattr(self.data, split))
+    def evaluate(
+        self, split: str, weights: torch.Tensor, rows: torch.Tensor, stage: Stage = "validation"
+    ) -> dict[str, torch.Tensor]:
+        """``SPLIT/METRIC`` of the members in ``rows``, at the given weights; the later the stage, the more."""
+        values = evaluate(self.ensemble, weights, rows, getattr(self.data, split), stage)
         return {f"{split}/{name}": value for name, value in values.items()}
 
     def members_of(self, point: int) -> list[int]:
@@ -102,11 +106,17 @@ class Session:
         aggregate = getattr(np, objective.aggregate)
         return float(aggregate(sign * best[self.members_of(point)]))
 
+    def axes(self, row: int) -> dict[str, Value]:
+        """What tells a member from the others of its point: its seed, and its world's where there are several."""
+        member = self.ensemble.members[row]
+        worlds: dict[str, Value] = {"data.seed": member.world} if len(self.ensemble.worlds) > 1 else {}
+        return {"seed": member.seed, **worlds}
+
     def history_rows(self, point: int, trial: int) -> list[dict[str, Value]]:
         """A row per member and validation of one point."""
         mine = set(self.members_of(point))
         return [
-            {"trial": trial, "seed": self.ensemble.members[row].seed, "epoch": validation.epoch}
+            {"trial": trial, **self.axes(row), "epoch": validation.epoch}
             | {name: float(value[i]) for name, value in validation.values.items()}
             for validation in self.state.history
             for i, row in enumerate(validation.rows.tolist())
@@ -114,23 +124,41 @@ class Session:
         ]
 
     def member_rows(self, point: int, trial: int) -> list[dict[str, Value]]:
-        """A row per member of one point, as ``members.csv`` has it; the test split is evaluated here, once."""
+        """A row per member of one point, as ``members.csv`` has it.
+
+        The validation values are those of the history. What is evaluated here, once, is the test split, the probes, and
+        the agreement between the members' best states: in the history it is that of states of one epoch.
+        """
         rows = torch.tensor(self.members_of(point), device=self.ensemble.device)
-        test = {name: self.evaluate("test", self.state.best[name].weights[rows], rows) for name in CRITERIA}
+        stage: Stage = "probes" if self.points[point].training.probes else "final"
+        final = {}
+        for name in CRITERIA:
+            weights = self.state.best[name].weights[rows]
+            val = self.evaluate("val", weights, rows, stage)
+            final[name] = {k: v for k, v in val.items() if k.removeprefix("val/") in ("agreement", *FINAL, *PROBES)}
+            final[name] |= self.evaluate("test", weights, rows, stage)
         table = []
         for i, row in enumerate(rows.tolist()):
-            member, status = self.ensemble.members[row], self.state.status[row]
-            entry: dict[str, Value] = {"trial": trial, "seed": member.seed, "gamma": member.gamma}
-            entry |= {"gamma_sq": member.gamma**2, "status": "stopped" if status == "running" else status}
+            status = self.state.status[row]
+            gamma = self._gamma(row)
+            entry: dict[str, Value] = {"trial": trial, **self.axes(row), "gamma": gamma, "gamma_sq": gamma**2}
+            entry["status"] = "stopped" if status == "running" else status
             entry["epochs"] = int(self.state.epochs[row])
             entry |= {column: self._best_value(name, row) for name, column in COLUMNS.items()}
             for name, column in COLUMNS.items():
-                val = self._at_epoch(row, int(self.state.best[name].epoch[row]))
-                entry |= {f"{metric} at {column}": value for metric, value in val.items()}
-                trained = bool(val)  # a member that diverged before its first validation has no best state
-                entry |= {f"{k} at {column}": float(v[i]) if trained else math.nan for k, v in test[name].items()}
+                best = self._at_epoch(row, int(self.state.best[name].epoch[row]))
+                trained = bool(best)  # a member that diverged before its first validation has no best state
+                best |= {k: float(v[i]) if trained else math.nan for k, v in final[name].items()}
+                entry |= {f"{metric} at {column}": value for metric, value in best.items()}
             table.append(entry)
         return table
+
+    def _gamma(self, row: int) -> float:
+        """A member's gamma: the given one, or what it has become at the smallest val/neg_elbo."""
+        if self.points[0].model.precision == "fixed":
+            return self.ensemble.members[row].gamma
+        weights = self.state.best["val/neg_elbo"].weights[row : row + 1]
+        return float(self.ensemble.model.layout.views(weights)[GAMMA].exp())
 
     def _best_value(self, name: str, row: int) -> float:
         best = self.state.best[name]
@@ -159,10 +187,14 @@ class Session:
         """Write one member, at its best state by ``criterion``, as a model file."""
         member = self.ensemble.members[row]
         config = self.points[member.point]
-        config = dataclasses.replace(config, members=dataclasses.replace(config.members, seed=(member.seed,)))
+        config = dataclasses.replace(
+            config,
+            members=Members(seed=(member.seed,)),
+            data=dataclasses.replace(config.data, seed=member.world),
+        )
         weights = self.ensemble.model.layout.views(self.state.best[criterion].weights[row : row + 1])
         weights = {name: weight[0] for name, weight in weights.items()}
-        checkpoint.save_member(path, config, weights, {"seed": member.seed, "chosen by": criterion, **about})
+        checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about})
 
 
 def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> Outcome:
@@ -190,18 +222,19 @@ def evaluate_checkpoint(config: EvaluateConfig) -> pd.DataFrame:
     """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split: a row per
     member, with its seed and gamma. Raises UserError for a bad checkpoint.
     """
+    load_plugins(config.plugins)
     path = locate(config.checkpoint, config)
     content = checkpoint.load(path)
     if content["kind"] == "model":
         model = checkpoint.load_member(path)
         session = Session.start([model.config], torch.device("cpu"))
-        flat = torch.cat([model.state_dict()[name].flatten() for name in session.ensemble.model.layout.shapes])[None]
+        flat = torch.cat([weight.flatten() for weight in model.weights.values()])[None]
     else:
         session = Session.load(path, torch.device("cpu"))
         flat = session.state.best[config.select].weights
-    values = session.evaluate(config.split, flat, torch.arange(len(flat)))
-    about = [{"seed": m.seed, "gamma": m.gamma} for m in session.ensemble.members]
-    return pd.concat([pd.DataFrame(about), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
+    values = session.evaluate(config.split, flat.detach(), torch.arange(len(flat)), "probes")
+    axes = [session.axes(row) for row in range(len(flat))]
+    return pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
 
 
 def new_folder(output_dir: Path, kind: str, name: str) -> Path:
@@ -290,15 +323,14 @@ class Outcome:
             if row is None:
                 continue
             path, point = self.checkpoints[record.number]
-            seed = int(row["seed"])
             model = self.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
             about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
             session = Session.load(path, torch.device("cpu"))
-            member = next(i for i in session.members_of(point) if session.ensemble.members[i].seed == seed)
+            member = session.members_of(point)[record.members.index(row)]
             session.save_best(model, member, "val/mcc", about)
             suffix = f" at {COLUMNS['val/mcc']}"
             metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
-            address = self.tracker.log_winner(model, record.number, seed, metrics, champion=place == 0)
+            address = self.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
             if place == 0:
                 self.champion = address
 
@@ -319,7 +351,7 @@ def tracker_of(config: RunConfig, experiment: str) -> Tracker:
     return open_tracker(config.tracking, Path(config.output_dir), experiment)
 
 
-def best_member(record: TrialRecord) -> Row | None:
+def best_member(record: TrialRecord) -> dict[str, Value] | None:
     """The member with the highest val/mcc of a trial, diverged ones left out; None where none is left."""
     sound = [row for row in record.members if row["status"] != "diverged"]
     valid = [row for row in sound if math.isfinite(float(row["max val/mcc"]))]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["mixing", "sources", "split", "init", "batches", "noise", "evaluation"]
+Purpose = Literal["mixing", "sources", "variances", "segments", "split", "init", "batches", "noise", "evaluation"]
 
 
 def stream(seed: int, purpose: Purpose, device: torch.device | str = "cpu") -> torch.Generator:

@@ -67,7 +67,11 @@ class TrialRecord:
     members: list[dict[str, Value]]
 
 
-@runtime_checkable
+def member_name(row: Row) -> str:
+    """What a member is called within its trial: its seed, and its world's (``1/7``) where there are several."""
+    return "/".join(str(row[axis]) for axis in ("seed", "data.seed") if axis in row)
+
+
 @runtime_checkable
 class Tracker(Protocol):
     """Where a study's results go besides its folder. All methods but :meth:`start` need a started study."""
@@ -81,7 +85,9 @@ class Tracker(Protocol):
     def finish_trial(self, trial: TrialRecord) -> None:
         """Write all of a trial and its members, and end their runs. A trial that is complete there is left alone."""
 
-    def log_winner(self, model_file: Path, trial: int, seed: int, metrics: Mapping[str, float], champion: bool) -> str:
+    def log_winner(
+        self, model_file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool
+    ) -> str:
         """Store a model with the metrics that rank it, and return its address (``models:/…``)."""
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
@@ -100,7 +106,9 @@ class NullTracker:
     def finish_trial(self, trial: TrialRecord) -> None:
         """Do nothing."""
 
-    def log_winner(self, model_file: Path, trial: int, seed: int, metrics: Mapping[str, float], champion: bool) -> str:
+    def log_winner(
+        self, model_file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool
+    ) -> str:
         """Return the file's own path: there is no other copy."""
         return str(model_file)
 
@@ -139,7 +147,7 @@ def quartile_curves(history: Iterable[Row], after: int = -1) -> Iterator[tuple[i
     latest: dict[Value, dict[str, float]] = {}
     for epoch in sorted(by_epoch):
         for row in by_epoch[epoch]:
-            latest.setdefault(row["seed"], {}).update(_finite(row))
+            latest.setdefault(member_name(row), {}).update(_finite(row))
         if epoch > after:
             yield epoch, _quartiles(list(latest.values()))
 
@@ -170,7 +178,7 @@ class _TrialRun:
     done: bool = False
     epoch: int = -1  # the last one whose curves are written
     written: float = -math.inf  # when that was, seconds of the monotonic clock
-    members: dict[str, str] = field(default_factory=dict)  # run ids by seed
+    members: dict[str, str] = field(default_factory=dict)  # run ids by name
 
 
 class MLflowTracker:
@@ -234,16 +242,18 @@ class MLflowTracker:
         self._end(run.run_id, failed=trial.status == "failed")  # last of all: this is what marks a trial as complete
         run.done = True
 
-    def log_winner(self, model_file: Path, trial: int, seed: int, metrics: Mapping[str, float], champion: bool) -> str:
+    def log_winner(
+        self, model_file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool
+    ) -> str:
         """See :class:`Tracker`."""
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
-        source = self._member_run(trial, seed)
-        tags = {"imavae.study": self._study, "imavae.trial": str(trial), "imavae.seed": str(seed)}
+        source = self._member_run(trial, member)
+        tags = {"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": member}
         found = self._client.search_logged_models([self._experiment], where(tags))
         model_id = next((model.model_id for model in found if model.status == LoggedModelStatus.READY), "")
         if not model_id:
-            name = f"trial-{trial}-seed-{seed}"
+            name = f"trial-{trial}-seed-{member}".replace("/", "-world-")
             model_id = self._client.create_logged_model(self._experiment, name, source, tags).model_id
             self._upload(model_id, model_file)
             self._client.log_outputs(source, [LoggedModelOutput(model_id, step=0)])  # the link on the run's page
@@ -301,21 +311,21 @@ class MLflowTracker:
 
     def _write_member(self, trial: _TrialRun, row: Row, number: int) -> None:
         """A member's run, in three calls; one that is there already is completed."""
-        seed, status = str(row["seed"]), str(row["status"])
-        if seed not in trial.members:
+        member, status = member_name(row), str(row["status"])
+        if member not in trial.members:
             tags = {PARENT: trial.run_id, "imavae.kind": "member", "imavae.study": self._study, "imavae.status": status}
-            tags |= {"imavae.trial": str(number), "imavae.member": seed}
-            trial.members[seed] = self._new_run(f"trial {number} seed {seed}", tags, trial.start).info.run_id
+            tags |= {"imavae.trial": str(number), "imavae.member": member}
+            trial.members[member] = self._new_run(f"trial {number} seed {member}", tags, trial.start).info.run_id
         axes = {k: v for k, v in row.items() if "/" not in k and k not in ("trial", "status", "epochs")}
-        self._log(trial.members[seed], {**_finite(row), "epochs": float(row["epochs"])}, axes)
-        self._end(trial.members[seed], failed=status == "diverged")
+        self._log(trial.members[member], {**_finite(row), "epochs": float(row["epochs"])}, axes)
+        self._end(trial.members[member], failed=status == "diverged")
 
-    def _member_run(self, trial: int, seed: int) -> str:
+    def _member_run(self, trial: int, member: str) -> str:
         """The id of a member's run, or of the study's where the member has none."""
         known = self._trials.get(trial)
-        if known is not None and str(seed) in known.members:
-            return known.members[str(seed)]
-        found = self._search({"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": str(seed)})
+        if known is not None and member in known.members:
+            return known.members[member]
+        found = self._search({"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": member})
         return str(found[0].info.run_id) if found else self._study
 
     def _upload(self, model_id: str, model_file: Path) -> None:

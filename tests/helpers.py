@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from imavae.config import Data, RunConfig, run_config
-from imavae.families import MoebiusMixing
 from imavae.data import sources
 from imavae.data.dataset import Dataset, Split
+from imavae.families import MoebiusMixing
 from imavae.model import vae
 from imavae.model.export import Model
 from imavae.streams import stream
@@ -74,8 +74,8 @@ def per_point(jacobian: Tensor) -> Tensor:
 
 def exact_neg_log_px(data: Data, world: Dataset, split: Split) -> Tensor:
     """−log p(x) of each observation of a split, in closed form, from its own sources."""
-    s = split.sources.double()
-    return world.mixing.log_det(s) - sources.log_prob(data.source, s)
+    s = split.sources[0].double()
+    return world.mixings[0].log_det(s) - sources.build(data.source).log_prob(s)
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from imavae.config import RunConfig
-from imavae.errors import UserError
 from imavae.data import dataset
 from imavae.data.dataset import Split
-from imavae.metrics.evaluate import GLOSSARY, check_metric, evaluate
+from imavae.errors import UserError
+from imavae.metrics.glossary import GLOSSARY, check_metric, evaluate
 from imavae.model import vae
 from imavae.streams import stream
 from tests.helpers import (

@@ -1,4 +1,4 @@
-"""MCC: what it ignores, what it counts as nothing, and that the fast estimators equal obvious loops."""
+"""MCC, probes and agreement: what they ignore, what they count as nothing, and that the fast equal obvious loops."""
 
 from __future__ import annotations
 
@@ -12,12 +12,25 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from imavae.metrics.identifiability import correlation, matched_mean, mcc, mcc_batch, mcc_spearman
-from tests.helpers import normal
+from imavae.metrics.identifiability import (
+    agreement,
+    correlation,
+    halves,
+    matched_mean,
+    mcc,
+    mcc_batch,
+    mcc_spearman,
+    r2_linear,
+    r2_nonlinear,
+)
+from tests.helpers import normal, untouched_generators
 
 Score = Callable[[Tensor, Tensor], Tensor]
 SCORES: list[Score] = [mcc, mcc_spearman, mcc_batch]
+PROBES: list[Score] = [r2_linear, r2_nonlinear]
 every_score = pytest.mark.parametrize("score", SCORES, ids=lambda score: score.__name__)
+every_probe = pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.__name__)
+every_estimate = pytest.mark.parametrize("estimate", SCORES + PROBES, ids=lambda estimate: estimate.__name__)
 every_dim = pytest.mark.parametrize("dim", [2, 3, 5])
 
 
@@ -148,3 +161,125 @@ def test_correlation_is_numpys_and_matching_is_one_to_one() -> None:
     # a greedy choice takes 0.9 and is left with 0; matching takes 0.8 + 0.8
     table = torch.tensor([[[0.9, 0.8], [-0.8, 0.0]]], dtype=torch.float64)
     assert float(matched_mean(table)) == pytest.approx(0.8)
+
+
+@every_estimate
+def test_sources_of_each_members_own_are_a_loop_over_members(estimate: Score) -> None:
+    _, z = related(3, n=640)
+    s = z + normal(4, 3, 640, seed=5)
+    together = estimate(s, z)
+    alone = [estimate(one, member[None]) for one, member in zip(s, z, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-12, atol=0)
+    torch.testing.assert_close(estimate(s[:1].expand(4, -1, -1), z), estimate(s[0], z), rtol=1e-12, atol=0)
+
+
+def swirled(s: Tensor) -> Tensor:
+    """The first two sources turned by an angle that grows with the distance from the origin."""
+    angle = 1.5 * s.square().sum(0)
+    turned = [s[0] * angle.cos() - s[1] * angle.sin(), s[0] * angle.sin() + s[1] * angle.cos()]
+    return torch.stack([*turned, s[2]])
+
+
+def box(n: int, dim: int = 3) -> Tensor:
+    return 2 * torch.rand(dim, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+
+
+@every_probe
+@every_dim
+def test_a_probe_sees_through_every_invertible_affine_map(probe: Score, dim: int) -> None:
+    s = box(2000, dim)
+    z = normal(4, dim, dim, seed=1) @ s + normal(4, dim, 1, seed=2)
+    assert probe(s, z).tolist() == pytest.approx([1.0] * 4, abs=1e-12 if probe is r2_linear else 1e-6)
+    assert float(mcc(s, z).mean()) < 0.95
+
+
+def test_only_the_nonlinear_probe_sees_through_a_nonlinear_map() -> None:
+    s = box(6000)
+    z = swirled(s)[None]
+    assert float(r2_linear(s, z)) < 0.8
+    assert float(r2_nonlinear(s, z)) > 0.999
+    assert float(r2_nonlinear(s, z.exp())) > 0.99
+
+
+@pytest.mark.parametrize("dim", [3, 10])
+def test_the_nonlinear_probe_knows_all_that_the_linear_one_does(dim: int) -> None:
+    s = normal(dim, 4000).sign() * normal(dim, 4000).square()  # heavy tails, where a kernel's landmarks are few
+    z = normal(3, dim, dim, seed=1) @ s + 0.1 * normal(3, dim, 4000, seed=2)
+    assert (r2_nonlinear(s, z) > r2_linear(s, z) - 0.02).all()
+
+
+@every_probe
+def test_probes_of_noisy_latents_find_the_explained_share_of_the_variance(probe: Score) -> None:
+    s, noise = normal(3, 12_000), normal(4, 3, 12_000, seed=1)
+    variance = torch.tensor([0.01, 0.3, 1.0, 4.0], dtype=torch.float64)
+    values = probe(s, s + variance.sqrt()[:, None, None] * noise)
+    torch.testing.assert_close(values, 1 / (1 + variance), rtol=0, atol=0.04)
+
+
+@every_probe
+def test_what_says_nothing_counts_as_zero_and_a_share_of_the_sources_as_that_share(probe: Score) -> None:
+    s = box(4000)
+    z = torch.stack([normal(3, 4000, seed=9), torch.full_like(s, 0.3), torch.full_like(s, torch.nan), *[s] * 3])
+    z[3, 1], z[4, 1], z[5, 1] = 0.0, torch.nan, z[5, 0]  # constant, not finite, a duplicate
+    assert probe(s, z).tolist() == pytest.approx([0, 0, 0, 2 / 3, 2 / 3, 2 / 3], abs=5e-3)
+    assert float(probe(torch.ones_like(s), s[None])) == 0  # constant sources leave nothing to explain
+    assert float(probe(s, z[:1].float() * 1e30)) == pytest.approx(0, abs=5e-3)
+
+
+@every_probe
+@pytest.mark.parametrize(("sources", "latents"), [(2, 5), (5, 2)])
+def test_latents_may_be_more_or_fewer_than_sources(probe: Score, sources: int, latents: int) -> None:
+    common = box(2000, 5)
+    share = min(1.0, latents / sources)
+    assert float(probe(common[:sources], common[None, :latents])) == pytest.approx(share, abs=0.01)
+    assert 0 <= float(probe(common[:sources, :8], common[None, :latents, :8])) <= 1  # with hardly any points
+
+
+def test_the_linear_probe_is_least_squares_on_the_first_half_scored_on_the_second() -> None:
+    s, z = related(3, n=301)
+    fit, score = slice(150), slice(150, 300)
+    expected = []
+    for member in z.numpy():
+        design = np.column_stack([member.T, np.ones(301)])
+        guess = design @ np.linalg.lstsq(design[fit], s.numpy().T[fit], rcond=None)[0]
+        truth, guess = s.numpy().T[score], guess[score]
+        expected.append(np.mean(1 - ((truth - guess) ** 2).sum(0) / ((truth - truth.mean(0)) ** 2).sum(0)))
+    assert min(expected) > 0
+    assert r2_linear(s, z).tolist() == pytest.approx(expected, rel=1e-10)
+    assert halves(301) == (fit, score)
+    assert halves(301, 100) == (slice(100), slice(150, 250))
+
+
+def test_the_nonlinear_probe_draws_from_no_global_generator_and_repeats_itself() -> None:
+    s, z = related(3)
+    with untouched_generators():
+        first = r2_nonlinear(s, z)
+    assert torch.equal(first, r2_nonlinear(s, z))
+    assert torch.equal(first[2:3], r2_nonlinear(s, z[2:3]))  # whoever its company is
+
+
+def test_agreement_is_the_median_mcc_with_the_others_of_the_group() -> None:
+    _, z = related(3, members=9)
+    groups = ["a", "b", "a", ("c", 1), "b", "a", "a", "b", "b"]
+    expected = []
+    for i, group in enumerate(groups):
+        others = [j for j, other in enumerate(groups) if other == group and j != i]
+        expected.append(float(np.median([brute_force(z[i], z[j]) for j in others])) if others else np.nan)
+    assert agreement(z, groups).tolist() == pytest.approx(expected, rel=1e-12, nan_ok=True)
+    assert [np.isnan(value) for value in expected] == [group == ("c", 1) for group in groups]
+
+
+def test_members_agree_up_to_permutation_sign_scale_and_shift_and_strangers_do_not() -> None:
+    s = box(5000)
+    same = torch.stack([s, -2 * s.flip(0) + 1, s.roll(1, 0) * 1e-3])
+    torch.testing.assert_close(agreement(same, [0] * 3), torch.ones(3, dtype=torch.float64))
+    assert float(agreement(normal(4, 3, 5000), [0] * 4).max()) < 0.04
+    assert agreement(torch.cat([same, normal(1, 3, 5000)]), [0] * 4)[:3].tolist() == pytest.approx([1.0] * 3)
+
+
+@pytest.mark.parametrize("value", [0.7, torch.nan, torch.inf])
+def test_a_latent_that_is_constant_or_not_finite_agrees_with_nothing(value: float) -> None:
+    z = box(500)[None].repeat(3, 1, 1).float()
+    z[:, 1] = value
+    assert agreement(z, [0] * 3).tolist() == pytest.approx([2 / 3] * 3)
+    assert agreement(torch.full_like(z, value), [0] * 3).tolist() == [0.0] * 3

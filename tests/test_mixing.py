@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from imavae.config import Data
-from imavae.families import GaussianSource, MLPMixing, MoebiusMixing, UniformSource
-from imavae.data import dataset, sources
-from imavae.data.mixing import MLP, Mixing, Moebius, build, orthogonal, uniform
+from imavae.data import dataset, matrices, sources
+from imavae.data.flow import Flow
+from imavae.data.mixing import MLP, Linear, Mixing, Moebius, build, linear_part, moved, reach
+from imavae.errors import UserError
+from imavae.families import (
+    BetaSource,
+    FlowMixing,
+    GaussianSource,
+    LaplaceSource,
+    LinearMixing,
+    MixingSettings,
+    MLPMixing,
+    MoebiusMixing,
+    UniformSource,
+)
 from imavae.metrics.ima import contrast
 from imavae.streams import stream
 from tests.helpers import PUBLISHED, exact_neg_log_px, per_point, pointwise_jacobian
@@ -22,26 +37,43 @@ MOEBIUS = [
     Data(mixing=PUBLISHED),
     Data(dim=2, mixing=ROUNDED),
     Data(source=GaussianSource(mean=1.0, std=2.0)),
+    Data(source=LaplaceSource(mean=1.0, scale=2.0)),
+    Data(dim=2, source=BetaSource(low=3.0, high=4.0)),
+]
+ON_TOP = [
+    Data(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=0.7)),
+    Data(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=-0.95), source=BetaSource()),
+    Data(dim=3, mixing=MoebiusMixing(linear="unit_determinant")),
+    Data(dim=5, mixing=MoebiusMixing(linear="unit_determinant"), seed=2),
+    Data(dim=3, mixing=MoebiusMixing(linear="unit_columns")),
+    Data(dim=4, mixing=MoebiusMixing(linear="unit_columns"), seed=2),
 ]
 NONLINEAR = [
     Data(dim=2, mixing=MLPMixing(n_layers=2)),
     Data(dim=3, mixing=MLPMixing(n_layers=4)),
     Data(dim=5, mixing=MLPMixing(n_layers=2, weights="uniform"), seed=3),
     Data(dim=3, mixing=MLPMixing(n_layers=4, weights="uniform", slope=0.5)),
+    Data(dim=3, mixing=MLPMixing(n_layers=3, weights="triangular")),
+    Data(dim=5, mixing=MLPMixing(n_layers=2, weights="triangular", off_diagonal=2.0), seed=4),
+    Data(dim=4, mixing=FlowMixing()),
+    Data(dim=6, mixing=FlowMixing(n_layers=3, width=20), source=LaplaceSource(), seed=2),
     Data(dim=3, mixing=MLPMixing(n_layers=2), source=GaussianSource(std=30.0)),  # softplus far from zero, too
 ]
 LINEAR = [
     Data(dim=3, mixing=MLPMixing(n_layers=1)),
     Data(dim=2, mixing=MLPMixing(n_layers=1, weights="uniform")),
     Data(dim=3, mixing=MLPMixing(n_layers=4, slope=1.0)),
+    Data(dim=3, mixing=LinearMixing()),
+    Data(dim=4, mixing=LinearMixing(weights="general")),
 ]
-every_mixing = pytest.mark.parametrize("data", [*MOEBIUS, *NONLINEAR, *LINEAR], ids=lambda d: f"{d.dim}-{d.mixing}")
+EVERY = [*MOEBIUS, *ON_TOP, *NONLINEAR, *LINEAR]
+every_mixing = pytest.mark.parametrize("data", EVERY, ids=lambda d: f"{d.dim}-{d.mixing}")
 
 
 def world(data: Data, n: int = 40) -> tuple[Mixing, Tensor]:
     """The mixing of ``data``, shifted by something, and sources for it."""
     shift = torch.linspace(-1, 2, data.dim, dtype=torch.float64)
-    return build(data).shifted(shift), sources.sample(data.source, n, data.dim, stream(9, "sources"))
+    return build(data).shifted(shift), sources.build(data.source).sample(n, data.dim, stream(9, "sources"))
 
 
 @every_mixing
@@ -100,18 +132,19 @@ def test_an_orthogonal_mlp_of_slope_one_is_a_rotation(n_layers: int) -> None:
 
 @every_mixing
 def test_a_dataset_is_centred_by_its_mixing_which_reproduces_it(data: Data) -> None:
-    made = dataset.make(data, torch.float64)
+    made = dataset.make(dataclasses.replace(data, n_obs=6000), (data.seed,), torch.float64)
     splits = (made.train, made.val, made.test)
-    x = torch.cat([split.observations for split in splits])
+    x = torch.cat([split.observations[0] for split in splits])
     assert x.mean(0).abs().max() < 1e-10 * (1 + x.abs().max())
     for split in splits:
-        torch.testing.assert_close(made.mixing.forward(split.sources), split.observations, rtol=1e-13, atol=1e-13)
+        again = made.mixings[0].forward(split.sources[0])
+        torch.testing.assert_close(again, split.observations[0], rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("dim", [2, 3, 5])
 def test_orthogonal_matrices_are_orthogonal_and_lean_nowhere(dim: int) -> None:
     generator, n = stream(0, "mixing"), 400
-    draws = torch.stack([orthogonal(dim, generator) for _ in range(n)])
+    draws = torch.stack([matrices.orthogonal(dim, generator) for _ in range(n)])
     eye = torch.eye(dim, dtype=torch.float64).expand(n, -1, -1)
     torch.testing.assert_close(draws @ draws.mT, eye, rtol=0, atol=1e-13)
     # Haar: every entry has mean 0 and variance 1/d; LAPACK's signs alone would give the diagonal another mean
@@ -121,27 +154,127 @@ def test_orthogonal_matrices_are_orthogonal_and_lean_nowhere(dim: int) -> None:
 
 @pytest.mark.parametrize("dim", [2, 3, 5])
 def test_uniform_weights_have_columns_of_unit_norm_and_are_no_rotation(dim: int) -> None:
-    draws = torch.stack([uniform(dim, stream(seed, "mixing")) for seed in range(50)])
+    draws = torch.stack([matrices.uniform(dim, stream(seed, "mixing")) for seed in range(50)])
     torch.testing.assert_close(draws.norm(dim=1), torch.ones(50, dim, dtype=torch.float64))
     assert (draws.mT @ draws - torch.eye(dim, dtype=torch.float64)).abs().amax((1, 2)).min() > 1e-3
     assert torch.linalg.cond(draws).max() < 100
 
 
-@pytest.mark.parametrize("source", [UniformSource(), UniformSource(low=1.0, high=9.0), GaussianSource(mean=4.0)])
-def test_a_random_pole_lies_at_its_distance_from_the_sources(source: UniformSource | GaussianSource) -> None:
+@pytest.mark.parametrize("dim", [2, 3, 5])
+def test_random_linear_maps_are_scaled_as_they_say_and_no_rotations(dim: int) -> None:
+    def draws(draw: Any) -> Tensor:
+        return torch.stack([draw(dim, stream(seed, "mixing")) for seed in range(50)])
+
+    for draw in (matrices.unit_determinant, matrices.general):
+        ones = torch.ones(50, dtype=torch.float64)
+        torch.testing.assert_close(torch.linalg.det(draws(draw)).abs(), ones, rtol=1e-9, atol=0)
+    columns = draws(matrices.unit_columns)
+    torch.testing.assert_close(columns.norm(dim=1), torch.ones(50, dim, dtype=torch.float64))
+    assert columns.mean(0).abs().max() < 5 / math.sqrt(50 * dim)  # their directions lean nowhere
+    assert draws(matrices.unit_determinant).min() > 0  # U(0, 1) entries, as in the paper's sweep
+    for draw in (matrices.unit_determinant, matrices.unit_columns, matrices.general):
+        assert len({round(float(matrix[0, 0]), 12) for matrix in draws(draw)}) == 50
+        assert torch.linalg.cond(draws(draw)).max() < matrices.NEARLY_SINGULAR
+        assert linear_contrast(draws(draw)).median() > 0.01
+
+
+def linear_contrast(draws: Tensor) -> Tensor:
+    """c_IMA of linear maps (n, d, d)."""
+    values, full = contrast(per_point(draws))
+    assert full.all()
+    return values[0]
+
+
+def test_linear_maps_have_the_contrasts_of_the_papers() -> None:
+    # origin: shared/published/moebius_linear_map.csv, 98 runs, d = 3: quartiles 1.44, 2.10 and 3.00 of the contrast
+    draws = torch.stack([matrices.unit_determinant(3, stream(seed, "mixing")) for seed in range(2000)])
+    quartiles = linear_contrast(draws).quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    assert quartiles.tolist() == pytest.approx([1.44, 2.10, 3.00], abs=0.35)  # 98 runs have a standard error of 0.15
+
+
+def test_triangular_weights_are_triangular_with_a_unit_diagonal() -> None:
+    draws = torch.stack([matrices.triangular(4, 3.0, stream(seed, "mixing")) for seed in range(400)])
+    assert torch.equal(draws, draws.tril())
+    assert (draws.diagonal(dim1=1, dim2=2) == 1).all()
+    below = draws[:, *torch.tril_indices(4, 4, -1)]
+    assert below.std(0).tolist() == pytest.approx([3.0] * 6, rel=5 / math.sqrt(800))
+
+
+@pytest.mark.parametrize("data", ON_TOP, ids=lambda d: f"{d.dim}-{d.mixing}")
+def test_a_linear_map_on_top_is_the_moebius_map_times_its_linear_part(data: Data) -> None:
+    mixing, s = world(data)
+    matrix = linear_part(mixing)
+    assert matrix is not None
+    plain = build(dataclasses.replace(data, mixing=MoebiusMixing()))
+    assert linear_part(plain) is None
+    expected = matrix @ plain.jacobian(s)
+    torch.testing.assert_close(mixing.jacobian(s), expected, rtol=1e-12, atol=1e-12)
+    values, full = contrast(per_point(mixing.jacobian(s)))
+    assert full.all()
+    assert values.mean() > 1e-3
+
+
+@pytest.mark.parametrize("cosine", [-0.9, 0.0, 0.5])
+def test_cosine_is_that_between_the_columns(cosine: float) -> None:
+    matrix = linear_part(build(Data(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=cosine))))
+    assert matrix is not None
+    gram = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(matrix.T @ matrix, gram)
+    # in closed form, c_IMA = -log sqrt(1 - cosine^2)
+    assert float(linear_contrast(matrix[None])) == pytest.approx(-0.5 * math.log(1 - cosine**2), abs=1e-12)
+
+
+@pytest.mark.parametrize("weights", ["orthogonal", "general"])
+def test_a_linear_mixing_is_linear_and_orthogonal_only_if_asked(weights: Any) -> None:
+    mixing = build(Data(dim=4, mixing=LinearMixing(weights=weights)))
+    assert isinstance(mixing, Linear)
+    matrix = linear_part(mixing)
+    assert matrix is not None
+    gram = matrix.T @ matrix - torch.eye(4, dtype=torch.float64)
+    assert (gram.abs().max() < 1e-12) == (weights == "orthogonal")
+    assert mixing.log_det(torch.zeros(1, 4, dtype=torch.float64)).abs().item() < 1e-12
+
+
+def test_a_flows_halves_alternate_and_reach_each_other() -> None:
+    data = Data(dim=4, mixing=FlowMixing(n_layers=2))
+    mixing, s = world(data, n=200)
+    assert isinstance(mixing, Flow)
+    assert [layer.swapped for layer in mixing.layers] == [False, True]
+    jacobian = mixing.jacobian(s)
+    assert jacobian[:, 2:, 2:].mul(1 - torch.eye(2, dtype=torch.float64)).abs().max() == 0  # b is scaled by itself only
+    assert (jacobian[:, :2].abs().amin((1, 2)) > 1e-6).double().mean() > 0.95  # the second layer mixes all into a
+    assert mixing.log_det(s).std() > 0.01  # the volume's change depends on s
+
+
+@every_mixing
+def test_a_mixing_can_move_to_a_device(data: Data) -> None:
+    mixing, s = world(data, n=3)
+    there = moved(mixing, "meta")
+    for function in (there.forward, there.jacobian, there.log_det):
+        assert function(s.to("meta")).device.type == "meta"
+    assert mixing.forward(s).device.type == "cpu"
+
+
+@every_mixing
+def test_the_seed_draws_the_mixing(data: Data) -> None:
+    first, again, other = (build(dataclasses.replace(data, seed=seed)) for seed in (1, 1, 2))
+    s = world(data, n=5)[1]
+    assert torch.equal(first.forward(s), again.forward(s))
+    drawn = not isinstance(data.mixing, MoebiusMixing) or data.mixing.centre is None
+    assert drawn != torch.allclose(first.forward(s), other.forward(s))
+
+
+@pytest.mark.parametrize("source", [UniformSource(low=1.0, high=9.0), GaussianSource(mean=4.0), LaplaceSource()])
+def test_a_random_pole_lies_at_its_distance_from_the_sources(source: Any) -> None:
     for seed in range(10):
         data = Data(dim=3, source=source, seed=seed, mixing=MoebiusMixing(distance=1.5))
         mixing = build(data)
         assert isinstance(mixing, Moebius)
-        mean, half_diagonal = sources.radius(source, 3)
-        assert float((mixing.centre - mean).norm()) == pytest.approx(1.5 * half_diagonal)
+        middle, half_diagonal = reach(data)
+        assert float((mixing.centre - middle).norm()) == pytest.approx(1.5 * half_diagonal)
 
 
-def test_the_seed_draws_the_mixing_and_what_is_given_stays() -> None:
-    first, again, other = (build(Data(seed=seed)) for seed in (1, 1, 2))
-    s = torch.zeros(1, 3, dtype=torch.float64)
-    assert torch.equal(first.forward(s), again.forward(s))
-    assert not torch.isclose(first.forward(s), other.forward(s)).any()
+def test_what_is_given_is_not_drawn() -> None:
     given = build(Data(seed=5, mixing=PUBLISHED))
     assert isinstance(given, Moebius)
     expected = torch.tensor(PUBLISHED.matrix, dtype=torch.float64)
@@ -152,7 +285,7 @@ def test_the_seed_draws_the_mixing_and_what_is_given_stays() -> None:
 def test_entropy_of_the_published_moebius_data() -> None:
     # origin: DESIGN §10, −E[log p(x)] = −5.297 by quadrature; its standard deviation over data is 0.72
     data = Data(n_obs=60_000, mixing=PUBLISHED)
-    made = dataset.make(data, torch.float64)
+    made = dataset.make(data, (data.seed,), torch.float64)
     values = torch.cat([exact_neg_log_px(data, made, split) for split in (made.train, made.val, made.test)])
     assert float(values.mean()) == pytest.approx(-5.297, abs=4 * 0.72 / math.sqrt(60_000) + 5e-4)
     assert float(values.std()) == pytest.approx(0.72, abs=0.02)
@@ -165,3 +298,48 @@ def test_the_activation_is_inverted_far_from_zero(slope: float) -> None:
     s = torch.linspace(-1e3, 1e3, 402, dtype=torch.float64).view(-1, 2)
     torch.testing.assert_close(mixing.inverse(mixing.forward(s)), s, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(mixing.jacobian(s), pointwise_jacobian(mixing.forward, s), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"dim": 3, "mixing": FlowMixing()}, "data.dim is even and above 2"),
+        ({"dim": 2, "mixing": FlowMixing()}, "data.dim is even and above 2"),
+        ({"dim": 3, "mixing": MoebiusMixing(linear="cosine")}, "data.dim is 2 for data.mixing.linear=cosine"),
+        ({"mixing": MoebiusMixing(matrix=((1.0, 0.0), (0.0, 1.0)))}, "matrix is orthogonal, 3 x 3"),
+        ({"mixing": MoebiusMixing(centre=(0.0, 0.0, 0.0)), "source": LaplaceSource()}, "centre lies outside"),
+    ],
+)
+def test_a_mixing_that_does_not_go_with_the_data_is_refused(values: dict[str, Any], rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        Data(**values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "rule"),
+    [
+        (MoebiusMixing, {"linear": "cosine", "cosine": 1.0}, "-1 < data.mixing.cosine < 1"),
+        (MoebiusMixing, {"cosine": 0.5}, "cosine is 0 but for linear=cosine"),
+        (MoebiusMixing, {"distance": 1.0}, "distance > 1"),
+        (MLPMixing, {"off_diagonal": 0.0}, "off_diagonal > 0"),
+        (MLPMixing, {"n_layers": 0}, "n_layers >= 1"),
+        (MLPMixing, {"slope": 0.0}, "slope <= 1"),
+        (FlowMixing, {"n_layers": 1}, "n_layers >= 2"),
+        (FlowMixing, {"width": 0}, "width >= 1"),
+    ],
+)
+def test_settings_that_make_no_mixing_are_refused(kind: type[MixingSettings], values: Any, rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        kind(**values)
+
+
+@dataclass(frozen=True)
+class Bare(MixingSettings):
+    """An own mixing without build."""
+
+    name: str = "bare"
+
+
+def test_an_own_mixing_without_build_is_told_so() -> None:
+    with pytest.raises(UserError, match=r"data.mixing has a method build.*Bare without it"):
+        build(Data(mixing=Bare()))

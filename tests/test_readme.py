@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imavae.metrics.evaluate import GLOSSARY
+from imavae.metrics.glossary import GLOSSARY
 
 ROOT = Path(__file__).parent.parent
 ARROWS = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}

@@ -1,50 +1,159 @@
-"""Observations of one synthetic world, in three splits that rest on the device."""
+"""Observations of one or several synthetic worlds, in three splits that rest on the device.
+
+A world is drawn from its own seed, in float64. With segments, each observation has an auxiliary variable u, uniform
+over the segments, and each (segment, component) a variance factor v ~ U(data.variances): the source's own variance is
+multiplied by v; that of a bounded source by v / data.variances[1], so that it stays within its support.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from imavae.config import Data
-from imavae.data import sources
-from imavae.data.mixing import Mixing, build
+from imavae.data import mixing, sources
+from imavae.data.mixing import Mixing
+from imavae.data.sources import Scalable, Source
+from imavae.errors import UserError, require
 from imavae.streams import stream
 
 
 @dataclass(frozen=True)
-class Split:
-    """Sources and the observations made of them, row by row."""
+class Truth:
+    """What the mixing knows exactly about each observation."""
 
-    sources: Float[Tensor, "n d"]
-    observations: Float[Tensor, "n d"]
+    log_px: Float64[Tensor, "world n"]  # log p(x) = log p(s) - log |det J(s)|; with segments log p(x|u), of p(s|u)
+    jacobian: Float[Tensor, "world o d n"]  # of the mixing at the source
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sources and the observations made of them, row by row, in each world."""
+
+    sources: Float[Tensor, "world n d"]
+    observations: Float[Tensor, "world n d"]
+    segments: Int[Tensor, "world n"] | None  # u, from 0 up; None where there is one segment
     support: tuple[float, float]  # the interval that each source lives on
+    truth: Truth | None  # None for the training split
 
     def __len__(self) -> int:
-        return len(self.observations)
+        return self.observations.shape[1]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One world: the exact mixing (its shift centres the observations) and the splits made with it."""
+    """The exact mixing of each world (its shift centres the observations) and the splits made with them."""
 
-    mixing: Mixing
+    mixings: tuple[Mixing, ...]
     train: Split
     val: Split
     test: Split
 
 
-def make(data: Data, dtype: torch.dtype, device: torch.device | str = "cpu") -> Dataset:
-    """Draw the world of ``data.seed`` in float64, and put its splits onto ``device`` as ``dtype``."""
-    s = sources.sample(data.source, data.n_obs, data.dim, stream(data.seed, "sources"))
-    mixing = build(data)
-    mixing = mixing.shifted(-mixing.forward(s).mean(0))
-    x = mixing.forward(s)
-    order = torch.randperm(data.n_obs, generator=stream(data.seed, "split"))
-    train, val, test = (
-        Split(s[rows].to(device, dtype), x[rows].to(device, dtype), sources.support(data.source))
-        for rows in torch.split(order, list(data.sizes))
+class World(NamedTuple):
+    """One world in float64."""
+
+    mixing: Mixing
+    source: Source  # that of p(s|u), row by row, where there are segments
+    sources: Float64[Tensor, "n d"]
+    observations: Float64[Tensor, "n d"]
+    segments: Int[Tensor, " n"] | None
+
+
+@functools.lru_cache(maxsize=1)  # a study's trials share their data
+def make(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Dataset:
+    """The world of each seed (``data.seed`` is not used), with its splits on ``device`` as ``dtype``.
+
+    The last dataset is kept and shared: nobody may write into it.
+
+    Raises:
+        UserError: a person's own source or mixing that gives no such numbers, or segments that it can't have.
+    """
+    empty = functools.partial(_empty, data, len(seeds), dtype=dtype, device=device)
+    sizes = data.sizes
+    splits = empty(sizes[0], known=False), empty(sizes[1], known=True), empty(sizes[2], known=True)
+    mixings = []
+    for number, seed in enumerate(seeds):
+        drawn = world(dataclasses.replace(data, seed=seed))
+        mixings.append(drawn.mixing)
+        order = torch.randperm(data.n_obs, generator=stream(seed, "split"))
+        for split, rows in zip(splits, torch.split(order, list(sizes)), strict=True):
+            _fill(split, number, drawn, rows)
+    return Dataset(tuple(mixings), *splits)
+
+
+def world(data: Data) -> World:
+    """The world of ``data.seed``. Raises as :func:`make` does."""
+    source, segments = sources.build(data.source), None
+    if data.n_segments > 1:
+        segments, factors = _segments(data)
+        source = _scaled(source, factors, data)
+    s = source.sample(data.n_obs, data.dim, stream(data.seed, "sources"))
+    _check(s, "source", data)
+    f = mixing.build(data)
+    f = f.shifted(-f.forward(s).mean(0))
+    x = f.forward(s)
+    _check(x, "mixing", data)
+    return World(f, source, s, x, segments)
+
+
+def _segments(data: Data) -> tuple[Int[Tensor, " n"], Float64[Tensor, "n d"]]:
+    """u, and the variance factors of each observation."""
+    low, high = data.variances
+    table = torch.rand(data.n_segments, data.dim, generator=stream(data.seed, "variances"), dtype=torch.float64)
+    u = torch.randint(data.n_segments, (data.n_obs,), generator=stream(data.seed, "segments"))
+    return u, (low + (high - low) * table)[u]
+
+
+def _scaled(source: Source, factors: Float64[Tensor, "n d"], data: Data) -> Source:
+    if not isinstance(source, Scalable):
+        raise UserError(
+            f"`data.n_segments is 1 for a source without a method scaled` must hold, but got {data.n_segments}; "
+            f"add `scaled` to {type(source).__name__}, as {Scalable.__module__}.{Scalable.__name__} describes it"
+        )
+    bounded = math.isfinite(data.source.support[1])
+    return source.scaled(factors / data.variances[1] if bounded else factors)
+
+
+def _check(values: Tensor, key: str, data: Data) -> None:
+    """Raise UserError unless these are ``data.n_obs`` finite float64 vectors: a person's own code may give others."""
+    shape = (data.n_obs, data.dim)
+    proper = values.shape == shape and values.dtype == torch.float64 and bool(values.isfinite().all())
+    got = f"{values.dtype} {tuple(values.shape)} of data.{key}.name={getattr(data, key).name}"
+    require(proper, f"data.{key} gives finite float64 numbers of shape {shape}", got, "correct its settings or code")
+
+
+def _empty(data: Data, worlds: int, n: int, known: bool, dtype: torch.dtype, device: torch.device | str) -> Split:
+    """A split to be filled world by world, so that no second copy of many worlds is ever held."""
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    jacobian = (worlds, data.dim, data.dim, n)
+    return Split(
+        sources=empty(worlds, n, data.dim, dtype=dtype),
+        observations=empty(worlds, n, data.dim, dtype=dtype),
+        segments=empty(worlds, n, dtype=torch.int64) if data.n_segments > 1 else None,
+        support=data.source.support,
+        truth=Truth(empty(worlds, n, dtype=torch.float64), empty(*jacobian, dtype=dtype)) if known else None,
     )
-    return Dataset(mixing, train, val, test)
+
+
+def _fill(split: Split, number: int, drawn: World, rows: Int[Tensor, " m"]) -> None:
+    """Copy the rows of one world into its place."""
+    s = drawn.sources[rows]
+    split.sources[number] = s
+    split.observations[number] = drawn.observations[rows]
+    if split.segments is not None and drawn.segments is not None:
+        split.segments[number] = drawn.segments[rows]
+    if split.truth is not None:
+        log_ps = drawn.source.log_prob(drawn.sources)[rows]
+        split.truth.log_px[number] = log_ps - drawn.mixing.log_det(s)
+        split.truth.jacobian[number] = drawn.mixing.jacobian(s).permute(1, 2, 0)

@@ -6,9 +6,10 @@ is exactly the observation that the models see.
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float64
@@ -16,9 +17,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from imavae.config import Data
-from imavae.families import MLPMixing, MoebiusMixing
-from imavae.data.sources import radius
+from imavae.data import matrices
+from imavae.data.flow import Flow, random_coupling
+from imavae.data.own import build_own
+from imavae.families import FlowMixing, LinearMixing, MixingSettings, MLPMixing, MoebiusMixing
 from imavae.streams import stream
+
+M = TypeVar("M", bound="Mixing")
 
 
 @runtime_checkable
@@ -67,7 +72,7 @@ class Moebius:
     def jacobian(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d d"]:
         r = s - self.centre
         norm = r.square().sum(1)[:, None, None]
-        eye = torch.eye(s.shape[1], dtype=s.dtype)
+        eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
         return self.matrix @ (eye - 2 * r[:, :, None] * r[:, None, :] / norm) / norm
 
     def log_det(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
@@ -97,7 +102,7 @@ class MLP:
         return x
 
     def jacobian(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d d"]:
-        jacobian = torch.eye(s.shape[1], dtype=s.dtype).expand(len(s), -1, -1)
+        jacobian = torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand(len(s), -1, -1)
         for weight in self.weights[:-1]:
             h = s @ weight.T
             jacobian = self._derivative(h)[:, :, None] * (weight @ jacobian)
@@ -105,7 +110,7 @@ class MLP:
         return self.weights[-1] @ jacobian
 
     def log_det(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-        total = torch.zeros(len(s), dtype=s.dtype)
+        total = s.new_zeros(len(s))
         for weight in self.weights[:-1]:
             h = s @ weight.T
             total = total + self._derivative(h).log().sum(1)
@@ -134,45 +139,154 @@ class MLP:
         return h
 
 
+@dataclass(frozen=True)
+class Linear:
+    """x = W s + shift."""
+
+    matrix: Float64[Tensor, "d d"]
+    shift: Float64[Tensor, " d"]
+
+    def forward(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+        return s @ self.matrix.T + self.shift
+
+    def inverse(self, x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+        s: Tensor = torch.linalg.solve(self.matrix, (x - self.shift).T).T
+        return s
+
+    def jacobian(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d d"]:
+        return self.matrix.expand(len(s), -1, -1)
+
+    def log_det(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+        value: Tensor = torch.linalg.slogdet(self.matrix).logabsdet
+        return value.expand(len(s))
+
+    def shifted(self, by: Float64[Tensor, " d"]) -> Linear:
+        return replace(self, shift=self.shift + by)
+
+
+@dataclass(frozen=True)
+class LinearOnTop:
+    """x = L f(s) + shift: a linear map after another mixing."""
+
+    inner: Mixing
+    linear: Linear
+
+    def forward(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+        return self.linear.forward(self.inner.forward(s))
+
+    def inverse(self, x: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+        return self.inner.inverse(self.linear.inverse(x))
+
+    def jacobian(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d d"]:
+        return self.linear.matrix @ self.inner.jacobian(s)
+
+    def log_det(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+        return self.linear.log_det(s) + self.inner.log_det(s)
+
+    def shifted(self, by: Float64[Tensor, " d"]) -> LinearOnTop:
+        return replace(self, linear=self.linear.shifted(by))
+
+
+def moved(mixing: M, device: torch.device | str) -> M:
+    """The same mixing with its arrays on a device; a person's own one is a dataclass, too."""
+
+    def move(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part.to(device)
+        if isinstance(part, tuple):
+            return tuple(move(item) for item in part)
+        if is_dataclass(part) and not isinstance(part, type):
+            return replace(part, **{field.name: move(getattr(part, field.name)) for field in fields(part)})
+        return part
+
+    moved_mixing: M = move(mixing)
+    return moved_mixing
+
+
+def linear_part(mixing: Mixing) -> Float64[Tensor, "d d"] | None:
+    """The matrix of the linear map that a mixing ends with, or is; None where it has none."""
+    match mixing:
+        case LinearOnTop(linear=linear):
+            return linear.matrix
+        case Linear():
+            return mixing.matrix
+    return None
+
+
 def build(data: Data) -> Mixing:
-    """The mixing that ``data`` names, with whatever it leaves open drawn from ``data.seed``."""
-    generator = stream(data.seed, "mixing")
-    shift = torch.zeros(data.dim, dtype=torch.float64)
-    if isinstance(data.mixing, MLPMixing):
-        draw = orthogonal if data.mixing.weights == "orthogonal" else uniform
-        weights = tuple(draw(data.dim, generator) for _ in range(data.mixing.n_layers))
-        return MLP(weights, data.mixing.slope, shift)
-    return _moebius(data, data.mixing, generator, shift)
+    """The mixing that ``data`` names, with whatever it leaves open drawn from ``data.seed``.
 
-
-def _moebius(data: Data, mixing: MoebiusMixing, generator: torch.Generator, shift: Tensor) -> Moebius:
-    matrix = orthogonal(data.dim, generator)
-    direction = torch.randn(data.dim, generator=generator, dtype=torch.float64)
-    mean, half_diagonal = radius(data.source, data.dim)
-    centre = mean + mixing.distance * half_diagonal * direction / direction.norm()
-    if mixing.matrix is not None:
-        u, _, vh = torch.linalg.svd(torch.tensor(mixing.matrix, dtype=torch.float64))
-        matrix = u @ vh  # the nearest orthogonal matrix: what was typed is rounded
-    if mixing.centre is not None:
-        centre = torch.tensor(mixing.centre, dtype=torch.float64)
-    return Moebius(matrix, centre, shift)
-
-
-def orthogonal(dim: int, generator: torch.Generator) -> Float64[Tensor, "d d"]:
-    """A random orthogonal matrix, uniform over the group (QR of a Gaussian matrix; Mezzadri, arXiv math-ph/0609050)."""
-    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
-    return torch.mul(q, r.diagonal().sign())
-
-
-def uniform(dim: int, generator: torch.Generator) -> Float64[Tensor, "d d"]:
-    """A matrix of entries U(-1, 1) with columns of unit norm: of eight draws the best conditioned, since a mixing that
-    is nearly singular loses a source for every model.
+    Raises:
+        UserError: a person's own settings that build no mixing.
     """
-    best, best_condition = torch.eye(dim, dtype=torch.float64), math.inf
-    for _ in range(8):
-        draw = 2 * torch.rand(dim, dim, generator=generator, dtype=torch.float64) - 1
-        draw = draw / draw.norm(dim=0)
-        condition = float(torch.linalg.cond(draw))
-        if condition < best_condition:
-            best, best_condition = draw, condition
-    return best
+    return draw(data.mixing, data, stream(data.seed, "mixing"))
+
+
+@functools.singledispatch
+def draw(settings: MixingSettings, data: Data, generator: torch.Generator) -> Mixing:
+    """The mixing that some settings describe; own settings bring a method ``build(data, generator)`` along."""
+    return cast(Mixing, build_own(settings, "data.mixing", Mixing, data, generator))
+
+
+@draw.register
+def _(settings: MoebiusMixing, data: Data, generator: torch.Generator) -> Mixing:
+    matrix = matrices.orthogonal(data.dim, generator)
+    direction = torch.randn(data.dim, generator=generator, dtype=torch.float64)
+    middle, half_diagonal = reach(data)
+    centre = middle + settings.distance * half_diagonal * direction / direction.norm()
+    if settings.matrix is not None:
+        u, _, vh = torch.linalg.svd(torch.tensor(settings.matrix, dtype=torch.float64))
+        matrix = u @ vh  # the nearest orthogonal matrix: what was typed is rounded
+    if settings.centre is not None:
+        centre = torch.tensor(settings.centre, dtype=torch.float64)
+    inner = Moebius(matrix, centre, _origin(data))
+    match settings.linear:
+        case "none":
+            return inner
+        case "cosine":
+            linear = matrices.columns_at(settings.cosine)
+        case "unit_determinant":
+            linear = matrices.unit_determinant(data.dim, generator)
+        case "unit_columns":
+            linear = matrices.unit_columns(data.dim, generator)
+    return LinearOnTop(inner, Linear(linear, _origin(data)))
+
+
+@draw.register
+def _(settings: MLPMixing, data: Data, generator: torch.Generator) -> Mixing:
+    match settings.weights:
+        case "orthogonal":
+            weight = functools.partial(matrices.orthogonal, data.dim, generator)
+        case "uniform":
+            weight = functools.partial(matrices.uniform, data.dim, generator)
+        case "triangular":
+            weight = functools.partial(matrices.triangular, data.dim, settings.off_diagonal, generator)
+    return MLP(tuple(weight() for _ in range(settings.n_layers)), settings.slope, _origin(data))
+
+
+@draw.register
+def _(settings: LinearMixing, data: Data, generator: torch.Generator) -> Mixing:
+    weight = matrices.orthogonal if settings.weights == "orthogonal" else matrices.general
+    return Linear(weight(data.dim, generator), _origin(data))
+
+
+@draw.register
+def _(settings: FlowMixing, data: Data, generator: torch.Generator) -> Mixing:
+    swaps = [layer % 2 == 1 for layer in range(settings.n_layers)]
+    layers = tuple(random_coupling(data.dim, settings.width, swapped, generator) for swapped in swaps)
+    return Flow(layers, _origin(data))
+
+
+def reach(data: Data) -> tuple[float, float]:
+    """The middle of the box that holds the sources for all practical purposes, and its half-diagonal.
+
+    Segments of larger variance widen the box of unbounded sources.
+    """
+    middle, half_width = data.source.extent
+    if data.n_segments > 1 and math.isinf(data.source.support[1]):
+        half_width *= math.sqrt(max(1.0, data.variances[1]))
+    return middle, half_width * math.sqrt(data.dim)
+
+
+def _origin(data: Data) -> Float64[Tensor, " d"]:
+    return torch.zeros(data.dim, dtype=torch.float64)

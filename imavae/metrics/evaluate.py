@@ -1,4 +1,4 @@
-"""The glossary of metrics, and their evaluation for a whole split and all members in one pass.
+"""The metrics of a whole split, for all members in one pass; the glossary says what each of them is.
 
 Points go through the networks in chunks of fixed size and members in blocks: a member's values do not depend on its
 company, and the activations stay in the processor's cache.
@@ -6,66 +6,25 @@ company, and the activations stay in the processor's cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from imavae.errors import known
 from imavae.data.dataset import Split
-from imavae.metrics import identifiability, ima
+from imavae.metrics import disentanglement, identifiability, ima
+from imavae.metrics.glossary import GLOSSARY, Stage, absent
+from imavae.metrics.likelihood import likelihood
 from imavae.model.networks import Weights
-from imavae.model.vae import VAE
+from imavae.model.priors import Theta
+from imavae.model.vae import GAMMA
 from imavae.streams import stream
+from imavae.training.ensemble import EVALUATED, Ensemble
 
-POINTS, ACTIVATIONS = 1024, 2**18  # per chunk of points; per block of members
+ACTIVATIONS = 2**18  # per block of members and chunk of points
 BATCH = 64  # of the published estimators
-
-
-class Metric(NamedTuple):
-    """An entry of the glossary; ``direction`` is max, min, one (best at 1) or none (no better or worse)."""
-
-    definition: str
-    direction: str
-    equation: str
-
-
-GLOSSARY = {
-    "neg_elbo": Metric("negative ELBO, with one posterior sample a point, in nats", "min", "kl − log_px_z"),
-    "kl": Metric("divergence of the posterior from the prior, in nats", "none", "KL(q(z|x) ‖ p(z))"),
-    "log_px_z": Metric("reconstruction term, in nats", "max", "E_q[log N(x; g(z), γ⁻² I)]"),
-    "mcc": Metric("mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance ≈ 0",
-                  "max", "max_π (1/d) Σ_k |corr(s_k, z_π(k))|"),
-    "mcc_spearman": Metric("the same with rank correlations", "max", "max_π (1/d) Σ_k |ρ(s_k, z_π(k))|"),
-    "mcc_mean": Metric("the same with the posterior's location", "max", "max_π (1/d) Σ_k |corr(s_k, μ_π(k)(x))|"),
-    "mcc_batch": Metric("published estimator: mcc averaged over 64-sample batches; chance is 0.15 for d = 3", "max",
-                        "mean over batches of mcc"),
-    "cima": Metric("local IMA contrast of the decoder at μ(x), in nats, averaged over the points of full rank", "min",
-                   "Σ_k log‖J_:k‖ − ½ log det(JᵀJ)"),
-    "cima_batch": Metric("published estimator: the contrast of the mean Jacobian of 64 samples", "min",
-                         "mean over batches of c_IMA(mean J)"),
-    "rank_deficient": Metric("share of the points that cima leaves out: a Jacobian without full rank", "min",
-                             "#{rank J < d} / n"),
-    "self_consistency": Metric("posterior variance over its formula, geometric mean, in the unconstrained coordinate",
-                               "one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²"),
-    "self_consistency_batch": Metric("published estimator: norms of the mean Jacobian of 64 samples", "one",
-                                     "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)"),
-    "mse_obs": Metric("squared error of the reconstruction from the posterior's location, per dimension", "min",
-                      "mean (g(μ(x)) − x)²"),
-    "mse_source": Metric("squared error of the encoded decoding of the sources, per dimension; only where prior and "
-                         "source share their support", "min", "mean (μ(g(s)) − s)²"),
-    "active_units": Metric("latents in use", "none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}"),
-}  # fmt: skip
-
-
-def check_metric(name: str, mode: str) -> None:
-    """Raise UserError unless ``name`` (``val/mcc``) is a validation metric that can be pursued in ``mode``."""
-    known(
-        name, [f"val/{m}" for m, metric in GLOSSARY.items() if metric.direction in ("max", "min")], "objective.metric"
-    )
-    known(mode, [GLOSSARY[name.removeprefix("val/")].direction], f"objective.mode of {name}")
 
 
 class _Points(NamedTuple):
@@ -78,85 +37,140 @@ class _Points(NamedTuple):
     slope: Float[Tensor, "member d n"]
     curvature: Float[Tensor, "member d n"]
     variance: Float[Tensor, "member d n"]
+    prior_variance: Float[Tensor, "member d n"]
+    cdf: Float[Tensor, "member d n"]
 
 
 @torch.no_grad()
 def evaluate(
-    model: VAE,
+    ensemble: Ensemble,
     flat: Float[Tensor, "member parameter"],
-    gamma: Float[Tensor, " member"],
-    seeds: Sequence[int],
+    rows: Int[Tensor, " member"],
     split: Split,
+    stage: Stage,
 ) -> dict[str, Float[Tensor, " member"]]:
-    """Every metric of the glossary that the setting can have, per member, in float64 on the CPU.
+    """Every metric of the glossary that the setting can have, of the members in ``rows`` with weights ``flat``.
 
     The posterior noise of a member is drawn from its seed alone, the same at each call: two validations differ by the
-    weights, not by luck.
+    weights, not by luck. ``stage`` says how many of the slow metrics are wanted. Returns float64 tensors on the CPU.
     """
-    s = split.sources.T.contiguous()
-    width = max(max(model.encoder.sizes), max(model.decoder.sizes))
-    block = max(1, ACTIVATIONS // (width * POINTS))
-    parts = []
-    for rows in torch.split(torch.arange(len(flat), device=flat.device), block):
-        noise = torch.stack(
-            [
-                torch.randn(s.shape, generator=stream(seeds[i], "evaluation", s.device), dtype=s.dtype, device=s.device)
-                for i in rows.tolist()
-            ]
-        )
-        averages, points = _forward(model, model.layout.views(flat[rows]), gamma[rows], split, noise)
-        parts.append(averages | _metrics(model, points, gamma[rows], s))
-    return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in GLOSSARY if name in parts[0]}
+    missing = absent(ensemble.config, split.truth is not None, stage)
+    names = [name for name in GLOSSARY if name not in missing]
+    sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
+    block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED))
+    worlds, parts, locations = ensemble.world_of(rows), [], []
+    contrast = None if split.truth is None else ima.truth_contrast(split.truth.jacobian)
+    for at in torch.split(torch.arange(len(flat), device=flat.device), block):
+        world = worlds[at]
+        shape = (ensemble.model.dim, len(split))
+        seeds = [ensemble.members[row].seed for row in rows[at].tolist()]
+        noise = [
+            torch.randn(shape, generator=stream(seed, "evaluation", flat.device), dtype=flat.dtype, device=flat.device)
+            for seed in seeds
+        ]
+        weights = ensemble.model.layout.views(flat[at])
+        averages, points = _forward(ensemble, weights, split, world, torch.stack(noise), "mcc_cdf" in names)
+        # One world's sources are ranked and standardised once, not for each member.
+        sources = split.sources[0].T if len(ensemble.worlds) == 1 else split.sources[world].transpose(1, 2)
+        values = averages | _metrics(points, weights, sources)
+        if split.truth is not None and contrast is not None:
+            exact = likelihood(split.truth.log_px[world], contrast[world], averages["neg_elbo"])
+            values |= {"cima_truth": contrast[world].mean(1), **exact._asdict()}
+            if stage != "validation":
+                values["amari"] = ima.amari(points.jacobian, split.truth.jacobian[world])
+        if stage != "validation":
+            values["conformal_contrast"] = ima.conformal_contrast(points.jacobian)
+        if stage == "probes":
+            values |= _probes(sources.expand_as(points.location), points.location)
+        parts.append({name: values[name] for name in names if name in values})
+        locations.append(points.location)
+    result = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
+    if "agreement" in names:
+        members = [ensemble.members[row] for row in rows.tolist()]
+        groups = [(member.point, member.world) for member in members]
+        result["agreement"] = identifiability.agreement(torch.cat(locations), groups).cpu()
+    return {name: result[name] for name in names}
 
 
 def _forward(
-    model: VAE, weights: Weights, gamma: Tensor, split: Split, noise: Float[Tensor, "member d n"]
+    ensemble: Ensemble, weights: Weights, split: Split, world: Tensor, noise: Float[Tensor, "member d n"], cdf: bool
 ) -> tuple[dict[str, Tensor], _Points]:
     """The metrics that are plain averages over points, and what the others need of each point."""
-    members, n = len(gamma), len(split)
-    x_all, s_all = (a.T.expand(members, -1, -1) for a in (split.observations, split.sources))
+    model, n = ensemble.model, len(split)
+    gamma = weights[GAMMA].exp()
     sums: dict[str, Tensor] = {}
     chunks = []
 
     def add(name: str, mean: Tensor) -> None:
         sums[name] = sums.get(name, 0) + mean.double() * share
 
-    for start in range(0, n, POINTS):
-        at = slice(start, start + POINTS)
-        x, share = x_all[:, :, at].contiguous(), len(range(n)[at]) / n
-        posterior = model.posterior(weights, x)
-        y, mean = posterior.sample(noise[:, :, at]), posterior.mean
-        for name, value in model.elbo_at(weights, gamma, x, posterior, y)._asdict().items():
+    for start in range(0, n, EVALUATED):
+        at = slice(start, start + EVALUATED)
+        x, share = split.observations[world, at].transpose(1, 2).contiguous(), len(range(n)[at]) / n
+        theta: Theta = model.theta(weights, None if split.segments is None else split.segments[world, at])
+        q = model.posterior(weights, x)
+        y, mean = q.sample(noise[:, :, at]), q.mean
+        for name, value in model.elbo_at(weights, x, q, y, theta)._asdict().items():
             add(name, value)
-        location, slope, curvature = model.prior.latent(mean), model.prior.slope(mean), model.prior.curvature(mean)
+        location, slope, curvature = (
+            model.prior.latent(mean),
+            model.prior.slope(mean),
+            model.prior.curvature(mean, theta),
+        )
         reconstruction, jacobian = model.decoder.jacobian(weights, location)
         add("mse_obs", (reconstruction - x).square().mean((1, 2)))
         if model.prior.support == split.support:  # else the decoder can't take sources for latents
-            s = s_all[:, :, at].contiguous()
+            s = split.sources[world, at].transpose(1, 2).contiguous()
             cycle = model.prior.latent(model.posterior(weights, model.decoder(weights, s)).mean)
             add("mse_source", (cycle - s).square().mean((1, 2)))
         inverse = ima.inverse_variance(jacobian, slope, curvature, gamma)
-        variance = posterior.log_variance.exp()
-        chunks.append(_Points(model.prior.latent(y), location, jacobian, inverse, slope, curvature, variance))
+        z = model.prior.latent(y)
+        spread = model.prior.variance(theta).to(y.dtype).expand_as(y)
+        uniform = model.prior.cdf(z, theta) if cdf else z
+        chunks.append(_Points(z, location, jacobian, inverse, slope, curvature, q.variance(), spread, uniform))
     return sums, _Points(*(torch.cat(parts, -1) for parts in zip(*chunks, strict=True)))
 
 
-def _metrics(model: VAE, points: _Points, gamma: Tensor, s: Float[Tensor, "d n"]) -> dict[str, Tensor]:
+def _metrics(points: _Points, weights: Weights, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
     """The metrics of one block of members that are no plain averages."""
-    cima, rank_deficient = ima.mean_contrast(points.jacobian)
+    gamma = weights[GAMMA].exp()
+    cima, deficient = ima.mean_contrast(points.jacobian)
+    norms = ima.column_norms(points.jacobian)
     spread = points.location.double().var(-1, correction=0)
     return {
+        "gamma": gamma,
         "mcc": identifiability.mcc(s, points.latent),
         "mcc_spearman": identifiability.mcc_spearman(s, points.latent),
         "mcc_mean": identifiability.mcc(s, points.location),
+        "mcc_cdf": identifiability.mcc(s, points.cdf),
         "mcc_batch": identifiability.mcc_batch(s, points.latent, BATCH),
+        "r2_linear": identifiability.r2_linear(s, points.location),
         "cima": cima,
         "cima_batch": ima.mean_contrast(_batch_mean(points.jacobian))[0],
-        "rank_deficient": rank_deficient,
+        "rank_deficient": deficient,
+        "column_norm": norms.mean,
+        "column_norm_max": norms.maximum,
+        "column_norm_var_columns": norms.variance_over_columns,
+        "column_norm_var_points": norms.variance_over_samples,
         "self_consistency": (points.variance.double() * points.inverse_variance).log().mean((1, 2)).exp(),
         "self_consistency_batch": _self_consistency_batch(points, gamma),
-        "active_units": (spread > 0.01 * model.prior.variance).sum(1),
+        "active_units": (spread > 0.01 * points.prior_variance.double().mean(-1)).sum(1),
     }
+
+
+def _probes(s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"]) -> dict[str, Tensor]:
+    """The slow metrics, a member at a time."""
+    values: dict[str, list[float]] = {}
+    for factors, codes in zip(s.cpu().numpy(), location.cpu().numpy(), strict=True):
+        continuous = [False] * len(factors)
+        dci = disentanglement.dci(factors.T, codes.T, continuous)
+        one = {f"dci_{name}": value for name, value in dci._asdict().items()}
+        one["sap"] = disentanglement.sap(factors.T, codes.T, continuous)
+        one["mig"] = disentanglement.mig(factors.T, codes.T, continuous)
+        for name, value in one.items():
+            values.setdefault(name, []).append(value)
+    slow = {name: torch.from_numpy(np.array(column)) for name, column in values.items()}
+    return slow | {"r2_nonlinear": identifiability.r2_nonlinear(s, location)}
 
 
 def _self_consistency_batch(points: _Points, gamma: Tensor) -> Tensor:

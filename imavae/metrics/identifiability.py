@@ -1,10 +1,15 @@
-"""MCC: the mean absolute correlation of the optimal one-to-one matching between sources and latents.
+"""How well latents recover the sources: MCC, the R² of probes, and the agreement of members with each other.
 
-Sources are (d, n), shared by all members; latents are (member, d, n). A constant latent (or source) correlates with
-nothing: its row counts as zero, so a collapsed model scores at chance instead of failing.
+MCC is the mean absolute correlation of the optimal one-to-one matching between sources and latents. Sources are
+(d, n), shared by all members, or (member, d, n), one world each; latents are (member, d, n). A latent (or source) that
+is constant or not finite correlates with nothing: its row counts as zero, so a collapsed model scores at chance
+instead of failing.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -12,35 +17,114 @@ from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
+from sklearn.kernel_approximation import Nystroem
+from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
+PROBE_POINTS = 2000  # that a nonlinear probe is fitted to, and as many that it is scored on: more change little
+LANDMARKS = 200  # of its kernel
 
-def mcc(sources: Float[Tensor, "d n"], latents: Float[Tensor, "member d n"]) -> Float64[Tensor, " member"]:
+
+def mcc(sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"]) -> Float64[Tensor, " member"]:
     """Pearson MCC over all n points, in [0, 1]; near 0 by chance."""
     return matched_mean(correlation(sources, latents))
 
 
-def mcc_spearman(sources: Float[Tensor, "d n"], latents: Float[Tensor, "member d n"]) -> Float64[Tensor, " member"]:
+def mcc_spearman(
+    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"]
+) -> Float64[Tensor, " member"]:
     """MCC of ranks: blind to monotone distortions of each latent."""
     return matched_mean(correlation(_ranks(sources), _ranks(latents)))
 
 
 def mcc_batch(
-    sources: Float[Tensor, "d n"], latents: Float[Tensor, "member d n"], size: int = 64
+    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"], size: int = 64
 ) -> Float64[Tensor, " member"]:
     """The published estimator: the average of the MCCs of batches of ``size`` points (what is left over is dropped).
     Chance is well above zero: 0.15 for d = 3. For comparison only.
     """
-    members, dim, n = latents.shape
-    batches = n // size
-    s = sources[:, : batches * size].reshape(dim, batches, size).transpose(0, 1)
-    z = latents[..., : batches * size].reshape(members, dim, batches, size).transpose(1, 2)
-    return matched_mean(correlation(s, z)).mean(1)
+    return matched_mean(correlation(_batches(sources, size), _batches(latents, size))).mean(1)
+
+
+def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]) -> Float64[Tensor, " member"]:
+    """How identifiable the solution is, without its sources: the median, over the other members of a member's group,
+    of the MCC between their latents; NaN in a group of one (after Duan et al., arXiv 1905.12614).
+
+    One product of standardised latents per group gives the correlations of all of its pairs.
+    """
+    dim = locations.shape[1]
+    result = torch.full((len(groups),), torch.nan, dtype=torch.float64)
+    for group in dict.fromkeys(groups):
+        rows = [i for i, other in enumerate(groups) if other == group]
+        if len(rows) == 1:
+            continue
+        z = standard(locations[rows]).flatten(0, 1)
+        tables = (z @ z.T).reshape(len(rows), dim, len(rows), dim).transpose(1, 2)
+        first, second = (list(side) for side in zip(*itertools.combinations(range(len(rows)), 2), strict=True))
+        scores = torch.full((len(rows), len(rows)), torch.nan, dtype=torch.float64)  # with itself: none
+        scores[first, second] = scores[second, first] = matched_mean(tables[first, second])
+        result[rows] = scores.nanquantile(0.5, dim=1)
+    return result
+
+
+def r2_linear(sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"]) -> Float64[Tensor, " member"]:
+    """R² of the linear least-squares probe, with intercept, from all latents to each source, averaged over sources.
+
+    Fitted on the first half of the points, scored on the second: 1 − Σ(s − ŝ)² / Σ(s − s̄)², at least 0.
+    """
+    s, z = standard(sources), standard(latents)  # a probe with intercept is blind to scale and shift
+    fit, score = halves(z.shape[-1])
+    mean_s, mean_z = s[..., fit].mean(-1, keepdim=True), z[..., fit].mean(-1, keepdim=True)
+    known = z[..., fit] - mean_z
+    # 1e-12 of the covariance is 1e-6 of a latent, float32's rounding: two latents that are equal count once
+    inverse = torch.linalg.pinv(known @ known.mT, rtol=1e-12, hermitian=True)
+    slope = (s[..., fit] - mean_s) @ known.mT @ inverse
+    return explained(s[..., score], mean_s + slope @ (z[..., score] - mean_z)).mean(-1).cpu()
+
+
+def r2_nonlinear(
+    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"]
+) -> Float64[Tensor, " member"]:
+    """The same of a nonlinear probe: ridge regression on the standardised latents and on the kernel
+    exp(−‖z − z'‖² / e) with 200 Nyström landmarks (Williams and Seeger, 2000), the ridge of each source chosen by
+    leave-one-out error.
+
+    Fitted on the first 2,000 points at most of the first half, scored on as many of the second.
+    """
+    fit, score = halves(latents.shape[-1], PROBE_POINTS)
+    s = standard(sources).expand(len(latents), -1, -1).mT.cpu()
+    z = (standard(latents) * latents.shape[-1] ** 0.5).mT.cpu().numpy()
+    guesses = [_kernel_ridge(z[i, fit], s[i, fit].numpy(), z[i, score]) for i in range(len(z))]
+    return explained(s[:, score].mT, torch.from_numpy(np.stack(guesses)).mT).mean(-1)
+
+
+def _kernel_ridge(z: NDArray[np.float64], s: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    kernel = Nystroem(gamma=1 / z.shape[1], n_components=min(LANDMARKS, len(z)), random_state=0)
+    features = np.hstack([z, kernel.fit_transform(z)])
+    ridge = RidgeCV(np.logspace(-6, 2, 9), alpha_per_target=True).fit(features, s)
+    guess: NDArray[np.float64] = ridge.predict(np.hstack([at, kernel.transform(at)])).reshape(len(at), -1)
+    return guess
+
+
+def halves(n: int, most: int | None = None) -> tuple[slice, slice]:
+    """The points that a probe is fitted to and those that it is scored on: the starts, of ``most`` points at the most,
+    of the first and of the second half.
+    """
+    half = n // 2
+    size = half if most is None else min(half, most)
+    return slice(size), slice(half, half + size)
+
+
+def explained(truth: Float64[Tensor, "*s n"], guess: Float64[Tensor, "*m n"]) -> Float64[Tensor, "*m"]:
+    """R² of each row, in [0, 1]: worse than the mean counts as the mean, and a constant has nothing to explain."""
+    total = (truth - truth.mean(-1, keepdim=True)).square().sum(-1)
+    rest = (truth - guess).square().sum(-1)
+    return torch.where(total > 0, 1 - rest / torch.where(total > 0, total, 1), 0).clamp(0, 1)
 
 
 def correlation(a: Float[Tensor, "*s d n"], b: Float[Tensor, "*m e n"]) -> Float64[Tensor, "*m d e"]:
     """Pearson correlation of each row of ``a`` with each row of ``b``, in float64; 0 where one of them is constant."""
-    return _standard(a) @ _standard(b).transpose(-1, -2)
+    return standard(a) @ standard(b).mT
 
 
 def matched_mean(correlations: Float64[Tensor, "*m d e"]) -> Float64[Tensor, "*m"]:
@@ -51,7 +135,7 @@ def matched_mean(correlations: Float64[Tensor, "*m d e"]) -> Float64[Tensor, "*m
     return torch.from_numpy(means.reshape(score.shape[:-2]))
 
 
-def _standard(a: Tensor) -> Tensor:
+def standard(a: Tensor) -> Tensor:
     """Rows of zero mean and unit norm; a row that is constant up to its own rounding is zero."""
     rounding = torch.finfo(a.dtype).eps
     a = a.double()
@@ -60,6 +144,11 @@ def _standard(a: Tensor) -> Tensor:
     norm = a.norm(dim=-1, keepdim=True)
     varies = torch.isfinite(norm) & (norm > 4 * rounding * scale * a.shape[-1] ** 0.5)
     return torch.where(varies, a / torch.where(varies, norm, 1), 0)
+
+
+def _batches(a: Float[Tensor, "*m d n"], size: int) -> Float[Tensor, "*m batch d size"]:
+    count = a.shape[-1] // size
+    return a[..., : count * size].reshape(*a.shape[:-1], count, size).transpose(-3, -2)
 
 
 def _ranks(a: Tensor) -> Tensor:

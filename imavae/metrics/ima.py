@@ -1,14 +1,45 @@
 """Independent mechanism analysis: c_IMA(g, z) = sum_k log |J_:k| - log |det J|, zero iff J's columns are orthogonal
-(Gresele et al., NeurIPS 2021), and the self-consistency of the posterior's variance (Reizinger et al., NeurIPS 2022).
+(Gresele et al., NeurIPS 2021); what else the Jacobians tell, alone and beside the true mixing's; and the
+self-consistency of the posterior's variance (Reizinger et al., NeurIPS 2022).
 
 Jacobians are (member, out, in, n): the point comes last, so that the small matrices' algebra vectorises over points.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
+
+
+class _QR(NamedTuple):
+    """Of each point's Jacobian J = QR: the columns of Q and the entries of R, and where J has full column rank."""
+
+    q: list[Float64[Tensor, "member o n"]]
+    r: dict[tuple[int, int], Float64[Tensor, "member n"]]  # of row k and column j ≥ k
+    norms: list[Float64[Tensor, "member n"]]  # of J's columns
+    full: Bool[Tensor, "member n"]
+
+
+def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
+    """Modified Gram-Schmidt, all points at once; R_kk is 1 where column k depends on those before it."""
+    rounding = 16 * torch.finfo(jacobian.dtype).eps
+    columns = list(jacobian.double().unbind(2))
+    norms = [column.norm(dim=1) for column in columns]
+    full = torch.ones_like(norms[0], dtype=torch.bool)
+    q, r = [], {}
+    for k, norm in enumerate(norms):
+        rest = columns[k].norm(dim=1)
+        good = (rest > rounding * norm) & torch.isfinite(rest)
+        full &= good
+        r[k, k] = torch.where(good, rest, 1)
+        q.append(columns[k] / r[k, k][:, None])
+        for j in range(k + 1, len(columns)):
+            r[k, j] = (q[k] * columns[j]).sum(1)
+            columns[j] = columns[j] - r[k, j][:, None] * q[k]
+    return _QR(q, r, norms, full)
 
 
 def contrast(
@@ -16,23 +47,14 @@ def contrast(
 ) -> tuple[Float64[Tensor, "member n"], Bool[Tensor, "member n"]]:
     """c_IMA at each point, in nats, and where the Jacobian has full column rank; 0 is put where it has not.
 
-    By QR (modified Gram-Schmidt, all points at once): with |det R| = prod_k R_kk, each term log(|J_:k| / R_kk) is the
-    log-ratio of a column to its part orthogonal to the columns before it, never negative.
+    By QR: with |det R| = prod_k R_kk, each term log(|J_:k| / R_kk) is the log-ratio of a column to its part orthogonal
+    to the columns before it, never negative.
     """
-    rounding = 16 * torch.finfo(jacobian.dtype).eps
-    columns = list(jacobian.double().unbind(2))
-    total = torch.zeros_like(columns[0][:, 0])
-    full = torch.ones_like(total, dtype=torch.bool)
-    norms = [column.norm(dim=1) for column in columns]
+    _, r, norms, full = _qr(jacobian)
+    total = torch.zeros_like(norms[0])
     for k, norm in enumerate(norms):
-        rest = columns[k].norm(dim=1)
-        good = (rest > rounding * norm) & torch.isfinite(rest)
-        full &= good
-        total += torch.where(good, (norm / torch.where(good, rest, 1)).clamp_min(1).log(), 0)
-        direction = columns[k] / torch.where(good, rest, 1)[:, None]
-        for j in range(k + 1, len(columns)):
-            columns[j] = columns[j] - (direction * columns[j]).sum(1, keepdim=True) * direction
-    return torch.where(full, total, 0), full
+        total += torch.where(full, (norm / r[k, k]).clamp_min(1).log(), 0)
+    return total, full
 
 
 def mean_contrast(
@@ -40,9 +62,84 @@ def mean_contrast(
 ) -> tuple[Float64[Tensor, " member"], Float64[Tensor, " member"]]:
     """c_IMA averaged over the points of full rank (NaN where there is none), and the share of the others."""
     values, full = contrast(jacobian)
-    counted = full.sum(1)
-    mean = torch.where(counted > 0, values.sum(1) / counted.clamp_min(1), torch.nan)
-    return mean, 1 - counted.double() / full.shape[1]
+    return _mean(values, full), 1 - full.double().mean(1)
+
+
+def _mean(values: Float64[Tensor, "member n"], counted: Bool[Tensor, "member n"]) -> Float64[Tensor, " member"]:
+    """The mean over the points that are counted; NaN where none is."""
+    mean = torch.where(counted, values, 0).sum(1) / counted.sum(1).clamp_min(1)
+    return torch.where(counted.any(1), mean, torch.nan)
+
+
+def truth_contrast(jacobian: Float[Tensor, "*world o d n"]) -> Float64[Tensor, "world n"]:
+    """c_IMA of the true mixing at each source; NaN where its Jacobian lacks full rank. A single world has length 1."""
+    values, full = contrast(jacobian.reshape(-1, *jacobian.shape[-3:]))
+    return torch.where(full, values, torch.nan)
+
+
+def conformal_contrast(jacobian: Float[Tensor, "member o d n"]) -> Float64[Tensor, " member"]:
+    """d/2 log(tr(JᵀJ) / d) − ½ log det JᵀJ, averaged over the points of full rank (NaN where there is none): zero iff J
+    is conformal, JᵀJ = c I.
+
+    By the inequality of arithmetic and geometric means over JᵀJ's eigenvalues it is never negative; over its diagonal,
+    it is never below c_IMA: it is c_IMA + d (log of the root mean square of the columns' norms − mean of their logs).
+    """
+    values, full = contrast(jacobian)
+    norms = torch.where(full[:, None], jacobian.double().norm(dim=1), 1)
+    spread = norms.shape[1] * (0.5 * norms.square().mean(1).log() - norms.log().mean(1))
+    return _mean(values + spread.clamp_min(0), full)
+
+
+class ColumnNorms(NamedTuple):
+    """Per member, of the norms ‖J_:k(z_i)‖ of the Jacobian's columns k at points i."""
+
+    mean: Float64[Tensor, " member"]  # over points and columns
+    variance_over_columns: Float64[Tensor, " member"]  # of each column's mean over points
+    maximum: Float64[Tensor, " member"]  # over points and columns
+    variance_over_samples: Float64[Tensor, " member"]  # over points, averaged over columns
+
+
+def column_norms(jacobian: Float[Tensor, "member o d n"]) -> ColumnNorms:
+    """How strongly, how evenly and how steadily the decoder depends on each latent; NaN if a Jacobian is not finite."""
+    norms = jacobian.double().norm(dim=1)
+    return ColumnNorms(
+        norms.mean((1, 2)),
+        norms.mean(2).var(1, correction=0),
+        norms.amax((1, 2)),
+        norms.var(2, correction=0).mean(1),
+    )
+
+
+def amari(jacobian: Float[Tensor, "member o d n"], truth: Float[Tensor, "*world o d n"]) -> Float64[Tensor, " member"]:
+    """Amari distance of decoder and true mixing (Amari, Cichocki and Yang, NeurIPS 1995), in [0, 1]: with
+    R = J_g(μ(x))⁻¹ J_f(s), x = f(s), the Jacobian of s ↦ z where g(μ(x)) = x,
+
+        (Σ_i (Σ_j |R_ij| / max_j |R_ij| − 1) + Σ_j (Σ_i |R_ij| / max_i |R_ij| − 1)) / (2 d (d − 1)),
+
+    zero iff R is a scaled permutation, averaged over the points where both have full rank (NaN where there is none).
+    ``jacobian`` is J_g at the posterior's location, ``truth`` J_f at the sources of the same observations.
+    """
+    truth = truth.reshape(-1, *truth.shape[-3:])
+    decoder = _qr(jacobian)
+    size = torch.stack(_solve(decoder, truth.double()), 1).abs()
+    dim = size.shape[1]
+    full = decoder.full & _qr(truth).full & (size.amax(1) > 0).all(1) & (size.amax(2) > 0).all(1)
+    size = torch.where(full[:, None, None], size, 1)
+    rows = (size.sum(2) / size.amax(2) - 1).sum(1)
+    columns = (size.sum(1) / size.amax(1) - 1).sum(1)
+    return _mean((rows + columns) / max(2 * dim * (dim - 1), 1), full)
+
+
+def _solve(qr: _QR, right: Float64[Tensor, "world o e n"]) -> list[Float64[Tensor, "member e n"]]:
+    """The rows of the least-squares solution X of QR X = ``right``, by substitution from the last."""
+    dim = len(qr.q)
+    rows: dict[int, Tensor] = {}
+    for k in reversed(range(dim)):
+        row = (qr.q[k][:, :, None] * right).sum(1)
+        for j in range(k + 1, dim):
+            row = row - qr.r[k, j][:, None] * rows[j]
+        rows[k] = row / qr.r[k, k][:, None]
+    return [rows[k] for k in range(dim)]
 
 
 def inverse_variance(

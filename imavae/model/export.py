@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from imavae.config import RunConfig
-from imavae.model import priors, vae
-from imavae.model.networks import MLP
+from imavae.model import vae
 
 
 class Model(nn.Module):
-    """A trained VAE for rows of observations. ``config`` is its point, ``about`` says where it comes from."""
+    """A trained VAE for rows of observations.
 
-    def __init__(self, config: RunConfig, about: dict[str, Any] | None = None) -> None:
+    Attributes:
+        config: its point, with its own seeds.
+        about: where it comes from (seed, trial, score, ...).
+        architecture: the networks and the prior, which hold no weights.
+    """
+
+    def __init__(
+        self, config: RunConfig, weights: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
+    ) -> None:
+        """A model with these weights, named as in the architecture's layout and without a member axis."""
         super().__init__()
-        architecture = vae.build(config)
-        self.config, self.about = config, about or {}
-        self.gamma = config.model.gamma
-        self.prior = priors.build(config)
-        self.encoder = _linear_maps(architecture.encoder)
-        self.decoder = _linear_maps(architecture.decoder)
-        self.activation = nn.LeakyReLU(config.model.slope)
-        self.to(vae.torch_dtype(config))
+        self.config, self.about = config, dict(about or {})
+        self.architecture = vae.build(config)
+        dtype = vae.torch_dtype(config)
+        self.names = {name: name.replace(".", "_") for name in self.architecture.layout.shapes}
+        parameters = {plain: nn.Parameter(weights[name].detach().to(dtype)) for name, plain in self.names.items()}
+        self.parameters_by_name = nn.ParameterDict(parameters)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights by their names in the layout, with a member axis of one."""
+        return {name: self.parameters_by_name[plain][None] for name, plain in self.names.items()}
+
+    @property
+    def gamma(self) -> float:
+        """The square root of the decoder's precision."""
+        return float(self.weights[vae.GAMMA].exp())
 
     def posterior(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Mean and standard deviation of the unconstrained y, whose latent is z(y), for each observation."""
-        mean, log_variance = self._run(self.encoder, x).chunk(2, dim=1)
-        return mean, (0.5 * log_variance).exp()
+        q = self.architecture.posterior(self.weights, x.T[None])
+        return q.mean[0].T, q.variance().sqrt()[0].T
 
     def encode(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """The posterior's location, mapped onto the prior's support: the estimate of the sources."""
-        return self.prior.latent(self.posterior(x)[0])
+        return self.architecture.prior.latent(self.posterior(x)[0])
 
     def decode(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """Observations g(z) of latents on the prior's support."""
-        return self._run(self.decoder, z)
+        return self.architecture.decoder(self.weights, z.T[None])[0].T
 
     def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """The reconstruction g(z(mu(x)))."""
         return self.decode(self.encode(x))
-
-    def _run(self, maps: nn.ModuleList, x: Tensor) -> Tensor:
-        for i, linear in enumerate(maps):
-            x = linear(self.activation(x) if i else x)
-        return x
-
-
-def _linear_maps(mlp: MLP) -> nn.ModuleList:
-    return nn.ModuleList(nn.Linear(i, o) for i, o in zip(mlp.sizes, mlp.sizes[1:], strict=False))

@@ -1,4 +1,4 @@
-"""Stacked multi-layer perceptrons: weights (member, out, in), activations (member, feature, batch).
+"""Stacked networks: weights (member, out, in), activations (member, feature, batch).
 
 All weights of a member lie in one row of a flat (member, parameter) array, so that the optimizer, the best states and
 compaction handle one tensor; :class:`Layout` gives the named views into it.
@@ -7,23 +7,65 @@ compaction handle one tensor; :class:`Layout` gives the named views into it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import leaky_relu
+from torch.nn.functional import leaky_relu, silu, softplus
 
-Weights = dict[str, Tensor]
+from imavae.config import Model
+from imavae.families import NETWORKS, register_network
+
+Weights = Mapping[str, Tensor]
+Function = Callable[[Tensor, float], Tensor]
+
+# Each activation and its derivative, as functions of the input and of the leaky ReLU's slope.
+ACTIVATIONS: dict[str, tuple[Function, Function]] = {
+    "leaky_relu": (leaky_relu, lambda x, slope: torch.where(x > 0, torch.ones_like(x), slope)),
+    "tanh": (lambda x, _: torch.tanh(x), lambda x, _: 1 - torch.tanh(x).square()),
+    "silu": (lambda x, _: silu(x), lambda x, _: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))),
+    "softplus": (lambda x, _: softplus(x), lambda x, _: torch.sigmoid(x)),
+}
+
+
+class Network(ABC):
+    """A function of (member, feature, batch) with weights per member, found by name. Weights end in ``.weight`` (out,
+    in) or ``.bias`` (out), a bias after its weight, and start as :meth:`Layout.initial` says; others start at zero.
+    """
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each of one member's weights; the names begin with the network's prefix."""
+
+    @abstractmethod
+    def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
+        """Outputs of every member, each for its own inputs; no point of the batch may depend on another."""
+
+    def jacobian(
+        self, weights: Weights, x: Float[Tensor, "member i batch"]
+    ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o i batch"]]:
+        """Outputs, and J[m, o, i, b] = d out_o / d in_i: a forward-mode pass for each input."""
+        columns, outputs = [], x
+        for i in range(x.shape[1]):
+            direction = torch.zeros_like(x)
+            direction[:, i] = 1
+            outputs, tangent = torch.func.jvp(lambda z: self(weights, z), (x,), (direction,))  # type: ignore[misc]
+            columns.append(tangent)
+        return outputs, torch.stack(columns, 2)
 
 
 @dataclass(frozen=True)
-class MLP:
-    """Linear maps with a leaky ReLU between two of them: ``sizes`` = (inputs, hidden, ..., outputs)."""
+class MLP(Network):
+    """Linear maps with an activation between two of them: ``sizes`` = (inputs, hidden, ..., outputs)."""
 
-    name: str
+    prefix: str
     sizes: tuple[int, ...]
-    slope: float
+    activation: str = "leaky_relu"
+    slope: float = 0.2
 
     @property
     def n_layers(self) -> int:
@@ -35,34 +77,49 @@ class MLP:
         """Name and shape of each of one member's weights."""
         shapes: dict[str, tuple[int, ...]] = {}
         for i, (inputs, outputs) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
-            shapes[f"{self.name}.{i}.weight"] = (outputs, inputs)
-            shapes[f"{self.name}.{i}.bias"] = (outputs,)
+            shapes[f"{self.prefix}.{i}.weight"] = (outputs, inputs)
+            shapes[f"{self.prefix}.{i}.bias"] = (outputs,)
         return shapes
 
     def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
         """Outputs of every member, each for its own inputs."""
+        activate, _ = ACTIVATIONS[self.activation]
         for i in range(self.n_layers):
             x = self._linear(weights, i, x)
             if i < self.n_layers - 1:
-                x = leaky_relu(x, self.slope)
+                x = activate(x, self.slope)
         return x
 
     def jacobian(
         self, weights: Weights, x: Float[Tensor, "member i batch"]
     ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o i batch"]]:
         """Outputs, and J[m, o, i, b] = d out_o / d in_i, by forward mode: all inputs' tangents travel together."""
+        activate, derivative = ACTIVATIONS[self.activation]
         members, inputs, batch = x.shape
-        tangent = weights[f"{self.name}.0.weight"][..., None].expand(-1, -1, -1, batch)
+        tangent = weights[f"{self.prefix}.0.weight"][..., None].expand(-1, -1, -1, batch)
         x = self._linear(weights, 0, x)
         for i in range(1, self.n_layers):
-            tangent = tangent * torch.where(x > 0, torch.ones_like(x), self.slope)[:, :, None, :]
-            x = self._linear(weights, i, leaky_relu(x, self.slope))
-            tangent = weights[f"{self.name}.{i}.weight"] @ tangent.reshape(members, -1, inputs * batch)
+            tangent = tangent * derivative(x, self.slope)[:, :, None, :]
+            x = self._linear(weights, i, activate(x, self.slope))
+            tangent = weights[f"{self.prefix}.{i}.weight"] @ tangent.reshape(members, -1, inputs * batch)
             tangent = tangent.view(members, -1, inputs, batch)
         return x, tangent
 
     def _linear(self, weights: Weights, i: int, x: Tensor) -> Tensor:
-        return torch.baddbmm(weights[f"{self.name}.{i}.bias"][..., None], weights[f"{self.name}.{i}.weight"], x)
+        return torch.baddbmm(weights[f"{self.prefix}.{i}.bias"][..., None], weights[f"{self.prefix}.{i}.weight"], x)
+
+
+@register_network("mlp")
+def mlp(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> MLP:
+    """The network of that name; ``shape`` is the number of linear maps and the width of what lies between them."""
+    n_layers, width = shape
+    return MLP(prefix, (inputs, *(width,) * (n_layers - 1), outputs), model.activation, model.slope)
+
+
+def build(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> Network:
+    """The network that ``model.name`` chooses."""
+    network: Network = NETWORKS[model.name](prefix, inputs, outputs, shape, model)
+    return network
 
 
 @dataclass(frozen=True)
@@ -76,8 +133,8 @@ class Layout:
         """Parameters of one member."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
-    def views(self, flat: Float[Tensor, "member parameter"]) -> Weights:
-        """Named views into ``flat``: (member, out, in) and (member, out). They share its memory."""
+    def views(self, flat: Float[Tensor, "member parameter"]) -> dict[str, Tensor]:
+        """Named views into ``flat``, each (member, *shape). They share its memory."""
         views, start = {}, 0
         for name, shape in self.shapes.items():
             stop = start + math.prod(shape)
@@ -86,15 +143,19 @@ class Layout:
         return views
 
     def initial(self, generator: torch.Generator) -> Float[Tensor, " parameter"]:
-        """One member's start: Xavier-uniform weights (Glorot and Bengio, 2010), biases U(+-1/sqrt(inputs)); in float64,
-        so that members of any precision start from the same numbers.
+        """One member's start, in float64, so that members of any precision start from the same numbers.
+
+        Xavier-uniform weights (Glorot and Bengio, 2010), biases U(+-1/sqrt(inputs)), zeros for what is neither.
         """
         parts, inputs = [], 1
-        for shape in self.shapes.values():
-            uniform = 2 * torch.rand(math.prod(shape), generator=generator, dtype=torch.float64) - 1
-            if len(shape) == 2:
-                outputs, inputs = shape
-                parts.append(uniform * math.sqrt(6 / (inputs + outputs)))
-            else:  # a bias follows its weight
-                parts.append(uniform / math.sqrt(inputs))
+        for name, shape in self.shapes.items():
+            if name.endswith((".weight", ".bias")):
+                uniform = 2 * torch.rand(math.prod(shape), generator=generator, dtype=torch.float64) - 1
+                if name.endswith(".weight"):
+                    outputs, inputs = shape
+                    parts.append(uniform * math.sqrt(6 / (inputs + outputs)))
+                else:  # a bias follows its weight
+                    parts.append(uniform / math.sqrt(inputs))
+            else:
+                parts.append(torch.zeros(math.prod(shape), dtype=torch.float64))
         return torch.cat(parts)

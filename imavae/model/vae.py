@@ -1,22 +1,28 @@
 """The VAE of an ensemble: ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)), p(x|z) = N(g(z), gamma^-2 I).
 
-One posterior sample estimates the first term and E_q[log p(z)]; the posterior's entropy is exact.
+One posterior sample estimates the first term and, unless it has a closed form that is asked for, E_q[log p(z)]; the
+posterior's entropy is exact. Each member's gamma is one of its weights, ``log_gamma``.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from imavae.config import RunConfig
-from imavae.model import priors
-from imavae.model.networks import MLP, Layout, Weights
-from imavae.model.posterior import Posterior, from_encoding
+from imavae.config import RunConfig, support
+from imavae.data import dataset
+from imavae.data.mixing import Mixing, moved
+from imavae.model import networks, posterior, priors
+from imavae.model.networks import MLP, Layout, Network, Weights
+from imavae.model.posterior import Posterior
+
+GAMMA = "log_gamma"
 
 
 class Elbo(NamedTuple):
@@ -28,57 +34,129 @@ class Elbo(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TrueDecoder(Network):
+    """The mixing itself, which takes latents for sources: only the encoder is left to train."""
+
+    mixing: Mixing
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """It has no weights."""
+        return {}
+
+    def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
+        """Observations of latents."""
+        members, dim, batch = x.shape
+        rows = self.mixing.forward(x.transpose(1, 2).reshape(-1, dim).double())
+        return rows.to(x.dtype).view(members, batch, -1).transpose(1, 2)
+
+    def jacobian(
+        self, weights: Weights, x: Float[Tensor, "member i batch"]
+    ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o i batch"]]:
+        """Observations, and the mixing's own Jacobian."""
+        members, dim, batch = x.shape
+        rows = self.mixing.jacobian(x.transpose(1, 2).reshape(-1, dim).double())
+        return self(weights, x), rows.to(x.dtype).view(members, batch, -1, dim).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
 class VAE:
     """An architecture: the networks, the prior and where the weights lie. It holds no weights itself."""
 
-    encoder: MLP
-    decoder: MLP
+    dim: int
+    encoder: Network
+    decoder: Network
     prior: priors.Prior
+    prior_network: MLP | None = None  # of a conditional prior: from the segment, one-hot, to the parameters' offsets
+    learned_prior: bool = False
+    analytic: bool = False
 
-    @property
+    @functools.cached_property
     def layout(self) -> Layout:
         """Where each weight lies in a member's flat row."""
-        return Layout(self.encoder.shapes | self.decoder.shapes)
+        shapes = self.encoder.shapes | self.decoder.shapes
+        if self.prior_network is not None:
+            shapes |= self.prior_network.shapes
+        if self.learned_prior:
+            shapes["prior.offset"] = (len(self.prior.free), self.dim)
+        return Layout({**shapes, GAMMA: ()})
+
+    @functools.cached_property
+    def _start(self) -> priors.Theta:
+        return tuple(torch.tensor(value, dtype=torch.float64) for value in self.prior.start)  # 0-dim: any device, dtype
+
+    def theta(self, weights: Weights, u: Int[Tensor, "member batch"] | None) -> priors.Theta:
+        """The prior's parameters: (), (member, d, 1) or (member, d, batch), by the segments ``u``."""
+        if self.learned_prior:
+            offset = weights["prior.offset"]
+            free = {index: offset[:, i, :, None] for i, index in enumerate(self.prior.free)}
+            return tuple(start + free[i] if i in free else start for i, start in enumerate(self._start))
+        if self.prior_network is None:
+            return self._start
+        if u is None:
+            raise ValueError("a conditional prior needs segments")
+        members, segments = len(u), self.prior_network.sizes[0]
+        one_hot = torch.eye(segments, dtype=weights[GAMMA].dtype, device=u.device).expand(members, -1, -1)
+        table = self.prior_network(weights, one_hot)  # (member, parameter, segment): every segment, once
+        offsets = torch.split(table.gather(2, u[:, None].expand(-1, table.shape[1], -1)), self.dim, dim=1)
+        return tuple(start + offset for start, offset in zip(self._start, offsets, strict=True))
 
     def posterior(self, weights: Weights, x: Float[Tensor, "member d batch"]) -> Posterior:
         """q(y|x)."""
-        return from_encoding(self.encoder(weights, x))
+        return posterior.from_encoding(self.encoder(weights, x), self.dim)
 
     def elbo(
         self,
         weights: Weights,
-        gamma: Float[Tensor, " member"],
         x: Float[Tensor, "member d batch"],
         noise: Float[Tensor, "member d batch"],
+        u: Int[Tensor, "member batch"] | None = None,
     ) -> Elbo:
         """The ELBO with beta = 1, from one posterior sample made of standard normal ``noise``."""
-        posterior = self.posterior(weights, x)
-        return self.elbo_at(weights, gamma, x, posterior, posterior.sample(noise))
+        q = self.posterior(weights, x)
+        return self.elbo_at(weights, x, q, q.sample(noise), self.theta(weights, u))
 
     def elbo_at(
         self,
         weights: Weights,
-        gamma: Float[Tensor, " member"],
         x: Float[Tensor, "member d batch"],
-        posterior: Posterior,
+        q: Posterior,
         y: Float[Tensor, "member d batch"],
+        theta: priors.Theta,
     ) -> Elbo:
         """The ELBO at a posterior sample ``y`` that is already there."""
         dim, batch = x.shape[1:]
-        kl = -(posterior.entropy() + self.prior.log_prob(y)).sum((1, 2)) / batch
+        if self.analytic:
+            log_prior = self.prior.expected_log_prob(q.mean, q.variance(), theta)
+        else:
+            log_prior = self.prior.log_prob(y, theta)
+        kl = -(q.entropy() + log_prior).sum((1, 2)) / batch
         error = (x - self.decoder(weights, self.prior.latent(y))).square().sum((1, 2)) / batch
-        log_px_z = -0.5 * gamma.square() * error + dim * (gamma.log() - 0.5 * math.log(2 * math.pi))
+        log_gamma = weights[GAMMA]
+        log_px_z = -0.5 * (2 * log_gamma).exp() * error + dim * (log_gamma - 0.5 * math.log(2 * math.pi))
         return Elbo(kl - log_px_z, kl, log_px_z)
 
 
-def build(config: RunConfig) -> VAE:
-    """The architecture that ``config`` names."""
-    dim = config.data.dim
-    hidden = (config.model.hidden_factor * dim,) * (config.model.n_layers - 1)
+def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
+    """The architecture that ``config`` names; a true decoder's mixing rests on ``device``."""
+    model, dim = config.model, config.data.dim
+    inner = (model.n_layers, model.hidden_factor * dim)
+    outer = (model.encoder.n_layers or model.n_layers, (model.encoder.hidden_factor or model.hidden_factor) * dim)
+    prior = priors.build(model.prior, support(config))
+    parameters, segments = getattr(model.prior, "parameters", "fixed"), config.data.n_segments
+    conditional = (segments, inner[1], len(prior.start) * dim)
+    if model.decoder == "true":
+        decoder: Network = TrueDecoder(moved(dataset.world(config.data).mixing, device))
+    else:
+        decoder = networks.build("decoder", dim, dim, inner, model)
     return VAE(
-        MLP("encoder", (dim, *hidden, 2 * dim), config.model.slope),
-        MLP("decoder", (dim, *hidden, dim), config.model.slope),
-        priors.build(config),
+        dim=dim,
+        encoder=networks.build("encoder", dim, posterior.encoding_size(dim, model.posterior), outer, model),
+        decoder=decoder,
+        prior=prior,
+        prior_network=MLP("prior", conditional, "tanh") if parameters == "conditional" else None,
+        learned_prior=parameters == "learned",
+        analytic=model.kl == "analytic",
     )
 
 

@@ -25,13 +25,17 @@ def train(config: RunConfig) -> None:
 
     console = Console()
     columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("", total=config.training.max_epochs)
+    bar = Progress(*columns, TimeRemainingColumn(), console=console)
+    task = bar.add_task("", total=config.training.max_epochs)
 
-        def notify(session: Session, epoch: Epoch) -> None:
-            bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
+    def notify(session: Session, epoch: Epoch) -> None:
+        bar.start()  # not before: a mistake that is found on the way must be all that is printed
+        bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
 
+    try:
         outcome = run_point(config, notify)
+    finally:
+        bar.stop()
     figures = solo_figures(outcome.history, outcome.folder / "figures") if outcome.records[0].history else []
     _finish(outcome, figures)
     console.print(member_table(outcome.members))

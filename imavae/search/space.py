@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Value = float | int | str
+PER_MEMBER = ("model.gamma", "model.beta", "training.learning_rate")  # may differ within an ensemble
 FIELDS = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("values",)}
 
 
@@ -87,14 +88,14 @@ def grid(parameters: Sequence[Parameter]) -> list[dict[str, Value]]:
 
 
 def packs(base: RunConfig, points: Sequence[dict[str, Value]], slots: int) -> list[list[int]]:
-    """Numbers of the points that train together: those that share all but gamma and the learning rate.
+    """Numbers of the points that train together: those that share all but what is a value per member.
 
     Each group is dealt out, in turn, to so many packs that all ``slots`` (trials that run at once) have one; the count
     depends on shapes and slots alone, so a study's results can be repeated.
     """
     groups: dict[RunConfig, list[int]] = {}
     for number, values in enumerate(points):
-        shared = {k: v for k, v in values.items() if k not in ("model.gamma", "training.learning_rate")}
+        shared = {k: v for k, v in values.items() if k not in PER_MEMBER}
         groups.setdefault(with_values(base, shared), []).append(number)
     each = math.ceil(slots / len(groups))
     return [pack for group in groups.values() for i in range(each) if (pack := group[i::each])]

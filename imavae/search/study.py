@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import time
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from imavae.config import Cluster, StudyConfig, base_of
 from imavae.errors import UserError, require
 from imavae.mapping import to_mapping
-from imavae.metrics.evaluate import check_metric
+from imavae.metrics.glossary import check_metric
 from imavae.run import Outcome, Session, failed_record, resolve_device, tracker_of
 from imavae.search import space
 from imavae.search.progress import Snapshot
@@ -48,7 +49,7 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[Point]]:
     Raises:
         UserError: anything about the study that can be known to be wrong before its first trial.
     """
-    check_metric(config.objective.metric, config.objective.mode)
+    check_metric(config, config.objective.metric, config.objective.mode)
     parameters = space.parse(config)
     if config.sampler.name != "grid":
         require(config.budget.trials is not None, "budget.trials is a number", "null", "only a grid ends by itself")
@@ -138,8 +139,11 @@ def start_ray(cluster: Cluster) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if cluster.name == "ray":
         try:
+            host, colon, port = (cluster.address or "").rpartition(":")
+            if colon and port.isdigit():  # Ray itself tries for minutes
+                socket.create_connection((host, int(port)), timeout=4).close()
             ray.init(address=cluster.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"`cluster.address is a running Ray cluster` must hold, but got {cluster.address!r} ({error}); "
                 "start one with `ray start --head`, or say cluster=local"

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,15 @@ def load_member(path: Path) -> Model:
             f"`checkpoint holds one model` must hold, but got an {content['kind']} in {path}; "
             "take the champion.pt beside it, or evaluate it with scripts/evaluate.py"
         )
-    model = Model(run_config(content["config"]), content["about"])
-    model.load_state_dict(content["state_dict"])
-    return model.eval()
+    return Model(stored_config(content["config"]), content["state_dict"], content["about"]).eval()
+
+
+def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
+    """The configuration in a checkpoint. Its plugins are not run: a file from elsewhere must not name code to execute.
+
+    Whoever reads a checkpoint of an own variant loads its plugin first (``plugins=``, or ``families.load_plugins``).
+    """
+    return run_config({**mapping, "plugins": ()})
 
 
 class _Predictor:

@@ -17,12 +17,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from imavae.config import RunConfig
+from imavae.data.dataset import Split
 from imavae.model import vae
 from imavae.streams import stream
 
 CHUNK = (
     32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
 )
+EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by
 
@@ -32,8 +34,10 @@ class Member(NamedTuple):
 
     point: int
     seed: int
-    gamma: float
+    world: int  # the seed of its data
+    gamma: float  # where its precision starts, or stays
     learning_rate: float
+    beta: float
 
 
 @dataclass(frozen=True)
@@ -42,29 +46,42 @@ class Ensemble:
 
     model: vae.VAE
     members: tuple[Member, ...]
-    batch_size: int
+    worlds: tuple[int, ...]  # the data seeds, in the order of the data's first axis
+    config: RunConfig  # of its first point: what all of them share
     dtype: torch.dtype
     device: torch.device
 
     def __len__(self) -> int:
         return len(self.members)
 
+    def world_of(self, rows: Int[Tensor, " active"]) -> Int[Tensor, " active"]:
+        """Where the worlds of the members in ``rows`` stand in the data."""
+        return torch.tensor([self.worlds.index(member.world) for member in self.members], device=self.device)[rows]
+
     def per_member(self, name: str, rows: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
-        """One attribute (gamma, learning_rate) of the members in ``rows``."""
+        """One attribute (gamma, learning_rate, beta) of the members in ``rows``."""
         values = [getattr(member, name) for member in self.members]
         return torch.tensor(values, dtype=self.dtype, device=self.device)[rows]
 
 
 def ensemble(points: list[RunConfig], device: torch.device | str) -> Ensemble:
-    """The members of ``points``, which must share their data, architecture and training but for gamma and rate."""
+    """The members of ``points``, which must share all but gamma, learning rate and beta."""
     first = points[0]
+    worlds = first.members.data.seed or (first.data.seed,)
     members = tuple(
-        Member(i, seed, point.model.gamma, point.training.learning_rate)
+        Member(i, seed, world, point.model.gamma, point.training.learning_rate, point.model.beta)
         for i, point in enumerate(points)
+        for world in worlds
         for seed in point.members.seed
     )
-    dtype = vae.torch_dtype(first)
-    return Ensemble(vae.build(first), members, first.training.batch_size, dtype, torch.device(device))
+    return Ensemble(
+        model=vae.build(first, device),
+        members=members,
+        worlds=worlds,
+        config=first,
+        dtype=vae.torch_dtype(first),
+        device=torch.device(device),
+    )
 
 
 @dataclass
@@ -111,7 +128,10 @@ def initial_state(ensemble: Ensemble) -> State:
     """Every member at its own random start."""
     layout, count, device = ensemble.model.layout, len(ensemble), ensemble.device
     rows = [layout.initial(stream(member.seed, "init")) for member in ensemble.members]
-    weights = torch.stack(rows).to(device, ensemble.dtype)
+    weights = torch.stack(rows)
+    gamma = torch.tensor([member.gamma for member in ensemble.members], dtype=torch.float64)
+    layout.views(weights)[vae.GAMMA][:] = gamma.log()
+    weights = weights.to(device, ensemble.dtype)
     return State(
         epoch=0,
         active=torch.arange(count, device=device),
@@ -137,21 +157,41 @@ def initial_state(ensemble: Ensemble) -> State:
     )
 
 
-def train_epoch(ensemble: Ensemble, state: State, observations: Float[Tensor, "n d"]) -> None:
-    """One pass of every active member over all observations, in an order of its own; ``state`` is changed in place."""
-    gamma = ensemble.per_member("gamma", state.active)
-    rate = ensemble.per_member("learning_rate", state.active)
-    layout = ensemble.model.layout
-    leaves = {name: view.requires_grad_() for name, view in layout.views(state.weights.detach()).items()}
-    gradient = torch.empty_like(state.weights)
-    for x, noise in _batches(ensemble, state, observations):
-        loss = ensemble.model.elbo(leaves, gamma, x, noise).neg_elbo
-        gradients = torch.autograd.grad(loss.sum(), list(leaves.values()))
+def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
+    """One pass of every active member over its world's data, in an order of its own; ``state`` is changed in place."""
+    beta, rate = (ensemble.per_member(name, state.active) for name in ("beta", "learning_rate"))
+    fixed = () if ensemble.config.model.precision == "learned" else (vae.GAMMA,)
+    views = ensemble.model.layout.views(state.weights.detach())
+    leaves = {name: view.requires_grad_(name not in fixed) for name, view in views.items()}
+    trained = [view for view in leaves.values() if view.requires_grad]
+    gradient = torch.zeros_like(state.weights)
+    moving = gradient[:, : gradient.shape[1] - len(fixed)]  # gamma is the last of a member's weights
+    for x, noise, u in _batches(ensemble, state, data):
+        elbo = ensemble.model.elbo(leaves, x, noise, u)
+        loss = beta * elbo.kl - elbo.log_px_z
+        gradients = torch.autograd.grad(loss.sum(), trained)
         with torch.no_grad():
-            torch.cat([g.flatten(1) for g in gradients], 1, out=gradient)
-            state.finite &= torch.isfinite(loss + gradient.sum(1))
+            torch.cat([g.reshape(len(g), -1) for g in gradients], 1, out=moving)
+            state.finite &= torch.isfinite(loss + moving.sum(1))
             adam_step(state, gradient, rate)
+    if ensemble.config.model.precision == "mle":
+        _set_gamma(ensemble, state, data)
     state.epoch += 1
+
+
+@torch.no_grad()
+def _set_gamma(ensemble: Ensemble, state: State, data: Split) -> None:
+    """Maximum likelihood given the other weights: gamma^-2 = the mean of (x - g(mu(x)))^2 over data and dimensions."""
+    weights = ensemble.model.layout.views(state.weights)
+    worlds = ensemble.world_of(state.active)
+    error = torch.zeros(len(state.active), dtype=torch.float64, device=ensemble.device)
+    for start in range(0, len(data), EVALUATED):
+        x = data.observations[worlds, start : start + EVALUATED].transpose(1, 2).contiguous()
+        location = ensemble.model.prior.latent(ensemble.model.posterior(weights, x).mean)
+        error += (x - ensemble.model.decoder(weights, location)).double().square().mean(1).sum(1)
+    log_gamma = -0.5 * (error / len(data)).log()
+    state.finite &= torch.isfinite(log_gamma)
+    weights[vae.GAMMA].copy_(torch.where(state.finite, log_gamma.to(ensemble.dtype), weights[vae.GAMMA]))
 
 
 def adam_step(state: State, gradient: Float[Tensor, "active parameter"], rate: Float[Tensor, " active"]) -> None:
@@ -166,15 +206,19 @@ def adam_step(state: State, gradient: Float[Tensor, "active parameter"], rate: F
     state.weights.sub_(torch.where(state.finite[:, None], update, 0))
 
 
-def _batches(
-    ensemble: Ensemble, state: State, observations: Float[Tensor, "n d"]
-) -> Iterator[tuple[Float[Tensor, "active d batch"], Float[Tensor, "active d batch"]]]:
-    """Batches and noise of one epoch, drawn per member; the last batch holds what is left of the observations."""
-    n, dim = observations.shape
-    size, members, device = ensemble.batch_size, len(state.active), ensemble.device
+def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Batches, noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
+
+    The last batch holds what is left of the observations.
+    """
+    n, dim = data.observations.shape[1:]
+    size, members, device = ensemble.config.training.batch_size, len(state.active), ensemble.device
     order = torch.empty(members, n, dtype=torch.int64, device=device)
     for row, generator in zip(order, state.batches, strict=True):
         torch.randperm(n, generator=generator, out=row)
+    order += n * ensemble.world_of(state.active)[:, None]  # the worlds lie one after the other
+    observations = data.observations.reshape(-1, dim)
+    segments = None if data.segments is None else data.segments.flatten()
     full = n // size
     plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
     if n % size:
@@ -182,11 +226,12 @@ def _batches(
     for start, steps, batch in plan:
         rows = order[:, start : start + steps * batch]
         x = observations[rows].view(members, steps, batch, dim).transpose(2, 3).contiguous()
+        u = None if segments is None else segments[rows].view(members, steps, batch)
         noise = torch.empty_like(x)
         for row, generator in zip(noise, state.noise, strict=True):
             row.normal_(generator=generator)
         for step in range(steps):
-            yield x[:, step], noise[:, step]
+            yield x[:, step], noise[:, step], None if u is None else u[:, step]
 
 
 def keep(state: State, rows: Int[Tensor, " kept"]) -> None:

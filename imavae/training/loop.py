@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from imavae.config import Training
+from imavae.data.dataset import Split
 from imavae.training.ensemble import CRITERIA, Ensemble, State, Validation, keep, train_epoch
 
 Validate = Callable[[Float[Tensor, "active parameter"], Int[Tensor, " active"]], dict[str, Float[Tensor, " active"]]]
@@ -30,11 +31,11 @@ class Progress(NamedTuple):
 def train(
     ensemble: Ensemble,
     state: State,
-    observations: Float[Tensor, "n d"],
+    data: Split,
     training: Training,
     validate: Validate,
 ) -> Iterator[Progress]:
-    """Train ``state`` in place until every member has stopped, and yield after each epoch.
+    """Train ``state`` in place on ``data`` until every member has stopped, and yield after each epoch.
 
     ``validate(weights, rows)`` gives the validation metrics (``val/...``) of the members in ``rows``, whose weights are
     given. A member stops after ``training.patience`` validations without a lower val/neg_elbo, or when it diverges.
@@ -42,8 +43,8 @@ def train(
     """
     while len(state.active) and state.epoch < training.max_epochs:
         start = time.perf_counter()
-        member_steps = len(state.active) * -(-len(observations) // ensemble.batch_size)
-        train_epoch(ensemble, state, observations)
+        member_steps = len(state.active) * -(-len(data) // training.batch_size)
+        train_epoch(ensemble, state, data)
         last = state.epoch == training.max_epochs
         _drop_diverged(state)  # reading the mask waits for the device: once an epoch, not once a step
         due = len(state.active) > 0 and (last or state.epoch % training.validate_every == 0)

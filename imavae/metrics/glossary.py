@@ -1,0 +1,117 @@
+"""The glossary: every metric that is logged, what it is, which way is better, and where it can't be had."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from imavae.config import RunConfig, support
+from imavae.errors import UserError, known
+from imavae.families import UniformPrior, UniformSource
+
+Stage = Literal["validation", "final", "probes"]  # while training; at the end; at the end, if they are asked for
+
+
+class Metric(NamedTuple):
+    """An entry of the glossary; ``direction`` is max, min, one (best at 1) or none (no better or worse)."""
+
+    definition: str
+    direction: str
+    equation: str
+
+
+GLOSSARY = {
+    "neg_elbo": Metric("negative ELBO, with one posterior sample a point, in nats", "min", "kl − log_px_z"),
+    "kl": Metric("divergence of the posterior from the prior, in nats", "none", "KL(q(z|x) ‖ p(z))"),
+    "log_px_z": Metric("reconstruction term, in nats", "max", "E_q[log N(x; g(z), γ⁻² I)]"),
+    "mcc": Metric("mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance ≈ 0",
+                  "max", "max_π (1/d) Σ_k |corr(s_k, z_π(k))|"),
+    "mcc_spearman": Metric("the same with rank correlations", "max", "max_π (1/d) Σ_k |ρ(s_k, z_π(k))|"),
+    "mcc_mean": Metric("the same with the posterior's location", "max", "max_π (1/d) Σ_k |corr(s_k, μ_π(k)(x))|"),
+    "mcc_cdf": Metric("the same with samples put through the prior's CDF; uniform sources under another prior", "max",
+                      "max_π (1/d) Σ_k |corr(s_k, F_p(z_π(k)))|"),
+    "mcc_batch": Metric("published estimator: mcc averaged over 64-sample batches; chance is 0.15 for d = 3", "max",
+                        "mean over batches of mcc"),
+    "r2_linear": Metric("R² of the best linear map from locations to sources, fitted on the first half of the points, "
+                        "scored on the second", "max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²"),
+    "r2_nonlinear": Metric("the same of a nonlinear map (kernel ridge regression), on a few thousand points", "max",
+                           "as r2_linear, ŝ a function of all of μ(x)"),
+    "agreement": Metric("median MCC between a member's locations and those of the other seeds of its point; needs no "
+                        "sources", "max", "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|"),
+    "dci_disentanglement": Metric("each latent codes one factor at the most (random forests)", "max",
+                                  "Σ_l ρ_l (1 − H(P_l·)), Eastwood and Williams 2018"),
+    "dci_completeness": Metric("each factor lies in one latent", "max", "mean_k (1 − H(P_·k))"),
+    "dci_informativeness": Metric("factors can be predicted from latents", "max", "R², balanced accuracy if discrete"),
+    "sap": Metric("how far the best latent of a factor is ahead of the second", "max",
+                  "mean_k (score_1 − score_2), Kumar et al. 2018"),
+    "mig": Metric("gap of mutual information between the best two latents of a factor", "max",
+                  "mean_k (I_1 − I_2) / H(s_k), Chen et al. 2018"),
+    "cima": Metric("local IMA contrast of the decoder at μ(x), in nats, averaged over the points of full rank", "min",
+                   "Σ_k log‖J_:k‖ − ½ log det(JᵀJ)"),
+    "cima_batch": Metric("published estimator: the contrast of the mean Jacobian of 64 samples", "min",
+                         "mean over batches of c_IMA(mean J)"),
+    "rank_deficient": Metric("share of the points that cima leaves out: a Jacobian without full rank", "min",
+                             "#{rank J < d} / n"),
+    "cima_truth": Metric("local IMA contrast of the mixing itself", "none", "mean c_IMA(f, s)"),
+    "amari": Metric("Amari distance of the decoder's Jacobian at μ(x) to the mixing's at s; 0 for a scaled permutation",
+                    "min", "of R = J_g⁻¹ J_f, Amari et al. 1996, over points of full rank"),
+    "conformal_contrast": Metric("how far the decoder is from conformal; at least cima", "min",
+                                 "(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ)"),
+    "column_norm": Metric("norm of the Jacobian's columns", "none", "mean over points and k of ‖J_:k‖"),
+    "column_norm_max": Metric("the largest of them", "none", "max over points and k of ‖J_:k‖"),
+    "column_norm_var_columns": Metric("how they differ between columns", "none", "Var_k of mean over points of ‖J_:k‖"),
+    "column_norm_var_points": Metric("how they differ between points", "none", "mean_k of Var over points of ‖J_:k‖"),
+    "self_consistency": Metric("posterior variance over its formula, geometric mean, in the unconstrained coordinate",
+                               "one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²"),
+    "self_consistency_batch": Metric("published estimator: norms of the mean Jacobian of 64 samples", "one",
+                                     "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)"),
+    "log_px": Metric("exact log-likelihood of the observations, in nats", "none", "E[log p(s) − log|det J_f(s)|]"),
+    "l_ima": Metric("IMA-regularised log-likelihood, in nats", "none", "E[log p(x) − c_IMA(f, s)]"),
+    "gap_log_px": Metric("how far the ELBO lies below the log-likelihood, in nats", "min", "E[log p(x)] − ELBO"),
+    "gap_ima": Metric("how far it lies below the IMA-regularised one, in nats", "none", "E[L_IMA] − ELBO"),
+    "mse_obs": Metric("squared error of the reconstruction from the posterior's location, per dimension", "min",
+                      "mean (g(μ(x)) − x)²"),
+    "mse_source": Metric("squared error of the encoded decoding of the sources, per dimension; only where prior and "
+                         "source share their support", "min", "mean (μ(g(s)) − s)²"),
+    "gamma": Metric("root of the decoder's precision; moves where model.precision is learned or mle", "none", "γ"),
+    "active_units": Metric("latents in use", "none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}"),
+}  # fmt: skip
+FINAL = ("amari", "conformal_contrast")  # evaluated at a member's best states alone: each costs half a validation
+PROBES = ("r2_nonlinear", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap", "mig")  # slow
+TRUTH = ("cima_truth", "amari", "log_px", "l_ima", "gap_log_px", "gap_ima")  # need the mixing
+
+
+def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
+    """The metrics that a setting can't have, each with the reason.
+
+    Args:
+        config: the setting.
+        truth: whether the split has the mixing's likelihoods and Jacobians (validation and test have).
+        stage: of which stage the metrics are: each has those of the stages before it, too.
+    """
+    reasons: dict[str, str] = {}
+    source, prior = config.data.source, config.model.prior
+    if support(config) != source.support:
+        reasons["mse_source"] = "prior and source have different supports"
+    if not isinstance(source, UniformSource) or isinstance(prior, UniformPrior):
+        reasons["mcc_cdf"] = "a CDF maps onto the sources only if they are uniform, and the prior is not"
+    if len(config.members.seed) == 1:
+        reasons["agreement"] = "one seed has no other to agree with"
+    if not truth:
+        reasons |= dict.fromkeys(TRUTH, "likelihoods and Jacobians of the mixing are kept for val and test alone")
+    if stage == "validation":
+        reasons |= dict.fromkeys(FINAL, "slow: members.csv and evaluate.py have it, no validation does")
+    if stage != "probes":
+        reasons |= dict.fromkeys(PROBES, "slow: evaluate.py has it, and members.csv with training.probes=true")
+    return reasons
+
+
+def check_metric(config: RunConfig, name: str, mode: str) -> None:
+    """Raise UserError unless ``name`` (``val/mcc``) is a validation metric of this setting, pursued in ``mode``."""
+    known(
+        name, [f"val/{m}" for m, metric in GLOSSARY.items() if metric.direction in ("max", "min")], "objective.metric"
+    )
+    metric = name.removeprefix("val/")
+    known(mode, [GLOSSARY[metric].direction], f"objective.mode of {name}")
+    reasons = absent(config, True, "validation")
+    if metric in reasons:
+        raise UserError(f"`{name}` must be there to be an objective, but it is not: {reasons[metric]}; choose another")
