@@ -135,6 +135,7 @@ class Training(Settings):
     max_epochs: int = 400
     batch_size: int = 64
     learning_rate: float = 1e-3  # of Adam
+    schedule: Literal["constant", "cosine"] = "constant"  # cosine: the rate falls to 0 over max_epochs, epoch by epoch
     validate_every: int = 5  # epochs
     patience: int = 5  # validations without a lower val/neg_elbo after which a member stops
     dtype: Literal["float32", "float64"] = "float32"

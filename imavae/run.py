@@ -26,6 +26,7 @@ from imavae.families import load_plugins
 from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import evaluate
 from imavae.metrics.glossary import FINAL, PROBES, Stage
+from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
 from imavae.model.vae import GAMMA
 from imavae.tracking import Row, Tracker, TrialRecord, Value, fetch_model, member_name, open_tracker
@@ -154,11 +155,10 @@ class Session:
         return table
 
     def _gamma(self, row: int) -> float:
-        """A member's gamma: the given one, or what it has become at the smallest val/neg_elbo."""
+        """A member's gamma: the given one, or what it has become in the end."""
         if self.points[0].model.precision == "fixed":
             return self.ensemble.members[row].gamma
-        weights = self.state.best["val/neg_elbo"].weights[row : row + 1]
-        return float(self.ensemble.model.layout.views(weights)[GAMMA].exp())
+        return float(self.ensemble.model.layout.views(self.state.frozen[row : row + 1])[GAMMA].exp())
 
     def _best_value(self, name: str, row: int) -> float:
         best = self.state.best[name]
@@ -177,6 +177,13 @@ class Session:
         running = any(self.state.status[row] == "running" for row in self.members_of(point))
         status: Literal["finished", "stopped"] = "stopped" if running else "finished"
         return dataclasses.replace(partial, status=status, members=self.member_rows(point, trial))
+
+    def portrait(self) -> tuple[list[str], Portrait]:
+        """The members' names, and what they make of the validation split at their best val/mcc states."""
+        rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
+        names = [member_name(self.axes(row)) for row in rows.tolist()]
+        weights = self.state.best["val/mcc"].weights
+        return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
 
     def partial_record(self, point: int, trial: int, values: Row, objective: Objective) -> TrialRecord:
         """What is known of one point while it trains: no members yet."""
@@ -197,7 +204,7 @@ class Session:
         checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about})
 
 
-def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> Outcome:
+def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> tuple[Outcome, Session]:
     """Train one point's members here, without Ray; ``notify`` is told of each epoch. The folder has a checkpoint after
     each validation, the tables and the champion; the tracker has the run with one trial.
     """
@@ -215,7 +222,7 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     session.save(state)
     outcome.add(session.record(0, 0, {}, outcome.objective), state, 0)
     outcome.crown()
-    return outcome
+    return outcome, session
 
 
 def evaluate_checkpoint(config: EvaluateConfig) -> pd.DataFrame:
@@ -347,7 +354,12 @@ def failed_record(trial: int, values: Row) -> TrialRecord:
 
 def tracker_of(config: RunConfig, experiment: str) -> Tracker:
     """The tracker that answers at the configured address. Raises UserError, within seconds, where none does."""
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"`output_dir can be written` must hold, but got {config.output_dir} ({error.strerror}); choose another"
+        ) from None
     return open_tracker(config.tracking, Path(config.output_dir), experiment)
 
 

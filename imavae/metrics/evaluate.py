@@ -27,7 +27,7 @@ ACTIVATIONS = 2**18  # per block of members and chunk of points
 BATCH = 64  # of the published estimators
 
 
-class _Points(NamedTuple):
+class Points(NamedTuple):
     """What the networks give at each point, for a block of members: (member, ..., n)."""
 
     latent: Float[Tensor, "member d n"]
@@ -69,7 +69,7 @@ def evaluate(
             for seed in seeds
         ]
         weights = ensemble.model.layout.views(flat[at])
-        averages, points = _forward(ensemble, weights, split, world, torch.stack(noise), "mcc_cdf" in names)
+        averages, points = forward(ensemble, weights, split, world, torch.stack(noise), "mcc_cdf" in names)
         # One world's sources are ranked and standardised once, not for each member.
         sources = split.sources[0].T if len(ensemble.worlds) == 1 else split.sources[world].transpose(1, 2)
         values = averages | _metrics(points, weights, sources)
@@ -92,9 +92,9 @@ def evaluate(
     return {name: result[name] for name in names}
 
 
-def _forward(
+def forward(
     ensemble: Ensemble, weights: Weights, split: Split, world: Tensor, noise: Float[Tensor, "member d n"], cdf: bool
-) -> tuple[dict[str, Tensor], _Points]:
+) -> tuple[dict[str, Tensor], Points]:
     """The metrics that are plain averages over points, and what the others need of each point."""
     model, n = ensemble.model, len(split)
     gamma = weights[GAMMA].exp()
@@ -127,11 +127,11 @@ def _forward(
         z = model.prior.latent(y)
         spread = model.prior.variance(theta).to(y.dtype).expand_as(y)
         uniform = model.prior.cdf(z, theta) if cdf else z
-        chunks.append(_Points(z, location, jacobian, inverse, slope, curvature, q.variance(), spread, uniform))
-    return sums, _Points(*(torch.cat(parts, -1) for parts in zip(*chunks, strict=True)))
+        chunks.append(Points(z, location, jacobian, inverse, slope, curvature, q.variance(), spread, uniform))
+    return sums, Points(*(torch.cat(parts, -1) for parts in zip(*chunks, strict=True)))
 
 
-def _metrics(points: _Points, weights: Weights, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
+def _metrics(points: Points, weights: Weights, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
     """The metrics of one block of members that are no plain averages."""
     gamma = weights[GAMMA].exp()
     cima, deficient = ima.mean_contrast(points.jacobian)
@@ -173,7 +173,7 @@ def _probes(s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"
     return slow | {"r2_nonlinear": identifiability.r2_nonlinear(s, location)}
 
 
-def _self_consistency_batch(points: _Points, gamma: Tensor) -> Tensor:
+def _self_consistency_batch(points: Points, gamma: Tensor) -> Tensor:
     jacobian, slope, curvature, variance = (
         _batch_mean(a)
         for a in (

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
     from imavae.report.figures import solo_figures
+    from imavae.report.portrait import run_figures
     from imavae.report.tables import member_table
     from imavae.run import run_point
 
@@ -33,10 +34,14 @@ def train(config: RunConfig) -> None:
         bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
 
     try:
-        outcome = run_point(config, notify)
+        outcome, session = run_point(config, notify)
     finally:
         bar.stop()
-    figures = solo_figures(outcome.history, outcome.folder / "figures") if outcome.records[0].history else []
+    figures = []
+    if outcome.records[0].history:
+        folder, history = outcome.folder / "figures", outcome.history
+        names, portrait = session.portrait()
+        figures = solo_figures(history, folder) + run_figures(portrait, names, history, folder)
     _finish(outcome, figures)
     console.print(member_table(outcome.members))
     _addresses(console, outcome, config)

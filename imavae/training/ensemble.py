@@ -8,6 +8,7 @@ of the update from that step on, so it keeps its last finite weights and disturb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -160,6 +161,8 @@ def initial_state(ensemble: Ensemble) -> State:
 def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
     """One pass of every active member over its world's data, in an order of its own; ``state`` is changed in place."""
     beta, rate = (ensemble.per_member(name, state.active) for name in ("beta", "learning_rate"))
+    if ensemble.config.training.schedule == "cosine":
+        rate = rate * (0.5 + 0.5 * math.cos(math.pi * state.epoch / ensemble.config.training.max_epochs))
     fixed = () if ensemble.config.model.precision == "learned" else (vae.GAMMA,)
     views = ensemble.model.layout.views(state.weights.detach())
     leaves = {name: view.requires_grad_(name not in fixed) for name, view in views.items()}

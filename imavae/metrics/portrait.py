@@ -1,0 +1,49 @@
+"""A few points of a split under each member, latents matched to sources: what the figures of one run show."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from imavae.data.dataset import Split
+from imavae.metrics.evaluate import forward
+from imavae.metrics.identifiability import correlation
+from imavae.training.ensemble import Ensemble
+
+POINTS = 1000  # enough to see a shape, few enough to draw
+
+
+class Portrait(NamedTuple):
+    """Latent k is the one matched to source k. Variances, of the unconstrained y, are in the latents' own order."""
+
+    sources: Float[Tensor, "member d n"]
+    latents: Float[Tensor, "member d n"]  # locations, on the prior's support
+    variance: Float[Tensor, "member d n"]  # of the posterior
+    formula: Float[Tensor, "member d n"]  # sigma_k^2, see ima.inverse_variance
+
+
+@torch.no_grad()
+def portrait(
+    ensemble: Ensemble, flat: Float[Tensor, "member parameter"], rows: Int[Tensor, " member"], split: Split
+) -> Portrait:
+    """The first points of a split, as the members in ``rows`` with weights ``flat`` see them; on the CPU."""
+    few = dataclasses.replace(
+        split,
+        sources=split.sources[:, :POINTS],
+        observations=split.observations[:, :POINTS],
+        segments=None if split.segments is None else split.segments[:, :POINTS],
+        truth=None,
+    )
+    world = ensemble.world_of(rows)
+    sources = few.sources[world].transpose(1, 2)
+    weights = ensemble.model.layout.views(flat)
+    _, points = forward(ensemble, weights, few, world, torch.zeros_like(sources), cdf=False)
+    tables = correlation(sources, points.location).abs().nan_to_num().cpu().numpy()
+    order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
+    latents = torch.take_along_dim(points.location.cpu(), order[:, :, None], dim=1)
+    return Portrait(sources.cpu(), latents, points.variance.cpu(), 1 / points.inverse_variance.cpu())
