@@ -25,7 +25,7 @@ from imavae.errors import UserError, require
 from imavae.families import load_plugins
 from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import evaluate
-from imavae.metrics.glossary import FINAL, PROBES, Stage
+from imavae.metrics.glossary import FINAL, PROBES, Stage, absent
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
 from imavae.model.vae import GAMMA
@@ -225,9 +225,14 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     return outcome, session
 
 
-def evaluate_checkpoint(config: EvaluateConfig) -> pd.DataFrame:
-    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split: a row per
-    member, with its seed and gamma. Raises UserError for a bad checkpoint.
+def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split.
+
+    Returns:
+        A row per member, with its axes and the gamma of its point; and the metrics that can't be had, with the reason.
+
+    Raises:
+        UserError: a bad checkpoint.
     """
     load_plugins(config.plugins)
     path = locate(config.checkpoint, config)
@@ -240,8 +245,9 @@ def evaluate_checkpoint(config: EvaluateConfig) -> pd.DataFrame:
         session = Session.load(path, torch.device("cpu"))
         flat = session.state.best[config.select].weights
     values = session.evaluate(config.split, flat.detach(), torch.arange(len(flat)), "probes")
-    axes = [session.axes(row) for row in range(len(flat))]
-    return pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
+    axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
+    frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
+    return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, "probes")
 
 
 def new_folder(output_dir: Path, kind: str, name: str) -> Path:

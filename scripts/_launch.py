@@ -120,6 +120,8 @@ def compose_jobs(command: Command[C]) -> list[tuple[list[str], dict[str, Any]]]:
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.name)
     with tempfile.TemporaryDirectory() as scratch:  # conf/ sends here what Hydra insists on writing
         OmegaConf.register_new_resolver("scratch", lambda: scratch, replace=True)
+        # ${range:1,101} is [1, ..., 100]: a hundred seeds need no hundred numbers
+        OmegaConf.register_new_resolver("range", lambda start, stop: list(range(start, stop)), replace=True)
         return _explained(resolved, command)
 
 

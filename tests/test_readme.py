@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from pathlib import Path
+
+import pytest
 
 from imavae.metrics.glossary import GLOSSARY
 
@@ -26,3 +31,23 @@ def test_every_file_that_the_readme_shows_is_there() -> None:
     assert pictures
     for picture in pictures:
         assert (ROOT / picture).is_file(), picture
+
+
+
+def _train_commands() -> list[str]:
+    """The command lines of train.py in the README: in code blocks and in tables."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"python scripts/train\.py ([^`\n]+)", text)
+    return [line for line in dict.fromkeys(found) if not line.startswith("--")]
+
+
+@pytest.mark.parametrize("arguments", _train_commands())
+def test_every_train_command_is_accepted(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It composes, and every rule about its values holds; other tests train."""
+    import train  # the script
+    from _launch import compose_jobs
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(arguments, comments=True)])
+    for _, mapping in compose_jobs(train.COMMAND):
+        train.COMMAND.check(mapping)

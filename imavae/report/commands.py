@@ -83,11 +83,16 @@ def tune(config: StudyConfig) -> None:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Print every metric of a stored model, or of the members of a stored ensemble, on one split."""
+    """Print every metric of a stored model or ensemble on one split, and why others are absent."""
     from imavae.report.tables import metric_table
     from imavae.run import evaluate_checkpoint
 
-    Console().print(metric_table(evaluate_checkpoint(config), config.checkpoint))
+    console = Console()
+    values, reasons = evaluate_checkpoint(config)
+    console.print(metric_table(values, config.checkpoint))
+    for reason in dict.fromkeys(reasons.values()):
+        names = ", ".join(name for name in reasons if reasons[name] == reason)
+        console.print(f"no {names}: {reason}", highlight=False)
 
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:

@@ -196,10 +196,10 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
     One member has its values; several of one gamma their median and quartiles; several gammas the median at each.
 
     Args:
-        values: a row per member: ``seed``, ``gamma`` and a column per ``SPLIT/METRIC``.
+        values: a row per member: ``seed``, ``gamma`` (its point's) and a column per ``SPLIT/METRIC``.
         checkpoint: where they come from, for the title.
     """
-    metrics = [str(column) for column in values if column not in ("seed", "gamma")]
+    metrics = [str(column) for column in values if "/" in str(column)]
     spread = {metric: quartiles(_numbers(values, metric)) for metric in metrics}
     columns = {"value" if len(values) == 1 else "median": [spread[metric].median for metric in metrics]}
     gammas = sorted(set(values["gamma"]))
