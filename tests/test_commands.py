@@ -74,7 +74,7 @@ BAD_INPUT = [
     ("train", "members.seed=[]", ["[]", "at least one seed", "members.seed=[1,2,3]"]),
     ("train", "model.gamma=0", ["gamma=0", "0 < model.gamma", "precision"]),
     ("train", "model.gamma=-3", ["gamma=-3", "0 < model.gamma", "precision"]),
-    ("train", "model.gamma=nan", ["gamma=nan", "0 < model.gamma", "precision"]),
+    ("train", "model.gamma=nan", ["model.gamma", "finite number", "nan"]),
     ("train", "data.dim=1", ["got 1", "data.dim >= 2", "not mixed"]),
     ("train", "data/source=gaussian", ["GaussianSource", "covers the source's", "model/prior=gaussian"]),
     ("train", "model.prior.low=0 model.prior.high=1", ["[0, 1]", "covers the source's", "widen model.prior.low"]),

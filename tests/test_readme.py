@@ -15,11 +15,17 @@ ROOT = Path(__file__).parent.parent
 ARROWS = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}
 
 
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")  # else Markdown begins a new column
+
+
 def test_the_table_of_metrics_is_the_glossary() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     expected = [
-        f"| `{name}` | {metric.definition} | {ARROWS[metric.direction]} | {metric.equation} |".replace("  ", " ")
+        f"| `{name}` | {_cell(metric.definition)} | {ARROWS[metric.direction]} | {_cell(metric.equation)} |".replace(
+            "  ", " "
+        )
         for name, metric in GLOSSARY.items()
     ]
     assert rows == expected
