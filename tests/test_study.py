@@ -98,10 +98,9 @@ def test_trials_are_placed_on_the_shares_of_gpus_that_the_cluster_has(tmp_path: 
     """Four trials, two (fake) GPUs, half a GPU each: each worker sees exactly one GPU, and both GPUs are used."""
     from ray import tune
 
-    from imavae.search.study import resources_of, start_ray
+    from imavae.search import cluster
 
     settings = config(tmp_path, cluster={"cpus": 4, "gpus": 2, "gpus_per_trial": 0.5, "cpus_per_trial": 0.5})
-    start_ray(settings.cluster)
     seen = tmp_path / "seen"
     seen.mkdir()
 
@@ -115,14 +114,13 @@ def test_trials_are_placed_on_the_shares_of_gpus_that_the_cluster_has(tmp_path: 
             time.sleep(0.05)
         tune.report({"gpus": os.environ["CUDA_VISIBLE_DEVICES"]})
 
-    import ray
-
-    results = tune.Tuner(
-        tune.with_resources(place, resources_of(settings.cluster)),
-        param_space={"i": tune.grid_search([0, 1, 2, 3])},
-        run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
-    ).fit()
-    ray.shutdown()
+    with cluster.running(settings.cluster) as slots:
+        assert slots == 4
+        results = tune.Tuner(
+            tune.with_resources(place, cluster.resources_of(settings.cluster)),
+            param_space={"i": tune.grid_search([0, 1, 2, 3])},
+            run_config=tune.RunConfig(storage_path=str(tmp_path / "ray"), verbose=0),
+        ).fit()
     assert sorted((results[i].metrics or {})["gpus"] for i in range(4)) == ["0", "0", "1", "1"]
 
 

@@ -8,7 +8,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 if TYPE_CHECKING:
-    from imavae.search.study import Recorder
+    from imavae.search.recorder import Recorder
 
 
 class Hooks(Callback):

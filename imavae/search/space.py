@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Value = float | int | str
+Point = dict[str, Value]  # a value for each searched setting, by its dotted key
 PER_MEMBER = ("model.gamma", "model.beta", "training.learning_rate")  # may differ within an ensemble
 FIELDS = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("values",)}
 
@@ -81,13 +82,13 @@ def parse(config: StudyConfig) -> list[Parameter]:
     return parameters
 
 
-def grid(parameters: Sequence[Parameter]) -> list[dict[str, Value]]:
+def grid(parameters: Sequence[Parameter]) -> list[Point]:
     """Every combination of the choices, the last parameter changing fastest."""
     keys = [parameter.key for parameter in parameters]
     return [dict(zip(keys, point, strict=True)) for point in itertools.product(*(p.values for p in parameters))]
 
 
-def packs(base: RunConfig, points: Sequence[dict[str, Value]], slots: int) -> list[list[int]]:
+def packs(base: RunConfig, points: Sequence[Point], slots: int) -> list[list[int]]:
     """Numbers of the points that train together: those that share all but what is a value per member.
 
     Each group is dealt out, in turn, to so many packs that all ``slots`` (trials that run at once) have one; the count

@@ -1,0 +1,91 @@
+"""The Ray that a study runs on: this machine's, or a running cluster; and what a trial takes of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from imavae.config import Cluster
+from imavae.errors import UserError, require
+
+QUIET = {  # what Ray would otherwise print, send, probe or write outside the study's folder
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+}
+
+
+@contextmanager
+def running(cluster: Cluster) -> Iterator[int]:
+    """Start Ray on this machine, or join the cluster at its address, without output; give the trials that fit at once.
+
+    Ray is left as it was found: what is started here is shut down, whatever happens.
+
+    Raises:
+        UserError: no cluster answers at the address, or not one trial fits.
+    """
+    os.environ.update(QUIET)
+    warnings.filterwarnings("ignore", module=r"ray\.|optuna\.")
+    import ray
+
+    found = ray.is_initialized()
+    if not found:
+        _start(cluster)
+    try:
+        yield slots(cluster, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    finally:
+        if not found:
+            ray.shutdown()
+
+
+def _start(cluster: Cluster) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if cluster.name == "ray":
+        try:
+            host, colon, port = (cluster.address or "").rpartition(":")
+            if colon and port.isdigit():  # Ray itself tries for minutes
+                socket.create_connection((host, int(port)), timeout=4).close()
+            ray.init(address=cluster.address, **quiet)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"`cluster.address is a running Ray cluster` must hold, but got {cluster.address!r} ({error}); "
+                "start one with `ray start --head`, or say cluster=local"
+            ) from None
+        return
+    # One thread per trial, unless training.threads says otherwise: more only get in each other's way on small models.
+    workers = {"env_vars": {"OMP_NUM_THREADS": "1"}}
+    cpus = cluster.cpus or len(os.sched_getaffinity(0))
+    ray.init(num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def resources_of(cluster: Cluster) -> dict[str, float]:
+    """What each trial asks Ray for; a worker sees just the GPUs that it was given a share of."""
+    return {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}
+
+
+def slots(cluster: Cluster, resources: dict[str, float]) -> int:
+    """Trials that can run at once."""
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    fits = [cpus / cluster.cpus_per_trial]
+    if cluster.gpus_per_trial:
+        fits.append(gpus / cluster.gpus_per_trial)
+    fitting = int(min(fits) + 1e-9)
+    require(
+        fitting >= 1,
+        "one trial fits into the cluster",
+        f"{cpus:g} cpus and {gpus:g} gpus for trials of {cluster.cpus_per_trial:g} and {cluster.gpus_per_trial:g}",
+        "lower cluster.cpus_per_trial or cluster.gpus_per_trial",
+    )
+    return fitting
