@@ -330,14 +330,21 @@ class LaplacePrior(PriorSettings):
         require(self.scale > 0, "model.prior.scale > 0", f"scale={self.scale}", "it is the mean distance from the mean")
 
 
-NETWORKS: dict[str, Callable[..., Any]] = {}  # name -> builder, see imavae.model.networks; torch's own names come there
+NETWORKS: dict[str, Callable[..., Any]] = {}  # name -> builder; the package's come with imavae.model.networks
 NETWORK_NAMES = {"mlp"}  # those that can be chosen: the package's, and what a person's file has registered
 
 
 def register_network(name: str) -> Callable[[F], F]:
-    """Add a network's builder, ``build(prefix, inputs, outputs, width, model) -> Network``; a decorator."""
+    """Add a network's builder, ``build(prefix, inputs, outputs, shape, model) -> Network``; a decorator.
+
+    Raises:
+        UserError: the name is taken.
+    """
 
     def register(builder: F) -> F:
+        taken = NETWORKS if builder.__module__ == "imavae.model.networks" else NETWORK_NAMES
+        new = bool(name) and name not in taken
+        require(new, "each network has a name of its own", repr(name), "choose another")
         NETWORKS[name] = builder
         NETWORK_NAMES.add(name)
         return builder

@@ -41,7 +41,7 @@ class Model(nn.Module):
     @property
     def gamma(self) -> float:
         """The square root of the decoder's precision."""
-        return float(self.weights[vae.GAMMA].exp())
+        return float(self.weights[vae.GAMMA].detach().exp())
 
     def posterior(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Mean and standard deviation of the unconstrained y, whose latent is z(y), for each observation."""

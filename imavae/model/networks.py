@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import leaky_relu, silu, softplus
+from torch.nn.functional import leaky_relu_, silu, softplus
 
 from imavae.config import Model
 from imavae.families import NETWORKS, register_network
@@ -22,9 +22,9 @@ from imavae.families import NETWORKS, register_network
 Weights = Mapping[str, Tensor]
 Function = Callable[[Tensor, float], Tensor]
 
-# Each activation and its derivative, as functions of the input and of the leaky ReLU's slope.
+# Each activation, which may overwrite its input, and its derivative, as functions of the input and of the slope.
 ACTIVATIONS: dict[str, tuple[Function, Function]] = {
-    "leaky_relu": (leaky_relu, lambda x, slope: torch.where(x > 0, torch.ones_like(x), slope)),
+    "leaky_relu": (leaky_relu_, lambda x, slope: torch.where(x > 0, torch.ones_like(x), slope)),
     "tanh": (lambda x, _: torch.tanh(x), lambda x, _: 1 - torch.tanh(x).square()),
     "silu": (lambda x, _: silu(x), lambda x, _: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))),
     "softplus": (lambda x, _: softplus(x), lambda x, _: torch.sigmoid(x)),

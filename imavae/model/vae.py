@@ -69,7 +69,8 @@ class VAE:
     prior: priors.Prior
     prior_network: MLP | None = None  # of a conditional prior: from the segment, one-hot, to the parameters' offsets
     learned_prior: bool = False
-    analytic: bool = False
+    analytic: bool = False  # whether the KL divergence is taken in closed form
+    full: bool = False  # whether the posterior has a full covariance
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -157,6 +158,7 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
         prior_network=MLP("prior", conditional, "tanh") if parameters == "conditional" else None,
         learned_prior=parameters == "learned",
         analytic=model.kl == "analytic",
+        full=model.posterior == "full",
     )
 
 

@@ -104,8 +104,17 @@ def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
     """The configuration in a checkpoint. Its plugins are not run: a file from elsewhere must not name code to execute.
 
     Whoever reads a checkpoint of an own variant loads its plugin first (``plugins=``, or ``families.load_plugins``).
+
+    Raises:
+        UserError: a setting that this program does not know: that of an own variant, perhaps.
     """
-    return run_config({**mapping, "plugins": ()})
+    try:
+        return run_config({**mapping, "plugins": ()})
+    except UserError as error:
+        raise UserError(
+            f"{error}. If the checkpoint has a variant of your own, name the file that registers it: "
+            "plugins=[FILE.py] (in Python: imavae.families.load_plugins)"
+        ) from None
 
 
 class _Predictor:

@@ -2,7 +2,7 @@
 
 One backward pass of the sum of the members' losses gives every member its own gradient, since no weight is shared; one
 Adam step over the flat (member, parameter) arrays applies it. Whatever differs between members is a tensor along the
-member axis: generators, gamma, learning rate, step count. A member whose loss or gradient is not finite is masked out
+member axis: generators, gamma, learning rate, step count. A member whose gradient is not finite is masked out
 of the update from that step on, so it keeps its last finite weights and disturbs nobody.
 """
 
@@ -21,6 +21,7 @@ from imavae.config import RunConfig
 from imavae.data.dataset import Split
 from imavae.model import vae
 from imavae.streams import stream
+from imavae.training.gradient import ByAutograd, WrittenOut, written_out
 
 CHUNK = (
     32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
@@ -163,20 +164,16 @@ def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
     beta, rate = (ensemble.per_member(name, state.active) for name in ("beta", "learning_rate"))
     if ensemble.config.training.schedule == "cosine":
         rate = rate * (0.5 + 0.5 * math.cos(math.pi * state.epoch / ensemble.config.training.max_epochs))
-    fixed = () if ensemble.config.model.precision == "learned" else (vae.GAMMA,)
-    views = ensemble.model.layout.views(state.weights.detach())
-    leaves = {name: view.requires_grad_(name not in fixed) for name, view in views.items()}
-    trained = [view for view in leaves.values() if view.requires_grad]
+    model, fixed = ensemble.model, ensemble.config.model.precision != "learned"
     gradient = torch.zeros_like(state.weights)
-    moving = gradient[:, : gradient.shape[1] - len(fixed)]  # gamma is the last of a member's weights
+    if written_out(model, fixed):
+        fill: ByAutograd | WrittenOut = WrittenOut(model, state.weights, gradient, beta)
+    else:
+        fill = ByAutograd(model, state.weights, gradient, beta, fixed)
     for x, noise, u in _batches(ensemble, state, data):
-        elbo = ensemble.model.elbo(leaves, x, noise, u)
-        loss = beta * elbo.kl - elbo.log_px_z
-        gradients = torch.autograd.grad(loss.sum(), trained)
-        with torch.no_grad():
-            torch.cat([g.reshape(len(g), -1) for g in gradients], 1, out=moving)
-            state.finite &= torch.isfinite(loss + moving.sum(1))
-            adam_step(state, gradient, rate)
+        fill(x, noise, u)
+        state.finite &= torch.isfinite(gradient.sum(1))
+        adam_step(state, gradient, rate)
     if ensemble.config.model.precision == "mle":
         _set_gamma(ensemble, state, data)
     state.epoch += 1
@@ -197,6 +194,7 @@ def _set_gamma(ensemble: Ensemble, state: State, data: Split) -> None:
     weights[vae.GAMMA].copy_(torch.where(state.finite, log_gamma.to(ensemble.dtype), weights[vae.GAMMA]))
 
 
+@torch.no_grad()
 def adam_step(state: State, gradient: Float[Tensor, "active parameter"], rate: Float[Tensor, " active"]) -> None:
     """One step of Adam with a rate and a step count per member; members that are not finite stay where they are."""
     state.steps += 1
