@@ -104,7 +104,7 @@ class Model(Settings):
     beta: float = 1.0  # weight of the KL divergence in the loss; reported ELBOs have 1
     kl: Literal["sampled", "analytic"] = "sampled"  # analytic: in closed form, for Gaussian and Laplace priors
     posterior: Literal["diagonal", "full"] = "diagonal"  # covariance of the Gaussian posterior
-    decoder: Literal["learned", "true"] = "learned"  # true: the mixing itself; only the encoder is trained
+    decoder: Literal["learned", "mixing"] = "learned"  # mixing: the ground truth; only the encoder is trained
     n_layers: int = 2  # linear maps in the encoder and in the decoder; an activation stands between two of them
     hidden_factor: int = 10  # width of a hidden layer, in multiples of data.dim
     activation: Literal["leaky_relu", "tanh", "silu", "softplus"] = "leaky_relu"
@@ -214,16 +214,16 @@ class RunConfig(Settings):
             self.data.n_segments,
             "the prior's parameters depend on the segment",
         )
-        if self.model.decoder == "true":
+        if self.model.decoder == "mixing":
             require(
                 (low, high) == source.support,
-                "model.decoder=true needs a prior on the source's support",
+                "model.decoder=mixing needs a prior on the source's support",
                 f"{[low, high]} for sources on {list(source.support)}",
                 "the mixing takes latents for sources",
             )
             require(
                 self.members.data.seed is None,
-                "model.decoder=true needs one world",
+                "model.decoder=mixing needs one world",
                 f"members.data.seed={self.members.data.seed}",
                 "set data.seed instead",
             )

@@ -1,5 +1,28 @@
 """What all tests share."""
 
+import sys
+from collections.abc import Iterator
+
+import pytest
 import torch
 
+from imavae.families import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
+
 torch.set_num_threads(1)  # the models are tiny, and other processes want the machine's cores, too
+
+
+@pytest.fixture
+def forget_plugins() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    registries = (SOURCES, MIXINGS, PRIORS)
+    before = [dict(registry.variants) for registry in registries]
+    builders, names = dict(NETWORKS), set(NETWORK_NAMES)
+    yield
+    for registry, variants in zip(registries, before, strict=True):
+        registry.variants.clear()
+        registry.variants.update(variants)
+    for name in NETWORKS.keys() - builders.keys():
+        del NETWORKS[name]
+    NETWORK_NAMES.intersection_update(names)
+    for name in [name for name in sys.modules if name.startswith("imavae_plugin_")]:
+        del sys.modules[name]

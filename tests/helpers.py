@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from imavae.data.dataset import Dataset, Split
 from imavae.families import MoebiusMixing
 from imavae.model import vae
 from imavae.model.export import Model
+from imavae.run import Session
 from imavae.streams import stream
 
 PUBLISHED = MoebiusMixing(  # the Möbius sweep of the paper; recovered from its sweep table, DESIGN §10
@@ -28,6 +30,8 @@ PUBLISHED = MoebiusMixing(  # the Möbius sweep of the paper; recovered from its
 )
 UNIFORM: dict[str, Any] = {"name": "uniform", "low": -0.5, "high": 0.5}
 GAUSSIAN: dict[str, Any] = {"name": "gaussian", "mean": 0.3, "std": 0.7}
+LAPLACE: dict[str, Any] = {"name": "laplace", "mean": -0.4, "scale": 0.6}
+BETA: dict[str, Any] = {"name": "beta", "alpha": 2.5, "beta": 1.5, "low": -1.0, "high": 2.0}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -42,23 +46,42 @@ def config(data: dict[str, Any], model: dict[str, Any], **rest: Any) -> RunConfi
 
 def point(dim: int, prior: dict[str, Any], **model: Any) -> RunConfig:
     """A float64 point whose sources are distributed like its prior, small enough to compare with obvious code."""
-    data = {"dim": dim, "n_obs": 2000, "train": 0.2, "val": 0.7, "source": prior}
+    source = {key: value for key, value in prior.items() if key != "parameters"}
+    data = {"dim": dim, "n_obs": 2000, "train": 0.2, "val": 0.7, "source": source}
     return config(data, {"prior": prior, "gamma": 3.0, "hidden_factor": 4, **model})
 
 
 def random_members(point: RunConfig, seeds: list[int]) -> Tensor:
-    """Flat weights (member, parameter) at each seed's start."""
+    """Flat weights (member, parameter) at each seed's start, with the point's gamma."""
     layout = vae.build(point).layout
-    rows = [layout.initial(stream(seed, "init")) for seed in seeds]
-    return torch.stack(rows).to(vae.torch_dtype(point))
+    rows = torch.stack([layout.initial(stream(seed, "init")) for seed in seeds])
+    layout.views(rows)[vae.GAMMA][:] = math.log(point.model.gamma)
+    return rows.to(vae.torch_dtype(point))
+
+
+def trained(points: list[RunConfig]) -> Session:
+    """A session on the CPU whose members have trained to their end."""
+    session = Session.start(points, torch.device("cpu"))
+    for _ in session.train():
+        pass
+    return session
+
+
+def weight(session: Session, name: str) -> Tensor:
+    """One named weight of every member, in the order of the members, once all of them have stopped."""
+    return session.ensemble.model.layout.views(session.state.frozen)[name]
 
 
 def plain_model(point: RunConfig, row: Tensor) -> Model:
-    """One member's flat weights as a plain module of ``nn.Linear`` layers."""
-    model = Model(point)
-    weights = vae.build(point).layout.views(row[None])
-    model.load_state_dict({name: weight[0] for name, weight in weights.items()})
-    return model.requires_grad_(False)
+    """One member's flat weights as a plain module."""
+    views = vae.build(point).layout.views(row[None])
+    return Model(point, {name: view[0] for name, view in views.items()}).requires_grad_(False)
+
+
+def theta_of(model: Model, u: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The prior's parameters of one member as rows: they broadcast against latents (n, d)."""
+    theta = model.architecture.theta(model.weights, None if u is None else u[None])
+    return tuple(value[0].T if value.ndim else value for value in theta)
 
 
 def pointwise_jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""A person's own source and mixing: files of theirs, named in the configuration; the examples in docs/ among them."""
+"""A person's own source and mixing: files of theirs, named in the configuration; the examples in docs/ among them.
+
+Own priors and networks have their own file of tests, test_own_models.py.
+"""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +17,14 @@ import torch
 from imavae.config import RunConfig, run_config
 from imavae.data import dataset, mixing, sources
 from imavae.errors import UserError
-from imavae.families import MIXINGS, SOURCES, load_plugins
+from imavae.families import SOURCES, load_plugins
 from imavae.mapping import to_mapping
 from imavae.streams import stream
 from tests.helpers import normal, pointwise_jacobian
 
+pytestmark = pytest.mark.usefixtures("forget_plugins")
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SOURCE, MIXING = str(DOCS / "own_source.py"), str(DOCS / "own_mixing.py")
-
-
-@pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    before = [dict(registry.variants) for registry in (SOURCES, MIXINGS)]
-    yield
-    for registry, variants in zip((SOURCES, MIXINGS), before, strict=True):
-        registry.variants.clear()
-        registry.variants.update(variants)
-    for name in [name for name in sys.modules if name.startswith("imavae_plugin_")]:
-        del sys.modules[name]
 
 
 def point(plugins: list[str], **data: Any) -> RunConfig:

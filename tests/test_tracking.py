@@ -262,7 +262,7 @@ def test_the_champion_loads_by_mlflows_own_loader(output_dir: Path, monkeypatch:
     tracker.finish_trial(a_trial(0))
     model = output_dir / "member.pt"
     model.write_text("3")
-    address = tracker.log_winner(model, 0, 2, {"val/mcc": 0.9, "test/mcc": math.nan}, champion=True)
+    address = tracker.log_winner(model, 0, "2", {"val/mcc": 0.9, "test/mcc": math.nan}, champion=True)
     assert address == "models:/paper-grid@champion"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", addresses.tracking_uri(SETTINGS, output_dir))
     frame = pd.DataFrame([[1.0, 2.0]])
@@ -276,14 +276,14 @@ def test_winners_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) -
     found = {}
     for seed, mcc in zip(SEEDS, (0.5, 0.9, 0.7), strict=True):
         paths[seed].write_text(f"weights {seed}")
-        found[seed] = tracker.log_winner(paths[seed], 0, seed, {"val/mcc": mcc}, champion=False)
-    champion = tracker.log_winner(paths[2], 0, 2, {"val/mcc": 0.9}, champion=True)
-    assert tracker.log_winner(paths[2], 0, 2, {"val/mcc": 0.9}, champion=True) == champion
+        found[seed] = tracker.log_winner(paths[seed], 0, str(seed), {"val/mcc": mcc}, champion=False)
+    champion = tracker.log_winner(paths[2], 0, "2", {"val/mcc": 0.9}, champion=True)
+    assert tracker.log_winner(paths[2], 0, "2", {"val/mcc": 0.9}, champion=True) == champion
     mlflow = client(output_dir)
     models = mlflow.search_logged_models(
         [experiment_id(output_dir)], order_by=[{"field_name": "metrics.val/mcc", "ascending": False}]
     )
-    assert [model.tags["imavae.seed"] for model in models] == ["2", "3", "1"]
+    assert [model.tags["imavae.member"] for model in models] == ["2", "3", "1"]
     assert len(mlflow.search_model_versions("name = 'paper-grid'")) == 1
     (study,) = runs(output_dir, "study")
     member = next(run for run in runs(output_dir, "member") if run.data.params["seed"] == "3")
@@ -359,7 +359,7 @@ def test_no_tracking_leaves_nothing(tmp_path: Path) -> None:
     tracker.start("any", CONFIG, {})
     tracker.progress(a_trial(0))
     tracker.finish_trial(a_trial(0))
-    assert tracker.log_winner(tmp_path / "member.pt", 0, 1, {}, champion=True) == str(tmp_path / "member.pt")
+    assert tracker.log_winner(tmp_path / "member.pt", 0, "1", {}, champion=True) == str(tmp_path / "member.pt")
     tracker.finish("finished", {}, [])
     assert not list(tmp_path.iterdir())
 

@@ -146,7 +146,7 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     prior = priors.build(model.prior, support(config))
     parameters, segments = getattr(model.prior, "parameters", "fixed"), config.data.n_segments
     conditional = (segments, inner[1], len(prior.start) * dim)
-    if model.decoder == "true":
+    if model.decoder == "mixing":
         decoder: Network = TrueDecoder(moved(dataset.world(config.data).mixing, device))
     else:
         decoder = networks.build("decoder", dim, dim, inner, model)

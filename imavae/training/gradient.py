@@ -43,7 +43,7 @@ class ByAutograd:
 
 
 def written_out(model: VAE, fixed: bool) -> bool:
-    """Whether :class:`WrittenOut` is for this model: leaky-ReLU MLPs, diagonal posterior, sampled KL, the rest fixed."""
+    """Whether :class:`WrittenOut` is for this model: leaky ReLU, diagonal posterior, sampled KL, the rest fixed."""
     networks = (model.encoder, model.decoder)
     plain = all(isinstance(network, MLP) and network.activation == "leaky_relu" for network in networks)
     known = type(model.prior).score is not Prior.score and not (model.learned_prior or model.prior_network)
