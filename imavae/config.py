@@ -376,7 +376,8 @@ def evaluate_config(mapping: Mapping[str, Any]) -> EvaluateConfig:
 def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping with its plugins imported and their paths made absolute: a worker's current directory is another."""
     paths = mapping.get("plugins") or ()
-    require(isinstance(paths, (list, tuple)), "plugins is a list of paths", repr(paths), "say plugins=[FILE.py]")
+    proper = isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
+    require(proper, "plugins is a list of paths", repr(paths), "say plugins=[FILE.py]")
     load_plugins(paths)
     return {**mapping, "plugins": [str(Path(path).resolve()) for path in paths]}
 

@@ -104,7 +104,8 @@ def _explain(error: Any, mapping: Mapping[str, Any], kind: type[Settings], prefi
     """One validation error as value, rule and remedy."""
     path, node = [prefix] if prefix else [], typing.cast(Any, mapping)
     for part in error["loc"]:
-        if (isinstance(node, Mapping) and part in node) or (isinstance(node, (list, tuple)) and isinstance(part, int)):
+        inside = isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node)
+        if inside or (isinstance(node, Mapping) and part in node):
             path.append(str(part))
             node = node[part]
     key = ".".join(path)

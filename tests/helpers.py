@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from imavae.config import Data, RunConfig, run_config
@@ -112,3 +114,14 @@ def untouched_generators() -> Iterator[None]:
 def _states() -> tuple[object, object]:
     # Python's own is left out: beartype, which checks the shapes in these tests, draws from it
     return torch.get_rng_state().tolist(), repr(np.random.get_state(legacy=False))  # noqa: NPY002
+
+
+def console(width: int = 80, terminal: bool = False) -> Console:
+    """One that keeps what it prints."""
+    return Console(file=io.StringIO(), width=width, color_system=None, force_terminal=terminal)
+
+
+def text_of(output: Console) -> str:
+    """What it has printed."""
+    assert isinstance(output.file, io.StringIO)
+    return output.file.getvalue()

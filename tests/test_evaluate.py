@@ -17,9 +17,8 @@ from torch import Tensor
 from imavae.config import RunConfig
 from imavae.data import dataset
 from imavae.data.dataset import Split, Truth
-from imavae.errors import UserError
 from imavae.metrics import evaluate as evaluation
-from imavae.metrics.glossary import FINAL, GLOSSARY, PROBES, Stage, absent, check_metric
+from imavae.metrics.glossary import FINAL, GLOSSARY, PROBES, Stage, absent
 from imavae.model import vae
 from imavae.streams import stream
 from imavae.training.ensemble import ensemble
@@ -370,38 +369,3 @@ def test_any_number_of_points_will_do(n: int) -> None:
     values, expected = evaluated(at, flat, split, [11]), obvious(at, flat[0], split, 11)
     for name in ("neg_elbo", "mcc_batch", "cima", "mse_source"):
         assert float(values[name]) == pytest.approx(expected[name], rel=1e-9), name
-
-
-def test_the_glossary_says_what_is_better_and_objectives_are_checked_against_it() -> None:
-    at = config({"source": UNIFORM}, {"prior": {"name": "beta"}})
-    reasons = absent(at, True, "validation")
-    for name, metric in GLOSSARY.items():
-        assert metric.definition, name
-        assert metric.equation, name
-        assert metric.direction in ("max", "min", "one", "none")
-        if metric.direction in ("max", "min") and name not in reasons:
-            check_metric(at, f"val/{name}", metric.direction)
-            with pytest.raises(UserError, match=r"objective\.mode"):
-                check_metric(at, f"val/{name}", "max" if metric.direction == "min" else "min")
-    assert set(reasons) == {*FINAL, *PROBES}
-    for bad in ("val/mc", "test/mcc", "mcc", "val/kl", "val/self_consistency"):
-        with pytest.raises(UserError, match=r"objective\.metric"):
-            check_metric(at, bad, "max")
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "reason"),
-    [
-        ("agreement", "max", "one seed has no other"),
-        ("mcc_cdf", "max", "the prior is not"),
-        ("mse_source", "min", "different supports"),
-        ("amari", "min", "no validation does"),
-        ("conformal_contrast", "min", "no validation does"),
-        ("sap", "max", "training.probes=true"),
-        ("r2_nonlinear", "max", "training.probes=true"),
-    ],
-)
-def test_a_metric_that_no_validation_has_is_no_objective(name: str, mode: str, reason: str) -> None:
-    at = config({"source": UNIFORM}, {"prior": {"name": "uniform", "low": -1.0, "high": 1.0}}, members={"seed": [1]})
-    with pytest.raises(UserError, match=f"`val/{name}` must be there to be an objective.*{reason}.*choose another"):
-        check_metric(at, f"val/{name}", mode)

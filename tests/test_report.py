@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from imavae.config import Objective
-from imavae.report.display import Display, clock, compact, point_text, short_names
 from imavae.report.drawing import write
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.over_gamma import MCC, over_gamma
@@ -28,7 +23,7 @@ from imavae.report.tables import (
     three_numbers,
     three_numbers_table,
 )
-from imavae.search.progress import Snapshot
+from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]
 FIGURES = {"mcc_vs_gamma", "cima_vs_gamma", "optimisation_history", "score_vs_parameters"}
@@ -81,15 +76,6 @@ def study(gammas: list[float], seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def searched() -> tuple[pd.DataFrame, pd.DataFrame]:
     return study([float(g) for g in np.exp(np.random.default_rng(3).uniform(np.log(3), np.log(1000), 12))], 8)
-
-
-def console(width: int = 80, terminal: bool = False) -> Console:
-    return Console(file=io.StringIO(), width=width, color_system=None, force_terminal=terminal)
-
-
-def text_of(output: Console) -> str:
-    assert isinstance(output.file, io.StringIO)
-    return output.file.getvalue()
 
 
 def shown(renderable: RenderableType) -> str:
@@ -291,131 +277,3 @@ def test_learning_curves_of_one_member_or_many(seeds: int, tmp_path: Path) -> No
     history = pd.concat([pd.DataFrame(curve) for curve in curves])
     history.iloc[-1, 2:] = np.nan  # of a member that diverged
     assert names(solo_figures(history, tmp_path)) == {"learning_curves"}
-
-
-# ---- the display
-
-
-def snapshot(seconds: float, finished: int, best: float | None, **more: object) -> Snapshot:
-    base = Snapshot(
-        trials_total=32,
-        finished=finished,
-        running=2,
-        members_stopped=31,
-        best_score=best,
-        best_point={"model.gamma": 98.21, "model.n_layers": 3},
-        member_steps_per_s=31_234.0,
-        seconds_left=130.0,
-        seconds=seconds,
-        metric="val/mcc",
-    )
-    return dataclasses.replace(base, **more)  # type: ignore[arg-type]
-
-
-def test_in_a_pipe_a_line_is_printed_only_when_something_has_changed() -> None:
-    output = console()
-    with Display(output) as display:
-        for seconds, finished, best in [
-            (0.0, 0, None),
-            (1.0, 0, 0.5),
-            (3.0, 0, 0.5),
-            (5.0, 1, 0.5),
-            (7.0, 1, 0.5),
-            (9.0, 1, 0.6),
-        ]:
-            display.update(snapshot(seconds, finished, best))
-    assert text_of(output).splitlines() == [
-        "0:01 best val/mcc 0.500 at gamma=98.2 n_layers=3",
-        "0:05 1/32 trials, 2 running, 31 early stops, 31k member-steps/s, 2:10 left",
-        "0:09 best val/mcc 0.600 at gamma=98.2 n_layers=3",
-    ]
-
-
-def test_in_a_pipe_there_is_no_more_than_a_line_a_second_and_the_last_news_is_said() -> None:
-    output = console()
-    with Display(output) as display:
-        for n in range(100):
-            display.update(snapshot(n / 50, n // 4, n / 200))
-    lines = text_of(output).splitlines()
-    assert len(lines) <= 2 + 2  # one at the start and one after a second; what was held back at the end
-    assert lines[-2].startswith("0:02 24/32 trials")
-    assert "0.495" in lines[-1]
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_the_display_holds_in_80_columns_and_without_colour(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    output = Console(file=io.StringIO(), width=80, force_terminal=terminal)
-    point = {f"model.a_long_name_{n}": 1.0 / 3 for n in range(8)}
-    with Display(output) as display:
-        display.update(snapshot(40_000.0, 31, 0.123456, best_point=point, seconds_left=None, trials_total=1000))
-    text = text_of(output)
-    assert "\x1b[3" not in text  # no colour; bold and the cursor's moves are not colours
-    plain = [line for line in console().render_str(text).plain.splitlines() if "\x1b" not in line]
-    assert max(map(len, plain), default=0) <= 80
-    for number in ("31", "0.123", "31,234" if terminal else "31k", "11:06:40"):
-        assert number in text
-
-
-def test_the_panel_tells_all_that_a_snapshot_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    output = console(terminal=True)
-    with Display(output) as display:
-        display.update(snapshot(65.0, 12, 0.9))
-    for part in (
-        "12/32",
-        "1:05",
-        "2:10 left",
-        "2 running",
-        "18 left",
-        "31 members stopped early",
-        "0.900",
-        "gamma=98.2",
-    ):
-        assert part in text_of(output)
-
-
-def test_the_display_is_imported_without_the_slow_libraries() -> None:
-    code = (
-        "import sys, imavae.report.display; print([m for m in ('matplotlib', 'pandas', 'torch') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
-# ---- words
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (9650.3, "9.65e3"),
-        (1e4, "1e4"),
-        (98.21, "98.2"),
-        (3.58e-4, "3.58e-4"),
-        (0.0, "0"),
-        (3, "3"),
-        (True, "True"),
-        (None, "–"),
-        (float("nan"), "–"),
-        (float("inf"), "inf"),
-        ("relu", "relu"),
-    ],
-)
-def test_compact_values(value: object, text: str) -> None:
-    assert compact(value) == text
-
-
-def test_names_are_as_short_as_they_can_be_told_apart() -> None:
-    assert short_names(["model.gamma", "model.prior.name", "data.seed", "sampler.seed"]) == {
-        "model.gamma": "gamma",
-        "model.prior.name": "prior.name",
-        "data.seed": "data.seed",
-        "sampler.seed": "sampler.seed",
-    }
-    assert point_text({"model.gamma": 12.0, "model.slope": float("nan")}) == "gamma=12"
-
-
-def test_clock() -> None:
-    assert [clock(s) for s in (0.0, 59.6, 61.0, 3723.0)] == ["0:00", "1:00", "1:01", "1:02:03"]
