@@ -165,6 +165,11 @@ class Members(Settings):
     seed: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # of initialisation, batches and posterior noise
     data: MembersData = field(default_factory=MembersData)
 
+    @property
+    def count(self) -> int:
+        """Members of a point."""
+        return len(self.seed) * (1 if self.data.seed is None else len(self.data.seed))
+
     def __post_init__(self) -> None:
         for key, seeds in (("members.seed", self.seed), ("members.data.seed", self.data.seed)):
             if seeds is None:

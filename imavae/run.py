@@ -25,7 +25,7 @@ from imavae.errors import UserError, require
 from imavae.families import load_plugins
 from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import evaluate
-from imavae.metrics.glossary import FINAL, PROBES, Stage, absent
+from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
 from imavae.model.vae import GAMMA
@@ -101,7 +101,7 @@ class Session:
         for validation in self.state.history:
             rows = validation.rows.cpu().numpy()
             best[rows] = np.fmax(best[rows], sign * validation.values[objective.metric].numpy())
-        floor = 0.0 if "mcc" in objective.metric else -WORST_SCORE
+        floor = worst(objective.metric.removeprefix("val/")) if sign > 0 else -WORST_SCORE
         diverged = np.array([status == "diverged" for status in self.state.status])
         best = np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor))
         aggregate = getattr(np, objective.aggregate)
@@ -214,11 +214,15 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     session = Session.start([config], device)
     outcome = Outcome.start(config, "runs", "train", tracker, Objective())
     state = outcome.folder / "checkpoint.pt"
-    for progress in session.train():
-        if progress.validated:
-            session.save(state)
-            outcome.tracker.progress(session.partial_record(0, 0, {}, outcome.objective))
-        notify(session, progress)
+    try:
+        for progress in session.train():
+            if progress.validated:
+                session.save(state)
+                outcome.tracker.progress(session.partial_record(0, 0, {}, outcome.objective))
+            notify(session, progress)
+    except BaseException:
+        outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
+        raise
     session.save(state)
     outcome.add(session.record(0, 0, {}, outcome.objective), state, 0)
     outcome.crown()

@@ -115,6 +115,8 @@ def test_a_member_that_goes_nan_is_isolated_and_counted_as_the_worst() -> None:
 
     assert session.score(0, Objective(aggregate="min")) == 0
     assert session.score(0, Objective(aggregate="median")) == pytest.approx(others.score(0, Objective(aggregate="min")))
+    assert session.score(0, Objective(metric="val/r2_linear", aggregate="min")) == 0
+    assert session.score(0, Objective(metric="val/neg_elbo", mode="min", aggregate="max")) == 1e12
     row = session.member_rows(0, 0)[1]
     assert row["status"] == "diverged"
     assert row["max val/mcc"] != row["max val/mcc"]  # NaN: it was never validated

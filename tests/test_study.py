@@ -13,11 +13,12 @@ import pytest
 import torch
 import yaml
 
-from imavae.config import StudyConfig, study_config
+from imavae.config import StudyConfig, base_of, study_config
 from imavae.errors import UserError
-from imavae.run import Session, load_model
+from imavae.run import Session, load_model, run_point
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
+from imavae.training.loop import Progress
 
 GAMMA = {"type": "float", "low": 3.0, "high": 300.0, "log": True}
 GRID = {"type": "choice", "values": [3.0, 30.0, 300.0]}
@@ -92,6 +93,26 @@ def test_a_grid_trains_in_packs_and_each_point_has_its_own_trial(tmp_path: Path)
     assert again.folder.name == "paper-tiny-2"
     for name in ("members.csv", "history.csv"):
         assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()
+
+
+def test_a_run_that_is_broken_off_is_not_left_running(tmp_path: Path) -> None:
+    def break_off(session: Session, progress: Progress) -> None:  # noqa: ARG001
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_point(base_of(config(tmp_path)), break_off)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    [experiment] = [e for e in client.search_experiments() if e.name == "train"]
+    assert {run.info.status for run in client.search_runs([experiment.experiment_id])} == {"KILLED"}
+
+
+def test_early_stops_are_counted_over_all_worlds(tmp_path: Path) -> None:
+    snapshots: list[Snapshot] = []
+    members = {"seed": [1, 2], "data": {"seed": [1, 2]}}
+    settings = config(tmp_path, members=members, tracking={"name": "none"}, budget={"trials": 1})
+    outcome = run_study(settings, snapshots.append)
+    assert len(outcome.members) == settings.members.count == 4
+    assert all(0 <= snapshot.members_stopped <= 4 for snapshot in snapshots)
 
 
 def test_trials_are_placed_on_the_shares_of_gpus_that_the_cluster_has(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from imavae.config import RunConfig, support
+from imavae.config import WORST_SCORE, RunConfig, support
 from imavae.errors import UserError, known
 from imavae.families import UniformPrior, UniformSource
 
@@ -78,6 +78,11 @@ GLOSSARY = {
 FINAL = ("amari", "conformal_contrast")  # evaluated at a member's best states alone: each costs half a validation
 PROBES = ("r2_nonlinear", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap", "mig")  # slow
 TRUTH = ("cima_truth", "amari", "log_px", "l_ima", "gap_log_px", "gap_ima")  # need the mixing
+
+
+def worst(name: str) -> float:
+    """What a diverged member counts in an aggregate of a metric to be maximised: 0 where nothing is below it."""
+    return 0.0 if name.startswith(("mcc", "r2", "agreement")) else -WORST_SCORE
 
 
 def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:

@@ -5,6 +5,7 @@ The driver alone writes: tables, checkpoints and tracked runs, in a thread besid
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from imavae.run import Outcome, Session, failed_record, resolve_device
 from imavae.search.progress import Snapshot
 from imavae.search.space import Point
 from imavae.search.trainable import STATE
+from imavae.tracking import PROGRESS_PERIOD
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -32,7 +34,7 @@ class _Running:
     points: dict[int, Point]  # by their numbers in the study
     result: dict[str, Any] = field(default_factory=dict)
     past: dict[str, float] = field(default_factory=dict)  # work done before a restart
-    writing: Future[None] | None = None
+    shown: float = -math.inf  # when its curves were last passed on, in seconds of the monotonic clock
     ended: bool = False
 
 
@@ -69,8 +71,10 @@ class Recorder:
             for name in ("member_steps", "train_seconds", "validate_seconds"):  # its worker was restarted
                 running.past[name] = running.past.get(name, 0) + running.result[name]
         running.result = result
-        if trial.checkpoint and (running.writing is None or running.writing.done()):
-            running.writing = self._writer.submit(self._progress, running, Path(trial.checkpoint.path))
+        now = time.monotonic()
+        if trial.checkpoint and now - running.shown >= PROGRESS_PERIOD:  # a checkpoint is read for it
+            running.shown = now
+            self._writer.submit(self._progress, running, Path(trial.checkpoint.path))
 
     def ended(self, trial: Trial, failed: bool) -> None:
         """Record a trial that has completed, was stopped by the scheduler, or has failed for good."""
@@ -107,8 +111,8 @@ class Recorder:
         seconds = time.monotonic() - self._start
         trials = list(self._trials.values())
         work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
-        seeds = len(self._config.members.seed)
-        stopped = [len(t.points) * seeds - t.result["active"] for t in trials if t.result and not t.ended]
+        count = self._config.members.count
+        stopped = [len(t.points) * count - t.result["active"] for t in trials if t.result and not t.ended]
         scores = {
             number: score for t in trials for number, score in zip(t.points, t.result.get("scores", ()), strict=False)
         }

@@ -74,12 +74,10 @@ def _run(
     n_trials = len(packs) or n_points
     recorder = Hooks.recorder = Recorder(config, outcome, n_points, n_trials, notify)
     bound = tune.with_parameters(trainable, base=to_mapping(base), objective=asdict(config.objective))
-    if packs:
-        choices = [[[number, points[number]] for number in pack] for pack in packs]
-        grid_space = {"points": tune.grid_search(choices)}
+    choices = [[[number, points[number]] for number in pack] for pack in packs]
     tuner = tune.Tuner(
         tune.with_resources(bound, cluster.resources_of(config.cluster)),
-        param_space=grid_space if packs else None,
+        param_space={"points": tune.grid_search(choices)} if packs else None,
         tune_config=tune.TuneConfig(
             metric=config.objective.metric,
             mode=config.objective.mode,
@@ -100,9 +98,13 @@ def _run(
         ),
     )
     try:
-        tuner.fit()
-    finally:
-        recorder.close()
+        try:
+            tuner.fit()
+        finally:
+            recorder.close()  # what had finished is written, whatever happened
+    except BaseException:
+        outcome.tracker.finish("failed", {}, [])  # else the page would show it as running for ever
+        raise
     outcome.interrupted = len(outcome.records) < n_points  # Ray ends normally after an interrupt
     outcome.work_seconds = recorder.total("train_seconds", "validate_seconds") / min(slots, n_trials)
     if not outcome.ranked():
