@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from imavae.data.dataset import Split
@@ -23,22 +23,23 @@ from imavae.model.vae import GAMMA
 from imavae.streams import stream
 from imavae.training.ensemble import EVALUATED, Ensemble
 
-ACTIVATIONS = 2**18  # per block of members and chunk of points
+ACTIVATIONS = 2**19  # per block of members and chunk of points
 BATCH = 64  # of the published estimators
 
 
 class Points(NamedTuple):
-    """What the networks give at each point, for a block of members: (member, ..., n)."""
+    """What is kept of each point, or of each batch of 64 points, for a block of members: (member, ..., n)."""
 
     latent: Float[Tensor, "member d n"]
     location: Float[Tensor, "member d n"]
-    jacobian: Float[Tensor, "member o d n"]
-    inverse_variance: Float[Tensor, "member d n"]
-    slope: Float[Tensor, "member d n"]
-    curvature: Float[Tensor, "member d n"]
-    variance: Float[Tensor, "member d n"]
-    prior_variance: Float[Tensor, "member d n"]
-    cdf: Float[Tensor, "member d n"]
+    contrast: Float64[Tensor, "member n"]
+    full: Bool[Tensor, "member n"]  # whether the decoder's Jacobian has full rank
+    norms: Float64[Tensor, "member d n"]  # of its columns
+    batch_jacobian: Float[Tensor, "member o d batch"]  # means over batches
+    batch_inverse: Float64[Tensor, "member d batch"]  # of what the mean Jacobian takes for the inverse variance
+    batch_variance: Float[Tensor, "member d batch"]
+    cdf: Float[Tensor, "member d n"] | None  # only where it is asked for, and so are the Jacobians
+    jacobian: Float[Tensor, "member o d n"] | None
 
 
 @torch.no_grad()
@@ -69,16 +70,16 @@ def evaluate(
             for seed in seeds
         ]
         weights = ensemble.model.layout.views(flat[at])
-        averages, points = forward(ensemble, weights, split, world, torch.stack(noise), "mcc_cdf" in names)
+        averages, points = forward(ensemble, weights, split, world, torch.stack(noise), names)
         # One world's sources are ranked and standardised once, not for each member.
         sources = split.sources[0].T if len(ensemble.worlds) == 1 else split.sources[world].transpose(1, 2)
-        values = averages | _metrics(points, weights, sources)
+        values = averages | {"gamma": weights[GAMMA].exp()} | _metrics(averages, points, sources)
         if split.truth is not None and contrast is not None:
             exact = likelihood(split.truth.log_px[world], contrast[world], averages["neg_elbo"])
             values |= {"cima_truth": contrast[world].mean(1), **exact._asdict()}
-            if stage != "validation":
+            if points.jacobian is not None:
                 values["amari"] = ima.amari(points.jacobian, split.truth.jacobian[world])
-        if stage != "validation":
+        if points.jacobian is not None:
             values["conformal_contrast"] = ima.conformal_contrast(points.jacobian)
         if stage == "probes":
             values |= _probes(sources.expand_as(points.location), points.location)
@@ -93,9 +94,17 @@ def evaluate(
 
 
 def forward(
-    ensemble: Ensemble, weights: Weights, split: Split, world: Tensor, noise: Float[Tensor, "member d n"], cdf: bool
+    ensemble: Ensemble,
+    weights: Weights,
+    split: Split,
+    world: Tensor,
+    noise: Float[Tensor, "member d n"],
+    names: list[str],
 ) -> tuple[dict[str, Tensor], Points]:
-    """The metrics that are plain averages over points, and what the others need of each point."""
+    """The metrics that are plain averages over points, and what the others need of each point.
+
+    All that is made of a Jacobian is made of a chunk of points, while it is in the processor's cache.
+    """
     model, n = ensemble.model, len(split)
     gamma = weights[GAMMA].exp()
     sums: dict[str, Tensor] = {}
@@ -106,56 +115,76 @@ def forward(
 
     for start in range(0, n, EVALUATED):
         at = slice(start, start + EVALUATED)
-        x, share = split.observations[world, at].transpose(1, 2).contiguous(), len(range(n)[at]) / n
+        x, share = _chunk(split.observations, world, at), len(range(n)[at]) / n
         theta: Theta = model.theta(weights, None if split.segments is None else split.segments[world, at])
         q = model.posterior(weights, x)
-        y, mean = q.sample(noise[:, :, at]), q.mean
+        y, mean, variance = q.sample(noise[:, :, at]), q.mean, q.variance()
         for name, value in model.elbo_at(weights, x, q, y, theta)._asdict().items():
             add(name, value)
-        location, slope, curvature = (
-            model.prior.latent(mean),
-            model.prior.slope(mean),
-            model.prior.curvature(mean, theta),
-        )
+        location, slope = model.prior.latent(mean), model.prior.slope(mean)
+        curvature = model.prior.curvature(mean, theta)
         reconstruction, jacobian = model.decoder.jacobian(weights, location)
         add("mse_obs", (reconstruction - x).square().mean((1, 2)))
-        if model.prior.support == split.support:  # else the decoder can't take sources for latents
-            s = split.sources[world, at].transpose(1, 2).contiguous()
+        if "mse_source" in names:  # else the decoder can't take sources for latents
+            s = _chunk(split.sources, world, at)
             cycle = model.prior.latent(model.posterior(weights, model.decoder(weights, s)).mean)
             add("mse_source", (cycle - s).square().mean((1, 2)))
-        inverse = ima.inverse_variance(jacobian, slope, curvature, gamma)
+        contrast = ima.contrast(jacobian)
+        inverse = ima.inverse_variance_at(contrast.norms.square(), slope, curvature, gamma)
+        add("log_consistency", (variance * inverse).log_().mean((1, 2)))
+        add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean((1, 2)))
+        scaled, bent = _batch_mean(jacobian * slope[:, None]), _batch_mean(curvature)
         z = model.prior.latent(y)
-        spread = model.prior.variance(theta).to(y.dtype).expand_as(y)
-        uniform = model.prior.cdf(z, theta) if cdf else z
-        chunks.append(Points(z, location, jacobian, inverse, slope, curvature, q.variance(), spread, uniform))
-    return sums, Points(*(torch.cat(parts, -1) for parts in zip(*chunks, strict=True)))
+        chunks.append(
+            Points(
+                latent=z,
+                location=location,
+                contrast=contrast.values,
+                full=contrast.full,
+                norms=contrast.norms,
+                batch_jacobian=_batch_mean(jacobian),
+                batch_inverse=ima.inverse_variance(scaled, torch.ones_like(bent), bent, gamma),
+                batch_variance=_batch_mean(variance),
+                cdf=model.prior.cdf(z, theta) if "mcc_cdf" in names else None,
+                jacobian=jacobian if "conformal_contrast" in names else None,
+            )
+        )
+    kept = (None if parts[0] is None else torch.cat(parts, -1) for parts in zip(*chunks, strict=True))
+    return sums, Points(*kept)
 
 
-def _metrics(points: Points, weights: Weights, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
+def _chunk(rows: Float[Tensor, "world n d"], world: Tensor, at: slice) -> Float[Tensor, "member d chunk"]:
+    """Some points of each member's world; a single world is shared, not copied for each of them."""
+    if len(rows) == 1:
+        return rows[0, at].T.contiguous().expand(len(world), -1, -1)
+    return rows[world, at].transpose(1, 2).contiguous()
+
+
+def _metrics(averages: dict[str, Tensor], points: Points, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
     """The metrics of one block of members that are no plain averages."""
-    gamma = weights[GAMMA].exp()
-    cima, deficient = ima.mean_contrast(points.jacobian)
-    norms = ima.column_norms(points.jacobian)
-    spread = points.location.double().var(-1, correction=0)
-    return {
-        "gamma": gamma,
-        "mcc": identifiability.mcc(s, points.latent),
+    norms = ima.column_norms(points.norms)
+    spread = (points.location - points.location.mean(-1, keepdim=True)).square().mean(-1, dtype=torch.float64)
+    known, sample, location = (identifiability.standard(rows) for rows in (s, points.latent, points.location))
+    values = {
+        "mcc": identifiability.matched_mean(known @ sample.mT),
         "mcc_spearman": identifiability.mcc_spearman(s, points.latent),
-        "mcc_mean": identifiability.mcc(s, points.location),
-        "mcc_cdf": identifiability.mcc(s, points.cdf),
+        "mcc_mean": identifiability.matched_mean(known @ location.mT),
         "mcc_batch": identifiability.mcc_batch(s, points.latent, BATCH),
-        "r2_linear": identifiability.r2_linear(s, points.location),
-        "cima": cima,
-        "cima_batch": ima.mean_contrast(_batch_mean(points.jacobian))[0],
-        "rank_deficient": deficient,
+        "r2_linear": identifiability.standard_r2_linear(known, location),
+        "cima": ima.mean(points.contrast, points.full),
+        "cima_batch": ima.mean_contrast(points.batch_jacobian)[0],
+        "rank_deficient": 1 - points.full.double().mean(1),
         "column_norm": norms.mean,
         "column_norm_max": norms.maximum,
         "column_norm_var_columns": norms.variance_over_columns,
         "column_norm_var_points": norms.variance_over_samples,
-        "self_consistency": (points.variance.double() * points.inverse_variance).log().mean((1, 2)).exp(),
-        "self_consistency_batch": _self_consistency_batch(points, gamma),
-        "active_units": (spread > 0.01 * points.prior_variance.double().mean(-1)).sum(1),
+        "self_consistency": averages["log_consistency"].exp(),
+        "self_consistency_batch": (points.batch_variance * points.batch_inverse).mean((1, 2)),
+        "active_units": (spread > 0.01 * averages["prior_variance"][:, None]).sum(1),
     }
+    if points.cdf is not None:
+        values["mcc_cdf"] = identifiability.mcc(s, points.cdf)
+    return values
 
 
 def _probes(s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"]) -> dict[str, Tensor]:
@@ -171,19 +200,6 @@ def _probes(s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"
             values.setdefault(name, []).append(value)
     slow = {name: torch.from_numpy(np.array(column)) for name, column in values.items()}
     return slow | {"r2_nonlinear": identifiability.r2_nonlinear(s, location)}
-
-
-def _self_consistency_batch(points: Points, gamma: Tensor) -> Tensor:
-    jacobian, slope, curvature, variance = (
-        _batch_mean(a)
-        for a in (
-            points.jacobian * points.slope[:, None],
-            torch.ones_like(points.slope),
-            points.curvature,
-            points.variance,
-        )
-    )
-    return (variance * ima.inverse_variance(jacobian, slope, curvature, gamma)).mean((1, 2))
 
 
 def _batch_mean(a: Float[Tensor, "*k n"]) -> Float[Tensor, "*k batch"]:

@@ -27,11 +27,11 @@ def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
     """Modified Gram-Schmidt, all points at once; R_kk is 1 where column k depends on those before it."""
     rounding = 16 * torch.finfo(jacobian.dtype).eps
     columns = list(jacobian.double().unbind(2))
-    norms = [column.norm(dim=1) for column in columns]
+    norms = [_norm(column) for column in columns]
     full = torch.ones_like(norms[0], dtype=torch.bool)
     q, r = [], {}
     for k, norm in enumerate(norms):
-        rest = columns[k].norm(dim=1)
+        rest = _norm(columns[k]) if k else norm
         good = (rest > rounding * norm) & torch.isfinite(rest)
         full &= good
         r[k, k] = torch.where(good, rest, 1)
@@ -42,38 +42,48 @@ def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
     return _QR(q, r, norms, full)
 
 
-def contrast(
-    jacobian: Float[Tensor, "member o d n"],
-) -> tuple[Float64[Tensor, "member n"], Bool[Tensor, "member n"]]:
-    """c_IMA at each point, in nats, and where the Jacobian has full column rank; 0 is put where it has not.
+def _norm(column: Float64[Tensor, "member o n"]) -> Float64[Tensor, "member n"]:
+    return column.square().sum(1).sqrt_()  # far faster than torch's norm over an inner dimension
+
+
+class Contrast(NamedTuple):
+    """At each point."""
+
+    values: Float64[Tensor, "member n"]  # c_IMA, in nats; 0 where the Jacobian has not full column rank
+    full: Bool[Tensor, "member n"]  # whether it has
+    norms: Float64[Tensor, "member d n"]  # ‖J_:k‖
+
+
+def contrast(jacobian: Float[Tensor, "member o d n"]) -> Contrast:
+    """c_IMA at each point.
 
     By QR: with |det R| = prod_k R_kk, each term log(|J_:k| / R_kk) is the log-ratio of a column to its part orthogonal
     to the columns before it, never negative.
     """
     _, r, norms, full = _qr(jacobian)
-    total = torch.zeros_like(norms[0])
+    ratio = torch.ones_like(norms[0])
     for k, norm in enumerate(norms):
-        total += torch.where(full, (norm / r[k, k]).clamp_min(1).log(), 0)
-    return total, full
+        ratio *= (norm / r[k, k]).clamp_min_(1)
+    return Contrast(torch.where(full, ratio.log_(), 0), full, torch.stack(norms, 1))
 
 
 def mean_contrast(
     jacobian: Float[Tensor, "member o d n"],
 ) -> tuple[Float64[Tensor, " member"], Float64[Tensor, " member"]]:
     """c_IMA averaged over the points of full rank (NaN where there is none), and the share of the others."""
-    values, full = contrast(jacobian)
-    return _mean(values, full), 1 - full.double().mean(1)
+    values, full, _ = contrast(jacobian)
+    return mean(values, full), 1 - full.double().mean(1)
 
 
-def _mean(values: Float64[Tensor, "member n"], counted: Bool[Tensor, "member n"]) -> Float64[Tensor, " member"]:
+def mean(values: Float64[Tensor, "member n"], counted: Bool[Tensor, "member n"]) -> Float64[Tensor, " member"]:
     """The mean over the points that are counted; NaN where none is."""
-    mean = torch.where(counted, values, 0).sum(1) / counted.sum(1).clamp_min(1)
-    return torch.where(counted.any(1), mean, torch.nan)
+    average = torch.where(counted, values, 0).sum(1) / counted.sum(1).clamp_min(1)
+    return torch.where(counted.any(1), average, torch.nan)
 
 
 def truth_contrast(jacobian: Float[Tensor, "*world o d n"]) -> Float64[Tensor, "world n"]:
     """c_IMA of the true mixing at each source; NaN where its Jacobian lacks full rank. A single world has length 1."""
-    values, full = contrast(jacobian.reshape(-1, *jacobian.shape[-3:]))
+    values, full, _ = contrast(jacobian.reshape(-1, *jacobian.shape[-3:]))
     return torch.where(full, values, torch.nan)
 
 
@@ -84,10 +94,10 @@ def conformal_contrast(jacobian: Float[Tensor, "member o d n"]) -> Float64[Tenso
     By the inequality of arithmetic and geometric means over JᵀJ's eigenvalues it is never negative; over its diagonal,
     it is never below c_IMA: it is c_IMA + d (log of the root mean square of the columns' norms − mean of their logs).
     """
-    values, full = contrast(jacobian)
-    norms = torch.where(full[:, None], jacobian.double().norm(dim=1), 1)
+    values, full, norms = contrast(jacobian)
+    norms = torch.where(full[:, None], norms, 1)
     spread = norms.shape[1] * (0.5 * norms.square().mean(1).log() - norms.log().mean(1))
-    return _mean(values + spread.clamp_min(0), full)
+    return mean(values + spread.clamp_min(0), full)
 
 
 class ColumnNorms(NamedTuple):
@@ -99,9 +109,8 @@ class ColumnNorms(NamedTuple):
     variance_over_samples: Float64[Tensor, " member"]  # over points, averaged over columns
 
 
-def column_norms(jacobian: Float[Tensor, "member o d n"]) -> ColumnNorms:
-    """How strongly, how evenly and how steadily the decoder depends on each latent; NaN if a Jacobian is not finite."""
-    norms = jacobian.double().norm(dim=1)
+def column_norms(norms: Float64[Tensor, "member d n"]) -> ColumnNorms:
+    """How strongly, how evenly and how steadily the decoder depends on each latent; NaN if a norm is not finite."""
     return ColumnNorms(
         norms.mean((1, 2)),
         norms.mean(2).var(1, correction=0),
@@ -127,7 +136,7 @@ def amari(jacobian: Float[Tensor, "member o d n"], truth: Float[Tensor, "*world 
     size = torch.where(full[:, None, None], size, 1)
     rows = (size.sum(2) / size.amax(2) - 1).sum(1)
     columns = (size.sum(1) / size.amax(1) - 1).sum(1)
-    return _mean((rows + columns) / max(2 * dim * (dim - 1), 1), full)
+    return mean((rows + columns) / max(2 * dim * (dim - 1), 1), full)
 
 
 def _solve(qr: _QR, right: Float64[Tensor, "world o e n"]) -> list[Float64[Tensor, "member e n"]]:
@@ -151,5 +160,15 @@ def inverse_variance(
     """1 / sigma_k^2 = -(log p)''(mu_k) + gamma^2 |J_:k|^2, all in the unconstrained coordinate: ``jacobian`` is taken
     with respect to the latent, ``slope`` = dz/dy brings it there, ``curvature`` = -(log p)''(y).
     """
-    norm = jacobian.double().square().sum(1) * slope.double().square()
+    return inverse_variance_at(jacobian.double().square().sum(1), slope, curvature, gamma)
+
+
+def inverse_variance_at(
+    square: Float64[Tensor, "member d n"],
+    slope: Float[Tensor, "member d n"],
+    curvature: Float[Tensor, "member d n"],
+    gamma: Float[Tensor, " member"],
+) -> Float64[Tensor, "member d n"]:
+    """The same from the squares of the columns' norms."""
+    norm = square * slope.double().square()
     return curvature.double() + gamma.double()[:, None, None].square() * norm
