@@ -6,7 +6,7 @@ company, and the activations stay in the processor's cache.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from imavae.data.dataset import Split
-from imavae.metrics import disentanglement, identifiability, ima
+from imavae.metrics import identifiability, ima
 from imavae.metrics.glossary import GLOSSARY, Stage, absent
 from imavae.metrics.likelihood import likelihood
 from imavae.model.networks import Weights
@@ -40,6 +40,8 @@ class Points(NamedTuple):
     batch_variance: Float[Tensor, "member d batch"]
     cdf: Float[Tensor, "member d n"] | None  # only where it is asked for, and so are the Jacobians
     jacobian: Float[Tensor, "member o d n"] | None
+    variance: Float[Tensor, "member d n"] | None  # of the posterior
+    inverse_variance: Float[Tensor, "member d n"] | None  # by its formula
 
 
 @torch.no_grad()
@@ -147,9 +149,11 @@ def forward(
                 batch_variance=_batch_mean(variance),
                 cdf=model.prior.cdf(z, theta) if "mcc_cdf" in names else None,
                 jacobian=jacobian if "conformal_contrast" in names else None,
+                variance=variance if "variance" in names else None,
+                inverse_variance=inverse if "variance" in names else None,
             )
         )
-    kept = (None if parts[0] is None else torch.cat(parts, -1) for parts in zip(*chunks, strict=True))
+    kept: list[Any] = [None if parts[0] is None else torch.cat(parts, -1) for parts in zip(*chunks, strict=True)]
     return sums, Points(*kept)
 
 
@@ -189,6 +193,8 @@ def _metrics(averages: dict[str, Tensor], points: Points, s: Float[Tensor, "*wor
 
 def _probes(s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"]) -> dict[str, Tensor]:
     """The slow metrics, a member at a time."""
+    from imavae.metrics import disentanglement  # scikit-learn takes a second to import
+
     values: dict[str, list[float]] = {}
     for factors, codes in zip(s.cpu().numpy(), location.cpu().numpy(), strict=True):
         continuous = [False] * len(factors)

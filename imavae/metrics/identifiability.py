@@ -16,8 +16,6 @@ import torch
 from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 PROBE_POINTS = 2000  # that a nonlinear probe is fitted to, and as many that it is scored on: more change little
@@ -105,6 +103,9 @@ def r2_nonlinear(
 
 
 def _kernel_ridge(z: NDArray[np.float64], s: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    from sklearn.kernel_approximation import Nystroem  # a second to import, which only probes need
+    from sklearn.linear_model import RidgeCV
+
     kernel = Nystroem(gamma=1 / z.shape[1], n_components=min(LANDMARKS, len(z)), random_state=0)
     features = np.hstack([z, kernel.fit_transform(z)])
     ridge = RidgeCV(np.logspace(-6, 2, 9), alpha_per_target=True).fit(features, s)

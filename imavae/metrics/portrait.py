@@ -42,8 +42,11 @@ def portrait(
     world = ensemble.world_of(rows)
     sources = few.sources[world].transpose(1, 2)
     weights = ensemble.model.layout.views(flat)
-    _, points = forward(ensemble, weights, few, world, torch.zeros_like(sources), cdf=False)
+    _, points = forward(ensemble, weights, few, world, torch.zeros_like(sources), ["variance"])
     tables = correlation(sources, points.location).abs().nan_to_num().cpu().numpy()
     order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
     latents = torch.take_along_dim(points.location.cpu(), order[:, :, None], dim=1)
-    return Portrait(sources.cpu(), latents, points.variance.cpu(), 1 / points.inverse_variance.cpu())
+    variance, inverse = points.variance, points.inverse_variance
+    assert variance is not None  # noqa: S101  -- they were asked for
+    assert inverse is not None  # noqa: S101
+    return Portrait(sources.cpu(), latents, variance.cpu(), 1 / inverse.cpu())
