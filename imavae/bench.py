@@ -152,7 +152,7 @@ def _shown(value: float | None, form: str) -> str:
 def _validation_line(validation: dict[str, float]) -> str:
     return (
         f"one validation of {USUAL[0]} members: {validation['seconds']:.2f} s, after {validation['every']:.0f} epochs "
-        f"of {validation['epoch_seconds']:.2f} s each: {100 * validation['share']:.0f} %"
+        f"of {validation['epoch_seconds']:.2f} s each: {100 * validation['share']:.0f} % of them"
     )
 
 
@@ -211,10 +211,10 @@ def _bytes_per_member(session: Session) -> int:
 
 
 def _validation(session: Session, epoch_seconds: float) -> dict[str, float]:
-    """Seconds of a validation of all members, and its share in the time from one validation to the next."""
+    """Seconds of a validation of all members, and its ratio to the training between two validations."""
     rows, every = torch.arange(len(session.ensemble)), session.points[0].training.validate_every
     seconds = _best(lambda: session.evaluate("val", session.state.weights, rows), 2)
-    share = seconds / (every * epoch_seconds + seconds)
+    share = seconds / (every * epoch_seconds)
     return {"seconds": seconds, "epoch_seconds": epoch_seconds, "every": every, "share": share}
 
 
