@@ -105,7 +105,8 @@ def forward(
 ) -> tuple[dict[str, Tensor], Points]:
     """The metrics that are plain averages over points, and what the others need of each point.
 
-    All that is made of a Jacobian is made of a chunk of points, while it is in the processor's cache.
+    All that is made of a Jacobian is made of a chunk of points, while it is in the processor's cache. ``names`` holds
+    the metrics that are wanted; "variance" among them keeps the posterior's variances, for a portrait.
     """
     model, n = ensemble.model, len(split)
     gamma = weights[GAMMA].exp()

@@ -138,7 +138,7 @@ def matched_mean(correlations: Float64[Tensor, "*m d e"]) -> Float64[Tensor, "*m
     """Mean absolute value along the one-to-one matching that maximises it (the Hungarian method of SciPy)."""
     score = correlations.abs().cpu().numpy()
     flat = score.reshape(-1, *score.shape[-2:])
-    if score.shape[-2] == score.shape[-1] <= ENUMERATED:  # a call of SciPy's per table would take ten times as long
+    if score.shape[-2] == score.shape[-1] <= ENUMERATED:  # thousands of small tables at once
         every = np.array(list(itertools.permutations(range(score.shape[-1]))))
         total = sum(flat[:, row, columns] for row, columns in enumerate(every.T))
         best = np.max(total, -1) / score.shape[-1]
@@ -165,7 +165,7 @@ def _batches(a: Float[Tensor, "*m d n"], size: int) -> Float[Tensor, "*m batch d
 
 
 def _ranks(a: Tensor) -> Tensor:
-    """From 0, equal values sharing the mean of theirs; NaN in a row that has one. SciPy's take four times as long."""
+    """From 0, equal values sharing the mean of theirs; NaN in a row that has one; SciPy's are slower."""
     values = a.cpu().numpy()
     order = np.argsort(values, axis=-1)
     ordered = np.take_along_axis(values, order, -1)
