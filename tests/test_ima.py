@@ -124,7 +124,7 @@ def test_variance_formula_written_out_for_the_uniform_prior(out: int, dim: int) 
     members, n, width = 2, 5, 3.0
     jacobian, y, gamma = normal(members, out, dim, n), normal(members, dim, n, seed=1), torch.tensor([2.0, 50.0])
     s = y.sigmoid()
-    values = inverse_variance(jacobian, width * s * (1 - s), 2 * s * (1 - s), gamma)
+    values = inverse_variance(jacobian.square().sum(1), width * s * (1 - s), 2 * s * (1 - s), gamma)
     for m in range(members):
         for k in range(dim):
             for i in range(n):

@@ -133,10 +133,10 @@ def forward(
             cycle = model.prior.latent(model.posterior(weights, model.decoder(weights, s)).mean)
             add("mse_source", (cycle - s).square().mean((1, 2)))
         contrast = ima.contrast(jacobian)
-        inverse = ima.inverse_variance_at(contrast.norms.square(), slope, curvature, gamma)
+        inverse = ima.inverse_variance(contrast.norms.square(), slope, curvature, gamma)
         add("log_consistency", (variance * inverse).log_().mean((1, 2)))
         add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean((1, 2)))
-        scaled, bent = _batch_mean(jacobian * slope[:, None]), _batch_mean(curvature)
+        scaled, bent = _batch_mean(jacobian * slope[:, None]).double().square().sum(1), _batch_mean(curvature)
         z = model.prior.latent(y)
         chunks.append(
             Points(

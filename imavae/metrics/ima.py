@@ -152,23 +152,15 @@ def _solve(qr: _QR, right: Float64[Tensor, "world o e n"]) -> list[Float64[Tenso
 
 
 def inverse_variance(
-    jacobian: Float[Tensor, "member o d n"],
+    square: Float[Tensor, "member d n"],
     slope: Float[Tensor, "member d n"],
     curvature: Float[Tensor, "member d n"],
     gamma: Float[Tensor, " member"],
 ) -> Float64[Tensor, "member d n"]:
-    """1 / sigma_k^2 = -(log p)''(mu_k) + gamma^2 |J_:k|^2, all in the unconstrained coordinate: ``jacobian`` is taken
-    with respect to the latent, ``slope`` = dz/dy brings it there, ``curvature`` = -(log p)''(y).
+    """1 / sigma_k^2 = -(log p)''(mu_k) + gamma^2 |J_:k|^2, all in the unconstrained coordinate.
+
+    ``square`` = |J_:k|^2 is taken with respect to the latent, ``slope`` = dz/dy brings it there, ``curvature`` =
+    -(log p)''(y).
     """
-    return inverse_variance_at(jacobian.double().square().sum(1), slope, curvature, gamma)
-
-
-def inverse_variance_at(
-    square: Float64[Tensor, "member d n"],
-    slope: Float[Tensor, "member d n"],
-    curvature: Float[Tensor, "member d n"],
-    gamma: Float[Tensor, " member"],
-) -> Float64[Tensor, "member d n"]:
-    """The same from the squares of the columns' norms."""
-    norm = square * slope.double().square()
+    norm = square.double() * slope.double().square()
     return curvature.double() + gamma.double()[:, None, None].square() * norm
