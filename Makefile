@@ -1,20 +1,21 @@
 # One command each; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup tune ui test check bench
+.PHONY: help setup tune ui dashboard test check bench
 
 PYTHON ?= python3
-PORT ?= 5000
+PORT ?=
 SEARCH ?=
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DASHBOARD := $(VENV)/.dashboard
 SEARCHES := $(patsubst search_spaces/%.yaml,%,$(sort $(wildcard search_spaces/*.yaml search_spaces/*/*.yaml)))
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make the environment, .venv; the others do so when it is missing
 
@@ -34,7 +35,15 @@ tune: $(if $(SEARCH),$(READY)) ## run a study: SEARCH=gamma_uniform, ARGS="budge
 	@$(BIN)/python scripts/tune.py 'search=$(SEARCH)' $(ARGS)
 
 ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
-	@$(BIN)/python scripts/ui.py --port $(PORT)
+	@$(BIN)/python scripts/ui.py $(if $(PORT),--port $(PORT))
+
+# The dashboard is an extra, which is installed the first time that there is a study to show.
+$(DASHBOARD): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dashboard]'
+	@touch $@
+
+dashboard: $(if $(wildcard outputs/optuna.db),$(DASHBOARD),$(READY)) ## open Optuna's page on the studies: PORT=8080
+	@$(BIN)/python scripts/dashboard.py $(if $(PORT),--port $(PORT))
 
 test: $(READY) ## run the tests
 	@$(BIN)/python -m pytest

@@ -307,6 +307,7 @@ class Cluster(Settings):
     gpus: int | None = None  # of this machine, for a local cluster; null: all
     cpus_per_trial: float = 1.0
     gpus_per_trial: float = 0.0  # a share of one GPU, or whole GPUs; above 0 a trial trains on cuda
+    resources: dict[str, float] | None = None  # of the running cluster's own names, that a trial asks for
 
     def __post_init__(self) -> None:
         require(
@@ -326,6 +327,20 @@ class Cluster(Settings):
             share,
             "say 0.25 for four trials per GPU",
         )
+        named = self.resources or {}
+        require(
+            self.name == "ray" or not named,
+            "cluster.resources is null unless cluster=ray",
+            named,
+            "only a running cluster has resources of its own names",
+        )
+        require(
+            not {"cpu", "gpu"} & {name.lower() for name in named},
+            "cluster.resources names neither CPU nor GPU",
+            named,
+            "say cluster.cpus_per_trial and cluster.gpus_per_trial",
+        )
+        require(min(named.values(), default=1) > 0, "cluster.resources are above 0", named, "drop what is not needed")
 
 
 @dataclass(frozen=True)

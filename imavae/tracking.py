@@ -40,6 +40,7 @@ CHAMPION = "champion"  # the alias of the best model
 PROGRESS_PERIOD = 5.0  # seconds between two writes of a running trial's curves; a write takes 15 ms, however short
 PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")
 PARENT = "mlflow.parentRunId"
+FIGURES = (".png", ".pdf", ".html")  # files that come to lie under figures/
 BATCH = 1000  # entities in one of MLflow's batches, of which ...
 BATCH_PARAMS = 100  # ... so many parameters
 PARAM_LENGTH = 6000  # characters of a parameter's value
@@ -91,7 +92,7 @@ class Tracker(Protocol):
         """Store a model with the metrics that rank it, and return its address (``models:/…``)."""
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
-        """End the study's run with its metrics and files; figures (png, pdf) come to lie under ``figures/``."""
+        """End the study's run with its metrics and files; figures (png, pdf, html) come to lie under ``figures/``."""
 
 
 class NullTracker:
@@ -270,7 +271,7 @@ class MLflowTracker:
                 self._client.set_terminated(run.run_id, "KILLED")
         self._log(self._study, {k: float(v) for k, v in metrics.items() if math.isfinite(v)})
         for path in artifacts:
-            self._client.log_artifact(self._study, str(path), "figures" if path.suffix in (".png", ".pdf") else None)
+            self._client.log_artifact(self._study, str(path), "figures" if path.suffix in FIGURES else None)
         if status == "stopped":
             self._client.set_terminated(self._study, "KILLED")
         else:

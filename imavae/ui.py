@@ -1,7 +1,8 @@
-"""The MLflow page of what was tracked, on this machine alone: one worker, no job processes, no calls home."""
+"""The pages on what was tracked, on this machine alone: MLflow's, and Optuna's dashboard. They don't call home."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 import types
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 from imavae.addresses import QUIET, check_reachable, database_file, is_server, tracking_uri
@@ -19,13 +21,31 @@ from imavae.config import Tracking
 from imavae.errors import UserError, require
 
 HOST = "127.0.0.1"
-OPENS = "/#/experiments?workflowType=machine_learning"  # the page's own start is about language models
+OPENS = "/#/experiments?workflowType=machine_learning"  # MLflow's own start is about language models
 START = 60.0  # seconds after which a page that does not answer is given up; it takes 5 to 10
 STOP = 5.0  # seconds that the server gets to end by itself
 
 
+@dataclass(frozen=True)
+class Page:
+    """A page's server: how it is started, and where it answers."""
+
+    name: str
+    make: str  # the command of the Makefile
+    port: int
+    command: list[str]
+    environment: dict[str, str]
+    health: str  # the path that answers when it is up
+    opens: str  # the path to look at
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return f"http://{HOST}:{self.port}"
+
+
 def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
-    """Serve the page until Ctrl-C; its address is printed once it answers. Returns the exit code.
+    """Serve MLflow's page until Ctrl-C; its address is printed once it answers. Returns the exit code.
 
     Args:
         output_dir: where ``mlflow.db`` and ``mlartifacts/`` lie.
@@ -43,21 +63,47 @@ def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     if database is not None and not database.is_file():
         raise UserError(f"an MLflow database must exist to be shown, but {database} does not; run `make tune` first")
     check_reachable(address)
-    _check_port(port)
     output_dir = output_dir.resolve()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", address, "--registry-store-uri", address]
     command += ["--artifacts-destination", str(output_dir / "mlartifacts")]
-    quiet = {**QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    quiet = {**QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return _run(Page("MLflow page", "ui", port, command, quiet, "/health", OPENS), output_dir)
+
+
+def serve_dashboard(output_dir: Path, port: int) -> int:
+    """Serve Optuna's dashboard on ``optuna.db`` until Ctrl-C, as :func:`serve` does.
+
+    Raises:
+        UserError: the port is out of range or in use, there is no database yet, or the dashboard is not installed.
+    """
+    database = output_dir.resolve() / "optuna.db"
+    if not database.is_file():
+        raise UserError(f"an Optuna database must exist to be shown, but {database} does not; run `make tune` first")
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        raise UserError(
+            "the package optuna-dashboard must be installed to show a study, but is not; say `make dashboard`, or "
+            "`pip install -c constraints.txt -e '.[dashboard]'`"
+        )
+    code = "from optuna_dashboard._cli import main; main()"  # what its script does, which may not be on the path
+    command = [sys.executable, "-c", code, f"sqlite:///{database}", "--host", HOST, "--port", str(port)]
+    command += ["--server", "wsgiref", "--quiet"]
+    return _run(Page("Optuna dashboard", "dashboard", port, command, {}, "/api/meta", "/dashboard"), output_dir)
+
+
+def _run(page: Page, folder: Path) -> int:
+    """Serve a page until Ctrl-C; return the exit code."""
+    _check_port(page)
     for end in (signal.SIGINT, signal.SIGTERM):  # a shell makes its background jobs deaf to the first
         signal.signal(end, _interrupt)
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"} | page.environment
     with tempfile.TemporaryFile() as said:
-        # A session of its own, so that the whole of it can be ended: MLflow starts its worker as a child.
+        # A session of its own, so that the whole of it can be ended: a server may start its workers as children.
         server = subprocess.Popen(
-            command, cwd=output_dir, env=os.environ | quiet, stdout=said, stderr=said, start_new_session=True
+            page.command, cwd=folder, env=environment, stdout=said, stderr=said, start_new_session=True
         )
         try:
-            code = _watch(server, f"http://{HOST}:{port}")
+            code = _watch(server, page)
         except KeyboardInterrupt:
             return 0
         finally:
@@ -71,35 +117,38 @@ def _interrupt(_signal: int, _frame: types.FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _check_port(port: int) -> None:
-    require(0 < port < 65536, "0 < PORT < 65536", port, "say `make ui PORT=5000`")
+def _check_port(page: Page) -> None:
+    require(0 < page.port < 65536, "0 < PORT < 65536", page.port, f"say `make {page.make} PORT=5000`")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a page that has just ended holds it no more
         try:
-            probe.bind((HOST, port))
+            probe.bind((HOST, page.port))
         except OSError as error:
             reason = f"it can't be opened ({error.strerror})"
             raise UserError(
-                f"port {port} must be free, but {reason}; choose another, `make ui PORT={port + 1}`"
+                f"port {page.port} must be free, but {reason}; choose another, `make {page.make} PORT={page.port + 1}`"
             ) from None
 
 
-def _watch(server: subprocess.Popen[bytes], page: str) -> int:
+def _watch(server: subprocess.Popen[bytes], page: Page) -> int:
     """Print the page's address when it answers, then wait for the server's end."""
-    print("starting the MLflow page ...", flush=True)
+    print(f"starting the {page.name} ...", flush=True)
     give_up = time.monotonic() + START
-    while server.poll() is None and not _answers(page):
+    while server.poll() is None and not _answers(f"{page.address}{page.health}"):
         if time.monotonic() > give_up:
-            raise UserError(f"the MLflow page must answer within {START:g} s, but {page} does not; try `make ui` again")
+            raise UserError(
+                f"the {page.name} must answer within {START:g} s, but {page.address} does not; "
+                f"try `make {page.make}` again"
+            )
         time.sleep(0.2)
     if server.poll() is None:
-        print(f"the MLflow page is at {page}{OPENS} (Ctrl-C ends it)", flush=True)
+        print(f"the {page.name} is at {page.address}{page.opens} (Ctrl-C ends it)", flush=True)
     return server.wait()
 
 
-def _answers(page: str) -> bool:
+def _answers(address: str) -> bool:
     try:
-        urllib.request.urlopen(f"{page}/health", timeout=5).close()  # noqa: S310 - the scheme is ours
+        urllib.request.urlopen(address, timeout=5).close()  # noqa: S310 - the scheme is ours
     except (urllib.error.URLError, OSError):
         return False
     return True

@@ -7,6 +7,7 @@ traceback); 130, interrupted.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib.util
 import json
@@ -87,6 +88,20 @@ def exit_code(action: Callable[[], None]) -> int:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def show(serve: Callable[[Path, int], int], summary: str, port: int) -> int:
+    """Serve a page of an output folder on a port, ``port`` unless the command line says otherwise; the exit code."""
+    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=port, help="of the loopback interface")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where the databases lie")
+    arguments = parser.parse_args()
+    ended = [0]  # the server's own exit code
+
+    def action() -> None:
+        ended[0] = serve(arguments.output_dir, arguments.port)
+
+    return exit_code(action) or ended[0]
 
 
 def searches() -> dict[str, Path]:

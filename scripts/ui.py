@@ -6,30 +6,13 @@ Examples:
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
-from _launch import exit_code, require_environment
+from _launch import require_environment, show
 
 require_environment()
 
-
-def main() -> int:
-    """Serve the page; return the exit code."""
-    from imavae.ui import serve
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=5000, help="of the loopback interface")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where mlflow.db lies")
-    arguments = parser.parse_args()
-    ended = [0]  # the server's own exit code
-
-    def action() -> None:
-        ended[0] = serve(arguments.output_dir, arguments.port)
-
-    return exit_code(action) or ended[0]
-
+from imavae.ui import serve
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(show(serve, __doc__, port=5000))

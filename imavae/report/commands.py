@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from imavae.report.display import Display, clock
 
 if TYPE_CHECKING:
     from imavae.run import Outcome, Session
+    from imavae.search.space import Parameter
     from imavae.training.loop import Progress as Epoch
 
 
@@ -68,6 +70,7 @@ def tune(config: StudyConfig) -> None:
     keys = [parameter.key for parameter in parameters]
     members, trials = outcome.members, outcome.trials
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
+    figures += _insight(outcome, config, parameters)
     winner = members[members["trial"] == outcome.ranked()[0].number]
     numbers = three_numbers(winner)
     metrics = {f"mcc/{name}": value for name, value in numbers._asdict().items()}
@@ -80,6 +83,26 @@ def tune(config: StudyConfig) -> None:
     console.print(f"took {clock(seconds)}, of which {work} in training and validation", highlight=False)
     if outcome.interrupted:
         raise KeyboardInterrupt
+
+
+def _insight(outcome: Outcome, config: StudyConfig, parameters: Sequence[Parameter]) -> list[Path]:
+    """Draw what the trials say together, if they are enough for that: as figures, and as a page to explore."""
+    from imavae.report.drawing import write
+    from imavae.report.insight import COST, ENOUGH_TRIALS, Goal, insight, member_steps
+    from imavae.report.insight_drawn import drawn
+    from imavae.report.insight_page import page
+    from imavae.run import write_text
+
+    objective = config.objective
+    goal = Goal("score", f"{objective.aggregate} {objective.metric}", objective.mode)
+    trials, costs = outcome.trials, member_steps(outcome.records, config)
+    found = insight(trials.assign(**{COST: trials["trial"].map(costs)}), parameters, [goal])
+    if len(found.trials) < ENOUGH_TRIALS:
+        return []
+    folder = outcome.folder / "figures"
+    figures = write(drawn(found), folder)
+    write_text(folder / "insight.html", page(found, outcome.folder.name))
+    return [*figures, folder / "insight.html"]
 
 
 def evaluate(config: EvaluateConfig) -> None:

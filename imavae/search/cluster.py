@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,8 @@ def running(cluster: Cluster) -> Iterator[int]:
     if not found:
         _start(cluster)
     try:
-        yield slots(cluster, ray.cluster_resources())  # type: ignore[no-untyped-call]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        yield slots(cluster, nodes)
     finally:
         if not found:
             ray.shutdown()
@@ -65,26 +66,49 @@ def _start(cluster: Cluster) -> None:
     # One thread per trial, unless training.threads says otherwise: more only get in each other's way on small models.
     workers = {"env_vars": {"OMP_NUM_THREADS": "1"}}
     cpus = cluster.cpus or len(os.sched_getaffinity(0))
-    ray.init(num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
+    # "local": one that someone has started on this machine, or RAY_ADDRESS, must not be joined
+    ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
 def resources_of(cluster: Cluster) -> dict[str, float]:
     """What each trial asks Ray for; a worker sees just the GPUs that it was given a share of."""
-    return {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}
+    return {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial, **(cluster.resources or {})}
 
 
-def slots(cluster: Cluster, resources: dict[str, float]) -> int:
-    """Trials that can run at once."""
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    fits = [cpus / cluster.cpus_per_trial]
-    if cluster.gpus_per_trial:
-        fits.append(gpus / cluster.gpus_per_trial)
-    fitting = int(min(fits) + 1e-9)
+def slots(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> int:
+    """Trials that can run at once on nodes with these resources, each of them whole on one node.
+
+    Raises:
+        UserError: not one trial fits.
+    """
+    fitting = sum(_fitting(cluster, node) for node in nodes)
+    asked = {"CPU": cluster.cpus_per_trial, "GPU": cluster.gpus_per_trial, **(cluster.resources or {})}
+    there = [{name: node.get(name, 0.0) for name in asked} for node in nodes]
     require(
         fitting >= 1,
         "one trial fits into the cluster",
-        f"{cpus:g} cpus and {gpus:g} gpus for trials of {cluster.cpus_per_trial:g} and {cluster.gpus_per_trial:g}",
-        "lower cluster.cpus_per_trial or cluster.gpus_per_trial",
+        f"{_text(asked)} for a trial, and nodes of {' | '.join(map(_text, there))}",
+        "lower cluster.cpus_per_trial, cluster.gpus_per_trial or cluster.resources",
     )
     return fitting
+
+
+def _fitting(cluster: Cluster, node: Mapping[str, float]) -> int:
+    """Trials that can run at once on one node."""
+    asked = {"CPU": cluster.cpus_per_trial, **(cluster.resources or {})}
+    fits = [_whole(node.get(name, 0.0) / amount) for name, amount in asked.items()]
+    share, gpus = cluster.gpus_per_trial, node.get("GPU", 0.0)
+    if share > 1:
+        fits.append(_whole(gpus / share))
+    elif share:
+        fits.append(_whole(gpus) * _whole(1 / share))  # a share is of one GPU: what two have left over makes none
+    return min(fits)
+
+
+def _whole(number: float) -> int:
+    return int(number + 1e-9)  # 1 / 0.1 or 0.3 / 0.1 may fall short of a whole number
+
+
+def _text(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

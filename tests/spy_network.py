@@ -1,0 +1,97 @@
+"""A plugin for studies on a cluster: an MLP that writes down, beside this file, where its trials run.
+
+A test copies it into a folder of its own. It takes notice of Ray's workers alone, not of the driver.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import ray
+from ray import tune
+from torch import Tensor
+
+from imavae.config import Model
+from imavae.families import NETWORKS, register_network
+from imavae.model.networks import Network, Weights
+
+HERE = Path(__file__).parent
+STARTS = HERE / "starts.jsonl"  # a line for each start of a trial in a worker
+TOGETHER = HERE / "together"  # holds a number: none of the first so many trials trains before all of them have started
+DOOMED = HERE / "doomed"  # holds a node's id: no trial but its first goes on there after some epochs ...
+HELD = HERE / "held"  # ... and this file then says so
+EPOCHS = 4 * 22  # batches in some epochs of 2000 observations, each of which ends in a checkpoint
+
+_place: list[tuple[int, IO[str]]] = []  # of this worker, which keeps it as long as it lives
+_seen = {"batches": 0, "held": False}  # of the trial that runs here
+
+
+@dataclass(frozen=True)
+class Spied(Network):
+    """An encoder or a decoder under watch."""
+
+    inner: Network
+    watched: bool
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the network inside."""
+        return self.inner.shapes
+
+    def __call__(self, weights: Weights, x: Tensor) -> Tensor:
+        """What the network inside gives."""
+        if self.watched:
+            _wait()
+        return self.inner(weights, x)
+
+
+@register_network("spied")
+def spied(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> Spied:
+    """The network of model.name=spied."""
+    watched = prefix == "encoder" and ray.is_initialized() and bool(ray.get_runtime_context().get_actor_id())
+    if watched:
+        _start()
+    return Spied(NETWORKS["mlp"](prefix, inputs, outputs, shape, model), watched)
+
+
+def starts() -> list[dict[str, object]]:
+    """Of each start: trial, node, pool (the node's GPUs that it sees), place in that pool, and whether it was restored.
+
+    A place is the first one that no other living worker has, so that places count how many there are at once.
+    """
+    return [json.loads(line) for line in STARTS.read_text().splitlines()] if STARTS.exists() else []
+
+
+def _start() -> None:
+    node = ray.get_runtime_context().get_node_id()
+    pool = "-".join([node, *map(str, ray.get_gpu_ids())])
+    for number in itertools.count() if not _place else ():
+        lock = (HERE / f"{pool}.{number}").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            continue
+        _place.append((number, lock))
+        break
+    trial, restored = str(tune.get_context().get_trial_id()), tune.get_checkpoint() is not None
+    first = all(earlier["node"] != node for earlier in starts())
+    _seen.update(batches=0, held=DOOMED.exists() and DOOMED.read_text() == node and not first)
+    line = {"trial": trial, "node": node, "pool": pool, "place": _place[0][0], "restored": restored}
+    with STARTS.open("a") as notes:
+        notes.write(json.dumps(line) + "\n")
+
+
+def _wait() -> None:
+    _seen["batches"] += 1
+    while TOGETHER.exists() and len(starts()) < int(TOGETHER.read_text()):
+        time.sleep(0.05)
+    while _seen["held"] and _seen["batches"] > EPOCHS:
+        HELD.touch()
+        time.sleep(0.05)

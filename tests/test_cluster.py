@@ -1,0 +1,159 @@
+"""Studies on a real cluster of two nodes, all on this machine, with GPUs that are none; and how many trials fit."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster as RayCluster
+
+from imavae.config import Cluster, StudyConfig, base_of, study_config, with_values
+from imavae.errors import UserError
+from imavae.families import load_plugins
+from imavae.run import Outcome
+from imavae.search import cluster
+from imavae.search.progress import Snapshot
+from imavae.search.study import run_study
+from tests.helpers import trained
+
+pytestmark = pytest.mark.usefixtures("forget_plugins")
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayCluster]:
+    """A head with one core and one GPU, and a node with more of both and a resource of its own."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as folder:
+        patch.setenv("RAY_TMPDIR", folder)  # short, for sockets lie in it; and no other Ray is told of this one
+        for name, value in cluster.QUIET.items():
+            patch.setenv(name, value)
+        both = RayCluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
+        both.add_node(num_cpus=3, num_gpus=2, resources={"fast": 2})
+        yield both
+        both.shutdown()
+
+
+@pytest.fixture
+def spy(tmp_path: Path) -> ModuleType:
+    """The watching plugin, in this test's folder."""
+    file = shutil.copy(Path(__file__).with_name("spy_network.py"), tmp_path)
+    before = set(sys.modules)
+    load_plugins([str(file)])
+    [name] = [name for name in set(sys.modules) - before if name.startswith("imavae_plugin_")]
+    return sys.modules[name]
+
+
+def config(tmp_path: Path, settings: dict[str, Any], **other: Any) -> StudyConfig:
+    base: dict[str, Any] = {
+        "output_dir": str(tmp_path / "out"),
+        "plugins": [str(tmp_path / "spy_network.py")],
+        "data": {"n_obs": 2000},
+        "model": {"name": "spied"},
+        "members": {"seed": [1, 2]},
+        "training": {"max_epochs": 3, "validate_every": 1},
+        "search": {"model": {"gamma": {"type": "float", "low": 3.0, "high": 300.0, "log": True}}},
+        "sampler": {"name": "random"},
+        "tracking": {"name": "none"},
+        "cluster": {"name": "ray", "address": "auto", **settings},
+    }
+    return study_config(base | other)
+
+
+def ignore(snapshot: Snapshot) -> None:
+    """Nobody watches."""
+
+
+def run(config: StudyConfig, notify: Callable[[Snapshot], None] = ignore) -> Outcome:
+    """The study's outcome, in which no trial has failed."""
+    outcome = run_study(config, notify)
+    assert [record.status for record in outcome.records] == ["finished"] * (config.budget.trials or 0)
+    return outcome
+
+
+def places(spy: ModuleType) -> dict[str, set[int]]:
+    """For each pool of resources the places in it that were ever taken."""
+    taken: dict[str, set[int]] = defaultdict(set)
+    for start in spy.starts():
+        taken[start["pool"]].add(start["place"])
+    return taken
+
+
+def test_trials_land_on_all_nodes_and_no_more_share_a_gpu_than_fit(
+    nodes: RayCluster, spy: ModuleType, tmp_path: Path
+) -> None:
+    """Half a GPU and a core each: one trial fits on the head, for want of cores, and three on the other node."""
+    spy.TOGETHER.write_text("4")
+    run(config(tmp_path, {"gpus_per_trial": 0.5}, budget={"trials": 8}))
+    taken = places(spy)
+    assert {start["node"] for start in spy.starts()} == {node.node_id for node in nodes.list_all_nodes()}
+    assert all(there <= {0, 1} for there in taken.values())
+    assert sorted(map(len, taken.values())) == [1, 1, 2]
+
+
+def test_trials_that_ask_for_a_resource_land_where_it_is(nodes: RayCluster, spy: ModuleType, tmp_path: Path) -> None:
+    spy.TOGETHER.write_text("2")
+    run(config(tmp_path, {"resources": {"fast": 1}}, budget={"trials": 4}))
+    [other] = nodes.worker_nodes
+    assert places(spy) == {other.node_id: {0, 1}}
+
+
+def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy: ModuleType, tmp_path: Path) -> None:
+    """Its second trial is cut off after some checkpoints and goes on elsewhere, to what it would have come to here."""
+    third = nodes.add_node(num_cpus=1, resources={"held": 1})
+    spy.DOOMED.write_text(third.node_id)
+    told: list[Snapshot] = []
+
+    def take_away(snapshot: Snapshot) -> None:
+        told.append(snapshot)
+        if spy.HELD.exists() and third in nodes.worker_nodes:
+            nodes.remove_node(third, allow_graceful=False)
+
+    settings = config(tmp_path, {}, budget={"trials": 9}, training={"max_epochs": 8, "validate_every": 1})
+    outcome = run(settings, take_away)
+    assert third not in nodes.worker_nodes
+    first, second = [start["trial"] for start in spy.starts() if start["node"] == third.node_id]
+    again = [start for start in spy.starts() if start["trial"] == second][1:]
+    assert [start["restored"] for start in again] == [True]
+    assert [start["trial"] for start in spy.starts()].count(first) == 1
+    for record in outcome.records:
+        alone = trained([with_values(base_of(settings), record.values)])
+        assert alone.member_rows(0, record.number) == record.members
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "expected"),
+    [
+        ({}, [{"CPU": 2}, {"CPU": 1}], 3),
+        ({"cpus_per_trial": 2}, [{"CPU": 3}, {"CPU": 3}], 2),  # what two nodes have left over makes none
+        ({"cpus_per_trial": 0.1}, [{"CPU": 0.3}], 3),
+        ({"gpus_per_trial": 0.4}, [{"CPU": 8, "GPU": 2}], 4),  # neither does what two GPUs have
+        ({"gpus_per_trial": 0.25}, [{"CPU": 8, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 8}], 7),
+        ({"gpus_per_trial": 2}, [{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 2}], 2),
+        ({"resources": {"fast": 2}}, [{"CPU": 8, "fast": 5}, {"CPU": 8}], 2),
+    ],
+)
+def test_a_trial_fits_as_a_whole_into_one_node(
+    settings: dict[str, Any], nodes: list[Mapping[str, float]], expected: int
+) -> None:
+    given = Cluster(name="ray", address="auto", **{k: float(v) if k != "resources" else v for k, v in settings.items()})
+    assert cluster.slots(given, nodes) == expected
+
+
+def test_what_fits_nowhere_is_refused_with_what_there_is() -> None:
+    asked = Cluster(name="ray", address="auto", cpus_per_trial=2.0, resources={"fast": 1.0})
+    with pytest.raises(UserError, match=r"2 CPU, 0 GPU, 1 fast .* 8 CPU, 0 GPU, 0 fast | 1 CPU, 0 GPU, 1 fast"):
+        cluster.slots(asked, [{"CPU": 8.0}, {"CPU": 1.0, "fast": 1.0}])
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_local_study_does_not_join_the_cluster_that_runs_on_its_machine() -> None:
+    with cluster.running(Cluster(cpus=1)) as slots:
+        assert slots == 1
+        assert len(ray.nodes()) == 1  # type: ignore[no-untyped-call]
