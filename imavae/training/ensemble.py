@@ -26,6 +26,7 @@ from imavae.training.gradient import ByAutograd, WrittenOut, written_out
 CHUNK = (
     32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
 )
+GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
 EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by
@@ -251,15 +252,30 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
     plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
     if n % size:
         plan.append((full * size, 1, n % size))
+    buffers: dict[tuple[object, ...], Tensor] = {}
     for start, steps, batch in plan:
-        rows = order[:, start : start + steps * batch]
-        x = observations[rows].view(members, steps, batch, dim).transpose(2, 3).contiguous()
-        u = None if segments is None else segments[rows].view(members, steps, batch)
-        noise = torch.empty_like(x)
+        noise = _room(buffers, "noise", observations, (members, steps, dim, batch))
         for row, generator in zip(noise, state.noise, strict=True):
             row.normal_(generator=generator)
-        for step in range(steps):
-            yield x[:, step], noise[:, step], None if u is None else u[:, step]
+        at_once = max(1, min(steps, GATHERED // (members * batch * dim)))
+        for first in range(0, steps, at_once):
+            count = min(at_once, steps - first)
+            begin = start + first * batch
+            rows = order[:, begin : begin + count * batch]
+            flat = _room(buffers, "flat", observations, (members * count * batch, dim))
+            torch.index_select(observations, 0, rows.flatten(), out=flat)
+            x = _room(buffers, "x", observations, (members, count, dim, batch))
+            x.copy_(flat.view(members, count, batch, dim).transpose(2, 3))
+            u = None if segments is None else segments[rows].view(members, count, batch)
+            for step in range(count):
+                yield x[:, step], noise[:, first + step], None if u is None else u[:, step]
+
+
+def _room(buffers: dict[tuple[object, ...], Tensor], name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of this name and shape, made once: a large one's fresh pages cost more than what fills them."""
+    if (name, *shape) not in buffers:
+        buffers[name, *shape] = like.new_empty(shape)
+    return buffers[name, *shape]
 
 
 def keep(state: State, rows: Int[Tensor, " kept"]) -> None:
