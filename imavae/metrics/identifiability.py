@@ -166,21 +166,21 @@ def _batches(a: Float[Tensor, "*m d n"], size: int) -> Float[Tensor, "*m batch d
 
 def _ranks(a: Tensor) -> Tensor:
     """From 0, equal values sharing the mean of theirs; NaN in a row that has one; SciPy's are slower."""
-    values = a.cpu().numpy()
-    order = np.argsort(values, axis=-1)
-    ordered = np.take_along_axis(values, order, -1)
+    values = a.cpu()
+    order = torch.from_numpy(np.argsort(values.numpy(), axis=-1))  # NumPy sorts faster, torch gathers faster
+    ordered = values.gather(-1, order)
     n = values.shape[-1]
-    places = np.tile(np.arange(n, dtype=np.float64), (*values.shape[:-1], 1))
-    equal = np.zeros(values.shape, dtype=bool)  # to the next one
-    np.equal(ordered[..., 1:], ordered[..., :-1], out=equal[..., :-1])
-    tied = np.flatnonzero(equal)
+    places = torch.arange(n, dtype=torch.float64).repeat(*values.shape[:-1], 1)
+    equal = torch.zeros(values.shape, dtype=torch.bool)  # to the next one
+    torch.eq(ordered[..., 1:], ordered[..., :-1], out=equal[..., :-1])
+    tied = np.flatnonzero(equal.numpy())
     if len(tied):
         opens = np.diff(tied, prepend=-2) != 1  # the first of a run of equal values
         closes = np.append(opens[1:], True)
         mean = 0.5 * (tied[opens] % n + tied[closes] % n + 1)
         run = np.cumsum(opens) - 1
-        places.reshape(-1)[tied] = places.reshape(-1)[tied + 1] = mean[run]
-    ranks = np.empty_like(places)
-    np.put_along_axis(ranks, order, places, -1)
-    ranks[np.isnan(ordered[..., -1])] = np.nan  # they are sorted last
-    return torch.from_numpy(ranks)
+        flat = places.numpy().reshape(-1)
+        flat[tied] = flat[tied + 1] = mean[run]
+    ranks = places.scatter(-1, order, places)
+    ranks[ordered[..., -1].isnan()] = torch.nan  # they are sorted last
+    return ranks
