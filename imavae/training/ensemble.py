@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -57,14 +58,22 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self.members)
 
+    @cached_property
+    def _columns(self) -> dict[str, Tensor]:
+        """What differs between members, put on the device once: an epoch on a GPU never waits for the host."""
+        names = ("gamma", "learning_rate", "beta")
+        columns = {name: [getattr(member, name) for member in self.members] for name in names}
+        worlds = torch.tensor([self.worlds.index(member.world) for member in self.members], device=self.device)
+        made = {name: torch.tensor(c, dtype=self.dtype, device=self.device) for name, c in columns.items()}
+        return {**made, "world": worlds}
+
     def world_of(self, rows: Int[Tensor, " active"]) -> Int[Tensor, " active"]:
         """Where the worlds of the members in ``rows`` stand in the data."""
-        return torch.tensor([self.worlds.index(member.world) for member in self.members], device=self.device)[rows]
+        return self._columns["world"][rows]
 
     def per_member(self, name: str, rows: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
         """One attribute (gamma, learning_rate, beta) of the members in ``rows``."""
-        values = [getattr(member, name) for member in self.members]
-        return torch.tensor(values, dtype=self.dtype, device=self.device)[rows]
+        return self._columns[name][rows]
 
 
 def ensemble(points: list[RunConfig], device: torch.device | str) -> Ensemble:
