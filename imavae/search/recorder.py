@@ -49,7 +49,7 @@ class Recorder:
         self._config, self._outcome, self._notify = config, outcome, notify
         self._n_points, self._n_trials = n_points, n_trials
         self._trials: dict[str, _Running] = {}
-        # It evaluates beside workers that have every core: a second thread of its own would wait for them at each operation.
+        # It evaluates beside workers that have every core: a second thread would wait for them at each operation.
         self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
         self._written: list[Future[None]] = []
         self._start = self._said = time.monotonic()
