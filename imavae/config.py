@@ -29,6 +29,7 @@ from imavae.families import (
     SourceSettings,
     UniformPrior,
     UniformSource,
+    UnknownMixing,
     load_plugins,
 )
 from imavae.mapping import build, chosen_from, to_mapping
@@ -40,9 +41,12 @@ Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
 
 @dataclass(frozen=True)
 class Data(Settings):
-    """A synthetic world: sources, the mixing that makes observations of them, and the split."""
+    """Observations, of a synthetic world (sources and the mixing of them) or in a file, and their split.
 
-    dim: int = 3  # number of sources, of latents and of observed dimensions
+    :func:`run_config` reads from the file what is left open (null) of columns, n_obs, dim and n_segments.
+    """
+
+    dim: int = 3  # number of sources and of latents; of observed dimensions, too, but for a file
     n_obs: int = 60_000  # observations, over all splits
     seed: int = 1  # of the mixing, the sources and the split; all members share them, unless members.data.seed is set
     train: float = 0.7  # share of the observations to train on
@@ -52,10 +56,16 @@ class Data(Settings):
         0.5,
         3.0,
     )  # of the segments' sources, over the source's own: uniform between these
+    path: str | None = None  # a file of a person's own observations (.npy, .csv, .parquet), for an unknown mixing
+    columns: tuple[str, ...] | None = None  # of the file, by name (0, 1, ... of an .npy); null: all
+    sources_path: str | None = None  # a file of their sources, as many rows and a column for each
+    segment_column: str | None = None  # of the file: any labels, the observations' segments
+    standardise: bool = True  # a file's columns, by mean and standard deviation of the training split
     source: Source = field(default_factory=UniformSource)
     mixing: Mixing = field(default_factory=MoebiusMixing)
 
     def __post_init__(self) -> None:
+        self._check_file()
         require(self.dim >= 2, "data.dim >= 2", self.dim, "one source alone is not mixed with anything")
         require(
             self.train > 0 and self.val > 0 and self.train + self.val < 1,
@@ -67,12 +77,46 @@ class Data(Settings):
             min(self.sizes) >= 64,
             "each split has at least 64 observations",
             f"train, val, test of {self.sizes}",
-            "raise data.n_obs or change data.train and data.val",
+            f"{'raise data.n_obs' if self.path is None else 'take a longer file'} or change data.train and data.val",
         )
         require(self.n_segments >= 1, "data.n_segments >= 1", self.n_segments, "1 means no auxiliary variable")
         low, high = self.variances
         require(0 < low <= high, "0 < data.variances[0] <= data.variances[1]", self.variances, "they are a range")
         self.mixing.check(self.dim, self.source)
+
+    def _check_file(self) -> None:
+        unknown = not self.mixing.known
+        require(
+            (self.path is not None) == unknown,
+            "data.path is set exactly when the mixing is unknown",
+            f"path={self.path}, mixing={self.mixing.name}",
+            "say data=file data.path=FILE.parquet (or .csv, .npy)",
+        )
+        for key in ("columns", "sources_path", "segment_column"):
+            value = getattr(self, key)
+            require(value is None or unknown, f"data.{key} is set only with data.path", value, "say data=file")
+        require(
+            self.source.known or unknown, "data.source is known where the mixing is", "unknown", "choose data/source="
+        )
+        require(
+            self.path is None or (self.segment_column is not None) == (self.n_segments > 1),
+            "data.n_segments > 1 exactly where data.segment_column names the labels",
+            f"n_segments={self.n_segments}, segment_column={self.segment_column}",
+            "leave data.n_segments at null, which counts them",
+        )
+        if self.columns is not None:
+            observed, rule = len(self.columns), "data.dim <= the number of data.columns"
+            require(self.dim <= observed, rule, f"{self.dim} latents of {observed}", "null: as many as columns")
+
+    @property
+    def observed(self) -> int:
+        """Number of observed dimensions, at least that of latents."""
+        return self.dim if self.columns is None else len(self.columns)
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether the sources of each observation are there to be compared with."""
+        return self.path is None or self.sources_path is not None
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -206,8 +250,9 @@ class RunConfig(Settings):
             plain = all(c.isalnum() or c in "-_." for c in self.name) and self.name[:1] not in ("", ".", "-")
             require(plain, "name is a plain folder name", repr(self.name), "use letters, digits, '-', '_' and '.'")
         source, prior, (low, high) = self.data.source, self.model.prior, support(self)
+        covers = not source.known or (low <= source.support[0] and source.support[1] <= high)
         require(
-            low <= source.support[0] and source.support[1] <= high and (not prior.bounded or high - low < math.inf),
+            covers and (not prior.bounded or high - low < math.inf),
             "the prior's support covers the source's",
             f"a {prior.name} prior on [{low:g}, {high:g}] for {source.name} sources on {list(source.support)}",
             "widen model.prior.low and .high, or choose model/prior=gaussian",
@@ -220,6 +265,8 @@ class RunConfig(Settings):
             "the prior's parameters depend on the segment",
         )
         if self.model.decoder == "mixing":
+            rule, remedy = "model.decoder=mixing needs a known mixing", "say model.decoder=learned"
+            require(self.data.mixing.known, rule, f"an {self.data.mixing.name} one", remedy)
             require(
                 (low, high) == source.support,
                 "model.decoder=mixing needs a prior on the source's support",
@@ -347,7 +394,7 @@ class EvaluateConfig(Settings):
 
     checkpoint: str  # a path, or an MLflow model address
     split: Literal["train", "val", "test"] = "test"
-    select: Literal["val/mcc", "val/neg_elbo"] = "val/mcc"  # which of a member's two best states
+    select: Literal["val/mcc", "val/neg_elbo"] | None = None  # a member's best state; null: by val/mcc, if there is one
     output_dir: str = "outputs"  # all output lies under it
     plugins: tuple[str, ...] = ()  # Python files that register the variants of the model, where they are your own
     tracking: Tracking = field(default_factory=Tracking)
@@ -357,18 +404,49 @@ class EvaluateConfig(Settings):
         require(self.checkpoint.strip() != "", "checkpoint is not empty", repr(self.checkpoint), remedy)
 
 
+@dataclass(frozen=True)
+class EncodeData(Settings):
+    """The rows to encode."""
+
+    path: str  # .npy, .csv or .parquet
+    columns: tuple[str, ...] | None = None  # in the model's order; null: those that it was trained on, by name
+
+
+@dataclass(frozen=True)
+class EncodeConfig(Settings):
+    """A stored model, a file of observations and one for their latents: all that ``scripts/encode.py`` needs."""
+
+    checkpoint: str  # a path, or an MLflow model address
+    data: EncodeData
+    out: str  # .parquet or .csv; replaced when all of it is written
+    output_dir: str = "outputs"  # where the tracking database lies, for an MLflow address
+    plugins: tuple[str, ...] = ()  # Python files that register the variants of the model, where they are your own
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        remedy = "say checkpoint=PATH, or checkpoint=models:/NAME@champion"
+        require(self.checkpoint.strip() != "", "checkpoint is not empty", repr(self.checkpoint), remedy)
+        require(self.data.path.strip() != "", "data.path is not empty", repr(self.data.path), "name a file of rows")
+        require(self.out.strip() != "", "out is not empty", repr(self.out), "say out=latents.parquet")
+        known(Path(self.out).suffix, (".parquet", ".csv"), "the ending of out")
+        folder, same = Path(self.out).resolve().parent, Path(self.out).resolve() == Path(self.data.path).resolve()
+        require(folder.is_dir(), "the folder of out is there", folder, "make it")
+        require(not same, "out is another file than data.path", self.out, "the observations would be lost")
+
+
 def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     """The checked run configuration of a plain mapping.
 
     Raises:
-        UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule.
+        UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule; a file of
+            observations that can't be used.
     """
-    return build(RunConfig, _with_plugins(mapping))
+    return build(RunConfig, _with_file(_with_plugins(mapping)))
 
 
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
     """The checked study configuration of a plain mapping. Raises as :func:`run_config` does."""
-    config = build(StudyConfig, _with_plugins(mapping))
+    config = build(StudyConfig, _with_file(_with_plugins(mapping)))
     require(bool(config.search), "search has a parameter", config.search, "a study needs something to search")
     return config
 
@@ -376,6 +454,34 @@ def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
 def evaluate_config(mapping: Mapping[str, Any]) -> EvaluateConfig:
     """The checked evaluation configuration of a plain mapping. Raises as :func:`run_config` does."""
     return build(EvaluateConfig, mapping)
+
+
+def encode_config(mapping: Mapping[str, Any]) -> EncodeConfig:
+    """The checked configuration of an encoding of a plain mapping. Raises as :func:`run_config` does."""
+    data = mapping.get("data")
+    if isinstance(data, Mapping):
+        mapping = {**mapping, "data": {**data, "columns": column_names(data.get("columns"))}}
+    return build(EncodeConfig, mapping)
+
+
+def _with_file(mapping: dict[str, Any]) -> dict[str, Any]:
+    """The mapping with what it leaves open of a file's data read from that file, which is checked on the way."""
+    data = mapping.get("data")
+    if not isinstance(data, Mapping) or not isinstance(data.get("path"), str):
+        mixing = data.get("mixing") if isinstance(data, Mapping) else None
+        unknown = isinstance(mixing, Mapping) and mixing.get("name") == UnknownMixing.name
+        require(not unknown, "data.path is the path of a file", data and data.get("path"), "say data.path=FILE.parquet")
+        return mapping
+    from imavae.data.files import resolved  # pyarrow: only where there is a file to read
+
+    return {**mapping, "data": resolved({**data, "columns": column_names(data.get("columns"))})}
+
+
+def column_names(columns: Any) -> Any:
+    """A list of columns with whole numbers, which name those of an .npy, as text."""
+    if not isinstance(columns, (list, tuple)):
+        return columns
+    return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in columns]
 
 
 def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:

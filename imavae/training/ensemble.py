@@ -28,7 +28,8 @@ CHUNK = (
 )
 EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
-CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by
+CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by; the first
+# only where there are sources
 
 
 class Member(NamedTuple):
@@ -155,6 +156,7 @@ def initial_state(ensemble: Ensemble) -> State:
                 weights.clone(),
             )
             for name, mode in CRITERIA.items()
+            if name != "val/mcc" or ensemble.config.data.has_sources
         },
     )
 
@@ -208,7 +210,7 @@ def adam_step(state: State, gradient: Float[Tensor, "active parameter"], rate: F
 
 
 def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Batches, noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
+    """Batches (member, o, batch), noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
 
     The last batch holds what is left of the observations.
     """
@@ -228,7 +230,7 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
         rows = order[:, start : start + steps * batch]
         x = observations[rows].view(members, steps, batch, dim).transpose(2, 3).contiguous()
         u = None if segments is None else segments[rows].view(members, steps, batch)
-        noise = torch.empty_like(x)
+        noise = x.new_empty(members, steps, ensemble.model.dim, batch)
         for row, generator in zip(noise, state.noise, strict=True):
             row.normal_(generator=generator)
         for step in range(steps):

@@ -21,7 +21,8 @@ from imavae.model.priors import Prior
 from imavae.model.vae import GAMMA, VAE
 
 Flat = Float[Tensor, "member parameter"]
-Batch = Float[Tensor, "member d batch"]
+Batch = Float[Tensor, "member o batch"]
+Noise = Float[Tensor, "member d batch"]
 
 
 class ByAutograd:
@@ -35,7 +36,7 @@ class ByAutograd:
         self._trained = [view for view in self._leaves.values() if view.requires_grad]
         self._into = gradient[:, : gradient.shape[1] - fixed]  # gamma is the last of a member's weights
 
-    def __call__(self, x: Batch, noise: Batch, u: Int[Tensor, "member batch"] | None) -> None:
+    def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch."""
         elbo = self._model.elbo(self._leaves, x, noise, u)
         gradients = torch.autograd.grad((self._beta * elbo.kl - elbo.log_px_z).sum(), self._trained)
@@ -62,15 +63,16 @@ class WrittenOut:
         self._buffers: dict[tuple[str, int], Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, x: Batch, noise: Batch, u: Int[Tensor, "member batch"] | None) -> None:
+    def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch; a fixed prior doesn't ask for its segments."""
-        encoder, decoder, prior, dim, batch = self._model.encoder, self._model.decoder, self._model.prior, *x.shape[1:]
+        encoder, decoder, prior = self._model.encoder, self._model.decoder, self._model.prior
+        dim, batch = noise.shape[1:]
         assert isinstance(encoder, MLP)  # noqa: S101  -- for the type checker
         assert isinstance(decoder, MLP)  # noqa: S101
         inward = self._forward(encoder, x)
         mean, log_square = inward[-1][:, :dim], inward[-1][:, dim:]
-        spread = torch.mul(log_square, 0.5, out=self._buffer("spread", x)).exp_().mul_(noise)  # sigma noise
-        y = torch.add(mean, spread, out=self._buffer("y", x))
+        spread = torch.mul(log_square, 0.5, out=self._buffer("spread", noise)).exp_().mul_(noise)  # sigma noise
+        y = torch.add(mean, spread, out=self._buffer("y", noise))
         outward = self._forward(decoder, prior.latent(y))
         delta = outward[-1].sub_(x).mul_(self._precision / batch)
         delta = self._backward(decoder, outward, delta, to_input=True)
