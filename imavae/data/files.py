@@ -48,15 +48,17 @@ def open_table(path: str | Path, key: str = "data.path") -> Table:
     path = Path(path)
     known(path.suffix, ENDINGS, f"the ending of {key}")
     require(path.is_file(), f"{key} is a file", path, "correct the path")
+    if path.stat().st_size == 0:
+        raise _empty(path, key)
     rows: int | None = None
     with _readable(path, key):
         match path.suffix:
             case ".npy":
                 names, numeric, rows = _npy_columns(np.load(path, mmap_mode="r"), path, key)
             case ".csv":
-                if path.stat().st_size == 0:
-                    raise _empty(path, key)
-                schema = _csv_reader(path, None).schema
+                reader = _csv_reader(path, None)
+                schema = reader.schema
+                rows = sum(batch.num_rows for batch in reader) if set(schema.types) == {pa.null()} else None
                 names, numeric = schema.names, [_is_numeric(kind) for kind in schema.types]
             case _:
                 file = parquet.ParquetFile(path)
@@ -85,7 +87,7 @@ def pick(table: Table, columns: Sequence[str] | None) -> tuple[str, ...]:
         require(
             table.numeric[name],
             f"the columns of {where} are numbers",
-            f"column {name!r}, which has none",
+            f"column {name!r}, which holds something else",
             f"leave it out: name the others in {setting}=[...]",
         )
     require(len(set(asked)) == len(asked), f"a column of {where} is taken once", list(asked), "drop the copy")
@@ -99,7 +101,7 @@ def blocks(table: Table, columns: Sequence[str], most: int | None = None) -> Ite
         UserError: at a value that is missing, infinite or no number, by its file, column and row.
     """
     first = 0
-    with _readable(table.path, table.key, list(columns)):
+    with _readable(table.path, table.key, list(table.numeric)):
         for raw in _raw_blocks(table, columns):
             block = raw if most is None else raw[:, : most - first]
             if not np.isfinite(block).all():
@@ -137,7 +139,7 @@ def labels(path: str, column: str, rows: int | None = None) -> NDArray[np.int64]
     """
     table = open_table(path)
     known(column, table.numeric, f"data.segment_column (of {path})")
-    with _readable(table.path, table.key, [column]):
+    with _readable(table.path, table.key):
         match table.path.suffix:
             case ".npy":
                 array: Any = pa.array(np.load(path, mmap_mode="r")[:, int(column)])
@@ -178,11 +180,16 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
     if label is not None:
         known(label, table.numeric, f"data.segment_column (of {table.path})")
         rule, remedy = "data.segment_column is none of data.columns", "labels are no observations"
-        require(label not in (columns or ()), rule, label, remedy)
+        require(label not in (columns or ()), rule, f"{label} of {table.path}", remedy)
     names = pick(table, [name for name in table.numeric if name != label] if columns is None else columns)
     limit = limit if isinstance(limit, int) else None
     rows = _survey(table.path, table.key, names, limit, stamp(table.path))
-    require(limit is None or limit == rows, "data.n_obs <= the rows of data.path", f"{limit} of {rows}", "null: all")
+    require(
+        limit is None or limit == rows,
+        "data.n_obs <= the rows of data.path",
+        f"{limit} of {rows} in {table.path}",
+        "null: all",
+    )
     filled |= {"columns": list(names), "n_obs": rows}
     if filled.get("dim") is None:
         filled["dim"] = len(names)
@@ -208,7 +215,7 @@ def _check_sources(path: str, rows: int, at_least: bool, dim: Any) -> None:
     require(len(names) == dim, "data.sources_path has data.dim columns", f"{len(names)} in {path}", remedy)
     found = _survey(table.path, table.key, names, rows if at_least else None, stamp(path))
     remedy = "row n holds the sources of observation n"
-    require(found == rows, "data.sources_path has as many rows as data.path", f"{found} and {rows}", remedy)
+    require(found == rows, "data.sources_path has as many rows as data.path", f"{found} in {path} and {rows}", remedy)
 
 
 @functools.lru_cache(maxsize=8)  # a study checks every point
@@ -290,7 +297,8 @@ def _readable(path: Path, key: str, columns: Sequence[str] = ()) -> Iterator[Non
     try:
         yield
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
+        text = path.suffix == ".npy" and isinstance(error, ValueError)  # numpy advises to load whatever it is
+        reason = "it holds no array of numbers" if text else " ".join(str(error).split())
         for place, name in enumerate(columns):
             reason = reason.replace(f"In CSV column #{place}:", f"in column {name!r}:")
         raise UserError(f"`{key} can be read` must hold, but {path} can't ({reason}); correct the file") from None
