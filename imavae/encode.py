@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pyarrow import csv, parquet
 from torch import Tensor
 
-from imavae.config import EncodeConfig
+from imavae.config_encode import EncodeConfig
 from imavae.data import files
 from imavae.errors import require
 from imavae.families import load_plugins

@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 import yaml
 
-from imavae.config import WORST_SCORE, EncodeConfig, EvaluateConfig, Members, Objective, RunConfig
+from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
+from imavae.config_encode import EncodeConfig
 from imavae.data import dataset
 from imavae.errors import UserError, require
 from imavae.families import load_plugins

@@ -17,11 +17,11 @@ from imavae.config import (
     EvaluateConfig,
     RunConfig,
     StudyConfig,
-    encode_config,
     evaluate_config,
     run_config,
     study_config,
 )
+from imavae.config_encode import encode_config
 from imavae.errors import UserError
 from imavae.mapping import keys_of, to_mapping
 from tests.helpers import file_data, observations

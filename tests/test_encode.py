@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from imavae.config import EncodeConfig, encode_config, run_config
+from imavae.config import run_config
+from imavae.config_encode import EncodeConfig, encode_config
 from imavae.data import files
 from imavae.encode import encode_file
 from imavae.errors import UserError

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from imavae.config import EncodeConfig, EvaluateConfig, RunConfig, StudyConfig
+from imavae.config import EvaluateConfig, RunConfig, StudyConfig
+from imavae.config_encode import EncodeConfig
 from imavae.report.display import Display, clock
 
 if TYPE_CHECKING:
