@@ -19,6 +19,8 @@ from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import BATCH
 from imavae.metrics.glossary import GLOSSARY, SOURCES, TRUTH, absent
 from imavae.metrics.portrait import portrait
+from imavae.report.figures import solo_figures, study_figures
+from imavae.report.portrait import run_figures
 from imavae.report.tables import best_trials, chosen_numbers, chosen_table, member_table
 from imavae.run import Session, evaluate_checkpoint, load_model, run_point
 from imavae.search.study import check
@@ -199,6 +201,20 @@ def test_reports_say_that_there_are_no_sources(path: Path) -> None:
             "chosen/test_of_chosen": sound["test/neg_elbo at min val/neg_elbo"],
         }
     )
+
+
+@pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
+def test_figures_are_drawn_without_sources_and_with_a_single_seed(seeds: list[int], path: Path, tmp_path: Path) -> None:
+    outcome, session = run_point(run_config({**to_mapping(own(path)), "members": {"seed": seeds}}), lambda *_: None)
+    names, points = session.portrait()
+    drawn = solo_figures(outcome.history, tmp_path) + run_figures(points, names, outcome.history, tmp_path)
+    drawn += study_figures(outcome.members, outcome.trials, [], outcome.objective, tmp_path)
+    found = {file.stem for file in drawn}
+    assert {"learning_curves", "posterior_variance", "agreement_vs_gamma", "cima_vs_gamma"} <= found
+    assert found & {"latents", "mcc_vs_gamma"} == set()
+    output = console()
+    output.print(member_table(outcome.members), best_trials(outcome.members, outcome.trials, [], "min"))
+    assert "no sources" in text_of(output)
 
 
 def test_mcc_is_no_objective_without_sources(path: Path) -> None:

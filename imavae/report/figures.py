@@ -105,7 +105,7 @@ def solo_figures(history: pd.DataFrame, folder: Path) -> list[Path]:
     handles, labels = panels[1].get_legend_handles_labels()
     dot = panels[0].plot([], [], "o", color=INK, markersize=4)
     shown = (handles[:1], [f"each of {len(seeds)} members"]) if many else (handles, labels)
-    legend(figure, [*shown[0], *dot], [*shown[1], "best state"])
+    legend(figure, [*shown[0], *dot], [*shown[1], "best value"])
     return write({"learning_curves": figure}, folder)
 
 

@@ -63,7 +63,7 @@ CONTRAST = Quantity(
 
 SEEDS = Quantity(
     "Agreement of seeds over the decoder's precision",
-    "agreement with the other seeds, validation split",
+    "agreement of seeds, validation split",
     AGREEMENT,
     AGREEMENT,
     False,
