@@ -56,7 +56,10 @@ def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]
         rows = [i for i, other in enumerate(groups) if other == group]
         if len(rows) == 1:
             continue
-        z = standard(locations[rows]).float().flatten(0, 1)
+        z = locations.new_empty(len(rows), *locations.shape[1:], dtype=torch.float32)
+        for place, row in enumerate(rows):  # one by one: float64 copies of all of them would be the larger part
+            z[place] = standard(locations[row])
+        z = z.flatten(0, 1)
         tables = (z @ z.T).reshape(len(rows), dim, len(rows), dim).transpose(1, 2)
         first, second = (list(side) for side in zip(*itertools.combinations(range(len(rows)), 2), strict=True))
         scores = torch.full((len(rows), len(rows)), torch.nan, dtype=torch.float64)  # with itself: none

@@ -30,7 +30,8 @@ CHUNK = (
 GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
 EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
-CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by
+CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by; the first
+# only where there are sources
 
 
 class Member(NamedTuple):
@@ -165,6 +166,7 @@ def initial_state(ensemble: Ensemble) -> State:
                 weights.clone(),
             )
             for name, mode in CRITERIA.items()
+            if name != "val/mcc" or ensemble.config.data.has_sources
         },
     )
 
@@ -245,7 +247,7 @@ class Adam:
 
 
 def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Batches, noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
+    """Batches (member, o, batch), noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
 
     The last batch holds what is left of the observations.
     """
@@ -263,7 +265,7 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
         plan.append((full * size, 1, n % size))
     buffers: dict[tuple[object, ...], Tensor] = {}
     for start, steps, batch in plan:
-        noise = _room(buffers, "noise", observations, (members, steps, dim, batch))
+        noise = _room(buffers, "noise", observations, (members, steps, ensemble.model.dim, batch))
         for row, generator in zip(noise, state.noise, strict=True):
             row.normal_(generator=generator)
         at_once = max(1, min(steps, GATHERED // (members * batch * dim)))
