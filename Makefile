@@ -11,7 +11,6 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DASHBOARD := $(VENV)/.dashboard
 SEARCHES := $(patsubst search_spaces/%.yaml,%,$(sort $(wildcard search_spaces/*.yaml search_spaces/*/*.yaml)))
 
 help: ## list the commands
@@ -24,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, but $(PYTHON) is older; say make PYTHON=python3.12")'
 	@if [ -e $@ ]; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
 	@echo "installing into $(VENV): a few minutes, this once"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,dashboard]'
 	@touch $@
 	@echo "ready; to use it by hand: source $(BIN)/activate"
 
@@ -37,12 +36,7 @@ tune: $(if $(SEARCH),$(READY)) ## run a study: SEARCH=gamma_uniform, ARGS="budge
 ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
 	@$(BIN)/python scripts/ui.py $(if $(PORT),--port $(PORT))
 
-# The dashboard is an extra, which is installed the first time that there is a study to show.
-$(DASHBOARD): $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dashboard]'
-	@touch $@
-
-dashboard: $(if $(wildcard outputs/optuna.db),$(DASHBOARD),$(READY)) ## open Optuna's page on the studies: PORT=8080
+dashboard: $(READY) ## open Optuna's page on the studies: PORT=8080
 	@$(BIN)/python scripts/dashboard.py $(if $(PORT),--port $(PORT))
 
 test: $(READY) ## run the tests
