@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,10 +36,14 @@ def nodes() -> Iterator[RayCluster]:
         patch.setenv("RAY_TMPDIR", folder)  # short, for sockets lie in it; and no other Ray is told of this one
         for name, value in cluster.QUIET.items():
             patch.setenv(name, value)
+        ray.init(
+            "local", num_cpus=1, include_dashboard=False
+        )  # asks for Ray's token for all that this process starts ...
+        ray.shutdown()  # ... as `ray start` would do by itself
         both = RayCluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1})
         both.add_node(num_cpus=3, num_gpus=2, resources={"fast": 2})
         yield both
-        both.shutdown()
+        both.shutdown()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
@@ -77,6 +83,11 @@ def run(config: StudyConfig, notify: Callable[[Snapshot], None] = ignore) -> Out
     return outcome
 
 
+def node_ids(nodes: RayCluster) -> set[str]:
+    """Of all nodes."""
+    return {node.node_id for node in nodes.list_all_nodes()}  # type: ignore[no-untyped-call]
+
+
 def places(spy: ModuleType) -> dict[str, set[int]]:
     """For each pool of resources the places in it that were ever taken."""
     taken: dict[str, set[int]] = defaultdict(set)
@@ -92,7 +103,7 @@ def test_trials_land_on_all_nodes_and_no_more_share_a_gpu_than_fit(
     spy.TOGETHER.write_text("4")
     run(config(tmp_path, {"gpus_per_trial": 0.5}, budget={"trials": 8}))
     taken = places(spy)
-    assert {start["node"] for start in spy.starts()} == {node.node_id for node in nodes.list_all_nodes()}
+    assert {start["node"] for start in spy.starts()} == node_ids(nodes)
     assert all(there <= {0, 1} for there in taken.values())
     assert sorted(map(len, taken.values())) == [1, 1, 2]
 
@@ -115,7 +126,7 @@ def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy:
         if spy.HELD.exists() and third in nodes.worker_nodes:
             nodes.remove_node(third, allow_graceful=False)
 
-    settings = config(tmp_path, {}, budget={"trials": 9}, training={"max_epochs": 8, "validate_every": 1})
+    settings = config(tmp_path, {}, budget={"trials": 6}, training={"max_epochs": 8, "validate_every": 1})
     outcome = run(settings, take_away)
     assert third not in nodes.worker_nodes
     first, second = [start["trial"] for start in spy.starts() if start["node"] == third.node_id]
@@ -127,28 +138,61 @@ def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy:
         assert alone.member_rows(0, record.number) == record.members
 
 
+def test_a_cluster_that_does_not_know_this_machines_token_is_refused(tmp_path: Path) -> None:
+    """Ray's cluster utility starts a cluster without tokens, and a driver that finds one at home wants them."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    code = """
+from ray.cluster_utils import Cluster
+from imavae.config import Cluster as Settings
+from imavae.errors import UserError
+from imavae.search import cluster
+
+there = Cluster(initialize_head=True)
+try:
+    with cluster.running(Settings(name="ray", address=there.address)):
+        print("joined")
+except UserError as error:
+    print(error)
+there.shutdown()
+"""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_MODE"}
+        environment |= {
+            "HOME": str(tmp_path),
+            "RAY_TMPDIR": folder,
+            "PYTHONPATH": str(Path(cluster.__file__).parents[2]),
+        }
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "RAY_AUTH_MODE" in done.stdout
+    assert "joined" not in done.stdout
+
+
+NONE: dict[str, float] = {}
+
+
 @pytest.mark.parametrize(
-    ("settings", "nodes", "expected"),
+    ("cpus", "gpus", "resources", "nodes", "expected"),
     [
-        ({}, [{"CPU": 2}, {"CPU": 1}], 3),
-        ({"cpus_per_trial": 2}, [{"CPU": 3}, {"CPU": 3}], 2),  # what two nodes have left over makes none
-        ({"cpus_per_trial": 0.1}, [{"CPU": 0.3}], 3),
-        ({"gpus_per_trial": 0.4}, [{"CPU": 8, "GPU": 2}], 4),  # neither does what two GPUs have
-        ({"gpus_per_trial": 0.25}, [{"CPU": 8, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 8}], 7),
-        ({"gpus_per_trial": 2}, [{"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 2}], 2),
-        ({"resources": {"fast": 2}}, [{"CPU": 8, "fast": 5}, {"CPU": 8}], 2),
+        (1.0, 0.0, NONE, [{"CPU": 2.0}, {"CPU": 1.0}], 3),
+        (2.0, 0.0, NONE, [{"CPU": 3.0}, {"CPU": 3.0}], 2),  # what two nodes have left over makes none
+        (0.1, 0.0, NONE, [{"CPU": 0.3}], 3),
+        (1.0, 0.4, NONE, [{"CPU": 8.0, "GPU": 2.0}], 4),  # nor does what two GPUs have
+        (1.0, 0.25, NONE, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 3.0, "GPU": 1.0}, {"CPU": 8.0}], 7),
+        (1.0, 2.0, NONE, [{"CPU": 8.0, "GPU": 3.0}, {"CPU": 8.0, "GPU": 2.0}], 2),
+        (1.0, 0.0, {"fast": 2.0}, [{"CPU": 8.0, "fast": 5.0}, {"CPU": 8.0}], 2),
     ],
 )
 def test_a_trial_fits_as_a_whole_into_one_node(
-    settings: dict[str, Any], nodes: list[Mapping[str, float]], expected: int
+    cpus: float, gpus: float, resources: dict[str, float], nodes: list[dict[str, float]], expected: int
 ) -> None:
-    given = Cluster(name="ray", address="auto", **{k: float(v) if k != "resources" else v for k, v in settings.items()})
-    assert cluster.slots(given, nodes) == expected
+    asked = Cluster(name="ray", address="auto", cpus_per_trial=cpus, gpus_per_trial=gpus, resources=resources)
+    assert cluster.slots(asked, nodes) == expected
 
 
 def test_what_fits_nowhere_is_refused_with_what_there_is() -> None:
     asked = Cluster(name="ray", address="auto", cpus_per_trial=2.0, resources={"fast": 1.0})
-    with pytest.raises(UserError, match=r"2 CPU, 0 GPU, 1 fast .* 8 CPU, 0 GPU, 0 fast | 1 CPU, 0 GPU, 1 fast"):
+    with pytest.raises(UserError, match=r"2 CPU, 0 GPU, 1 fast .* 8 CPU, 0 GPU, 0 fast \| 1 CPU, 0 GPU, 1 fast"):
         cluster.slots(asked, [{"CPU": 8.0}, {"CPU": 1.0, "fast": 1.0}])
 
 

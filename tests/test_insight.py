@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imavae.config import study_config
+from imavae.config import Objective, study_config
 from imavae.report.axes import MISSING_AT
+from imavae.report.commands import insights
 from imavae.report.drawing import write
 from imavae.report.insight import (
     COST,
@@ -25,8 +26,10 @@ from imavae.report.insight import (
 )
 from imavae.report.insight_drawn import drawn
 from imavae.report.insight_page import page
-from imavae.search.space import Parameter
-from imavae.tracking import TrialRecord
+from imavae.report.tables import Floats
+from imavae.run import Outcome
+from imavae.search.space import Parameter, parse
+from imavae.tracking import NullTracker, TrialRecord
 
 GAMMA = Parameter("model.gamma", "float", 3.0, 1000.0, log=True)
 WIDTH = Parameter("model.hidden_factor", "int", 5, 40, log=True)
@@ -56,9 +59,10 @@ def points(count: int, seed: int = 0) -> pd.DataFrame:
     )
 
 
-def decades(trials: pd.DataFrame) -> pd.Series[float]:
+def decades(trials: pd.DataFrame) -> Floats:
     """log10 of gamma squared."""
-    return np.log10(trials["model.gamma"] ** 2)
+    log: Floats = 2 * np.log10(trials["model.gamma"].to_numpy(dtype=np.float64))
+    return log
 
 
 def looked_at(trials: pd.DataFrame, goals: list[Goal] | None = None) -> Insight:
@@ -99,7 +103,7 @@ def test_a_conditional_parameter_matters_where_it_applies() -> None:
 
 def test_each_objective_has_importances_of_its_own() -> None:
     trials = points(100)
-    trials = trials.assign(**{"score": decades(trials), "val/neg_elbo": trials["model.n_layers"]})
+    trials["score"], trials["val/neg_elbo"] = decades(trials), trials["model.n_layers"]
     first, second = looked_at(trials, [MCC, ENERGY]).importances
     assert first is not None
     assert second is not None
@@ -288,3 +292,28 @@ def test_a_very_bad_score_does_not_flatten_the_others() -> None:
     assert drawable(score, ENERGY).tolist() == [-4.0, -3.9, -3.5, -3.0, pytest.approx(-0.3)]
     assert drawable(-score, MCC).tolist() == [4.0, 3.9, 3.5, 3.0, pytest.approx(0.3)]
     assert drawable(score[:4], ENERGY).tolist() == score[:4].tolist()
+
+
+def outcome(folder: Path, count: int) -> Outcome:
+    """A study of so many trials, of two members each."""
+    members: list[dict[str, float | int | str]] = [{"epochs": 3}, {"epochs": 4}]
+    records = [
+        TrialRecord(n, {"model.gamma": 10.0 * (n + 1), "model.n_layers": 2 + n % 2}, "finished", 0.1 * n, [], members)
+        for n in range(count)
+    ]
+    return Outcome(folder, NullTracker(), Objective(), records)
+
+
+def test_a_study_of_four_trials_has_these_figures_and_one_of_three_has_not(tmp_path: Path) -> None:
+    search = {"gamma": {"type": "float", "low": 3.0, "high": 99.0}, "n_layers": {"type": "int", "low": 2, "high": 3}}
+    config = study_config({"search": {"model": search}, "budget": {"trials": 4}})
+    made = insights(outcome(tmp_path, 4), config, parse(config))
+    assert {path.name for path in made if path.suffix != ".pdf"} == {
+        "importances.png",
+        "parallel_coordinates.png",
+        "contour.png",
+        "score_vs_cost.png",
+        "insight.html",
+    }
+    assert all(path.is_file() for path in made)
+    assert insights(outcome(tmp_path, 3), config, parse(config)) == []

@@ -107,14 +107,15 @@ def test_members_lie_in_their_trial_and_trials_in_their_study(output_dir: Path) 
 
 def test_a_study_has_its_config_its_space_and_its_origin(output_dir: Path) -> None:
     tracker = started(output_dir)
-    figure, table = output_dir / "mcc.png", output_dir / "members.csv"
-    for path in (figure, table):
+    artifacts = [output_dir / name for name in ("mcc.png", "insight.html", "members.csv")]
+    for path in artifacts:
         path.write_text("content")
-    tracker.finish("finished", {"score": 0.6, "hopeless": math.nan}, [figure, table])
+    tracker.finish("finished", {"score": 0.6, "hopeless": math.nan}, artifacts)
     (study,) = runs(output_dir, "study")
     mlflow = client(output_dir)
     files = {file.path for folder in (None, "figures") for file in mlflow.list_artifacts(study.info.run_id, folder)}
-    assert files == {"config.yaml", "search_space.yaml", "figures", "figures/mcc.png", "members.csv"}
+    figures = {"figures", "figures/mcc.png", "figures/insight.html"}
+    assert files == {"config.yaml", "search_space.yaml", "members.csv", *figures}
     assert yaml.safe_load(Path(mlflow.download_artifacts(study.info.run_id, "config.yaml")).read_text()) == CONFIG
     assert study.data.params["model.gamma"] == "10.0"
     assert study.data.metrics == {"score": 0.6}

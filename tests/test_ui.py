@@ -1,19 +1,22 @@
-"""Laws of the MLflow page: mistakes are told before anything starts, and nothing of it outlives its end."""
+"""Laws of the pages, MLflow's and Optuna's: mistakes are told before anything starts, and nothing outlives its end."""
 
+import importlib.util
 import json
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
+import optuna
 import pytest
 
 from imavae import tracking
 from imavae.config import Tracking
 from imavae.errors import UserError
-from imavae.ui import serve
+from imavae.ui import serve, serve_dashboard
 
 
 @pytest.fixture
@@ -28,10 +31,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_without_a_database_it_says_what_makes_one(output_dir: Path) -> None:
+@pytest.mark.parametrize("page", [serve, serve_dashboard])
+def test_without_a_database_it_says_what_makes_one(page: Callable[[Path, int], int], output_dir: Path) -> None:
     with pytest.raises(UserError, match="make tune"):
-        serve(output_dir, free_port())
+        page(output_dir, free_port())
     assert not list(output_dir.iterdir())
+
+
+def test_without_the_dashboard_it_says_which_extra_has_it(output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (output_dir / "optuna.db").touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[dashboard\]'"):
+        serve_dashboard(output_dir, free_port())
 
 
 @pytest.mark.parametrize("port", [0, 65536])
@@ -55,23 +66,39 @@ def test_a_servers_own_page_is_pointed_at(output_dir: Path, capsys: pytest.Captu
     assert "http://server:5000" in capsys.readouterr().out
 
 
-def test_the_page_shows_what_was_tracked_and_ends_with_all_its_processes(output_dir: Path) -> None:
-    tracking.open_tracker(Tracking(), output_dir, "paper/grid")
+@pytest.mark.parametrize(
+    ("page", "question"),
+    [
+        ("serve", "/ajax-api/2.0/mlflow/experiments/search?max_results=10"),
+        pytest.param(
+            "serve_dashboard",
+            "/api/studies",
+            marks=pytest.mark.skipif(not importlib.util.find_spec("optuna_dashboard"), reason="an optional extra"),
+        ),
+    ],
+)
+def test_the_page_shows_what_was_tracked_and_ends_with_all_its_processes(
+    page: str, question: str, output_dir: Path
+) -> None:
+    if page == "serve":
+        tracking.open_tracker(Tracking(), output_dir, "paper-grid")
+    else:
+        optuna.create_study(storage=f"sqlite:///{output_dir}/optuna.db", study_name="paper-grid")
     port = free_port()
-    code = "import pathlib, sys; from imavae import ui; sys.exit(ui.serve(pathlib.Path(sys.argv[1]), int(sys.argv[2])))"
+    code = (
+        f"import pathlib, sys; from imavae import ui; sys.exit(ui.{page}(pathlib.Path(sys.argv[1]), int(sys.argv[2])))"
+    )
     command = [sys.executable, "-c", code, str(output_dir), str(port)]
-    page = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert page.stdout is not None
+    served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert served.stdout is not None
     try:
-        lines = [page.stdout.readline() for _ in range(2)]
+        lines = [served.stdout.readline() for _ in range(2)]
         assert f"http://127.0.0.1:{port}" in lines[1]
-        url = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/search?max_results=10"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            names = {experiment["name"] for experiment in json.load(answer)["experiments"]}
-        assert "paper/grid" in names
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{question}", timeout=30) as answer:
+            assert '"paper-grid"' in json.dumps(json.load(answer))
     finally:
-        page.send_signal(signal.SIGINT)
-        rest, _ = page.communicate(timeout=30)
-    assert (page.returncode, rest) == (0, "")
+        served.send_signal(signal.SIGINT)
+        rest, _ = served.communicate(timeout=30)
+    assert (served.returncode, rest) == (0, "")
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0

@@ -81,7 +81,7 @@ class Axis:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return math.nan
         if self.choices:
-            return float(self.choices.index(value))  # type: ignore[arg-type]
+            return float(self.choices.index(value))
         number = float(value)  # type: ignore[arg-type]
         return number**2 if self.key == GAMMA else number
 

@@ -71,7 +71,7 @@ def tune(config: StudyConfig) -> None:
     keys = [parameter.key for parameter in parameters]
     members, trials = outcome.members, outcome.trials
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
-    figures += _insight(outcome, config, parameters)
+    figures += insights(outcome, config, parameters)
     winner = members[members["trial"] == outcome.ranked()[0].number]
     metrics = chosen_numbers(winner)
     seconds = time.monotonic() - start
@@ -85,7 +85,7 @@ def tune(config: StudyConfig) -> None:
         raise KeyboardInterrupt
 
 
-def _insight(outcome: Outcome, config: StudyConfig, parameters: Sequence[Parameter]) -> list[Path]:
+def insights(outcome: Outcome, config: StudyConfig, parameters: Sequence[Parameter]) -> list[Path]:
     """Draw what the trials say together, if they are enough for that: as figures, and as a page to explore."""
     from imavae.report.drawing import write
     from imavae.report.insight import COST, ENOUGH_TRIALS, Goal, insight, member_steps

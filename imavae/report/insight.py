@@ -214,8 +214,8 @@ def surface(x: Floats, y: Floats, score: Floats) -> Surface:
         warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound: the score does not depend on it
         mean = process.fit(at[some], score[some]).predict(grid)
     away, _ = KDTree(at).query(grid)
-    shown = np.where(away < NEAR, np.clip(mean, score.min(), score.max()), np.nan)
-    return Surface(low[0] + span[0] * side, low[1] + span[1] * side, shown.reshape(GRID, GRID))
+    shown: Floats = np.where(away < NEAR, mean, np.nan).reshape(GRID, GRID)
+    return Surface(low[0] + span[0] * side, low[1] + span[1] * side, shown)
 
 
 def drawable(score: Floats, goal: Goal) -> Floats:
@@ -225,7 +225,8 @@ def drawable(score: Floats, goal: Goal) -> Floats:
     """
     worse, better = np.quantile(score, [0.25, 0.75] if goal.mode == "max" else [0.75, 0.25])
     fence = worse - 3 * (better - worse)
-    return np.maximum(score, fence) if goal.mode == "max" else np.minimum(score, fence)
+    shown: Floats = np.maximum(score, fence) if goal.mode == "max" else np.minimum(score, fence)
+    return shown
 
 
 def pareto(values: Floats, modes: Sequence[str]) -> NDArray[np.bool_]:
@@ -236,7 +237,8 @@ def pareto(values: Floats, modes: Sequence[str]) -> NDArray[np.bool_]:
     better = values * np.array([1.0 if mode == "max" else -1.0 for mode in modes])
     nowhere_worse = (better[:, None] >= better[None]).all(-1)
     somewhere_better = (better[:, None] > better[None]).any(-1)
-    return ~(nowhere_worse & somewhere_better).any(axis=0)
+    beaten: NDArray[np.bool_] = (nowhere_worse & somewhere_better).any(axis=0)
+    return ~beaten
 
 
 def cost_front(trials: pd.DataFrame, goal: Goal) -> pd.DataFrame:

@@ -97,9 +97,9 @@ def _contours(insight: Insight) -> Figure | None:
         _scale(axes.yaxis, up, field.y)
         score = drawable(insight.scores(goal), goal)
         colours = _colours(score, goal)
-        levels = np.linspace(score.min(), score.max(), 13)
-        axes.contourf(field.x, field.y, field.score, levels, cmap=colours.cmap, norm=colours.norm)
-        axes.contour(field.x, field.y, field.score, levels, colors="white", linewidths=0.4, linestyles="solid")
+        levels, shown = np.linspace(score.min(), score.max(), 13), np.clip(field.score, score.min(), score.max())
+        axes.contourf(field.x, field.y, shown, levels, cmap=colours.cmap, norm=colours.norm)
+        axes.contour(field.x, field.y, shown, levels[1:-1], colors="white", linewidths=0.4, linestyles="solid")
         x, y = (axis.place(insight.trials[axis.key]) for axis in insight.pair)
         edge = {"edgecolor": "white", "linewidths": 0.9, "clip_on": False}
         axes.scatter(x, y, 26, colours.to_rgba(score), zorder=3, **edge)

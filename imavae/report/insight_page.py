@@ -140,11 +140,11 @@ def _contour(insight: Insight, pair: tuple[Axis, Axis], field: Surface, goal: Go
     surface = Contour(x=field.x, y=field.y, z=z, zmin=low, zmax=high, line=line, hoverinfo="skip")
     surface.update(colorbar=_bar(goal), **_colours(goal))
     marker = {"color": score, "cmin": low, "cmax": high, "size": 9, "line": {"width": 1.5, "color": "white"}}
-    every, [best] = np.arange(len(score)), [insight.best(goal)]
+    best = np.arange(len(score)) == insight.best(goal)
     star = {"color": VERMILLION, "size": 15, "symbol": "star", "line": marker["line"]}
     dots = [
-        _dots(insight, places, every, "a trial", {**marker, **_colours(goal)}),
-        _dots(insight, places, np.array([best]), "the best one", star),
+        _dots(insight, places, ~best, "a trial", {**marker, **_colours(goal)}),
+        _dots(insight, places, best, "the best one", star),
     ]
     figure = _figure(460, [surface, *dots])
     for axis, update, at in zip(pair, (figure.update_xaxes, figure.update_yaxes), (field.x, field.y), strict=True):
@@ -196,14 +196,16 @@ def _figure(height: int, traces: list[Any]) -> Figure:
 
 
 def _dots(
-    insight: Insight, places: Sequence[Floats], rows: NDArray[np.bool_ | np.int64], name: str, marker: dict[str, Any]
+    insight: Insight, places: Sequence[Floats], shown: NDArray[np.bool_], name: str, marker: dict[str, Any]
 ) -> Scatter:
     """Trials as dots that say on hovering which they are."""
     from plotly.graph_objects import Scatter
 
     x, y = places
     texts = np.array([_text(insight, n) for n in range(len(x))], dtype=object)
-    return Scatter(x=x[rows], y=y[rows], mode="markers", name=name, marker=marker, text=texts[rows], hoverinfo="text")
+    return Scatter(
+        x=x[shown], y=y[shown], mode="markers", name=name, marker=marker, text=texts[shown], hoverinfo="text"
+    )
 
 
 def _text(insight: Insight, row: int) -> str:

@@ -62,6 +62,7 @@ def _start(cluster: Cluster) -> None:
                 f"`cluster.address is a running Ray cluster` must hold, but got {cluster.address!r} ({error}); "
                 "start one with `ray start --head`, or say cluster=local"
             ) from None
+        _check_answers()
         return
     # One thread per trial, unless training.threads says otherwise: more only get in each other's way on small models.
     workers = {"env_vars": {"OMP_NUM_THREADS": "1"}}
@@ -69,6 +70,31 @@ def _start(cluster: Cluster) -> None:
     # "local": one that someone has started on this machine, or RAY_ADDRESS, must not be joined
     ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+class _Probe:
+    """What a worker holds that has nothing to do."""
+
+    def answer(self) -> None:
+        """Return."""
+
+
+def _check_answers() -> None:
+    """Raise UserError unless the cluster runs a worker for this driver: without the right token it accepts the driver,
+    but then takes each of its workers for abandoned.
+    """
+    import ray
+    from ray.exceptions import RayActorError
+
+    probe: Any = ray.remote(num_cpus=0)(_Probe).remote()
+    try:
+        ray.get(probe.answer.remote())
+    except RayActorError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"`cluster.address is a cluster that runs workers` must hold, but they end at once ({reason}); give the "
+            "cluster and this machine the same RAY_AUTH_MODE and token (docs/cluster.md)"
+        ) from None
 
 
 def resources_of(cluster: Cluster) -> dict[str, float]:
