@@ -330,8 +330,8 @@ class LaplacePrior(PriorSettings):
         require(self.scale > 0, "model.prior.scale > 0", f"scale={self.scale}", "it is the mean distance from the mean")
 
 
-NETWORKS: dict[str, Callable[..., Any]] = {}  # name -> builder; the package's come with imavae.model.networks
-NETWORK_NAMES = {"mlp"}  # those that can be chosen: the package's, and what a person's file has registered
+NETWORKS: dict[str, Callable[..., Any]] = {}  # name -> builder; the package's come with imavae.model
+NETWORK_NAMES = {"mlp", "conv"}  # those that can be chosen: the package's, and what a person's file has registered
 
 
 def register_network(name: str) -> Callable[[F], F]:
@@ -342,7 +342,7 @@ def register_network(name: str) -> Callable[[F], F]:
     """
 
     def register(builder: F) -> F:
-        taken = NETWORKS if builder.__module__ == "imavae.model.networks" else NETWORK_NAMES
+        taken = NETWORKS if builder.__module__.startswith("imavae.model.") else NETWORK_NAMES
         new = bool(name) and name not in taken
         require(new, "each network has a name of its own", repr(name), "choose another")
         NETWORKS[name] = builder

@@ -33,7 +33,8 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
 
 class Network(ABC):
     """A function of (member, feature, batch) with weights per member, found by name. Weights end in ``.weight`` (out,
-    in) or ``.bias`` (out), a bias after its weight, and start as :meth:`Layout.initial` says; others start at zero.
+    in, and the kernel of a convolution) or ``.bias`` (out), a bias after its weight, and start as
+    :meth:`Layout.initial` says; others start at zero.
     """
 
     @property
@@ -145,14 +146,15 @@ class Layout:
     def initial(self, generator: torch.Generator) -> Float[Tensor, " parameter"]:
         """One member's start, in float64, so that members of any precision start from the same numbers.
 
-        Xavier-uniform weights (Glorot and Bengio, 2010), biases U(+-1/sqrt(inputs)), zeros for what is neither.
+        Xavier-uniform weights (Glorot and Bengio, 2010), biases U(+-1/sqrt(inputs)), zeros for what is neither. Inputs
+        and outputs of a convolution count its kernel; a transposed one's are in the order of its shape, as in torch.
         """
         parts, inputs = [], 1
         for name, shape in self.shapes.items():
             if name.endswith((".weight", ".bias")):
                 uniform = 2 * torch.rand(math.prod(shape), generator=generator, dtype=torch.float64) - 1
                 if name.endswith(".weight"):
-                    outputs, inputs = shape
+                    outputs, inputs = (size * math.prod(shape[2:]) for size in shape[:2])
                     parts.append(uniform * math.sqrt(6 / (inputs + outputs)))
                 else:  # a bias follows its weight
                     parts.append(uniform / math.sqrt(inputs))
