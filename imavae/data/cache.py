@@ -7,6 +7,7 @@ own, and the last name stays.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import uuid
@@ -39,16 +40,12 @@ def cached(path: Path, shape: tuple[int, int], make: Make, progress: Progress | 
     if rows is not None:
         return rows
     try:
-        _write(path, shape, make, progress)
+        return _made(path, shape, make, progress)
     except OSError as error:
         raise UserError(
             f"`the cache can be written` must hold, but got {path} ({error.strerror}); free "
-            f"{shape[0] * shape[1] / 1e6:.0f} MB, or say output_dir=FOLDER"
+            f"{shape[0] * shape[1] / 1e6:.0f} MB there, or choose another folder"
         ) from None
-    rows = _opened(path, shape)
-    if rows is None:
-        raise UserError(f"`the cache holds what was written` must hold, but {path} is damaged; check the disk")
-    return rows
 
 
 def _opened(path: Path, shape: tuple[int, int]) -> Rows | None:
@@ -70,29 +67,33 @@ def _opened(path: Path, shape: tuple[int, int]) -> Rows | None:
     return rows if found == checksum else None
 
 
-def _write(path: Path, shape: tuple[int, int], make: Make, progress: Progress | None) -> None:
-    """Write the file aside, to the disk, then rename it."""
+def _made(path: Path, shape: tuple[int, int], make: Make, progress: Progress | None) -> Rows:
+    """Write the file aside, to the disk; then read it back and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    checksum = 0
     try:
         with aside.open("wb") as file:
-            file.write(_header(shape))
-            for start in range(0, shape[0], CHUNK):
-                stop = min(start + CHUNK, shape[0])
-                block = make(start, stop).tobytes()
-                file.write(block)
-                checksum = zlib.crc32(block, checksum)
-                if progress is not None:
-                    progress(stop, shape[0])
-            file.write(checksum.to_bytes(CHECKSUM, "little"))
-            _to_disk(file)
+            _write(file, shape, make, progress)
+        rows = _opened(aside, shape)
+        if rows is None:
+            raise OSError(errno.EIO, "what was written reads back otherwise")
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+    return rows
 
 
-def _to_disk(file: BinaryIO) -> None:
+def _write(file: BinaryIO, shape: tuple[int, int], make: Make, progress: Progress | None) -> None:
+    file.write(_header(shape))
+    checksum = 0
+    for start in range(0, shape[0], CHUNK):
+        stop = min(start + CHUNK, shape[0])
+        block = make(start, stop).tobytes()
+        file.write(block)
+        checksum = zlib.crc32(block, checksum)
+        if progress is not None:
+            progress(stop, shape[0])
+    file.write(checksum.to_bytes(CHECKSUM, "little"))
     file.flush()
     os.fsync(file.fileno())
 
