@@ -94,6 +94,12 @@ def test_what_breaks_off_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_does_not_read_back_as_the_array_takes_no_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the cache can be written.*reads back otherwise"):
+        cached(tmp_path / "a.npy", SHAPE, lambda start, stop: numbers(start, stop)[1:])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_map_outlives_the_file_that_it_was_made_of(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     rows = cached(path, SHAPE, numbers)

@@ -78,6 +78,15 @@ def test_a_sprite_lies_inside_wherever_its_factors_take_it(settings: SpritesMixi
 
 
 @pytest.mark.parametrize("shape", sprites.SHAPES)
+def test_a_shape_in_the_middle_is_its_own_mirror_image(shape: Any) -> None:
+    settings = SpritesMixing(factors=("size", "hue"), shapes=(shape,))
+    images = rendered(settings, drawn(settings, 5))
+    np.testing.assert_allclose(images, images[..., ::-1], atol=1.01 * LEVEL)
+    upside_down = np.abs(images - images[..., ::-1, :]).max()
+    assert upside_down > 0.5 if shape == "triangle" else upside_down < 1.01 * LEVEL
+
+
+@pytest.mark.parametrize("shape", sprites.SHAPES)
 def test_the_mass_is_the_area_and_grows_with_size(shape: Any) -> None:
     settings = SpritesMixing(shapes=(shape,), hue=(0.0, 0.1))
     at = torch.linspace(-0.5, 0.5, 30, dtype=torch.float64)
@@ -228,7 +237,7 @@ def test_rows_are_images_by_channel_row_and_column(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> None:
-    settings = SpritesMixing(side=16)
+    settings = SpritesMixing(side=16, factors=("size", "hue"))
     s = drawn(settings, 50)
     told: list[int] = []
 
@@ -239,19 +248,20 @@ def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> Non
     first = images(settings, s)
     np.testing.assert_array_equal(images(settings, s), first)
     assert len(told) == 1
-    for others, sources_ in (
-        (SpritesMixing(side=17), s),
-        (SpritesMixing(side=16, size=(0.1, 0.15)), s),
-        (SpritesMixing(side=16, shapes=("circle",)), s),
-        (SpritesMixing(side=16, hue=(0.0, 0.5)), s),
-        (SpritesMixing(side=16, jitter=(0.1, 0.0, 0.0)), s),
-        (SpritesMixing(side=16, transform="affine"), s),
-        (settings, s[:40]),
-        (settings, drawn(settings, 50, seed=1)),
-    ):
-        expected = rendered(others, sources_).reshape(len(sources_), -1)
-        np.testing.assert_array_equal(images(others, sources_) / 255, expected)
-    assert len(told) == len(list(tmp_path.iterdir())) == 9
+    changes: list[dict[str, Any]] = [
+        {"side": 17},
+        {"shapes": ("circle",)},
+        {"size": (0.1, 0.15)},
+        {"hue": (0.0, 0.5)},
+        {"factors": ("hue", "size")},
+        {"jitter": (0.1, 0.0, 0.0)},
+        {"transform": "affine"},
+    ]
+    others = [(SpritesMixing(**{**vars(settings), **change}), s) for change in changes]
+    for other, sources_ in (*others, (settings, s[:40]), (settings, drawn(settings, 50, seed=1))):
+        expected = rendered(other, sources_).reshape(len(sources_), -1)
+        np.testing.assert_array_equal(images(other, sources_) / 255, expected)
+    assert len(told) == len(list(tmp_path.iterdir())) == 10
 
 
 @pytest.mark.parametrize(
