@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imavae.config import RunConfig, run_config
 from imavae.run import Session
-from imavae.training.ensemble import BETAS, CRITERIA, adam_step, initial_state
+from imavae.training.ensemble import BETAS, CRITERIA, Adam, initial_state
 
 CPU = torch.device("cpu")
 
@@ -81,9 +81,13 @@ def test_adam_is_torchs_with_a_rate_and_a_count_per_member() -> None:
     references = [torch.nn.Parameter(row.clone()) for row in state.weights]
     optimizers = [torch.optim.Adam([p], lr=float(r), betas=BETAS) for p, r in zip(references, rates, strict=True)]
     generator = torch.Generator().manual_seed(0)
-    for step in range(20):
+    adam = Adam(state, rates, 30)
+    for step in range(30):
+        if step == 20:  # an epoch that is over, and the next
+            adam.finish()
+            adam = Adam(state, rates, 10)
         gradient = torch.randn(state.weights.shape, generator=generator, dtype=torch.float64) * 10.0 ** (step % 5 - 3)
-        adam_step(state, gradient, rates)
+        adam.step(gradient)
         for parameter, optimizer, row in zip(references, optimizers, gradient, strict=True):
             parameter.grad = row.clone()
             optimizer.step()
@@ -96,9 +100,27 @@ def test_a_masked_member_stays_where_it_is_even_with_a_broken_gradient() -> None
     state.finite[0] = False
     gradient = torch.full_like(before, torch.nan)
     gradient[1] = 1.0
-    adam_step(state, gradient, torch.tensor([1e-3, 1e-3]))
+    adam = Adam(state, torch.tensor([1e-3, 1e-3]), 1)
+    adam.step(gradient)
+    adam.finish()
     assert torch.equal(state.weights[0], before[0])
     assert bool((state.weights[1] != before[1]).all())
+    assert state.finite.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_one_value_that_is_not_finite_stops_its_member_for_good(bad: float) -> None:
+    state = Session.start([config([1, 2])], CPU).state
+    adam = Adam(state, torch.tensor([1e-3, 1e-3]), 2)
+    before = state.weights.clone()
+    gradient = torch.ones_like(before)
+    gradient[0, 3] = bad
+    adam.step(gradient)
+    adam.step(torch.ones_like(before))
+    adam.finish()
+    assert torch.equal(state.weights[0], before[0])
+    assert bool((state.weights[1] != before[1]).all())
+    assert state.finite.tolist() == [False, True]
 
 
 def test_a_member_that_goes_nan_is_isolated_and_counted_as_the_worst() -> None:

@@ -1,7 +1,7 @@
 """The metrics of a whole split, for all members in one pass; the glossary says what each of them is.
 
 Points go through the networks in chunks of fixed size and members in blocks: a member's values do not depend on its
-company, and the activations stay in the processor's cache.
+company, the activations stay in the processor's cache, and no Jacobian outlives its chunk.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from imavae.data.dataset import Split
@@ -32,13 +32,18 @@ class Points(NamedTuple):
 
     latent: Float[Tensor, "member d n"]
     location: Float[Tensor, "member d n"]
-    jacobian: Float[Tensor, "member o d n"]
+    contrast: Float[Tensor, "member n"]
+    full: Bool[Tensor, "member n"]  # whether the Jacobian has full rank
+    norms: Float[Tensor, "member d n"]  # of the Jacobian's columns
     inverse_variance: Float[Tensor, "member d n"]
-    slope: Float[Tensor, "member d n"]
-    curvature: Float[Tensor, "member d n"]
     variance: Float[Tensor, "member d n"]
     prior_variance: Float[Tensor, "member d n"]
     cdf: Float[Tensor, "member d n"]
+    amari: Float[Tensor, "member n"]  # with its mask, where it is asked for; else empty
+    amari_full: Bool[Tensor, "member n"]
+    batch_contrast: Float[Tensor, "member batch"]  # of the mean Jacobians of batches
+    batch_full: Bool[Tensor, "member batch"]
+    batch_ratio: Float[Tensor, "member d batch"]  # of mean variances and the formula with that mean
 
 
 @torch.no_grad()
@@ -69,18 +74,21 @@ def evaluate(
             for seed in seeds
         ]
         weights = ensemble.model.layout.views(flat[at])
-        averages, points = forward(ensemble, weights, split, world, torch.stack(noise), "mcc_cdf" in names)
+        extra = tuple(name for name in ("mcc_cdf", "amari") if name in names)
+        averages, points = forward(ensemble, weights, split, world, torch.stack(noise), extra)
         # One world's sources are ranked and standardised once, not for each member.
         sources = split.sources[0].T if len(ensemble.worlds) == 1 else split.sources[world].transpose(1, 2)
-        values = averages | _metrics(points, weights, sources)
+        values = averages | _metrics(points, weights)
+        if ensemble.config.data.has_sources:
+            values |= _identifiability(points, sources)
         if split.truth is not None and contrast is not None:
             exact = likelihood(split.truth.log_px[world], contrast[world], averages["neg_elbo"])
             values |= {"cima_truth": contrast[world].mean(1), **exact._asdict()}
-            if stage != "validation":
-                values["amari"] = ima.amari(points.jacobian, split.truth.jacobian[world])
+            if "amari" in names:
+                values["amari"] = ima.mean_where(points.amari, points.amari_full)
         if stage != "validation":
-            values["conformal_contrast"] = ima.conformal_contrast(points.jacobian)
-        if stage == "probes":
+            values["conformal_contrast"] = ima.conformal_contrast(points.contrast, points.full, points.norms)
+        if stage == "probes" and ensemble.config.data.has_sources:
             values |= _probes(sources.expand_as(points.location), points.location)
         parts.append({name: values[name] for name in names if name in values})
         locations.append(points.location)
@@ -93,9 +101,17 @@ def evaluate(
 
 
 def forward(
-    ensemble: Ensemble, weights: Weights, split: Split, world: Tensor, noise: Float[Tensor, "member d n"], cdf: bool
+    ensemble: Ensemble,
+    weights: Weights,
+    split: Split,
+    world: Tensor,
+    noise: Float[Tensor, "member d n"],
+    extra: tuple[str, ...] = (),
 ) -> tuple[dict[str, Tensor], Points]:
-    """The metrics that are plain averages over points, and what the others need of each point."""
+    """The metrics that are plain averages over points, and what the others need of each point.
+
+    ``extra`` names what costs more: mcc_cdf, amari.
+    """
     model, n = ensemble.model, len(split)
     gamma = weights[GAMMA].exp()
     sums: dict[str, Tensor] = {}
@@ -112,49 +128,73 @@ def forward(
         y, mean = q.sample(noise[:, :, at]), q.mean
         for name, value in model.elbo_at(weights, x, q, y, theta)._asdict().items():
             add(name, value)
-        location, slope, curvature = (
-            model.prior.latent(mean),
-            model.prior.slope(mean),
-            model.prior.curvature(mean, theta),
-        )
+        location = model.prior.latent(mean)
         reconstruction, jacobian = model.decoder.jacobian(weights, location)
         add("mse_obs", (reconstruction - x).square().mean((1, 2)))
         if model.prior.support == split.support:  # else the decoder can't take sources for latents
             s = split.sources[world, at].transpose(1, 2).contiguous()
             cycle = model.prior.latent(model.posterior(weights, model.decoder(weights, s)).mean)
             add("mse_source", (cycle - s).square().mean((1, 2)))
-        inverse = ima.inverse_variance(jacobian, slope, curvature, gamma)
-        z = model.prior.latent(y)
-        spread = model.prior.variance(theta).to(y.dtype).expand_as(y)
-        uniform = model.prior.cdf(z, theta) if cdf else z
-        chunks.append(Points(z, location, jacobian, inverse, slope, curvature, q.variance(), spread, uniform))
+        z, variance = model.prior.latent(y), q.variance()
+        local = Local(jacobian, model.prior.slope(mean), model.prior.curvature(mean, theta), variance)
+        amari = torch.empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.bool)
+        if "amari" in extra and split.truth is not None:
+            amari = ima.amari(jacobian, split.truth.jacobian[world, ..., at])
+        chunks.append(
+            Points(
+                z,
+                location,
+                *ima.contrast(jacobian),
+                jacobian.double().norm(dim=1),
+                ima.inverse_variance(jacobian, local.slope, local.curvature, gamma),
+                variance,
+                model.prior.variance(theta).to(y.dtype).expand_as(y),
+                model.prior.cdf(z, theta) if "mcc_cdf" in extra else z,
+                *amari,
+                *ima.contrast(_batch_mean(jacobian)),
+                _batch_ratio(local, gamma),
+            )
+        )
     return sums, Points(*(torch.cat(parts, -1) for parts in zip(*chunks, strict=True)))
 
 
-def _metrics(points: Points, weights: Weights, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
-    """The metrics of one block of members that are no plain averages."""
-    gamma = weights[GAMMA].exp()
-    cima, deficient = ima.mean_contrast(points.jacobian)
-    norms = ima.column_norms(points.jacobian)
+class Local(NamedTuple):
+    """What the formula of the posterior's variance takes, at the points of one chunk."""
+
+    jacobian: Float[Tensor, "member o d n"]
+    slope: Float[Tensor, "member d n"]
+    curvature: Float[Tensor, "member d n"]
+    variance: Float[Tensor, "member d n"]
+
+
+def _metrics(points: Points, weights: Weights) -> dict[str, Tensor]:
+    """The metrics of one block of members that need no sources and are no plain averages."""
+    norms = ima.column_norms(points.norms)
     spread = points.location.double().var(-1, correction=0)
     return {
-        "gamma": gamma,
+        "gamma": weights[GAMMA].exp(),
+        "cima": ima.mean_where(points.contrast, points.full),
+        "cima_batch": ima.mean_where(points.batch_contrast, points.batch_full),
+        "rank_deficient": 1 - points.full.double().mean(1),
+        "column_norm": norms.mean,
+        "column_norm_max": norms.maximum,
+        "column_norm_var_columns": norms.variance_over_columns,
+        "column_norm_var_points": norms.variance_over_samples,
+        "self_consistency": (points.variance.double() * points.inverse_variance).log().mean((1, 2)).exp(),
+        "self_consistency_batch": points.batch_ratio.mean((1, 2)),
+        "active_units": (spread > 0.01 * points.prior_variance.double().mean(-1)).sum(1),
+    }
+
+
+def _identifiability(points: Points, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
+    """How well one block of members recovers the sources."""
+    return {
         "mcc": identifiability.mcc(s, points.latent),
         "mcc_spearman": identifiability.mcc_spearman(s, points.latent),
         "mcc_mean": identifiability.mcc(s, points.location),
         "mcc_cdf": identifiability.mcc(s, points.cdf),
         "mcc_batch": identifiability.mcc_batch(s, points.latent, BATCH),
         "r2_linear": identifiability.r2_linear(s, points.location),
-        "cima": cima,
-        "cima_batch": ima.mean_contrast(_batch_mean(points.jacobian))[0],
-        "rank_deficient": deficient,
-        "column_norm": norms.mean,
-        "column_norm_max": norms.maximum,
-        "column_norm_var_columns": norms.variance_over_columns,
-        "column_norm_var_points": norms.variance_over_samples,
-        "self_consistency": (points.variance.double() * points.inverse_variance).log().mean((1, 2)).exp(),
-        "self_consistency_batch": _self_consistency_batch(points, gamma),
-        "active_units": (spread > 0.01 * points.prior_variance.double().mean(-1)).sum(1),
     }
 
 
@@ -173,20 +213,15 @@ def _probes(s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"
     return slow | {"r2_nonlinear": identifiability.r2_nonlinear(s, location)}
 
 
-def _self_consistency_batch(points: Points, gamma: Tensor) -> Tensor:
+def _batch_ratio(local: Local, gamma: Tensor) -> Tensor:
     jacobian, slope, curvature, variance = (
         _batch_mean(a)
-        for a in (
-            points.jacobian * points.slope[:, None],
-            torch.ones_like(points.slope),
-            points.curvature,
-            points.variance,
-        )
+        for a in (local.jacobian * local.slope[:, None], torch.ones_like(local.slope), local.curvature, local.variance)
     )
-    return (variance * ima.inverse_variance(jacobian, slope, curvature, gamma)).mean((1, 2))
+    return variance * ima.inverse_variance(jacobian, slope, curvature, gamma)
 
 
 def _batch_mean(a: Float[Tensor, "*k n"]) -> Float[Tensor, "*k batch"]:
-    """Means over batches of 64 points; what is left over is dropped."""
+    """Means over batches of 64 points; what is left over is dropped. A chunk is so many whole batches."""
     batches = a.shape[-1] // BATCH
     return a[..., : batches * BATCH].reshape(*a.shape[:-1], batches, BATCH).mean(dim=-1)

@@ -58,7 +58,10 @@ def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]
         rows = [i for i, other in enumerate(groups) if other == group]
         if len(rows) == 1:
             continue
-        z = standard(locations[rows]).flatten(0, 1)
+        z = torch.empty(len(rows), *locations.shape[1:], dtype=torch.float64, device=locations.device)
+        for place, row in enumerate(rows):  # one by one: the float64 copies of all of them would be three
+            z[place] = standard(locations[row])
+        z = z.flatten(0, 1)
         tables = (z @ z.T).reshape(len(rows), dim, len(rows), dim).transpose(1, 2)
         first, second = (list(side) for side in zip(*itertools.combinations(range(len(rows)), 2), strict=True))
         scores = torch.full((len(rows), len(rows)), torch.nan, dtype=torch.float64)  # with itself: none

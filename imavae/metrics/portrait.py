@@ -19,9 +19,11 @@ POINTS = 1000  # enough to see a shape, few enough to draw
 
 
 class Portrait(NamedTuple):
-    """Latent k is the one matched to source k. Variances, of the unconstrained y, are in the latents' own order."""
+    """Latent k is the one matched to source k. Variances, of the unconstrained y, are in the latents' own order, and so
+    are the latents where nobody knows the sources: those have no rows then.
+    """
 
-    sources: Float[Tensor, "member d n"]
+    sources: Float[Tensor, "member s n"]
     latents: Float[Tensor, "member d n"]  # locations, on the prior's support
     variance: Float[Tensor, "member d n"]  # of the posterior
     formula: Float[Tensor, "member d n"]  # sigma_k^2, see ima.inverse_variance
@@ -42,7 +44,10 @@ def portrait(
     world = ensemble.world_of(rows)
     sources = few.sources[world].transpose(1, 2)
     weights = ensemble.model.layout.views(flat)
-    _, points = forward(ensemble, weights, few, world, torch.zeros_like(sources), cdf=False)
+    noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
+    _, points = forward(ensemble, weights, few, world, noise)
+    if not ensemble.config.data.has_sources:
+        return Portrait(sources.cpu(), points.location.cpu(), points.variance.cpu(), 1 / points.inverse_variance.cpu())
     tables = correlation(sources, points.location).abs().nan_to_num().cpu().numpy()
     order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
     latents = torch.take_along_dim(points.location.cpu(), order[:, :, None], dim=1)

@@ -74,6 +74,15 @@ class Prior(ABC):
         # s(-y), not 1 - s(y): no cancellation at large y
         return torch.ones_like(y) if math.isinf(high) else (high - low) * torch.sigmoid(y) * torch.sigmoid(-y)
 
+    def together(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+        """z(y), dz/dy and the score, for a gradient that is written out; bounded priors need one sigmoid for all."""
+        return self.latent(y), self.slope(y), self.score(y, theta)
+
+    def _scaled(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent and slope from s = sigmoid(y): s - s^2 cancels at large y, where no gradient comes through."""
+        low, high = self.support
+        return (s * (high - low)).add_(low), torch.addcmul(s, s, s, value=-1).mul_(high - low)
+
 
 @dataclass(frozen=True)
 class Uniform(Prior):
@@ -87,6 +96,10 @@ class Uniform(Prior):
 
     def score(self, y: Tensor, theta: Theta) -> Tensor:
         return 1 - 2 * torch.sigmoid(y)
+
+    def together(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+        s = torch.sigmoid(y)
+        return *self._scaled(s), s.mul_(-2).add_(1)
 
     def curvature(self, y: Tensor, theta: Theta) -> Tensor:
         return 2 * torch.sigmoid(y) * torch.sigmoid(-y)
@@ -115,6 +128,10 @@ class Beta(Prior):
     def score(self, y: Tensor, theta: Theta) -> Tensor:
         alpha, beta = (t.exp() for t in theta)
         return (alpha + beta) * torch.sigmoid(-y) - beta
+
+    def together(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+        s, (alpha, beta) = torch.sigmoid(y), (t.exp() for t in theta)
+        return *self._scaled(s), s.mul_(-(alpha + beta)).add_(alpha)
 
     def curvature(self, y: Tensor, theta: Theta) -> Tensor:
         return (theta[0].exp() + theta[1].exp()) * torch.sigmoid(y) * torch.sigmoid(-y)

@@ -28,7 +28,8 @@ CHUNK = (
 )
 EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
-CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by
+CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by; the first
+# only where there are sources
 
 
 class Member(NamedTuple):
@@ -155,6 +156,7 @@ def initial_state(ensemble: Ensemble) -> State:
                 weights.clone(),
             )
             for name, mode in CRITERIA.items()
+            if name != "val/mcc" or ensemble.config.data.has_sources
         },
     )
 
@@ -170,10 +172,11 @@ def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
         fill: ByAutograd | WrittenOut = WrittenOut(model, state.weights, gradient, beta)
     else:
         fill = ByAutograd(model, state.weights, gradient, beta, fixed)
+    adam = Adam(state, rate, -(-len(data) // ensemble.config.training.batch_size))
     for x, noise, u in _batches(ensemble, state, data):
         fill(x, noise, u)
-        state.finite &= torch.isfinite(gradient.sum(1))
-        adam_step(state, gradient, rate)
+        adam.step(gradient)
+    adam.finish()
     if ensemble.config.model.precision == "mle":
         _set_gamma(ensemble, state, data)
     state.epoch += 1
@@ -194,21 +197,47 @@ def _set_gamma(ensemble: Ensemble, state: State, data: Split) -> None:
     weights[vae.GAMMA].copy_(torch.where(state.finite, log_gamma.to(ensemble.dtype), weights[vae.GAMMA]))
 
 
-@torch.no_grad()
-def adam_step(state: State, gradient: Float[Tensor, "active parameter"], rate: Float[Tensor, " active"]) -> None:
-    """One step of Adam with a rate and a step count per member; members that are not finite stay where they are."""
-    state.steps += 1
-    state.first.lerp_(gradient, 1 - BETAS[0])
-    state.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-    scale = (1 - BETAS[1] ** state.steps).sqrt()
-    size = (rate * scale / (1 - BETAS[0] ** state.steps))[:, None]
-    # m_hat / (sqrt(v_hat) + eps), with numerator and denominator multiplied by sqrt(1 - beta2^t)
-    update = state.first / state.second.sqrt().add_((EPSILON * scale)[:, None]) * size
-    state.weights.sub_(torch.where(state.finite[:, None], update, 0))
+class Adam:
+    """Adam with a rate and a step count per member, over the steps of one epoch.
+
+    A member whose gradient is not finite stays where it is from that step on: what marks it is a NaN that its steps'
+    size takes up, which costs less than a mask of each step. m_hat / (sqrt(v_hat) + eps) has its numerator and its
+    denominator multiplied by sqrt(1 - beta2^t).
+    """
+
+    def __init__(self, state: State, rate: Float[Tensor, " active"], steps: int) -> None:
+        """Of the active members of ``state``, whose weights and moments change at each of so many steps."""
+        self._state, self._done = state, 0
+        count = state.steps + torch.arange(1, steps + 1, dtype=rate.dtype, device=rate.device)[:, None]
+        scale = (1 - BETAS[1] ** count).sqrt()
+        self._sizes = rate * scale / (1 - BETAS[0] ** count)
+        self._epsilons = (EPSILON * scale)[..., None]
+        self._mark = torch.where(state.finite, 0.0, torch.nan).to(rate.dtype)
+        self._zero, self._total, self._size = torch.zeros_like(rate), torch.empty_like(rate), torch.empty_like(rate)
+        self._column, self._update = self._size[:, None], torch.empty_like(state.weights)
+
+    @torch.no_grad()
+    def step(self, gradient: Float[Tensor, "active parameter"]) -> None:
+        """Move the weights by one step."""
+        state, update = self._state, self._update
+        torch.sum(gradient, 1, out=self._total)
+        self._mark.addcmul_(self._total, self._zero)
+        torch.add(self._sizes[self._done], self._mark, out=self._size)
+        state.first.lerp_(gradient, 1 - BETAS[0])
+        state.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        torch.sqrt(state.second, out=update).add_(self._epsilons[self._done])
+        torch.div(state.first, update, out=update).mul_(self._column).nan_to_num_(0.0, 0.0, 0.0)
+        state.weights.sub_(update)
+        self._done += 1
+
+    def finish(self) -> None:
+        """Write the step counts, and which members are still finite, into the state."""
+        self._state.steps += self._done
+        self._state.finite &= torch.isfinite(self._mark)
 
 
 def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Batches, noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
+    """Batches (member, o, batch), noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
 
     The last batch holds what is left of the observations.
     """
@@ -228,7 +257,7 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
         rows = order[:, start : start + steps * batch]
         x = observations[rows].view(members, steps, batch, dim).transpose(2, 3).contiguous()
         u = None if segments is None else segments[rows].view(members, steps, batch)
-        noise = torch.empty_like(x)
+        noise = x.new_empty(members, steps, ensemble.model.dim, batch)
         for row, generator in zip(noise, state.noise, strict=True):
             row.normal_(generator=generator)
         for step in range(steps):

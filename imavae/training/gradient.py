@@ -11,17 +11,20 @@ a = phi(W h + b) has delta = phi'(a) * (W_next^T delta_next), dW = delta h^T, db
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import leaky_relu_
 
-from imavae.model.networks import MLP
+from imavae.model.networks import MLP, Network
 from imavae.model.priors import Prior
 from imavae.model.vae import GAMMA, VAE
 
 Flat = Float[Tensor, "member parameter"]
-Batch = Float[Tensor, "member d batch"]
+Batch = Float[Tensor, "member o batch"]
+Noise = Float[Tensor, "member d batch"]
 
 
 class ByAutograd:
@@ -35,7 +38,7 @@ class ByAutograd:
         self._trained = [view for view in self._leaves.values() if view.requires_grad]
         self._into = gradient[:, : gradient.shape[1] - fixed]  # gamma is the last of a member's weights
 
-    def __call__(self, x: Batch, noise: Batch, u: Int[Tensor, "member batch"] | None) -> None:
+    def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch."""
         elbo = self._model.elbo(self._leaves, x, noise, u)
         gradients = torch.autograd.grad((self._beta * elbo.kl - elbo.log_px_z).sum(), self._trained)
@@ -50,71 +53,113 @@ def written_out(model: VAE, fixed: bool) -> bool:
     return plain and known and fixed and not (model.full or model.analytic)
 
 
+class _Layer(NamedTuple):
+    """Views of one linear map's weights and of where their gradients go, made once: a view costs as much as a sum."""
+
+    weight: Float[Tensor, "member out inputs"]
+    bias: Float[Tensor, "member out 1"]
+    transposed: Float[Tensor, "member inputs out"]
+    into: Float[Tensor, "member out inputs"]
+    into_bias: Float[Tensor, "member out"]
+    slope: float | None  # of the leaky ReLU after it; None after the last map
+
+
 class WrittenOut:
     """The same gradient as :class:`ByAutograd`'s, for the models of :func:`written_out`."""
 
     def __init__(self, model: VAE, weights: Flat, gradient: Flat, beta: Float[Tensor, " member"]) -> None:
         """It is written into ``gradient``, which is laid out like ``weights``; gamma's stays zero."""
-        self._model, self._weights, self._into = model, model.layout.views(weights), model.layout.views(gradient)
-        self._precision = (2 * self._weights[GAMMA]).exp()[:, None, None]
-        self._beta = beta[:, None, None]
-        self._theta = model.theta(self._weights, None)
-        self._buffers: dict[tuple[str, int], Tensor] = {}
+        self._prior, views, into = model.prior, model.layout.views(weights), model.layout.views(gradient)
+        self._encoder, self._decoder = (_layers(network, views, into) for network in (model.encoder, model.decoder))
+        self._precision, self._beta = (2 * views[GAMMA]).exp()[:, None, None], beta[:, None, None]
+        self._theta = model.theta(views, None)
+        self._buffers: dict[int, _Buffers] = {}
 
     @torch.no_grad()
-    def __call__(self, x: Batch, noise: Batch, u: Int[Tensor, "member batch"] | None) -> None:
+    def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch; a fixed prior doesn't ask for its segments."""
-        encoder, decoder, prior, dim, batch = self._model.encoder, self._model.decoder, self._model.prior, *x.shape[1:]
-        assert isinstance(encoder, MLP)  # noqa: S101  -- for the type checker
-        assert isinstance(decoder, MLP)  # noqa: S101
-        inward = self._forward(encoder, x)
-        mean, log_square = inward[-1][:, :dim], inward[-1][:, dim:]
-        spread = torch.mul(log_square, 0.5, out=self._buffer("spread", x)).exp_().mul_(noise)  # sigma noise
-        y = torch.add(mean, spread, out=self._buffer("y", x))
-        outward = self._forward(decoder, prior.latent(y))
-        delta = outward[-1].sub_(x).mul_(self._precision / batch)
-        delta = self._backward(decoder, outward, delta, to_input=True)
-        code = self._buffer("code", inward[-1])
-        at_mean, at_log_square = code[:, :dim], code[:, dim:]
-        torch.mul(delta, prior.slope(y), out=at_mean)
-        at_mean.addcmul_(prior.score(y, self._theta), self._beta, value=-1 / batch)
-        torch.mul(at_mean, spread, out=at_log_square).sub_(self._beta / batch).mul_(0.5)
-        self._backward(encoder, inward, code, to_input=False)
+        latent, batch = noise.shape[1:]
+        if batch not in self._buffers:  # batches have two sizes, the full one and what is left at an epoch's end
+            self._buffers[batch] = self._made(x, noise)
+        at = self._buffers[batch]
+        code = _forward(self._encoder, x, at.inward)
+        spread = torch.mul(code[:, latent:], 0.5, out=at.spread).exp_().mul_(noise)  # sigma noise
+        y = torch.add(code[:, :latent], spread, out=at.y)
+        z, slope, score = self._prior.together(y, self._theta)
+        delta = _forward(self._decoder, z, at.outward).sub_(x).mul_(at.precision)
+        delta = _backward(self._decoder, z, at.outward, at.outward_back, delta)
+        torch.addcmul(delta.mul_(slope), score, at.beta, value=-1, out=at.at_mean)
+        torch.mul(at.at_mean, spread, out=at.at_log_square).sub_(at.beta).mul_(0.5)
+        _backward(self._encoder, x, at.inward, at.inward_back, at.at_code)
 
-    def _forward(self, network: MLP, x: Tensor) -> list[Tensor]:
-        """The input and what each layer gives, after its activation."""
-        passed = [x]
-        for i in range(network.n_layers):
-            weight, bias = self._layer(self._weights, network, i)
-            shape = (len(x), weight.shape[1], x.shape[2])
-            h = torch.baddbmm(bias[..., None], weight, passed[-1], out=self._shaped(f"{network.prefix}{i}", x, shape))
-            passed.append(leaky_relu_(h, network.slope) if i < network.n_layers - 1 else h)
-        return passed
+    def _made(self, x: Batch, noise: Noise) -> _Buffers:
+        (members, latent, batch), widths = noise.shape, [len(layer.bias[0]) for layer in self._encoder]
+        inward, outward = ([x.new_empty(members, len(layer.bias[0]), batch) for layer in layers]
+                           for layers in (self._encoder, self._decoder))  # fmt: skip
+        code = x.new_empty(members, widths[-1], batch)
+        return _Buffers(
+            inward=inward,
+            inward_back=[None, *(torch.empty_like(h) for h in inward[:-1])],  # no one asks for the gradient by x
+            outward=outward,
+            outward_back=[torch.empty_like(noise), *(torch.empty_like(h) for h in outward[:-1])],
+            spread=torch.empty_like(noise),
+            y=torch.empty_like(noise),
+            at_code=code,
+            at_mean=code[:, :latent],
+            at_log_square=code[:, latent:],
+            precision=self._precision / batch,
+            beta=self._beta / batch,
+        )
 
-    def _backward(self, network: MLP, passed: list[Tensor], delta: Tensor, to_input: bool) -> Tensor:
-        """Write the weights' gradients, and return the gradient by the network's input if it is wanted."""
-        for i in reversed(range(network.n_layers)):
-            weight, _ = self._layer(self._weights, network, i)
-            into, into_bias = self._layer(self._into, network, i)
-            into.copy_(torch.bmm(delta, passed[i].transpose(1, 2)))
-            torch.sum(delta, 2, out=into_bias)
-            if i > 0 or to_input:
-                back = self._shaped(f"d{network.prefix}{i}", passed[i], tuple(passed[i].shape))
-                delta = torch.bmm(weight.transpose(1, 2), delta, out=back)
-            if i > 0:  # the sign of what a leaky ReLU gives is that of what it got
-                torch.ops.aten.leaky_relu_backward(delta, passed[i], network.slope, True, grad_input=delta)
-        return delta
 
-    @staticmethod
-    def _layer(weights: dict[str, Tensor], network: MLP, i: int) -> tuple[Tensor, Tensor]:
-        return weights[f"{network.prefix}.{i}.weight"], weights[f"{network.prefix}.{i}.bias"]
+class _Buffers(NamedTuple):
+    """Where the intermediates of a batch of one size go; they are made once. Per layer: what it gives, and the
+    gradient by what it is given.
+    """
 
-    def _buffer(self, name: str, like: Tensor) -> Tensor:
-        return self._shaped(name, like, tuple(like.shape))
+    inward: list[Tensor]
+    inward_back: list[Tensor | None]
+    outward: list[Tensor]
+    outward_back: list[Tensor | None]
+    spread: Tensor
+    y: Tensor
+    at_code: Tensor
+    at_mean: Tensor
+    at_log_square: Tensor
+    precision: Tensor
+    beta: Tensor
 
-    def _shaped(self, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A buffer that is made once: batches have two sizes, the full one and what is left at an epoch's end."""
-        key = (name, shape[-1])
-        if key not in self._buffers:
-            self._buffers[key] = like.new_empty(shape)
-        return self._buffers[key]
+
+def _layers(network: Network, views: dict[str, Tensor], into: dict[str, Tensor]) -> list[_Layer]:
+    assert isinstance(network, MLP)  # noqa: S101  -- see written_out
+    layers = []
+    for i in range(network.n_layers):
+        weight, bias = f"{network.prefix}.{i}.weight", f"{network.prefix}.{i}.bias"
+        slope = network.slope if i < network.n_layers - 1 else None
+        given = views[weight], views[bias][..., None], views[weight].transpose(1, 2)
+        layers.append(_Layer(*given, into[weight], into[bias], slope))
+    return layers
+
+
+def _forward(layers: list[_Layer], x: Tensor, passed: list[Tensor]) -> Tensor:
+    """What the last layer gives; ``passed`` is filled with what each of them gives, after its activation."""
+    for layer, out in zip(layers, passed, strict=True):
+        torch.baddbmm(layer.bias, layer.weight, x, out=out)
+        x = out if layer.slope is None else leaky_relu_(out, layer.slope)
+    return x
+
+
+def _backward(
+    layers: list[_Layer], x: Tensor, passed: list[Tensor], back: list[Tensor | None], delta: Tensor
+) -> Tensor:
+    """Write the weights' gradients; the gradient by the network's input is returned where it has a buffer."""
+    for i in reversed(range(len(layers))):
+        layer, given, buffer = layers[i], passed[i - 1] if i else x, back[i]
+        layer.into.copy_(torch.bmm(delta, given.transpose(1, 2)))
+        torch.sum(delta, 2, out=layer.into_bias)
+        if buffer is not None:
+            delta = torch.bmm(layer.transposed, delta, out=buffer)
+        slope = layers[i - 1].slope
+        if i and slope is not None:  # the sign of what a leaky ReLU gives is that of what it got
+            torch.ops.aten.leaky_relu_backward(delta, given, slope, True, grad_input=delta)
+    return delta
