@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -107,6 +108,24 @@ class LaplacePrior(PriorSettings):
 
     def __post_init__(self) -> None:
         require(self.scale > 0, "model.prior.scale > 0", f"scale={self.scale}", "it is the mean distance from the mean")
+
+
+SHRUNK = 16  # the side of images over that of what four convolutions of stride 2 make of them
+
+
+def image_side(observed: int) -> int:
+    """The side of square colour images of so many numbers, which the convolutional networks can take.
+
+    Raises:
+        UserError: there are no such images.
+    """
+    side = math.isqrt(observed // 3)
+    whole = observed == 3 * side**2 and side > 0 and side % SHRUNK == 0
+    rule = f"observations are 3 x side x side with a side of {SHRUNK}, {2 * SHRUNK}, ... for model.name=conv"
+    require(
+        whole, rule, f"{observed} numbers", "say data=sprites, or model=mlp for observations that are no such images"
+    )
+    return side
 
 
 NETWORKS: dict[str, Callable[..., Any]] = {}  # name -> builder; the package's come with imavae.model

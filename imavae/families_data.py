@@ -134,6 +134,10 @@ class MixingSettings(Settings):
     name: str = ""
     known: ClassVar[bool] = True  # whether its Jacobian and the observations' likelihood are
 
+    def observed(self, dim: int) -> int:
+        """Numbers in an observation that is made of ``dim`` sources."""
+        return dim
+
     def check(self, dim: int, source: SourceSettings) -> None:
         """Raise UserError where these settings don't go with the sources."""
 
@@ -240,6 +244,7 @@ class SpritesMixing(MixingSettings):
     """
 
     name: str = "sprites"
+    known: ClassVar[bool] = False
     factors: tuple[Literal["x", "y", "size", "hue", "angle", "shape"], ...] = ("x", "y", "size", "hue")
     side: int = 64  # of the image, in pixels
     shapes: tuple[Literal["square", "triangle", "circle"], ...] = ("square",)  # several only with the factor shape
@@ -268,6 +273,10 @@ class SpritesMixing(MixingSettings):
         require(min(self.jitter) >= 0, "data.mixing.jitter >= 0", self.jitter, "they are standard deviations")
         mixed = self.transform == "none" or len(set(factors) - {"shape"}) >= 2
         require(mixed, "data.mixing.transform has two factors to mix, besides shape", factors, "say transform=none")
+
+    def observed(self, dim: int) -> int:
+        """Numbers in an image: red, green and blue of each pixel."""
+        return 3 * self.side**2
 
     def check(self, dim: int, source: SourceSettings) -> None:
         """Raise UserError where these settings don't go with the sources."""

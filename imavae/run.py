@@ -22,6 +22,8 @@ import yaml
 from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
 from imavae.config_encode import EncodeConfig
 from imavae.data import dataset
+from imavae.data.cache import Cache
+from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require
 from imavae.families import load_plugins
 from imavae.mapping import to_mapping
@@ -45,6 +47,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache:
+    """Where the images of an output folder lie; ``progress`` is told while some are rendered."""
+    return Cache(Path(output_dir).resolve() / "cache", progress)
+
+
 @dataclass
 class Session:
     """An ensemble of one or several points (which share all but gamma, learning rate and seeds) in its world."""
@@ -55,19 +62,22 @@ class Session:
     data: dataset.Dataset
 
     @classmethod
-    def start(cls, points: list[RunConfig], device: torch.device) -> Session:
-        """A session whose members stand at their random starts."""
+    def start(cls, points: list[RunConfig], device: torch.device, cache: Cache | None = None) -> Session:
+        """A session whose members stand at their random starts. Images are in ``cache``; by default in that of the
+        points' own output.
+        """
         members = ensemble(points, device)
-        data = dataset.make(points[0].data, members.worlds, members.dtype, device)
+        cache = cache or cache_of(points[0].output_dir)
+        data = dataset.make(points[0].data, members.worlds, members.dtype, device, cache)
         return cls(points, members, initial_state(members), data)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Session:
+    def load(cls, path: Path, device: torch.device, cache: Cache | None = None) -> Session:
         """The session that :meth:`save` wrote; it goes on to the same numbers. Raises UserError for a bad file."""
         content = checkpoint.load(path)
         if content["kind"] != "ensemble":
             raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
-        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device)
+        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device, cache)
         session.state = from_plain(content["state"], device)
         return session
 
@@ -212,14 +222,17 @@ class Session:
         checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling)
 
 
-def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> tuple[Outcome, Session]:
-    """Train one point's members here, without Ray; ``notify`` is told of each epoch. The folder has a checkpoint after
-    each validation, the tables and the champion; the tracker has the run with one trial.
+def run_point(
+    config: RunConfig, notify: Callable[[Session, Progress], None], rendering: Rendering | None = None
+) -> tuple[Outcome, Session]:
+    """Train one point's members here, without Ray; ``notify`` is told of each epoch, and ``rendering`` of images that
+    are not in the cache. The folder has a checkpoint after each validation, the tables and the champion; the tracker
+    has the run with one trial.
     """
     device = resolve_device(config.training.device)
     torch.set_num_threads(config.training.threads)
     tracker = tracker_of(config, "train")
-    session = Session.start([config], device)
+    session = Session.start([config], device, cache_of(config.output_dir, rendering))
     objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
     outcome = Outcome.start(config, "runs", "train", tracker, objective)
     state = outcome.folder / "checkpoint.pt"
@@ -249,13 +262,13 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
     """
     load_plugins(config.plugins)
     path = locate(config.checkpoint, config)
-    content = checkpoint.load(path)
+    content, cache = checkpoint.load(path), cache_of(config.output_dir)
     if content["kind"] == "model":
         model = checkpoint.load_member(path)
-        session = Session.start([model.config], torch.device("cpu"))
+        session = Session.start([model.config], torch.device("cpu"), cache)
         flat = torch.cat([weight.flatten() for weight in model.weights.values()])[None]
     else:
-        session = Session.load(path, torch.device("cpu"))
+        session = Session.load(path, torch.device("cpu"), cache)
         require(
             config.select is None or config.select in session.criteria,
             f"select is one of the best states' criteria, {', '.join(session.criteria)}",
@@ -358,7 +371,7 @@ class Outcome:
             criterion = chosen_by(row)
             model = self.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
             about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
-            session = Session.load(path, torch.device("cpu"))
+            session = Session.load(path, torch.device("cpu"), cache_of(self.folder.parent.parent))
             member = session.members_of(point)[record.members.index(row)]
             session.save_best(model, member, criterion, about)
             suffix = f" at {COLUMNS[criterion]}"

@@ -13,6 +13,7 @@ import os
 import uuid
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +29,14 @@ CHECKSUM = 4  # bytes
 Rows = UInt8[ndarray, "n feature"]
 Make = Callable[[int, int], ndarray]  # the rows from start up to stop
 Progress = Callable[[int, int], None]  # told the rows done and all of them
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where such files lie, and who is told while one is made."""
+
+    folder: Path = Path("outputs/cache")
+    progress: Progress | None = field(default=None, compare=False)
 
 
 def cached(path: Path, shape: tuple[int, int], make: Make, progress: Progress | None = None) -> Rows:

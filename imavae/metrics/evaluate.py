@@ -21,7 +21,7 @@ from imavae.model.networks import Weights
 from imavae.model.priors import Theta
 from imavae.model.vae import GAMMA
 from imavae.streams import stream
-from imavae.training.ensemble import EVALUATED, Ensemble
+from imavae.training.ensemble import EVALUATED, Ensemble, evaluated
 
 ACTIVATIONS = 2**18  # per block of members and chunk of points
 BATCH = 64  # of the published estimators
@@ -120,9 +120,10 @@ def forward(
     def add(name: str, mean: Tensor) -> None:
         sums[name] = sums.get(name, 0) + mean.double() * share
 
-    for start in range(0, n, EVALUATED):
-        at = slice(start, start + EVALUATED)
-        x, share = split.observations[world, at].transpose(1, 2).contiguous(), len(range(n)[at]) / n
+    size = evaluated(ensemble.config.data.observed)
+    for start in range(0, n, size):
+        at = slice(start, start + size)
+        x, share = split.block(world, at), len(range(n)[at]) / n
         theta: Theta = model.theta(weights, None if split.segments is None else split.segments[world, at])
         q = model.posterior(weights, x)
         y, mean = q.sample(noise[:, :, at]), q.mean

@@ -34,13 +34,7 @@ def portrait(
     ensemble: Ensemble, flat: Float[Tensor, "member parameter"], rows: Int[Tensor, " member"], split: Split
 ) -> Portrait:
     """The first points of a split, as the members in ``rows`` with weights ``flat`` see them; on the CPU."""
-    few = dataclasses.replace(
-        split,
-        sources=split.sources[:, :POINTS],
-        observations=split.observations[:, :POINTS],
-        segments=None if split.segments is None else split.segments[:, :POINTS],
-        truth=None,
-    )
+    few = dataclasses.replace(split.first(POINTS), truth=None)
     world = ensemble.world_of(rows)
     sources = few.sources[world].transpose(1, 2)
     weights = ensemble.model.layout.views(flat)

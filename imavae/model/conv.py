@@ -22,13 +22,11 @@ from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d
 
 from imavae.config import Model
-from imavae.errors import require
-from imavae.families import register_network
+from imavae.families import SHRUNK, image_side, register_network
 from imavae.model.networks import ACTIVATIONS, MLP, Network, Weights
 
 COLOURS, CHANNELS, KERNEL, STRIDE, PADDING = 3, 32, 4, 2, 1
 LAYERS = 4  # convolutions; each halves the side
-SHRUNK = STRIDE**LAYERS  # the side over that of the smallest images
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,12 @@ class Convolutions:
         function, _ = ACTIVATIONS[self.activation]
         return lambda h: function(h, self.slope)
 
+    @property
+    def derivative(self) -> Callable[[Tensor], Tensor]:
+        """Of the activation."""
+        _, function = ACTIVATIONS[self.activation]
+        return lambda h: function(h, self.slope)
+
     def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
         """Flat images of every member through its own layers."""
         side = math.isqrt(x.shape[1] // self.channels[0])
@@ -71,15 +75,43 @@ class Convolutions:
             outputs.append(self._member(weights, member, image).flatten(1).T)
         return torch.stack(outputs)
 
-    def _member(self, weights: Weights, member: int, h: Tensor) -> Tensor:
-        convolve = conv_transpose2d if self.transposed else conv2d
-        h = h.contiguous(memory_format=torch.channels_last)
+    def with_tangents(
+        self, weights: Weights, x: Float[Tensor, "member i batch"], tangent: Float[Tensor, "member i t batch"]
+    ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o t batch"]]:
+        """The same, and what becomes of tangents: a layer's derivative is itself without its bias."""
+        side, batch = math.isqrt(x.shape[1] // self.channels[0]), x.shape[2]
+        results = []
+        for member, rows in enumerate(torch.cat([x[:, :, None], tangent], 2)):
+            h = self._tangents(weights, member, rows.flatten(1).T.reshape(-1, self.channels[0], side, side), batch)
+            results.append(h.flatten(1).T.unflatten(1, (-1, batch)))
+        together = torch.stack(results)
+        return together[:, :, 0], together[:, :, 1:]
+
+    def _tangents(self, weights: Weights, member: int, h: Tensor, batch: int) -> Tensor:
+        """One member's layers, for ``batch`` images and then as many tangents of each kind."""
         for i in range(LAYERS):
-            kernel = weights[f"{self.prefix}.{i}.weight"][member].contiguous(memory_format=torch.channels_last)
-            h = convolve(h, kernel, weights[f"{self.prefix}.{i}.bias"][member], STRIDE, PADDING)
+            bias = weights[f"{self.prefix}.{i}.bias"][member][:, None, None]
+            h = self._layer(weights, member, i, h)
+            image, tangents = h[:batch] + bias, h[batch:]
+            if i < LAYERS - 1:
+                slopes = self.derivative(image)
+                tangents = (tangents.unflatten(0, (-1, batch)) * slopes).flatten(0, 1)
+                image = self.activate(image)
+            h = torch.cat([image, tangents])
+        return h
+
+    def _member(self, weights: Weights, member: int, h: Tensor) -> Tensor:
+        for i in range(LAYERS):
+            h = self._layer(weights, member, i, h, weights[f"{self.prefix}.{i}.bias"][member])
             if i < LAYERS - 1:
                 h = self.activate(h)
         return h
+
+    def _layer(self, weights: Weights, member: int, i: int, h: Tensor, bias: Tensor | None = None) -> Tensor:
+        convolve = conv_transpose2d if self.transposed else conv2d
+        h = h.contiguous(memory_format=torch.channels_last)
+        kernel = weights[f"{self.prefix}.{i}.weight"][member].contiguous(memory_format=torch.channels_last)
+        return convolve(h, kernel, bias, STRIDE, PADDING)
 
 
 @dataclass(frozen=True)
@@ -115,6 +147,16 @@ class ConvDecoder(Network):
         """Images of every member's latents."""
         return self.images(weights, self.images.activate(self.maps(weights, x)))
 
+    def jacobian(
+        self, weights: Weights, x: Float[Tensor, "member i batch"]
+    ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o i batch"]]:
+        """Images, and J[m, o, i, b] = d out_o / d in_i, by forward mode: tangents go through the convolutions
+        beside their image.
+        """
+        code, tangent = self.maps.jacobian(weights, x)
+        tangent = tangent * self.images.derivative(code)[:, :, None]
+        return self.images.with_tangents(weights, self.images.activate(code), tangent)
+
 
 @register_network("conv")
 def conv(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> ConvEncoder | ConvDecoder:
@@ -124,11 +166,7 @@ def conv(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: 
         UserError: observations that are no square colour images whose side is a multiple of 16.
     """
     encodes = prefix == "encoder"
-    size = inputs if encodes else outputs
-    side = math.isqrt(size // COLOURS)
-    whole = size == COLOURS * side**2 and side > 0 and side % SHRUNK == 0
-    rule = f"observations are {COLOURS} x side x side with a side of {SHRUNK}, {2 * SHRUNK}, ... for model.name=conv"
-    require(whole, rule, f"{size} numbers", "say model=mlp for observations that are no such images")
+    side = image_side(inputs if encodes else outputs)
     n_layers, width = shape
     code = CHANNELS * (side // SHRUNK) ** 2
     ends = (code, outputs) if encodes else (inputs, code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imavae.config import StudyConfig, base_of
@@ -73,7 +74,10 @@ def _run(
     n_points = len(points) or config.budget.trials or 0
     n_trials = len(packs) or n_points
     recorder = Hooks.recorder = Recorder(config, outcome, n_points, n_trials, notify)
-    bound = tune.with_parameters(trainable, base=to_mapping(base), objective=asdict(config.objective))
+    output_dir = str(Path(config.output_dir).resolve())
+    bound = tune.with_parameters(
+        trainable, base=to_mapping(base), objective=asdict(config.objective), output_dir=output_dir
+    )
     choices = [[[number, points[number]] for number in pack] for pack in packs]
     tuner = tune.Tuner(
         tune.with_resources(bound, cluster.resources_of(config.cluster)),

@@ -9,7 +9,7 @@ of the update from that step on, so it keeps its last finite weights and disturb
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -27,9 +27,15 @@ CHUNK = (
     32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
 )
 EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
+NUMBERS = 2**20  # of observations that go through them, at the most
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by; the first
 # only where there are sources
+
+
+def evaluated(observed: int) -> int:
+    """The points that go through the networks at once, of so many numbers each: whole batches of 64."""
+    return min(EVALUATED, max(1, NUMBERS // observed // 64) * 64)
 
 
 class Member(NamedTuple):
@@ -188,8 +194,9 @@ def _set_gamma(ensemble: Ensemble, state: State, data: Split) -> None:
     weights = ensemble.model.layout.views(state.weights)
     worlds = ensemble.world_of(state.active)
     error = torch.zeros(len(state.active), dtype=torch.float64, device=ensemble.device)
-    for start in range(0, len(data), EVALUATED):
-        x = data.observations[worlds, start : start + EVALUATED].transpose(1, 2).contiguous()
+    size = evaluated(ensemble.config.data.observed)
+    for start in range(0, len(data), size):
+        x = data.block(worlds, slice(start, start + size))
         location = ensemble.model.prior.latent(ensemble.model.posterior(weights, x).mean)
         error += (x - ensemble.model.decoder(weights, location)).double().square().mean(1).sum(1)
     log_gamma = -0.5 * (error / len(data)).log()
@@ -241,13 +248,13 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
 
     The last batch holds what is left of the observations.
     """
-    n, dim = data.observations.shape[1:]
-    size, members, device = ensemble.config.training.batch_size, len(state.active), ensemble.device
+    n, size, members, device = len(data), ensemble.config.training.batch_size, len(state.active), ensemble.device
     order = torch.empty(members, n, dtype=torch.int64, device=device)
     for row, generator in zip(order, state.batches, strict=True):
         torch.randperm(n, generator=generator, out=row)
-    order += n * ensemble.world_of(state.active)[:, None]  # the worlds lie one after the other
-    observations = data.observations.reshape(-1, dim)
+    worlds = ensemble.world_of(state.active)
+    order += n * worlds[:, None]  # the worlds lie one after the other
+    observations = data.observations.flatten(0, 1)
     segments = None if data.segments is None else data.segments.flatten()
     full = n // size
     plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
@@ -255,13 +262,16 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
         plan.append((full * size, 1, n % size))
     for start, steps, batch in plan:
         rows = order[:, start : start + steps * batch]
-        x = observations[rows].view(members, steps, batch, dim).transpose(2, 3).contiguous()
+        if data.images is None:
+            x: Iterable[Tensor] = observations[rows].unflatten(1, (steps, batch)).transpose(2, 3).contiguous().unbind(1)
+        else:  # a chunk of them would fill the memory
+            x = (data.images.batch(worlds, part % n) for part in rows.split(batch, 1))
         u = None if segments is None else segments[rows].view(members, steps, batch)
-        noise = x.new_empty(members, steps, ensemble.model.dim, batch)
+        noise = torch.empty(members, steps, ensemble.model.dim, batch, dtype=ensemble.dtype, device=device)
         for row, generator in zip(noise, state.noise, strict=True):
             row.normal_(generator=generator)
-        for step in range(steps):
-            yield x[:, step], noise[:, step], None if u is None else u[:, step]
+        for step, part in enumerate(x):
+            yield part, noise[:, step], None if u is None else u[:, step]
 
 
 def keep(state: State, rows: Int[Tensor, " kept"]) -> None:
