@@ -1,71 +1,250 @@
-"""How fast an ensemble trains, against the idiomatic loop for one model: both on one core, in one run.
+"""How fast an ensemble trains, against two loops for one model: all on one core, in one run.
 
-Everything of training counts (streams, gathers, optimizer), but no validation. The model is the paper's: d = 3, two
-linear maps around 30 hidden units, batches of 64 from 42,000 observations.
+Everything of training counts (streams, gathers, optimizer), but no validation. The data are 60,000 observations, of
+which 42,000 train in batches of 64; a hidden layer has 10 units per dimension. The idiomatic loop has a DataLoader, the
+lean one indexes with one permutation per epoch; both train the same module with the same optimizer.
+
+GFLOP/s counts the arithmetic of the linear maps alone, 2 in out per observation and product: forward, by weights, and
+by inputs; the encoder's first map needs no product by its inputs. Activations, loss, noise and Adam are left out.
+MiB per member is computed from sizes: the member's rows of the state, and its order of the observations in an epoch.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import os
+import resource
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, TensorDataset
 
-from imavae.config import RunConfig, run_config
+from imavae.bench_study import measure_study, study_table
+from imavae.config import run_config
+from imavae.errors import UserError, require
 from imavae.run import Session
 from imavae.training.ensemble import train_epoch
 
-MEMBERS = (1, 8, 20, 60, 120, 240)
-REPEATS = 3  # epochs of which the best counts
+ENSEMBLES = (  # members, dimensions, linear maps
+    *((members, 3, 2) for members in (1, 8, 20, 60, 120, 240, 480)),
+    *((120, dim, 2) for dim in (2, 5, 10)),
+    *((120, 3, maps) for maps in (3, 4)),
+)
+USUAL = (120, 3, 2)  # what validation and memory are measured of
+KEY = ("loop", "members", "dim", "maps")  # what tells one row from another
+MATRIX = 2048
+MIB = 2**20
+COLUMNS = (*KEY, "member-\nsteps/s", "ms/step", "x\nidiomatic", "x\nlean", "GFLOP/s", "MiB per\nmember")
+
+Row = dict[str, Any]
+Batches = Callable[[], Iterable[Tensor]]  # of one epoch
 
 
-def main(output: Path) -> None:
-    """Print the table, and write its numbers to ``output``."""
+def main(output: Path, old: Path | None = None) -> None:
+    """Print the tables, and write their numbers to ``output``; compare them with those of an earlier file.
+
+    Raises:
+        UserError: ``old`` holds no numbers of an earlier run.
+    """
+    before = None if old is None else read_rows(old)
     torch.set_num_threads(1)
     console = Console()
-    config = run_config({})
-    steps = math.ceil(config.data.sizes[0] / config.training.batch_size)
-    idiomatic = steps / _best(_idiomatic_epochs(config))
-    rows: list[dict[str, Any]] = [{"loop": "idiomatic", "members": 1, "member_steps_per_s": idiomatic, "ratio": 1.0}]
-    for members in MEMBERS:
-        rate = members * steps / _best(_ensemble_epochs(members))
-        rows.append({"loop": "ensemble", "members": members, "member_steps_per_s": rate, "ratio": rate / idiomatic})
-    table = Table(title="Training on one core", caption="ratio: over the idiomatic loop; best of 3 epochs each")
-    for column in ("loop", "members", "member-steps/s", "ms/step", "ratio"):
-        table.add_column(column, justify="left" if column == "loop" else "right")
-    for row in rows:
-        rate, members = row["member_steps_per_s"], row["members"]
-        table.add_row(row["loop"], str(members), f"{rate:,.0f}", f"{1e3 * members / rate:.2f}", f"{row['ratio']:.1f}")
-    console.print(table)
+    peak = _peak_in_a_process()  # first: a process starts with the peak of the one that started it
+    rows, validation = _training()
+    matrix = _matrix_rate()
+    console.print(training_table(rows))
+    console.print(f"one product of two {MATRIX} x {MATRIX} float32 matrices: {matrix:.0f} GFLOP/s", highlight=False)
+    console.print(_validation_line(validation), highlight=False)
+    console.print(
+        f"peak of a process, one epoch and a validation of {USUAL[0]} members: {peak:,.0f} MiB", highlight=False
+    )
+    if before is not None:
+        console.print(comparison_table(before, rows))
+    study = measure_study()
+    console.print(study_table(study))
+    content = {
+        "torch": torch.__version__,
+        "cores": len(os.sched_getaffinity(0)),
+        "training": rows,
+        "matrix_gflop_per_s": matrix,
+        "validation": validation,
+        "peak_mib": peak,
+        "study": study,
+    }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"training": rows}, indent=2) + "\n")
+    output.write_text(json.dumps(content, indent=2) + "\n")
     console.print(f"written to {output}", soft_wrap=True)
 
 
-def _best(epochs: list[float]) -> float:
-    return min(epochs)
+def read_rows(path: Path) -> list[Row]:
+    """The training rows that an earlier run has written.
+
+    Raises:
+        UserError: the file is missing, or something else.
+    """
+    remedy = "name a bench.json that `make bench` wrote, copied aside before this run"
+    try:
+        rows = json.loads(path.read_text())["training"]
+        numbers = [float(row["member_steps_per_s"]) for row in rows if [row[name] for name in KEY]]
+    except OSError as error:
+        raise UserError(f"`compare is a file` must hold, but got {path} ({error.strerror}); {remedy}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"`compare holds the numbers of a bench` must hold, but got {path}; {remedy}") from None
+    require(all(number > 0 for number in numbers), "compare holds rates above 0", path, remedy)
+    return list(rows)
 
 
-def _ensemble_epochs(members: int) -> list[float]:
-    """Seconds of each epoch, after one to warm up."""
-    config = run_config({"members": {"seed": list(range(members))}})
-    session = Session.start([config], torch.device("cpu"))
-    return [_timed(lambda: train_epoch(session.ensemble, session.state, session.data.train))
-            for _ in range(REPEATS + 1)][1:]  # fmt: skip
+def training_table(rows: list[Row]) -> Table:
+    """A row per loop and size."""
+    table = _table("Training on one core", COLUMNS)
+    table.caption = (
+        "The best of 3 epochs, of 2 from 240 members up.\n"
+        "GFLOP/s: of the linear maps alone. MiB: of a member's rows of the state and its order of an epoch."
+    )
+    for row in rows:
+        rate = row["member_steps_per_s"]
+        ratios = [_shown(row.get(name), "{:.1f}") for name in ("over_idiomatic", "over_lean")]
+        memory = _shown(row.get("mib_per_member"), "{:.2f}")
+        speed = (f"{rate:,.0f}", f"{1e3 * row['members'] / rate:.2f}", *ratios, f"{row['gflop_per_s']:.1f}")
+        table.add_row(*_name(row), *speed, memory)
+    return table
 
 
-class _PlainVAE(nn.Module):
+def comparison_table(old: list[Row], new: list[Row]) -> Table:
+    """Old and new member-steps/s of each row, and the change; a row that the old file lacks has a new rate alone."""
+    table = _table("Against the earlier run", (*KEY, "old", "new", "change in %"))
+    table.caption = "member-steps/s"
+    rates = {_name(row): row["member_steps_per_s"] for row in old}
+    for row in new:
+        before, now = rates.get(_name(row)), row["member_steps_per_s"]
+        change = None if before is None else 100 * (now / before - 1)
+        table.add_row(*_name(row), _shown(before, "{:,.0f}"), f"{now:,.0f}", _shown(change, "{:+.1f}"))
+    return table
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)  # so that all columns fit into 80 characters
+    for column in columns:
+        table.add_column(column, justify="left" if column == "loop" else "right")
+    return table
+
+
+def _name(row: Row) -> tuple[str, ...]:
+    return tuple(str(row[name]) for name in KEY)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def _validation_line(validation: dict[str, float]) -> str:
+    return (
+        f"one validation of {USUAL[0]} members: {validation['seconds']:.2f} s, after {validation['every']:.0f} epochs "
+        f"of {validation['epoch_seconds']:.2f} s each: {100 * validation['share']:.0f} % of them"
+    )
+
+
+def _training() -> tuple[list[Row], dict[str, float]]:
+    """A row per loop and size; and what a validation takes, against the epochs between two of them."""
+    alone = _session(1, 3, 2)
+    rows: list[Row] = []
+    for loop, batches in (("idiomatic", _loader), ("lean", _indexed)):
+        seconds = _best(_plain_epoch(alone, batches), 3)
+        rows.append(_row((loop, 1, 3, 2), seconds, alone))
+    idiomatic, lean = (row["member_steps_per_s"] for row in rows)
+    validation: dict[str, float] = {}
+    for size in ENSEMBLES:
+        session = _session(*size)
+        epoch = functools.partial(train_epoch, session.ensemble, session.state, session.data.train)
+        seconds = _best(epoch, 2 if size[0] >= 240 else 3)
+        row = _row(("ensemble", *size), seconds, session)
+        row["mib_per_member"] = _bytes_per_member(session) / MIB
+        if size[1:] == USUAL[1:]:
+            row["over_idiomatic"] = row["member_steps_per_s"] / idiomatic
+            row["over_lean"] = row["member_steps_per_s"] / lean
+        rows.append(row)
+        if size == USUAL:
+            validation = _validation(session, seconds)
+    return rows, validation
+
+
+def _session(members: int, dim: int, maps: int) -> Session:
+    config = run_config({"members": {"seed": list(range(members))}, "data": {"dim": dim}, "model": {"n_layers": maps}})
+    return Session.start([config], torch.device("cpu"))
+
+
+def _row(key: tuple[str, int, int, int], seconds: float, session: Session) -> Row:
+    """The rates of one epoch of so many seconds."""
+    n, members = len(session.data.train), key[1]
+    steps = math.ceil(n / session.points[0].training.batch_size)
+    return {
+        **dict(zip(KEY, key, strict=True)),
+        "member_steps_per_s": members * steps / seconds,
+        "gflop_per_s": members * n * _operations(session) / seconds / 1e9,
+    }
+
+
+def _operations(session: Session) -> int:
+    """Floating-point operations of the linear maps for one observation: forward, by weights, and by inputs."""
+    shapes = session.ensemble.model.layout.shapes
+    sizes = {name: 2 * math.prod(shape) for name, shape in shapes.items() if name.endswith(".weight")}
+    return 3 * sum(sizes.values()) - sizes["encoder.0.weight"]
+
+
+def _bytes_per_member(session: Session) -> int:
+    state, best = session.state, session.state.best.values()
+    tensors = (state.weights, state.first, state.second, state.frozen, *(kept.weights for kept in best))
+    rows = sum(tensor.shape[1] * tensor.element_size() for tensor in tensors)
+    return rows + len(session.data.train) * torch.int64.itemsize
+
+
+def _validation(session: Session, epoch_seconds: float) -> dict[str, float]:
+    """Seconds of a validation of all members, and its ratio to the training between two validations."""
+    rows, every = torch.arange(len(session.ensemble)), session.points[0].training.validate_every
+    seconds = _best(lambda: session.evaluate("val", session.state.weights, rows), 2)
+    share = seconds / (every * epoch_seconds)
+    return {"seconds": seconds, "epoch_seconds": epoch_seconds, "every": every, "share": share}
+
+
+def _matrix_rate() -> float:
+    """GFLOP/s of a product of two large matrices: what this machine's one core gives at most."""
+    a, b = torch.randn(2, MATRIX, MATRIX)
+    return 2 * MATRIX**3 / _best(lambda: a @ b, 3) / 1e9
+
+
+def _peak_in_a_process() -> float:
+    """MiB that a fresh process takes at its peak for :func:`print_peak`."""
+    command = [sys.executable, "-c", "from imavae.bench import print_peak; print_peak()"]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def print_peak() -> None:
+    """Train one epoch and validate, then print this process's peak resident memory in MiB."""
+    torch.set_num_threads(1)
+    session = _session(*USUAL)
+    train_epoch(session.ensemble, session.state, session.data.train)
+    session.evaluate("val", session.state.weights, torch.arange(len(session.ensemble)))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but on macOS in bytes
+    print(peak / MIB if sys.platform == "darwin" else peak / 1024)
+
+
+class PlainVAE(nn.Module):
     """The same model as one would write it alone: nn.Linear layers, batches first."""
 
     def __init__(self, dim: int, width: int, gamma: float) -> None:
+        """Two linear maps in the encoder and in the decoder, with ``width`` units between them."""
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(dim, width), nn.LeakyReLU(0.2), nn.Linear(width, 2 * dim))
         self.decoder = nn.Sequential(nn.Linear(dim, width), nn.LeakyReLU(0.2), nn.Linear(width, dim))
@@ -82,24 +261,37 @@ class _PlainVAE(nn.Module):
         return torch.mean(kl - log_px_z)
 
 
-def _idiomatic_epochs(config: RunConfig) -> list[float]:
-    """Seconds of each epoch of the loop that one would write for a single model."""
-    model = _PlainVAE(config.data.dim, config.model.hidden_factor * config.data.dim, config.model.gamma)
-    observations = Session.start([config], torch.device("cpu")).data.train.observations[0]
-    loader = DataLoader(TensorDataset(observations), batch_size=config.training.batch_size, shuffle=True)
+def _loader(observations: Tensor, size: int) -> Batches:
+    loader = DataLoader(TensorDataset(observations), batch_size=size, shuffle=True)
+    return lambda: (x for (x,) in loader)
+
+
+def _indexed(observations: Tensor, size: int) -> Batches:
+    return lambda: (observations[rows] for rows in torch.split(torch.randperm(len(observations)), size))
+
+
+def _plain_epoch(session: Session, batches_of: Callable[[Tensor, int], Batches]) -> Callable[[], None]:
+    """An epoch of a loop that one would write for a single model."""
+    config = session.points[0]
+    model = PlainVAE(config.data.dim, config.model.hidden_factor * config.data.dim, config.model.gamma)
+    batches = batches_of(session.data.train.observations[0], config.training.batch_size)
     optimizer = torch.optim.Adam(model.parameters())
 
     def epoch() -> None:
-        for (x,) in loader:
+        for x in batches():
             optimizer.zero_grad()
             loss = model(x)
             loss.backward()
             optimizer.step()
 
-    return [_timed(epoch) for _ in range(REPEATS + 1)][1:]
+    return epoch
 
 
-def _timed(action: Any) -> float:
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def _best(action: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of so many calls."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -108,7 +108,7 @@ def test_a_point_does_not_depend_on_its_batch(data: Data) -> None:
 @pytest.mark.parametrize("data", MOEBIUS, ids=lambda d: f"{d.dim}-{d.mixing}")
 def test_a_moebius_map_has_zero_contrast(data: Data) -> None:
     mixing, s = world(data)
-    values, full = contrast(per_point(mixing.jacobian(s)))
+    values, full, _ = contrast(per_point(mixing.jacobian(s)))
     assert full.all()
     assert values.abs().max() < 1e-12
 
@@ -116,7 +116,7 @@ def test_a_moebius_map_has_zero_contrast(data: Data) -> None:
 @pytest.mark.parametrize("data", NONLINEAR[:-1], ids=lambda d: f"{d.dim}-{d.mixing}")
 def test_a_nonlinear_mlp_has_positive_contrast(data: Data) -> None:
     mixing, s = world(data)
-    values, full = contrast(per_point(mixing.jacobian(s)))
+    values, full, _ = contrast(per_point(mixing.jacobian(s)))
     assert full.all()
     assert values.min() > 0
     assert values.mean() > 1e-3
@@ -180,7 +180,7 @@ def test_random_linear_maps_are_scaled_as_they_say_and_no_rotations(dim: int) ->
 
 def linear_contrast(draws: Tensor) -> Tensor:
     """c_IMA of linear maps (n, d, d)."""
-    values, full = contrast(per_point(draws))
+    values, full, _ = contrast(per_point(draws))
     assert full.all()
     return values[0]
 
@@ -209,7 +209,7 @@ def test_a_linear_map_on_top_is_the_moebius_map_times_its_linear_part(data: Data
     assert linear_part(plain) is None
     expected = matrix @ plain.jacobian(s)
     torch.testing.assert_close(mixing.jacobian(s), expected, rtol=1e-12, atol=1e-12)
-    values, full = contrast(per_point(mixing.jacobian(s)))
+    values, full, _ = contrast(per_point(mixing.jacobian(s)))
     assert full.all()
     assert values.mean() > 1e-3
 

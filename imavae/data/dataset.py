@@ -58,7 +58,7 @@ class Split:
         """Observations, one after the other, of each member's world; nobody may write into them."""
         if self.images is not None:
             return self.images.block(world, at)
-        return self.observations[world, at].transpose(1, 2).contiguous()
+        return chunk(self.observations, world, at)
 
     def first(self, count: int) -> Split:
         """The first rows of each world."""
@@ -71,6 +71,15 @@ class Split:
             truth=None if truth is None else Truth(truth.log_px[:, :count], truth.jacobian[..., :count]),
             images=None if self.images is None else self.images.first(count),
         )
+
+
+def chunk(
+    rows: Float[Tensor, "world n d"], world: Int[Tensor, " member"], at: slice
+) -> Float[Tensor, "member d chunk"]:
+    """Some points of each member's world; a single world is shared, not copied for each of them."""
+    if len(rows) == 1:
+        return rows[0, at].T.contiguous().expand(len(world), -1, -1)
+    return rows[world, at].transpose(1, 2).contiguous()
 
 
 class Scaling(NamedTuple):

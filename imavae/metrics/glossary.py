@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from imavae.config import WORST_SCORE, RunConfig, support
 from imavae.errors import UserError, known
-from imavae.families import UniformPrior, UniformSource
+from imavae.families import SpritesMixing, UniformPrior, UniformSource
 
 Stage = Literal["validation", "final", "probes"]  # while training; at the end; at the end, if they are asked for
 
@@ -83,6 +83,9 @@ TRUTH = ("cima_truth", "amari", "log_px", "l_ima", "gap_log_px", "gap_ima")  # n
 SOURCES = ("mcc", "mcc_spearman", "mcc_mean", "mcc_cdf", "mcc_batch", "r2_linear", "mse_source", *PROBES)  # need them
 
 
+SLOW = "slow: members.csv and evaluate.py have it, no validation does"
+
+
 def worst(name: str) -> float:
     """What a diverged member counts in an aggregate of a metric to be maximised: 0 where nothing is below it."""
     return 0.0 if name.startswith(("mcc", "r2", "agreement")) else -WORST_SCORE
@@ -102,16 +105,20 @@ def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
         reasons["mse_source"] = "the sources' own scale is unknown"
     elif support(config) != source.support:
         reasons["mse_source"] = "prior and source have different supports"
+    elif stage == "validation" and isinstance(config.data.mixing, SpritesMixing):
+        reasons["mse_source"] = SLOW
     if not isinstance(source, UniformSource) or isinstance(prior, UniformPrior):
         reasons["mcc_cdf"] = "a CDF maps onto the sources only if they are uniform, and the prior is not"
     if len(config.members.seed) == 1:
         reasons["agreement"] = "one seed has no other to agree with"
     if not config.data.mixing.known:
-        reasons |= dict.fromkeys(TRUTH, "the mixing is unknown, and so are its likelihoods and Jacobians")
+        nobody = "the mixing is unknown, and so are its likelihoods and Jacobians"
+        drawn = "images have no likelihood, and their rendering no Jacobian that is known"
+        reasons |= dict.fromkeys(TRUTH, drawn if isinstance(config.data.mixing, SpritesMixing) else nobody)
     elif not truth:
         reasons |= dict.fromkeys(TRUTH, "likelihoods and Jacobians of the mixing are kept for val and test alone")
     if stage == "validation":
-        reasons |= dict.fromkeys(FINAL, "slow: members.csv and evaluate.py have it, no validation does")
+        reasons |= dict.fromkeys(FINAL, SLOW)
     if stage != "probes":
         reasons |= dict.fromkeys(PROBES, "slow: evaluate.py has it, and members.csv with training.probes=true")
     if not config.data.has_sources:

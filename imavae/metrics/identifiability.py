@@ -16,12 +16,10 @@ import torch
 from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata
-from sklearn.kernel_approximation import Nystroem
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 PROBE_POINTS = 2000  # that a nonlinear probe is fitted to, and as many that it is scored on: more change little
+ENUMERATED = 4  # dimensions up to which every matching is tried
 LANDMARKS = 200  # of its kernel
 
 
@@ -50,7 +48,7 @@ def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]
     """How identifiable the solution is, without its sources: the median, over the other members of a member's group,
     of the MCC between their latents; NaN in a group of one (after Duan et al., arXiv 1905.12614).
 
-    One product of standardised latents per group gives the correlations of all of its pairs.
+    One product of standardised latents per group, in float32, gives the correlations of all of its pairs.
     """
     dim = locations.shape[1]
     result = torch.full((len(groups),), torch.nan, dtype=torch.float64)
@@ -58,14 +56,14 @@ def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]
         rows = [i for i, other in enumerate(groups) if other == group]
         if len(rows) == 1:
             continue
-        z = torch.empty(len(rows), *locations.shape[1:], dtype=torch.float64, device=locations.device)
-        for place, row in enumerate(rows):  # one by one: the float64 copies of all of them would be three
+        z = locations.new_empty(len(rows), *locations.shape[1:], dtype=torch.float32)
+        for place, row in enumerate(rows):  # one by one: float64 copies of all of them would be the larger part
             z[place] = standard(locations[row])
         z = z.flatten(0, 1)
         tables = (z @ z.T).reshape(len(rows), dim, len(rows), dim).transpose(1, 2)
         first, second = (list(side) for side in zip(*itertools.combinations(range(len(rows)), 2), strict=True))
         scores = torch.full((len(rows), len(rows)), torch.nan, dtype=torch.float64)  # with itself: none
-        scores[first, second] = scores[second, first] = matched_mean(tables[first, second])
+        scores[first, second] = scores[second, first] = matched_mean(tables[first, second].double())
         result[rows] = scores.nanquantile(0.5, dim=1)
     return result
 
@@ -75,7 +73,13 @@ def r2_linear(sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "memb
 
     Fitted on the first half of the points, scored on the second: 1 − Σ(s − ŝ)² / Σ(s − s̄)², at least 0.
     """
-    s, z = standard(sources), standard(latents)  # a probe with intercept is blind to scale and shift
+    return standard_r2_linear(standard(sources), standard(latents))  # a probe with intercept is blind to both
+
+
+def standard_r2_linear(
+    s: Float64[Tensor, "*world d n"], z: Float64[Tensor, "member e n"]
+) -> Float64[Tensor, " member"]:
+    """The same of rows that :func:`standard` gave."""
     fit, score = halves(z.shape[-1])
     mean_s, mean_z = s[..., fit].mean(-1, keepdim=True), z[..., fit].mean(-1, keepdim=True)
     known = z[..., fit] - mean_z
@@ -102,6 +106,9 @@ def r2_nonlinear(
 
 
 def _kernel_ridge(z: NDArray[np.float64], s: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    from sklearn.kernel_approximation import Nystroem  # a second to import, which only probes need
+    from sklearn.linear_model import RidgeCV
+
     kernel = Nystroem(gamma=1 / z.shape[1], n_components=min(LANDMARKS, len(z)), random_state=0)
     features = np.hstack([z, kernel.fit_transform(z)])
     ridge = RidgeCV(np.logspace(-6, 2, 9), alpha_per_target=True).fit(features, s)
@@ -134,6 +141,11 @@ def matched_mean(correlations: Float64[Tensor, "*m d e"]) -> Float64[Tensor, "*m
     """Mean absolute value along the one-to-one matching that maximises it (the Hungarian method of SciPy)."""
     score = correlations.abs().cpu().numpy()
     flat = score.reshape(-1, *score.shape[-2:])
+    if score.shape[-2] == score.shape[-1] <= ENUMERATED:  # thousands of small tables at once
+        every = np.array(list(itertools.permutations(range(score.shape[-1]))))
+        total = sum(flat[:, row, columns] for row, columns in enumerate(every.T))
+        best = np.max(total, -1) / score.shape[-1]
+        return torch.from_numpy(best.reshape(score.shape[:-2]))
     means = np.array([table[linear_sum_assignment(table, maximize=True)].mean() for table in flat])
     return torch.from_numpy(means.reshape(score.shape[:-2]))
 
@@ -141,19 +153,37 @@ def matched_mean(correlations: Float64[Tensor, "*m d e"]) -> Float64[Tensor, "*m
 def standard(a: Tensor) -> Tensor:
     """Rows of zero mean and unit norm; a row that is constant up to its own rounding is zero."""
     rounding = torch.finfo(a.dtype).eps
-    a = a.double()
-    scale = a.abs().amax(-1, keepdim=True)
-    a = a - a.mean(-1, keepdim=True)
-    norm = a.norm(dim=-1, keepdim=True)
+    scale = a.abs().amax(-1, keepdim=True).double()
+    centred = a.double()
+    centred = centred - centred.mean(-1, keepdim=True)
+    norm = centred.norm(dim=-1, keepdim=True)
     varies = torch.isfinite(norm) & (norm > 4 * rounding * scale * a.shape[-1] ** 0.5)
-    return torch.where(varies, a / torch.where(varies, norm, 1), 0)
+    centred = centred / torch.where(varies, norm, 1)
+    return centred if bool(varies.all()) else torch.where(varies, centred, 0)
 
 
 def _batches(a: Float[Tensor, "*m d n"], size: int) -> Float[Tensor, "*m batch d size"]:
     count = a.shape[-1] // size
-    return a[..., : count * size].reshape(*a.shape[:-1], count, size).transpose(-3, -2)
+    return a[..., : count * size].reshape(*a.shape[:-1], count, size).transpose(-3, -2).contiguous()
 
 
 def _ranks(a: Tensor) -> Tensor:
-    values: NDArray[np.float64] = np.asarray(rankdata(a.cpu().numpy(), axis=-1))
-    return torch.from_numpy(values)
+    """From 0, equal values sharing the mean of theirs; NaN in a row that has one; SciPy's are slower."""
+    values = a.cpu().numpy()
+    order = np.argsort(values, axis=-1)
+    ordered = np.take_along_axis(values, order, -1)
+    n = values.shape[-1]
+    places = np.tile(np.arange(n, dtype=np.float64), (*values.shape[:-1], 1))
+    equal = np.zeros(values.shape, dtype=bool)  # to the next one
+    np.equal(ordered[..., 1:], ordered[..., :-1], out=equal[..., :-1])
+    tied = np.flatnonzero(equal)
+    if len(tied):
+        opens = np.diff(tied, prepend=-2) != 1  # the first of a run of equal values
+        closes = np.append(opens[1:], True)
+        mean = 0.5 * (tied[opens] % n + tied[closes] % n + 1)
+        run = np.cumsum(opens) - 1
+        places.reshape(-1)[tied] = places.reshape(-1)[tied + 1] = mean[run]
+    ranks = np.empty_like(places)
+    np.put_along_axis(ranks, order, places, -1)
+    ranks[np.isnan(ordered[..., -1])] = np.nan  # they are sorted last
+    return torch.from_numpy(ranks)

@@ -29,11 +29,11 @@ def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
     """Modified Gram-Schmidt, all points at once; R_kk is 1 where column k depends on those before it."""
     rounding = 16 * torch.finfo(jacobian.dtype).eps
     columns = list(jacobian.double().unbind(2))
-    norms = [column.norm(dim=1) for column in columns]
+    norms = [_norm(column) for column in columns]
     full = torch.ones_like(norms[0], dtype=torch.bool)
     q, r = [], {}
     for k, norm in enumerate(norms):
-        rest = columns[k].norm(dim=1)
+        rest = _norm(columns[k]) if k else norm
         good = (rest > rounding * norm) & torch.isfinite(rest)
         full &= good
         r[k, k] = torch.where(good, rest, 1)
@@ -44,19 +44,29 @@ def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
     return _QR(q, r, norms, full)
 
 
-def contrast(
-    jacobian: Float[Tensor, "member o d n"],
-) -> tuple[Float64[Tensor, "member n"], Bool[Tensor, "member n"]]:
-    """c_IMA at each point, in nats, and where the Jacobian has full column rank; 0 is put where it has not.
+def _norm(column: Float64[Tensor, "member o n"]) -> Float64[Tensor, "member n"]:
+    return column.square().sum(1).sqrt_()  # far faster than torch's norm over an inner dimension
+
+
+class Contrast(NamedTuple):
+    """At each point."""
+
+    values: Float64[Tensor, "member n"]  # c_IMA, in nats; 0 where the Jacobian has not full column rank
+    full: Bool[Tensor, "member n"]  # whether it has
+    norms: Float64[Tensor, "member d n"]  # ‖J_:k‖
+
+
+def contrast(jacobian: Float[Tensor, "member o d n"]) -> Contrast:
+    """c_IMA at each point.
 
     By QR: with |det R| = prod_k R_kk, each term log(|J_:k| / R_kk) is the log-ratio of a column to its part orthogonal
     to the columns before it, never negative.
     """
     _, r, norms, full = _qr(jacobian)
-    total = torch.zeros_like(norms[0])
+    ratio = torch.ones_like(norms[0])
     for k, norm in enumerate(norms):
-        total += torch.where(full, (norm / r[k, k]).clamp_min(1).log(), 0)
-    return total, full
+        ratio *= (norm / r[k, k]).clamp_min_(1)
+    return Contrast(torch.where(full, ratio.log_(), 0), full, torch.stack(norms, 1))
 
 
 def mean_where(values: Float64[Tensor, "member n"], counted: Bool[Tensor, "member n"]) -> Float64[Tensor, " member"]:
@@ -67,23 +77,20 @@ def mean_where(values: Float64[Tensor, "member n"], counted: Bool[Tensor, "membe
 
 def truth_contrast(jacobian: Float[Tensor, "*world o d n"]) -> Float64[Tensor, "world n"]:
     """c_IMA of the true mixing at each source; NaN where its Jacobian lacks full rank. A single world has length 1."""
-    values, full = contrast(jacobian.reshape(-1, *jacobian.shape[-3:]))
+    values, full, _ = contrast(jacobian.reshape(-1, *jacobian.shape[-3:]))
     return torch.where(full, values, torch.nan)
 
 
-def conformal_contrast(
-    values: Float64[Tensor, "member n"], full: Bool[Tensor, "member n"], norms: Float64[Tensor, "member d n"]
-) -> Float64[Tensor, " member"]:
+def conformal_contrast(at: Contrast) -> Float64[Tensor, " member"]:
     """d/2 log(tr(JᵀJ) / d) − ½ log det JᵀJ, averaged over the points of full rank (NaN where there is none): zero iff J
     is conformal, JᵀJ = c I.
 
-    It takes what :func:`contrast` gives, and the norms of J's columns. By the inequality of arithmetic and geometric
-    means over JᵀJ's eigenvalues it is never negative; over its diagonal, it is never below c_IMA: it is
-    c_IMA + d (log of the root mean square of the columns' norms − mean of their logs).
+    By the inequality of arithmetic and geometric means over JᵀJ's eigenvalues it is never negative; over its diagonal,
+    it is never below c_IMA: it is c_IMA + d (log of the root mean square of the columns' norms − mean of their logs).
     """
-    norms = torch.where(full[:, None], norms, 1)
+    norms = torch.where(at.full[:, None], at.norms, 1)
     spread = norms.shape[1] * (0.5 * norms.square().mean(1).log() - norms.log().mean(1))
-    return mean_where(values + spread.clamp_min(0), full)
+    return mean_where(at.values + spread.clamp_min(0), at.full)
 
 
 class ColumnNorms(NamedTuple):
@@ -105,15 +112,13 @@ def column_norms(norms: Float64[Tensor, "member d n"]) -> ColumnNorms:
     )
 
 
-def amari(
-    jacobian: Float[Tensor, "member o d n"], truth: Float[Tensor, "*world o d n"]
-) -> tuple[Float64[Tensor, "member n"], Bool[Tensor, "member n"]]:
+def amari(jacobian: Float[Tensor, "member o d n"], truth: Float[Tensor, "*world o d n"]) -> Float64[Tensor, "member n"]:
     """Amari distance of decoder and true mixing (Amari, Cichocki and Yang, NeurIPS 1995), in [0, 1]: with
     R = J_g(μ(x))⁻¹ J_f(s), x = f(s), the Jacobian of s ↦ z where g(μ(x)) = x,
 
         (Σ_i (Σ_j |R_ij| / max_j |R_ij| − 1) + Σ_j (Σ_i |R_ij| / max_i |R_ij| − 1)) / (2 d (d − 1)),
 
-    zero iff R is a scaled permutation, at each point, and where both have full rank: elsewhere it means nothing.
+    zero iff R is a scaled permutation, at each point; NaN where one of the two lacks full rank.
     ``jacobian`` is J_g at the posterior's location, ``truth`` J_f at the sources of the same observations.
     """
     truth = truth.reshape(-1, *truth.shape[-3:])
@@ -124,7 +129,7 @@ def amari(
     size = torch.where(full[:, None, None], size, 1)
     rows = (size.sum(2) / size.amax(2) - 1).sum(1)
     columns = (size.sum(1) / size.amax(1) - 1).sum(1)
-    return (rows + columns) / max(2 * dim * (dim - 1), 1), full
+    return torch.where(full, (rows + columns) / max(2 * dim * (dim - 1), 1), torch.nan)
 
 
 def _solve(qr: _QR, right: Float64[Tensor, "world o e n"]) -> list[Float64[Tensor, "member e n"]]:
@@ -140,13 +145,15 @@ def _solve(qr: _QR, right: Float64[Tensor, "world o e n"]) -> list[Float64[Tenso
 
 
 def inverse_variance(
-    jacobian: Float[Tensor, "member o d n"],
+    square: Float[Tensor, "member d n"],
     slope: Float[Tensor, "member d n"],
     curvature: Float[Tensor, "member d n"],
     gamma: Float[Tensor, " member"],
 ) -> Float64[Tensor, "member d n"]:
-    """1 / sigma_k^2 = -(log p)''(mu_k) + gamma^2 |J_:k|^2, all in the unconstrained coordinate: ``jacobian`` is taken
-    with respect to the latent, ``slope`` = dz/dy brings it there, ``curvature`` = -(log p)''(y).
+    """1 / sigma_k^2 = -(log p)''(mu_k) + gamma^2 |J_:k|^2, all in the unconstrained coordinate.
+
+    ``square`` = |J_:k|^2 is taken with respect to the latent, ``slope`` = dz/dy brings it there, ``curvature`` =
+    -(log p)''(y).
     """
-    norm = jacobian.double().square().sum(1) * slope.double().square()
+    norm = square.double() * slope.double().square()
     return curvature.double() + gamma.double()[:, None, None].square() * norm

@@ -25,8 +25,8 @@ class Portrait(NamedTuple):
 
     sources: Float[Tensor, "member s n"]
     latents: Float[Tensor, "member d n"]  # locations, on the prior's support
-    variance: Float[Tensor, "member d n"]  # of the posterior
-    formula: Float[Tensor, "member d n"]  # sigma_k^2, see ima.inverse_variance
+    variance: Float[Tensor, "member d m"]  # of the posterior, where Jacobians are taken: at the first of the points
+    formula: Float[Tensor, "member d m"]  # sigma_k^2, see ima.inverse_variance
 
 
 @torch.no_grad()
@@ -39,10 +39,13 @@ def portrait(
     sources = few.sources[world].transpose(1, 2)
     weights = ensemble.model.layout.views(flat)
     noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
-    _, points = forward(ensemble, weights, few, world, noise)
+    _, points, local = forward(ensemble, weights, few, world, noise, ["variance"])
+    variance, inverse = local.variance, local.inverse_variance
+    assert variance is not None  # noqa: S101  -- they were asked for
+    assert inverse is not None  # noqa: S101
     if not ensemble.config.data.has_sources:
-        return Portrait(sources.cpu(), points.location.cpu(), points.variance.cpu(), 1 / points.inverse_variance.cpu())
+        return Portrait(sources.cpu(), points.location.cpu(), variance.cpu(), 1 / inverse.cpu())
     tables = correlation(sources, points.location).abs().nan_to_num().cpu().numpy()
     order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
     latents = torch.take_along_dim(points.location.cpu(), order[:, :, None], dim=1)
-    return Portrait(sources.cpu(), latents, points.variance.cpu(), 1 / points.inverse_variance.cpu())
+    return Portrait(sources.cpu(), latents, variance.cpu(), 1 / inverse.cpu())

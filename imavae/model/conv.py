@@ -83,7 +83,7 @@ class Convolutions:
         results = []
         for member, rows in enumerate(torch.cat([x[:, :, None], tangent], 2)):
             h = self._tangents(weights, member, rows.flatten(1).T.reshape(-1, self.channels[0], side, side), batch)
-            results.append(h.flatten(1).T.unflatten(1, (-1, batch)))
+            results.append(h.flatten(1).T.reshape(-1, rows.shape[1], batch))
         together = torch.stack(results)
         return together[:, :, 0], together[:, :, 1:]
 
@@ -95,7 +95,7 @@ class Convolutions:
             image, tangents = h[:batch] + bias, h[batch:]
             if i < LAYERS - 1:
                 slopes = self.derivative(image)
-                tangents = (tangents.unflatten(0, (-1, batch)) * slopes).flatten(0, 1)
+                tangents = (tangents.view(-1, *slopes.shape) * slopes).flatten(0, 1)
                 image = self.activate(image)
             h = torch.cat([image, tangents])
         return h

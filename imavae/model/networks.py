@@ -94,15 +94,22 @@ class MLP(Network):
     def jacobian(
         self, weights: Weights, x: Float[Tensor, "member i batch"]
     ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o i batch"]]:
-        """Outputs, and J[m, o, i, b] = d out_o / d in_i, by forward mode: all inputs' tangents travel together."""
+        """Outputs, and J[m, o, i, b] = d out_o / d in_i, by forward mode: all inputs' tangents travel together.
+
+        What the first two maps make of them, W_1 diag(a'(x)) W_0, is linear in a'(x): one product gives it.
+        """
         activate, derivative = ACTIVATIONS[self.activation]
         members, inputs, batch = x.shape
-        tangent = weights[f"{self.prefix}.0.weight"][..., None].expand(-1, -1, -1, batch)
+        first = weights[f"{self.prefix}.0.weight"]
+        tangent = first[..., None].expand(-1, -1, -1, batch)
         x = self._linear(weights, 0, x)
         for i in range(1, self.n_layers):
-            tangent = tangent * derivative(x, self.slope)[:, :, None, :]
+            weight, slope = weights[f"{self.prefix}.{i}.weight"], derivative(x, self.slope)
             x = self._linear(weights, i, activate(x, self.slope))
-            tangent = weights[f"{self.prefix}.{i}.weight"] @ tangent.reshape(members, -1, inputs * batch)
+            if i == 1:
+                tangent = (weight[:, :, None] * first.mT[:, None]).flatten(1, 2) @ slope
+            else:
+                tangent = weight @ (tangent * slope[:, :, None]).reshape(members, -1, inputs * batch)
             tangent = tangent.view(members, -1, inputs, batch)
         return x, tangent
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from imavae.metrics.portrait import Portrait
 from imavae.report.drawing import BLUE, FAINT, INK, VERMILLION, dress, floats, legend, new_figure, say, write
@@ -59,6 +60,10 @@ def _variances(portrait: Portrait, names: list[str]) -> Figure:
         return figure
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):  # Matplotlib labels every tick of a range under a decade, one over another
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     handles = []
     for m in range(min(len(names), SHOWN)):
         keep = sound[m].ravel()

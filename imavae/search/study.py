@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,9 +51,10 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcom
         UserError: a mistake in the configuration, an address that can't be reached, or all trials failed.
     """
     parameters, points = check(config)
-    tracker = tracker_of(config, config.study)
-    with cluster.running(config.cluster) as slots:
-        return _run(config, parameters, points, tracker, slots, notify)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        opened = beside.submit(tracker_of, config, config.study)  # it and Ray take seconds each to start
+        with cluster.running(config.cluster) as slots:
+            return _run(config, parameters, points, opened.result(), slots, notify)
 
 
 def _run(

@@ -263,9 +263,10 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
     for start, steps, batch in plan:
         rows = order[:, start : start + steps * batch]
         if data.images is None:
-            x: Iterable[Tensor] = observations[rows].unflatten(1, (steps, batch)).transpose(2, 3).contiguous().unbind(1)
+            drawn = observations[rows].view(members, steps, batch, -1)
+            x: Iterable[Tensor] = drawn.transpose(2, 3).contiguous().unbind(1)
         else:  # a chunk of them would fill the memory
-            x = (data.images.batch(worlds, part % n) for part in rows.split(batch, 1))
+            x = (data.images.batch(worlds, part % n) for part in torch.split(rows, batch, 1))
         u = None if segments is None else segments[rows].view(members, steps, batch)
         noise = torch.empty(members, steps, ensemble.model.dim, batch, dtype=ensemble.dtype, device=device)
         for row, generator in zip(noise, state.noise, strict=True):
