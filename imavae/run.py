@@ -25,13 +25,13 @@ from imavae.data import dataset
 from imavae.data.cache import Cache
 from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require
-from imavae.families import load_plugins
+from imavae.families import SpritesMixing, load_plugins
 from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import evaluate
 from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
-from imavae.model.vae import GAMMA
+from imavae.model.vae import GAMMA, torch_dtype
 from imavae.tracking import Row, Tracker, TrialRecord, Value, fetch_model, member_name, open_tracker
 from imavae.training import checkpoint
 from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_plain, initial_state, to_plain
@@ -222,6 +222,13 @@ class Session:
         checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling)
 
 
+def render(config: RunConfig, rendering: Rendering | None) -> None:
+    """Put the images of a point's worlds into the cache; ``rendering`` is told of those that are not there yet."""
+    if isinstance(config.data.mixing, SpritesMixing):
+        worlds = config.members.data.seed or (config.data.seed,)
+        dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
+
+
 def run_point(
     config: RunConfig, notify: Callable[[Session, Progress], None], rendering: Rendering | None = None
 ) -> tuple[Outcome, Session]:
@@ -251,8 +258,11 @@ def run_point(
     return outcome, session
 
 
-def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split.
+def evaluate_checkpoint(
+    config: EvaluateConfig, rendering: Rendering | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split;
+    ``rendering`` is told of images that are not in the cache.
 
     Returns:
         A row per member, with its axes and the gamma of its point; and the metrics that can't be had, with the reason.
@@ -262,7 +272,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
     """
     load_plugins(config.plugins)
     path = locate(config.checkpoint, config)
-    content, cache = checkpoint.load(path), cache_of(config.output_dir)
+    content, cache = checkpoint.load(path), cache_of(config.output_dir, rendering)
     if content["kind"] == "model":
         model = checkpoint.load_member(path)
         session = Session.start([model.config], torch.device("cpu"), cache)

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
 from imavae.config_encode import EncodeConfig
-from imavae.report.display import Display, clock
+from imavae.report.display import Display, RenderingBar, clock
 
 if TYPE_CHECKING:
     from imavae.run import Outcome, Session
@@ -35,7 +35,8 @@ def train(config: RunConfig) -> None:
         bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
 
     try:
-        outcome, session = run_point(config, notify)
+        with RenderingBar(console) as images:
+            outcome, session = run_point(config, notify, images.update)
     finally:
         bar.stop()
     figures = []
@@ -61,7 +62,7 @@ def tune(config: StudyConfig) -> None:
     console = Console()
     start = time.monotonic()
     with Display(console) as display:
-        outcome = run_study(config, display.update)
+        outcome = run_study(config, display.update, display.rendered)
     from imavae.report.figures import study_figures
     from imavae.report.tables import best_trials, chosen_numbers, chosen_table
 
@@ -88,7 +89,8 @@ def evaluate(config: EvaluateConfig) -> None:
     from imavae.run import evaluate_checkpoint
 
     console = Console()
-    values, reasons = evaluate_checkpoint(config)
+    with RenderingBar(console) as images:
+        values, reasons = evaluate_checkpoint(config, images.update)
     console.print(metric_table(values, config.checkpoint))
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)

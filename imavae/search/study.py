@@ -12,7 +12,7 @@ from imavae.config import StudyConfig, base_of
 from imavae.errors import UserError, require
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
-from imavae.run import Outcome, tracker_of
+from imavae.run import Outcome, Rendering, render, tracker_of
 from imavae.search import cluster, space
 from imavae.search.progress import Snapshot
 from imavae.search.recorder import Recorder
@@ -44,8 +44,9 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     return parameters, space.grid(parameters)[: config.budget.trials]
 
 
-def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcome:
-    """Run a study to its end, or until it is interrupted; ``notify`` is told where it stands, about once a second.
+def run_study(config: StudyConfig, notify: Callable[[Snapshot], None], rendering: Rendering | None = None) -> Outcome:
+    """Run a study to its end, or until it is interrupted; ``notify`` is told where it stands, about once a second, and
+    ``rendering`` of images that are not in the cache.
 
     Raises:
         UserError: a mistake in the configuration, an address that can't be reached, or all trials failed.
@@ -54,7 +55,10 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcom
     with ThreadPoolExecutor(max_workers=1) as beside:
         opened = beside.submit(tracker_of, config, config.study)  # it and Ray take seconds each to start
         with cluster.running(config.cluster) as slots:
-            return _run(config, parameters, points, opened.result(), slots, notify)
+            tracker = opened.result()
+            if not any(parameter.key.startswith("data.") for parameter in parameters):
+                render(base_of(config), rendering)  # here, once: workers would all begin with it
+            return _run(config, parameters, points, tracker, slots, notify)
 
 
 def _run(
