@@ -12,6 +12,7 @@ from imavae.errors import require
 from imavae.families import (
     MIXINGS,
     SOURCES,
+    Factor,
     MixingSettings,
     MoebiusMixing,
     Settings,
@@ -98,6 +99,11 @@ class Data(Settings):
     def observed(self) -> int:
         """Number of observed dimensions, at least that of latents."""
         return self.mixing.observed(self.dim) if self.columns is None else len(self.columns)
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """What each source stands for."""
+        return self.mixing.factors_of(self.dim)
 
     @property
     def has_sources(self) -> bool:

@@ -21,6 +21,7 @@ from imavae.errors import UserError, require
 from imavae.families_data import MIXINGS as MIXINGS
 from imavae.families_data import SOURCES as SOURCES
 from imavae.families_data import BetaSource as BetaSource
+from imavae.families_data import Factor as Factor
 from imavae.families_data import FlowMixing as FlowMixing
 from imavae.families_data import GaussianSource as GaussianSource
 from imavae.families_data import LaplaceSource as LaplaceSource

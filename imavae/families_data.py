@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from imavae.errors import require
 from imavae.registry import Registry, Settings
@@ -124,6 +124,13 @@ class UnknownSource(SourceSettings):
         return -0.5, 0.5
 
 
+class Factor(NamedTuple):
+    """What a source stands for."""
+
+    name: str
+    discrete: bool = False  # whether it takes few values, in no order
+
+
 @dataclass(frozen=True)
 class MixingSettings(Settings):
     """Base of the mixings' settings.
@@ -137,6 +144,10 @@ class MixingSettings(Settings):
     def observed(self, dim: int) -> int:
         """Numbers in an observation that is made of ``dim`` sources."""
         return dim
+
+    def factors_of(self, dim: int) -> tuple[Factor, ...]:
+        """What each source stands for."""
+        return tuple(Factor(f"source {number}") for number in range(1, dim + 1))
 
     def check(self, dim: int, source: SourceSettings) -> None:
         """Raise UserError where these settings don't go with the sources."""
@@ -240,7 +251,8 @@ class SpritesMixing(MixingSettings):
     """Images of one shape on black, drawn from its place, size, hue, ...: see :mod:`imavae.data.sprites`.
 
     Each source stands for one factor, mapped linearly from its support onto the factor's range. A factor that is left
-    out stays at the middle of its range, the angle at 0.
+    out stays at the middle of its range, the angle at 0. The source that stands for the shape takes as many values as
+    there are shapes: the middles of equal parts of its support.
     """
 
     name: str = "sprites"
@@ -277,6 +289,10 @@ class SpritesMixing(MixingSettings):
     def observed(self, dim: int) -> int:
         """Numbers in an image: red, green and blue of each pixel."""
         return 3 * self.side**2
+
+    def factors_of(self, dim: int) -> tuple[Factor, ...]:
+        """What each source stands for."""
+        return tuple(Factor(name, discrete=name == "shape") for name in self.factors)
 
     def check(self, dim: int, source: SourceSettings) -> None:
         """Raise UserError where these settings don't go with the sources."""

@@ -28,6 +28,7 @@ from imavae.errors import UserError, require
 from imavae.families import SpritesMixing, load_plugins
 from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import evaluate
+from imavae.metrics.gallery import Gallery, gallery
 from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
@@ -202,6 +203,14 @@ class Session:
         weights = self.state.best[self.criteria[0]].weights
         return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
 
+    def gallery(self, best: int, flat: torch.Tensor | None = None) -> Gallery:
+        """Images of the validation split under the members, and traversals of the ``best``-th one's latents; at the
+        weights ``flat``, by default their best states (first criterion). Only where observations are images.
+        """
+        rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
+        weights = self.state.best[self.criteria[0]].weights if flat is None else flat
+        return gallery(self.ensemble, weights, rows, self.data.val, best)
+
     def partial_record(self, point: int, trial: int, values: Row, objective: Objective) -> TrialRecord:
         """What is known of one point while it trains: no members yet."""
         rows = self.history_rows(point, trial)
@@ -272,11 +281,9 @@ def evaluate_checkpoint(
     """
     load_plugins(config.plugins)
     path = locate(config.checkpoint, config)
-    content, cache = checkpoint.load(path), cache_of(config.output_dir, rendering)
-    if content["kind"] == "model":
-        model = checkpoint.load_member(path)
-        session = Session.start([model.config], torch.device("cpu"), cache)
-        flat = torch.cat([weight.flatten() for weight in model.weights.values()])[None]
+    cache = cache_of(config.output_dir, rendering)
+    if checkpoint.load(path)["kind"] == "model":
+        session, flat = model_session(path, cache)
     else:
         session = Session.load(path, torch.device("cpu"), cache)
         require(
@@ -286,10 +293,17 @@ def evaluate_checkpoint(
             "leave select at null",
         )
         flat = session.state.best[config.select or session.criteria[0]].weights
-    values = session.evaluate(config.split, flat.detach(), torch.arange(len(flat)), "probes")
+    values = session.evaluate(config.split, flat, torch.arange(len(flat)), "probes")
     axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
     frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
     return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, "probes")
+
+
+def model_session(path: Path, cache: Cache) -> tuple[Session, torch.Tensor]:
+    """An ensemble of one in the world of a stored model, and that model's weights as its own are laid out."""
+    model = checkpoint.load_member(path)
+    session = Session.start([model.config], torch.device("cpu"), cache)
+    return session, torch.cat([weight.detach().flatten() for weight in model.weights.values()])[None]
 
 
 def new_folder(output_dir: Path, kind: str, name: str) -> Path:
@@ -423,6 +437,12 @@ def best_member(record: TrialRecord) -> dict[str, Value] | None:
 
     sound = [row for row in record.members if row["status"] != "diverged"]
     return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
+
+
+def best_place(record: TrialRecord) -> int:
+    """Where the best member stands among a trial's; the first where none is left."""
+    row = best_member(record)
+    return 0 if row is None else record.members.index(row)
 
 
 def chosen_by(row: Row) -> str:

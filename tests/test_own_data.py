@@ -207,7 +207,7 @@ def test_reports_say_that_there_are_no_sources(path: Path) -> None:
 def test_figures_are_drawn_without_sources_and_with_a_single_seed(seeds: list[int], path: Path, tmp_path: Path) -> None:
     outcome, session = run_point(run_config({**to_mapping(own(path)), "members": {"seed": seeds}}), lambda *_: None)
     names, points = session.portrait()
-    drawn = solo_figures(outcome.history, tmp_path) + run_figures(points, names, outcome.history, tmp_path)
+    drawn = solo_figures(outcome.history, tmp_path) + run_figures(points, names, [], outcome.history, tmp_path)
     drawn += study_figures(outcome.members, outcome.trials, [], outcome.objective, tmp_path)
     found = {file.stem for file in drawn}
     assert {"learning_curves", "posterior_variance", "agreement_vs_gamma", "cima_vs_gamma"} <= found

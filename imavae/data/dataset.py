@@ -193,10 +193,11 @@ def _images(data: Data, settings: SpritesMixing, seeds: tuple[int, ...], place: 
     for number, seed in enumerate(seeds):
         drawn = _drawn(dataclasses.replace(data, seed=seed))
         order = torch.randperm(data.n_obs, generator=stream(seed, "split"))
-        scenes = sprites.scenes(settings, data.source.support, drawn.sources[order], stream(seed, "mixing"))
+        s = sprites.settled(settings, data.source.support, drawn.sources)
+        scenes = sprites.scenes(settings, data.source.support, s[order], stream(seed, "mixing"))
         maps.append(sprites.images(scenes, settings, cache.folder, _part(cache.progress, number, len(seeds))))
         for split, rows in zip(splits, torch.split(order, list(data.sizes)), strict=True):
-            split.sources[number] = drawn.sources[rows]
+            split.sources[number] = s[rows]
             if split.segments is not None and drawn.segments is not None:
                 split.segments[number] = drawn.segments[rows]
     first, last = data.sizes[0], data.n_obs - data.sizes[2]

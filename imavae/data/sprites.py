@@ -89,6 +89,19 @@ def _ratio(matrix: Tensor, slope: Tensor, t: Tensor) -> Tensor:
     return t @ matrix.T / (1 + t @ slope)[:, None]
 
 
+def settled(settings: SpritesMixing, support: tuple[float, float], s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+    """The sources with that of the shape at one of as many values as there are shapes: the middles of equal parts of
+    its support.
+    """
+    if "shape" not in settings.factors:
+        return s
+    low, width = support[0], (support[1] - support[0]) / len(settings.shapes)
+    at = settings.factors.index("shape")
+    s = s.clone()
+    s[:, at] = low + width * (((s[:, at] - low) / width).floor().clamp(0, len(settings.shapes) - 1) + 0.5)
+    return s
+
+
 def scenes(
     settings: SpritesMixing, support: tuple[float, float], s: Float64[Tensor, "n d"], generator: torch.Generator
 ) -> Scenes:

@@ -74,6 +74,7 @@ def evaluate(
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
     block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED))
     worlds, parts, locations = ensemble.world_of(rows), [], []
+    discrete = [factor.discrete for factor in ensemble.config.data.factors]
     contrast = None if split.truth is None else ima.truth_contrast(split.truth.jacobian)
     for at in torch.split(torch.arange(len(flat), device=flat.device), block):
         world = worlds[at]
@@ -89,7 +90,7 @@ def evaluate(
         sources = split.sources[0].T if len(ensemble.worlds) == 1 else split.sources[world].transpose(1, 2)
         values = averages | {"gamma": weights[GAMMA].exp()} | _metrics(averages, points, local)
         if ensemble.config.data.has_sources:
-            values |= _identifiability(points, sources)
+            values |= _identifiability(points, sources, discrete)
         if split.truth is not None and contrast is not None:
             exact = likelihood(split.truth.log_px[world], contrast[world], averages["neg_elbo"])
             values |= {"cima_truth": contrast[world].mean(1), **exact._asdict()}
@@ -98,7 +99,7 @@ def evaluate(
         if "conformal_contrast" in names:
             values["conformal_contrast"] = ima.conformal_contrast(ima.Contrast(local.contrast, local.full, local.norms))
         if stage == "probes" and ensemble.config.data.has_sources:
-            values |= _probes(sources.expand_as(points.location), points.location)
+            values |= _probes(sources.expand_as(points.location), points.location, discrete)
         parts.append({name: values[name] for name in names if name in values})
         locations.append(points.location)
     result = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
@@ -221,32 +222,33 @@ def _metrics(averages: dict[str, Tensor], points: Points, local: Local) -> dict[
     }
 
 
-def _identifiability(points: Points, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
+def _identifiability(points: Points, s: Float[Tensor, "*world d n"], discrete: list[bool]) -> dict[str, Tensor]:
     """How well one block of members recovers the sources."""
     known, sample, location = (identifiability.standard(rows) for rows in (s, points.latent, points.location))
     values = {
-        "mcc": identifiability.matched_mean(known @ sample.mT),
-        "mcc_spearman": identifiability.mcc_spearman(s, points.latent),
-        "mcc_mean": identifiability.matched_mean(known @ location.mT),
-        "mcc_batch": identifiability.mcc_batch(s, points.latent, BATCH),
+        "mcc": identifiability.matched_mean(identifiability.standard_correlation(known, sample, s, discrete)),
+        "mcc_spearman": identifiability.mcc_spearman(s, points.latent, discrete),
+        "mcc_mean": identifiability.matched_mean(identifiability.standard_correlation(known, location, s, discrete)),
+        "mcc_batch": identifiability.mcc_batch(s, points.latent, BATCH, discrete),
         "r2_linear": identifiability.standard_r2_linear(known, location),
     }
     if points.cdf is not None:
-        values["mcc_cdf"] = identifiability.mcc(s, points.cdf)
+        values["mcc_cdf"] = identifiability.mcc(s, points.cdf, discrete)
     return values
 
 
-def _probes(s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"]) -> dict[str, Tensor]:
+def _probes(
+    s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"], discrete: list[bool]
+) -> dict[str, Tensor]:
     """The slow metrics, a member at a time."""
     from imavae.metrics import disentanglement  # scikit-learn takes a second to import
 
     values: dict[str, list[float]] = {}
     for factors, codes in zip(s.cpu().numpy(), location.cpu().numpy(), strict=True):
-        continuous = [False] * len(factors)
-        dci = disentanglement.dci(factors.T, codes.T, continuous)
+        dci = disentanglement.dci(factors.T, codes.T, discrete)
         one = {f"dci_{name}": value for name, value in dci._asdict().items()}
-        one["sap"] = disentanglement.sap(factors.T, codes.T, continuous)
-        one["mig"] = disentanglement.mig(factors.T, codes.T, continuous)
+        one["sap"] = disentanglement.sap(factors.T, codes.T, discrete)
+        one["mig"] = disentanglement.mig(factors.T, codes.T, discrete)
         for name, value in one.items():
             values.setdefault(name, []).append(value)
     slow = {name: torch.from_numpy(np.array(column)) for name, column in values.items()}

@@ -23,8 +23,9 @@ GLOSSARY = {
     "neg_elbo": Metric("negative ELBO, with one posterior sample a point, in nats", "min", "kl − log_px_z"),
     "kl": Metric("divergence of the posterior from the prior, in nats", "none", "KL(q(z|x) ‖ p(z))"),
     "log_px_z": Metric("reconstruction term, in nats", "max", "E_q[log N(x; g(z), γ⁻² I)]"),
-    "mcc": Metric("mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance ≈ 0",
-                  "max", "max_π (1/d) Σ_k |corr(s_k, z_π(k))|"),
+    "mcc": Metric("mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance ≈ 0; "
+                  "of a discrete source the correlation ratio counts, √(Var E[z|s] / Var z)", "max",
+                  "max_π (1/d) Σ_k |corr(s_k, z_π(k))|"),
     "mcc_spearman": Metric("the same with rank correlations", "max", "max_π (1/d) Σ_k |ρ(s_k, z_π(k))|"),
     "mcc_mean": Metric("the same with the posterior's location", "max", "max_π (1/d) Σ_k |corr(s_k, μ_π(k)(x))|"),
     "mcc_cdf": Metric("the same with samples put through the prior's CDF; uniform sources under another prior", "max",

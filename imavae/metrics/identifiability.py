@@ -3,7 +3,7 @@
 MCC is the mean absolute correlation of the optimal one-to-one matching between sources and latents. Sources are
 (d, n), shared by all members, or (member, d, n), one world each; latents are (member, d, n). A latent (or source) that
 is constant or not finite correlates with nothing: its row counts as zero, so a collapsed model scores at chance
-instead of failing.
+instead of failing. Of a source that is discrete, the correlation ratio with each latent counts.
 """
 
 from __future__ import annotations
@@ -23,25 +23,30 @@ ENUMERATED = 4  # dimensions up to which every matching is tried
 LANDMARKS = 200  # of its kernel
 
 
-def mcc(sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"]) -> Float64[Tensor, " member"]:
+def mcc(
+    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"], discrete: Sequence[bool] = ()
+) -> Float64[Tensor, " member"]:
     """Pearson MCC over all n points, in [0, 1]; near 0 by chance."""
-    return matched_mean(correlation(sources, latents))
+    return matched_mean(correlation(sources, latents, discrete))
 
 
 def mcc_spearman(
-    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"]
+    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"], discrete: Sequence[bool] = ()
 ) -> Float64[Tensor, " member"]:
     """MCC of ranks: blind to monotone distortions of each latent."""
-    return matched_mean(correlation(_ranks(sources), _ranks(latents)))
+    return matched_mean(correlation(_ranks(sources), _ranks(latents), discrete))
 
 
 def mcc_batch(
-    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"], size: int = 64
+    sources: Float[Tensor, "*world d n"],
+    latents: Float[Tensor, "member d n"],
+    size: int = 64,
+    discrete: Sequence[bool] = (),
 ) -> Float64[Tensor, " member"]:
     """The published estimator: the average of the MCCs of batches of ``size`` points (what is left over is dropped).
     Chance is well above zero: 0.15 for d = 3. For comparison only.
     """
-    return matched_mean(correlation(_batches(sources, size), _batches(latents, size))).mean(1)
+    return matched_mean(correlation(_batches(sources, size), _batches(latents, size), discrete)).mean(1)
 
 
 def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]) -> Float64[Tensor, " member"]:
@@ -132,9 +137,32 @@ def explained(truth: Float64[Tensor, "*s n"], guess: Float64[Tensor, "*m n"]) ->
     return torch.where(total > 0, 1 - rest / torch.where(total > 0, total, 1), 0).clamp(0, 1)
 
 
-def correlation(a: Float[Tensor, "*s d n"], b: Float[Tensor, "*m e n"]) -> Float64[Tensor, "*m d e"]:
-    """Pearson correlation of each row of ``a`` with each row of ``b``, in float64; 0 where one of them is constant."""
-    return standard(a) @ standard(b).mT
+def correlation(
+    a: Float[Tensor, "*s d n"], b: Float[Tensor, "*m e n"], discrete: Sequence[bool] = ()
+) -> Float64[Tensor, "*m d e"]:
+    """Pearson correlation of each row of ``a`` with each row of ``b``, in float64; 0 where one of them is constant. Of
+    rows of ``a`` that are discrete, the correlation ratio.
+    """
+    return standard_correlation(standard(a), standard(b), a, discrete)
+
+
+def standard_correlation(
+    known: Float64[Tensor, "*s d n"], z: Float64[Tensor, "*m e n"], a: Float[Tensor, "*s d n"], discrete: Sequence[bool]
+) -> Float64[Tensor, "*m d e"]:
+    """The same of rows that :func:`standard` gave of ``a`` and of the latents.
+
+    The values of a discrete row are names, whose order means nothing. The correlation ratio, of z with mean 0 and norm
+    1, η² = Σ_c n_c (mean of z in class c)², is the square of the greatest correlation that any numbers for the classes
+    give (Fisher); between two classes it is the correlation.
+    """
+    table = known @ z.mT
+    for k in (k for k, kind in enumerate(discrete) if kind):
+        square = torch.zeros_like(table[..., k, :])
+        for value in a[..., k, :].unique():
+            inside = (a[..., k, :] == value).double()
+            square += (z @ inside[..., None])[..., 0].square() / inside.sum(-1, keepdim=True).clamp_min(1)
+        table[..., k, :] = square.sqrt()
+    return table
 
 
 def matched_mean(correlations: Float64[Tensor, "*m d e"]) -> Float64[Tensor, "*m"]:

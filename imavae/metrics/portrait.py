@@ -45,7 +45,8 @@ def portrait(
     assert inverse is not None  # noqa: S101
     if not ensemble.config.data.has_sources:
         return Portrait(sources.cpu(), points.location.cpu(), variance.cpu(), 1 / inverse.cpu())
-    tables = correlation(sources, points.location).abs().nan_to_num().cpu().numpy()
+    discrete = [factor.discrete for factor in ensemble.config.data.factors]
+    tables = correlation(sources, points.location, discrete).abs().nan_to_num().cpu().numpy()
     order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
     latents = torch.take_along_dim(points.location.cpu(), order[:, :, None], dim=1)
     return Portrait(sources.cpu(), latents, variance.cpu(), 1 / inverse.cpu())

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
 from imavae.config_encode import EncodeConfig
+from imavae.families import SpritesMixing
 from imavae.report.display import Display, RenderingBar, clock
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
     from imavae.report.figures import solo_figures
+    from imavae.report.gallery import image_figures
     from imavae.report.portrait import run_figures
     from imavae.report.tables import member_table
-    from imavae.run import run_point
+    from imavae.run import best_place, run_point
 
     console = Console()
     columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
@@ -43,7 +45,11 @@ def train(config: RunConfig) -> None:
     if outcome.records[0].history:
         folder, history = outcome.folder / "figures", outcome.history
         names, portrait = session.portrait()
-        figures = solo_figures(history, folder) + run_figures(portrait, names, history, folder)
+        factors = [factor.name for factor in config.data.factors]
+        figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
+        if session.data.val.images is not None:
+            best = best_place(outcome.records[0])
+            figures += image_figures(session.gallery(best), names, best, folder)
     _finish(outcome, figures)
     console.print(member_table(outcome.members))
     _addresses(console, outcome, config)
@@ -71,6 +77,8 @@ def tune(config: StudyConfig) -> None:
     members, trials = outcome.members, outcome.trials
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
     winner = members[members["trial"] == outcome.ranked()[0].number]
+    if isinstance(config.data.mixing, SpritesMixing):
+        figures += _champions_images(outcome.folder, config.output_dir)
     metrics = chosen_numbers(winner)
     seconds = time.monotonic() - start
     _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
@@ -121,6 +129,14 @@ def encode(config: EncodeConfig) -> None:
         highlight=False,
     )
     console.print(f"latents   {Path(config.out).resolve()}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _champions_images(folder: Path, output_dir: str) -> list[Path]:
+    from imavae.report.gallery import image_figures
+    from imavae.run import cache_of, model_session
+
+    session, flat = model_session(folder / "champion.pt", cache_of(output_dir))
+    return image_figures(session.gallery(0, flat), ["champion"], 0, folder / "figures")
 
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
