@@ -301,3 +301,17 @@ def test_sprites_that_do_not_go_with_the_data_are_refused(values: dict[str, Any]
     with pytest.raises(UserError, match=rule):
         Data(mixing=SpritesMixing(), **values)
     assert Data(dim=4, source=BetaSource(), mixing=SpritesMixing()).dim == 4
+
+
+def test_a_source_of_shapes_settles_where_its_shape_stays() -> None:
+    settings = SpritesMixing(factors=("x", "shape"), shapes=("square", "triangle", "circle"), side=16)
+    s = drawn(settings, 300)
+    settled = sprites.settled(settings, SUPPORT, s)
+    assert torch.equal(settled[:, 0], s[:, 0])
+    assert len(settled[:, 1].unique()) == 3
+    width = SUPPORT[1] - SUPPORT[0]
+    assert float((settled[:, 1] - s[:, 1]).abs().max()) <= width / 6 + 1e-12
+    np.testing.assert_array_equal(rendered(settings, settled), rendered(settings, s))
+    assert torch.equal(sprites.settled(settings, SUPPORT, settled), settled)
+    ends = torch.tensor([SUPPORT, SUPPORT], dtype=torch.float64).T
+    assert len(sprites.settled(settings, SUPPORT, ends)[:, 1].unique()) == 2  # both ends have a class

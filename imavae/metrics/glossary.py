@@ -112,16 +112,16 @@ def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
         reasons["mcc_cdf"] = "a CDF maps onto the sources only if they are uniform, and the prior is not"
     if len(config.members.seed) == 1:
         reasons["agreement"] = "one seed has no other to agree with"
+    if stage == "validation":
+        reasons |= dict.fromkeys(FINAL, SLOW)
+    if stage != "probes":
+        reasons |= dict.fromkeys(PROBES, "slow: evaluate.py has it, and members.csv with training.probes=true")
     if not config.data.mixing.known:
         nobody = "the mixing is unknown, and so are its likelihoods and Jacobians"
         drawn = "images have no likelihood, and their rendering no Jacobian that is known"
         reasons |= dict.fromkeys(TRUTH, drawn if isinstance(config.data.mixing, SpritesMixing) else nobody)
     elif not truth:
         reasons |= dict.fromkeys(TRUTH, "likelihoods and Jacobians of the mixing are kept for val and test alone")
-    if stage == "validation":
-        reasons |= dict.fromkeys(FINAL, SLOW)
-    if stage != "probes":
-        reasons |= dict.fromkeys(PROBES, "slow: evaluate.py has it, and members.csv with training.probes=true")
     if not config.data.has_sources:
         reasons |= dict.fromkeys(SOURCES, "there are no sources to compare with (data.sources_path would name them)")
     return reasons
