@@ -136,7 +136,7 @@ def forward(
         contrast = ima.contrast(jacobian)
         inverse = ima.inverse_variance(contrast.norms.square(), slope, curvature, gamma)
         add("log_consistency", (variance * inverse).log_().mean((1, 2)))
-        add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean((1, 2)))
+        add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean(2))  # of each latent
         z = model.prior.latent(y)
         chunks.append(
             Points(
@@ -185,7 +185,7 @@ def _metrics(averages: dict[str, Tensor], points: Points) -> dict[str, Tensor]:
         "column_norm_var_points": norms.variance_over_samples,
         "self_consistency": averages["log_consistency"].exp(),
         "self_consistency_batch": points.batch_ratio.mean((1, 2)),
-        "active_units": (spread > 0.01 * averages["prior_variance"][:, None]).sum(1),
+        "active_units": (spread > 0.01 * averages["prior_variance"]).sum(1),
     }
 
 
