@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from imavae.addresses import open_client, tracking_uri
 from imavae.config import EvaluateConfig, RunConfig, run_config, study_config
 from imavae.data import dataset
 from imavae.errors import UserError
@@ -178,6 +179,24 @@ def test_a_run_without_sources_chooses_by_neg_elbo_and_its_model_needs_no_file(p
         np.testing.assert_allclose(predictor.predict(frame), model.encode(x).numpy())
     with pytest.raises(UserError, match="none called b"):
         predictor.predict(raw.drop(columns="b"))
+
+
+def test_a_tracked_run_without_sources_is_found_by_its_address(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = run_config({**to_mapping(own(path)), "tracking": {"name": "mlflow"}})
+    outcome, _ = run_point(config, lambda *_: None)
+    client = open_client(tracking_uri(config.tracking, Path(config.output_dir)))
+    (experiment,) = client.search_experiments(filter_string="name = 'train'")
+    best = outcome.members.sort_values("min val/neg_elbo").iloc[0]
+    rules = ("tags.`imavae.kind` = 'study'", f"tags.`imavae.member` = '{best['seed']:.0f}'")
+    for rule in rules:
+        (run,) = client.search_runs([experiment.experiment_id], rule)
+        model = load_model(f"runs:/{run.info.run_id}", config.output_dir)
+        assert (model.about["seed"], model.about["chosen by"]) == (best["seed"], "val/neg_elbo")
+    (logged,) = client.search_logged_models([experiment.experiment_id])
+    values = {metric.key: metric.value for metric in logged.metrics or []}
+    assert values["val/neg_elbo"] == pytest.approx(best["min val/neg_elbo"])
+    assert "val/mcc" not in values
 
 
 def test_reports_say_that_there_are_no_sources(path: Path) -> None:
