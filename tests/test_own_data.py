@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from imavae.config import EvaluateConfig, RunConfig, run_config, study_config
 from imavae.data import dataset
 from imavae.errors import UserError
 from imavae.mapping import to_mapping
+from imavae.metrics import identifiability
 from imavae.metrics.evaluate import BATCH
 from imavae.metrics.glossary import GLOSSARY, SOURCES, TRUTH, absent
 from imavae.metrics.portrait import portrait
@@ -115,6 +117,28 @@ def test_metrics_are_right_with_more_columns_than_latents(path: Path) -> None:
         assert float(values["val/mse_obs"][row]) == pytest.approx(float((model(x) - x).square().mean()), rel=1e-9)
     gap = values["val/log_px_z"] - 4 * (math.log(3.0) - 0.5 * math.log(2 * math.pi))  # of four dimensions
     assert (gap < 0).all()
+
+
+@pytest.mark.parametrize("bound", [90, 200, 5000])
+def test_agreement_is_of_the_first_points_and_no_others_are_kept(
+    bound: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.start([own(path)], CPU)
+    agreement, n = identifiability.agreement, min(bound, len(session.data.val))
+    kept: list[float] = []
+
+    def watched(locations: Tensor, groups: list[Any]) -> Tensor:
+        every = [t for t in gc.get_objects() if type(t) is Tensor and t.shape[1:] == (3, n)]
+        kept.extend(t.untyped_storage().nbytes() / (t.numel() * t.itemsize) for t in every)
+        return agreement(locations, groups)
+
+    monkeypatch.setattr(identifiability, "AGREEMENT_POINTS", bound)
+    monkeypatch.setattr(identifiability, "agreement", watched)
+    values = session.evaluate("val", session.state.weights, session.state.active)["val/agreement"]
+    x = session.data.val.observations[0, :n]
+    few = torch.stack([plain_model(own(path), row).encode(x).T for row in session.state.weights])
+    torch.testing.assert_close(values, agreement(few, [0] * 3))
+    assert set(kept) == {1.0}  # no view, which would keep all points
 
 
 def test_a_member_with_more_columns_than_latents_does_not_depend_on_its_company(path: Path) -> None:

@@ -59,7 +59,7 @@ def evaluate(
     missing = absent(ensemble.config, split.truth is not None, stage)
     names = [name for name in GLOSSARY if name not in missing]
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
-    block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED))
+    block, most = max(1, ACTIVATIONS // (max(sizes) * EVALUATED)), identifiability.AGREEMENT_POINTS
     worlds, parts, locations = ensemble.world_of(rows), [], []
     contrast = None if split.truth is None else ima.truth_contrast(split.truth.jacobian)
     for at in torch.split(torch.arange(len(flat), device=flat.device), block):
@@ -88,7 +88,7 @@ def evaluate(
         if stage == "probes" and ensemble.config.data.has_sources:
             values |= _probes(sources.expand_as(points.location), points.location)
         parts.append({name: values[name] for name in names if name in values})
-        locations.append(points.location)
+        locations.append(points.location[..., :most].contiguous())  # a view would keep all points of all members
     result = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
     if "agreement" in names:
         members = [ensemble.members[row] for row in rows.tolist()]
