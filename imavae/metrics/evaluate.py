@@ -59,7 +59,7 @@ def evaluate(
     missing = absent(ensemble.config, split.truth is not None, stage)
     names = [name for name in GLOSSARY if name not in missing]
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
-    block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED))
+    block, most = max(1, ACTIVATIONS // (max(sizes) * EVALUATED)), identifiability.AGREEMENT_POINTS
     worlds, parts, locations = ensemble.world_of(rows), [], []
     contrast = None if split.truth is None else ima.truth_contrast(split.truth.jacobian)
     for at in torch.split(torch.arange(len(flat), device=flat.device), block):
@@ -88,7 +88,7 @@ def evaluate(
         if stage == "probes" and ensemble.config.data.has_sources:
             values |= _probes(sources.expand_as(points.location), points.location)
         parts.append({name: values[name] for name in names if name in values})
-        locations.append(points.location)
+        locations.append(points.location[..., :most].contiguous())  # a view would keep all points of all members
     result = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
     if "agreement" in names:
         members = [ensemble.members[row] for row in rows.tolist()]
@@ -136,7 +136,7 @@ def forward(
         contrast = ima.contrast(jacobian)
         inverse = ima.inverse_variance(contrast.norms.square(), slope, curvature, gamma)
         add("log_consistency", (variance * inverse).log_().mean((1, 2)))
-        add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean((1, 2)))
+        add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean(2))  # of each latent
         z = model.prior.latent(y)
         chunks.append(
             Points(
@@ -185,7 +185,7 @@ def _metrics(averages: dict[str, Tensor], points: Points) -> dict[str, Tensor]:
         "column_norm_var_points": norms.variance_over_samples,
         "self_consistency": averages["log_consistency"].exp(),
         "self_consistency_batch": points.batch_ratio.mean((1, 2)),
-        "active_units": (spread > 0.01 * averages["prior_variance"][:, None]).sum(1),
+        "active_units": (spread > 0.01 * averages["prior_variance"]).sum(1),
     }
 
 

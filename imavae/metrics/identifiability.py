@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+AGREEMENT_POINTS = 20_000  # of a split, the first in its random order: those of all members are kept till the end
 PROBE_POINTS = 2000  # that a nonlinear probe is fitted to, and as many that it is scored on: more change little
 ENUMERATED = 4  # dimensions up to which every matching is tried
 LANDMARKS = 200  # of its kernel
@@ -48,7 +49,8 @@ def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]
     """How identifiable the solution is, without its sources: the median, over the other members of a member's group,
     of the MCC between their latents; NaN in a group of one (after Duan et al., arXiv 1905.12614).
 
-    One product of standardised latents per group, in float32, gives the correlations of all of its pairs.
+    One product of standardised latents per group, in float32, gives the correlations of all of its pairs. An evaluation
+    gives it the first :data:`AGREEMENT_POINTS` of a split at the most.
     """
     dim = locations.shape[1]
     result = torch.full((len(groups),), torch.nan, dtype=torch.float64)
