@@ -172,9 +172,8 @@ def _batches(a: Float[Tensor, "*m d n"], size: int) -> Float[Tensor, "*m batch d
 def _ranks(a: Tensor) -> Tensor:
     """From 0, equal values sharing the mean of theirs; NaN in a row that has one; SciPy's are slower."""
     values = a.cpu()
-    order = torch.from_numpy(np.argsort(values.numpy(), axis=-1))  # NumPy sorts faster, torch gathers faster
-    ordered = values.gather(-1, order)
     n = values.shape[-1]
+    order, ordered = _sorted(values)
     places = torch.arange(n, dtype=torch.float64).repeat(*values.shape[:-1], 1)
     equal = torch.zeros(values.shape, dtype=torch.bool)  # to the next one
     torch.eq(ordered[..., 1:], ordered[..., :-1], out=equal[..., :-1])
@@ -187,5 +186,22 @@ def _ranks(a: Tensor) -> Tensor:
         flat = places.numpy().reshape(-1)
         flat[tied] = flat[tied + 1] = mean[run]
     ranks = places.scatter(-1, order, places)
-    ranks[ordered[..., -1].isnan()] = torch.nan  # they are sorted last
+    ranks[values.isnan().any(-1)] = torch.nan
     return ranks
+
+
+def _sorted(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row's values stand in ascending order, and numbers that are in that order and are equal where the
+    values are.
+
+    NumPy sorts whole numbers in half the time that it takes to sort indices, so in float32 a value and its index become
+    one: the bits of a float are in the order of the floats, but for negative ones, whose magnitude is turned round.
+    """
+    if values.dtype != torch.float32:
+        order = torch.from_numpy(np.argsort(values.numpy(), axis=-1))
+        return order, values.gather(-1, order)
+    bits = (values + 0.0).view(torch.int32)  # -0 becomes 0
+    turned = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
+    keys = turned.bitwise_left_shift_(32).bitwise_or_(torch.arange(values.shape[-1]))
+    keys.numpy().sort(axis=-1)
+    return keys & 0xFFFFFFFF, keys >> 32

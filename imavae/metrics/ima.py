@@ -34,13 +34,13 @@ def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
     q, r = [], {}
     for k, norm in enumerate(norms):
         rest = _norm(columns[k]) if k else norm
-        good = (rest > rounding * norm) & torch.isfinite(rest)
+        good = (rest > rounding * norm) & (rest < torch.inf)  # neither holds for NaN
         full &= good
         r[k, k] = torch.where(good, rest, 1)
         q.append(columns[k] / r[k, k][:, None])
         for j in range(k + 1, len(columns)):
             r[k, j] = (q[k] * columns[j]).sum(1)
-            columns[j] = columns[j] - r[k, j][:, None] * q[k]
+            columns[j] = torch.addcmul(columns[j], r[k, j][:, None], q[k], value=-1)
     return _QR(q, r, norms, full)
 
 
