@@ -104,12 +104,9 @@ class ColumnNorms(NamedTuple):
 
 def column_norms(norms: Float64[Tensor, "member d n"]) -> ColumnNorms:
     """How strongly, how evenly and how steadily the decoder depends on each latent; NaN if a norm is not finite."""
-    return ColumnNorms(
-        norms.mean((1, 2)),
-        norms.mean(2).var(1, correction=0),
-        norms.amax((1, 2)),
-        norms.var(2, correction=0).mean(1),
-    )
+    means = norms.mean(2)
+    spread = (norms - means[..., None]).square_().mean((1, 2))  # torch's var takes three times as long
+    return ColumnNorms(means.mean(1), means.var(1, correction=0), norms.amax((1, 2)), spread)
 
 
 def amari(jacobian: Float[Tensor, "member o d n"], truth: Float[Tensor, "*world o d n"]) -> Float64[Tensor, "member n"]:
