@@ -461,7 +461,7 @@ def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
     """The model behind a file's path, a run's or study's folder (its champion), or an MLflow address.
 
     Args:
-        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID/…``.
+        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID``.
         output_dir: where the tracking database lies, unless MLFLOW_TRACKING_URI says otherwise.
 
     Returns:

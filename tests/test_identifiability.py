@@ -102,6 +102,22 @@ def test_chance_is_near_zero_on_the_whole_split_but_not_in_batches(score: Score,
     assert low < float(scores.mean()) < high
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_values_share_a_rank_whatever_their_sign_and_size(dtype: torch.dtype) -> None:
+    s = normal(1, 500).to(dtype)
+    z = (normal(6, 500, seed=1) * 3).round().to(dtype)  # with many ties, and both zeros
+    z[1] *= 1e30
+    z[2, ::7] = torch.tensor(float("inf"), dtype=dtype)
+    z[3, ::5] = -torch.tensor(float("inf"), dtype=dtype)
+    z[4] *= 1e-40  # denormal in float32
+    assert (torch.signbit(z[0]) & (z[0] == 0)).any()
+    expected = [abs(scipy.stats.spearmanr(s[0].numpy(), row.numpy()).statistic) for row in z]
+    assert mcc_spearman(s, z[:, None]).tolist() == pytest.approx(expected, rel=1e-12)
+    for nan in (torch.nan, -torch.nan):
+        z[5, 17] = nan
+        assert mcc_spearman(s, z[5][None, None]).item() == 0
+
+
 def test_spearman_ignores_monotone_maps_and_pearson_does_not() -> None:
     s, z = related(3)
     bent = torch.stack([z[:, 0].exp(), -(z[:, 1] ** 3), z[:, 2].sigmoid()], 1)

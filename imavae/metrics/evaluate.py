@@ -72,7 +72,7 @@ def evaluate(
     missing = absent(ensemble.config, split.truth is not None, stage)
     names = [name for name in GLOSSARY if name not in missing]
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
-    block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED))
+    block, most = max(1, ACTIVATIONS // (max(sizes) * EVALUATED)), identifiability.AGREEMENT_POINTS
     worlds, parts, locations = ensemble.world_of(rows), [], []
     discrete = [factor.discrete for factor in ensemble.config.data.factors]
     contrast = None if split.truth is None else ima.truth_contrast(split.truth.jacobian)
@@ -101,7 +101,7 @@ def evaluate(
         if stage == "probes" and ensemble.config.data.has_sources:
             values |= _probes(sources.expand_as(points.location), points.location, discrete)
         parts.append({name: values[name] for name in names if name in values})
-        locations.append(points.location)
+        locations.append(points.location[..., :most].contiguous())  # a view would keep all points of all members
     result = {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
     if "agreement" in names:
         members = [ensemble.members[row] for row in rows.tolist()]
@@ -158,7 +158,7 @@ def forward(
         add("mse_obs", (reconstruction - x).square().mean((1, 2)))
         if "mse_source" in names:  # else the decoder can't take sources for latents
             add("mse_source", _cycle_error(model, weights, chunk(split.sources, world, at)))
-        add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean((1, 2)))
+        add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean(2))  # of each latent
         chunks.append(Points(z, location, cdf=model.prior.cdf(z, theta) if "mcc_cdf" in names else None))
     return sums, Points(*_joined(chunks)), Local(*_joined(near))
 
@@ -218,7 +218,7 @@ def _metrics(averages: dict[str, Tensor], points: Points, local: Local) -> dict[
         "column_norm_var_points": norms.variance_over_samples,
         "self_consistency": local.log_ratio.mean(1).exp(),
         "self_consistency_batch": local.batch_ratio.mean((1, 2)),
-        "active_units": (spread > 0.01 * averages["prior_variance"][:, None]).sum(1),
+        "active_units": (spread > 0.01 * averages["prior_variance"]).sum(1),
     }
 
 

@@ -36,8 +36,9 @@ GLOSSARY = {
                         "scored on the second", "max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²"),
     "r2_nonlinear": Metric("the same of a nonlinear map (kernel ridge regression), on a few thousand points", "max",
                            "as r2_linear, ŝ a function of all of μ(x)"),
-    "agreement": Metric("median MCC between a member's locations and those of the other seeds of its point; needs no "
-                        "sources", "max", "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|"),
+    "agreement": Metric("median MCC between a member's locations and those of the other seeds of its point, on 20,000 "
+                        "points at the most; needs no sources", "max",
+                        "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|"),
     "dci_disentanglement": Metric("each latent codes one factor at the most (random forests)", "max",
                                   "Σ_l ρ_l (1 − H(P_l·)), Eastwood and Williams 2018"),
     "dci_completeness": Metric("each factor lies in one latent", "max", "mean_k (1 − H(P_·k))"),

@@ -19,12 +19,14 @@ from torch.nn.functional import leaky_relu_, silu, softplus
 from imavae.config import Model
 from imavae.families import NETWORKS, register_network
 
+leaky_relu_backward = torch.ops.aten.leaky_relu_backward  # one pass, where a comparison and a choice are two
+
 Weights = Mapping[str, Tensor]
 Function = Callable[[Tensor, float], Tensor]
 
 # Each activation, which may overwrite its input, and its derivative, as functions of the input and of the slope.
 ACTIVATIONS: dict[str, tuple[Function, Function]] = {
-    "leaky_relu": (leaky_relu_, lambda x, slope: torch.where(x > 0, torch.ones_like(x), slope)),
+    "leaky_relu": (leaky_relu_, lambda x, slope: leaky_relu_backward(x.new_ones(()).expand_as(x), x, slope, True)),
     "tanh": (lambda x, _: torch.tanh(x), lambda x, _: 1 - torch.tanh(x).square()),
     "silu": (lambda x, _: silu(x), lambda x, _: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))),
     "softplus": (lambda x, _: softplus(x), lambda x, _: torch.sigmoid(x)),

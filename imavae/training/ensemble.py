@@ -9,8 +9,9 @@ of the update from that step on, so it keeps its last finite weights and disturb
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from imavae.training.gradient import ByAutograd, WrittenOut, written_out
 CHUNK = (
     32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
 )
+GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
 EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
 NUMBERS = 2**20  # of observations that go through them, at the most
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
@@ -63,14 +65,22 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self.members)
 
+    @cached_property
+    def _columns(self) -> dict[str, Tensor]:
+        """What differs between members, put on the device once: an epoch on a GPU never waits for the host."""
+        names = ("gamma", "learning_rate", "beta")
+        columns = {name: [getattr(member, name) for member in self.members] for name in names}
+        worlds = torch.tensor([self.worlds.index(member.world) for member in self.members], device=self.device)
+        made = {name: torch.tensor(c, dtype=self.dtype, device=self.device) for name, c in columns.items()}
+        return {**made, "world": worlds}
+
     def world_of(self, rows: Int[Tensor, " active"]) -> Int[Tensor, " active"]:
         """Where the worlds of the members in ``rows`` stand in the data."""
-        return torch.tensor([self.worlds.index(member.world) for member in self.members], device=self.device)[rows]
+        return self._columns["world"][rows]
 
     def per_member(self, name: str, rows: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
         """One attribute (gamma, learning_rate, beta) of the members in ``rows``."""
-        values = [getattr(member, name) for member in self.members]
-        return torch.tensor(values, dtype=self.dtype, device=self.device)[rows]
+        return self._columns[name][rows]
 
 
 def ensemble(points: list[RunConfig], device: torch.device | str) -> Ensemble:
@@ -248,7 +258,8 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
 
     The last batch holds what is left of the observations.
     """
-    n, size, members, device = len(data), ensemble.config.training.batch_size, len(state.active), ensemble.device
+    n, dim = len(data), ensemble.config.data.observed
+    size, members, device = ensemble.config.training.batch_size, len(state.active), ensemble.device
     order = torch.empty(members, n, dtype=torch.int64, device=device)
     for row, generator in zip(order, state.batches, strict=True):
         torch.randperm(n, generator=generator, out=row)
@@ -260,19 +271,34 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
     plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
     if n % size:
         plan.append((full * size, 1, n % size))
+    buffers: dict[tuple[object, ...], Tensor] = {}
     for start, steps, batch in plan:
-        rows = order[:, start : start + steps * batch]
-        if data.images is None:
-            drawn = observations[rows].view(members, steps, batch, -1)
-            x: Iterable[Tensor] = drawn.transpose(2, 3).contiguous().unbind(1)
-        else:  # a chunk of them would fill the memory
-            x = (data.images.batch(worlds, part % n) for part in torch.split(rows, batch, 1))
-        u = None if segments is None else segments[rows].view(members, steps, batch)
-        noise = torch.empty(members, steps, ensemble.model.dim, batch, dtype=ensemble.dtype, device=device)
+        noise = _room(buffers, "noise", observations, (members, steps, ensemble.model.dim, batch))
         for row, generator in zip(noise, state.noise, strict=True):
             row.normal_(generator=generator)
-        for step, part in enumerate(x):
-            yield part, noise[:, step], None if u is None else u[:, step]
+        at_once = max(1, min(steps, GATHERED // (members * batch * dim)))
+        for first in range(0, steps, at_once):
+            count = min(at_once, steps - first)
+            begin = start + first * batch
+            rows = order[:, begin : begin + count * batch]
+            if data.images is None:
+                flat = _room(buffers, "flat", observations, (members * count * batch, dim))
+                torch.index_select(observations, 0, rows.flatten(), out=flat)
+                x = _room(buffers, "x", observations, (members, count, dim, batch))
+                x.copy_(flat.view(members, count, batch, dim).transpose(2, 3))
+                parts = list(x.unbind(1))
+            else:
+                parts = [data.images.batch(worlds, part % n) for part in torch.split(rows, batch, 1)]
+            u = None if segments is None else segments[rows].view(members, count, batch)
+            for step, part in enumerate(parts):
+                yield part, noise[:, first + step], None if u is None else u[:, step]
+
+
+def _room(buffers: dict[tuple[object, ...], Tensor], name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of this name and shape, made once: a large one's fresh pages cost more than what fills them."""
+    if (name, *shape) not in buffers:
+        buffers[name, *shape] = like.new_empty(shape)
+    return buffers[name, *shape]
 
 
 def keep(state: State, rows: Int[Tensor, " kept"]) -> None:
