@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -20,12 +21,18 @@ import train
 import tune
 from _launch import Command, launch
 from imavae.data import sprites as drawing
+from imavae.families import SpritesMixing
 from imavae.run import Session, load_model
 from tests.helpers import sprites
 
 SMALL = ["data=sprites", "model=conv", "data.mixing.side=16", "data.n_obs=640", "members.seed=[1,2]"]
 QUICK = [*SMALL, "model.n_layers=2", "model.hidden_factor=4", "training.max_epochs=2", "training.validate_every=1"]
-COMMANDS = {"train": train.COMMAND, "tune": tune.COMMAND, "evaluate": evaluate.COMMAND, "encode": encode.COMMAND}
+COMMANDS: dict[str, Command[Any]] = {
+    "train": train.COMMAND,
+    "tune": tune.COMMAND,
+    "evaluate": evaluate.COMMAND,
+    "encode": encode.COMMAND,
+}
 
 Call = Callable[..., str]
 
@@ -37,9 +44,8 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def called(name: str, *arguments: str, code: int = 0) -> str:
-        command: Command[object] = COMMANDS[name]  # type: ignore[assignment]
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        got = launch(command)
+        got = launch(COMMANDS[name])
         out, err = capsys.readouterr()
         assert got == code, err
         return out + err
@@ -53,7 +59,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     honest = drawing.render
 
-    def counted(scenes: drawing.Scenes, settings: drawing.SpritesMixing) -> NDArray[np.uint8]:
+    def counted(scenes: drawing.Scenes, settings: SpritesMixing) -> NDArray[np.uint8]:
         counts.append(len(scenes.half))
         return honest(scenes, settings)
 
@@ -64,7 +70,8 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def images_of(folder: Path) -> NDArray[np.float64]:
     """Rows of pixels in [0, 1], of the only file in a cache."""
     [path] = (folder / "cache").iterdir()
-    return np.load(path) / 255
+    pixels: NDArray[np.float64] = np.load(path) / 255
+    return pixels
 
 
 def test_sprites_are_trained_tracked_evaluated_and_read_back(call: Call, rendered: list[int], tmp_path: Path) -> None:
@@ -75,7 +82,7 @@ def test_sprites_are_trained_tracked_evaluated_and_read_back(call: Call, rendere
     members = pd.read_csv(folder / "members.csv")
     for name in ("mcc", "cima", "dci_disentanglement", "sap", "mig", "mse_source", "conformal_contrast"):
         assert members[f"test/{name} at max val/mcc"].notna().all(), name
-    assert not [column for column in members if "log_px at" in column or "amari" in column]
+    assert not [column for column in map(str, members) if "log_px at" in column or "amari" in column]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
     [experiment] = [e for e in client.search_experiments() if e.name == "train"]
     [parent] = [

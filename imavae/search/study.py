@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imavae.config import StudyConfig, base_of
+from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
-from imavae.run import Outcome, Rendering, render, tracker_of
+from imavae.run import Outcome, render, tracker_of
 from imavae.search import cluster, space
 from imavae.search.progress import Snapshot
 from imavae.search.recorder import Recorder
