@@ -27,12 +27,7 @@ from tests.helpers import sprites
 
 SMALL = ["data=sprites", "model=conv", "data.mixing.side=16", "data.n_obs=640", "members.seed=[1,2]"]
 QUICK = [*SMALL, "model.n_layers=2", "model.hidden_factor=4", "training.max_epochs=2", "training.validate_every=1"]
-COMMANDS: dict[str, Command[Any]] = {
-    "train": train.COMMAND,
-    "tune": tune.COMMAND,
-    "evaluate": evaluate.COMMAND,
-    "encode": encode.COMMAND,
-}
+COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND)}
 
 Call = Callable[..., str]
 
