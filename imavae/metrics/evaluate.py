@@ -32,7 +32,7 @@ BATCH = 64  # of the published estimators
 VALIDATED, DIFFERENTIATED = (
     2**25,
     2**22,
-)  # numbers in the images of a validation, and of those at which Jacobians are taken
+)  # numbers in the images of a validation and of its Jacobians
 
 
 class Points(NamedTuple):
