@@ -27,7 +27,7 @@ from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require
 from imavae.families import SpritesMixing, load_plugins
 from imavae.mapping import to_mapping
-from imavae.metrics.evaluate import evaluate
+from imavae.metrics.evaluate import evaluate, shortened
 from imavae.metrics.gallery import Gallery, gallery
 from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
@@ -99,7 +99,10 @@ class Session:
         self, split: str, weights: torch.Tensor, rows: torch.Tensor, stage: Stage = "validation"
     ) -> dict[str, torch.Tensor]:
         """``SPLIT/METRIC`` of the members in ``rows``, at the given weights; the later the stage, the more."""
-        values = evaluate(self.ensemble, weights, rows, getattr(self.data, split), stage)
+        points = getattr(self.data, split)
+        if split == "val":
+            points = shortened(points, self.points[0].data.observed)
+        values = evaluate(self.ensemble, weights, rows, points, stage)
         return {f"{split}/{name}": value for name, value in values.items()}
 
     @property

@@ -108,13 +108,17 @@ class RenderingBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._stop()
 
     def update(self, done: int, images: int) -> None:
         """Show how many have been rendered; the bar is closed with the last of them."""
         self._bar.start()
         self._bar.update(self._task, completed=done, total=images, description=_rendered(done, images))
         if done == images:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._bar.live.is_started:
             self._bar.stop()
 
 
