@@ -66,7 +66,7 @@ class Model(Settings):
 
     def __post_init__(self) -> None:
         gamma, factor = self.gamma, self.hidden_factor
-        known(self.name, NETWORK_NAMES, "model.name")
+        known(self.name, sorted(NETWORK_NAMES), "model.name")
         require(0 < gamma < 1e9, "0 < model.gamma < 1e9", f"gamma={gamma}", "gamma² is the decoder's precision")
         require(self.beta > 0, "model.beta > 0", self.beta, "it weighs the KL divergence")
         require(self.n_layers >= 1, "model.n_layers >= 1", self.n_layers, "it counts the linear maps")
