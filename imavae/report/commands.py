@@ -12,7 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
 from imavae.config_encode import EncodeConfig
-from imavae.report.display import Display, clock
+from imavae.families import SpritesMixing
+from imavae.report.display import Display, RenderingBar, clock
 
 if TYPE_CHECKING:
     from imavae.run import Outcome, Session
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
     from imavae.report.figures import solo_figures
+    from imavae.report.gallery import image_figures
     from imavae.report.portrait import run_figures
     from imavae.report.tables import member_table
-    from imavae.run import run_point
+    from imavae.run import best_place, run_point
 
     console = Console()
     columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
@@ -37,14 +39,19 @@ def train(config: RunConfig) -> None:
         bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
 
     try:
-        outcome, session = run_point(config, notify)
+        with RenderingBar(console) as images:
+            outcome, session = run_point(config, notify, images.update)
     finally:
         bar.stop()
     figures = []
     if outcome.records[0].history:
         folder, history = outcome.folder / "figures", outcome.history
         names, portrait = session.portrait()
-        figures = solo_figures(history, folder) + run_figures(portrait, names, history, folder)
+        factors = [factor.name for factor in config.data.factors]
+        figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
+        if session.data.val.images is not None:
+            best = best_place(outcome.records[0])
+            figures += image_figures(session.gallery(best), names, best, folder)
     _finish(outcome, figures)
     console.print(member_table(outcome.members))
     _addresses(console, outcome, config)
@@ -63,7 +70,7 @@ def tune(config: StudyConfig) -> None:
     console = Console()
     start = time.monotonic()
     with Display(console) as display:
-        outcome = run_study(config, display.update)
+        outcome = run_study(config, display.update, display.rendered)
     from imavae.report.figures import study_figures
     from imavae.report.tables import best_trials, chosen_numbers, chosen_table
 
@@ -73,6 +80,8 @@ def tune(config: StudyConfig) -> None:
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
     figures += insights(outcome, config, parameters)
     winner = members[members["trial"] == outcome.ranked()[0].number]
+    if isinstance(config.data.mixing, SpritesMixing):
+        figures += _champions_images(outcome.folder, config.output_dir)
     metrics = chosen_numbers(winner)
     seconds = time.monotonic() - start
     _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
@@ -111,7 +120,8 @@ def evaluate(config: EvaluateConfig) -> None:
     from imavae.run import evaluate_checkpoint
 
     console = Console()
-    values, reasons = evaluate_checkpoint(config)
+    with RenderingBar(console) as images:
+        values, reasons = evaluate_checkpoint(config, images.update)
     console.print(metric_table(values, config.checkpoint))
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)
@@ -142,6 +152,14 @@ def encode(config: EncodeConfig) -> None:
         highlight=False,
     )
     console.print(f"latents   {Path(config.out).resolve()}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _champions_images(folder: Path, output_dir: str) -> list[Path]:
+    from imavae.report.gallery import image_figures
+    from imavae.run import cache_of, model_session
+
+    session, flat = model_session(folder / "champion.pt", cache_of(output_dir))
+    return image_figures(session.gallery(0, flat), ["champion"], 0, folder / "figures")
 
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
