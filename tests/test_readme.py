@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -57,3 +58,26 @@ def test_every_train_command_is_accepted(arguments: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(arguments, comments=True)])
     for _, mapping in compose_jobs(train.COMMAND):
         train.COMMAND.check(mapping)
+
+
+CLUSTER = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"python scripts/tune\.py (.+)", CLUSTER.replace("\\\n", "")))
+def test_every_study_on_a_cluster_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tune  # the script
+    from _launch import compose_jobs
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["tune.py", *shlex.split(line, comments=True)])
+    [(_, mapping)] = compose_jobs(tune.COMMAND)
+    assert tune.COMMAND.check(mapping).cluster.name == "ray"
+
+
+def test_the_job_script_for_slurm_can_be_read_by_its_shell(tmp_path: Path) -> None:
+    found = re.search(r"```bash\n(#!/bin/bash.*?)```", CLUSTER, re.DOTALL)
+    assert found
+    script = tmp_path / "job.sh"
+    script.write_text(found[1])
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
