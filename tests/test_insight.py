@@ -188,17 +188,19 @@ def test_the_best_for_a_cost_gets_better_with_it() -> None:
 
 
 def test_a_trial_costs_the_steps_of_all_its_members() -> None:
+    sizes = {"type": "choice", "values": [64, 100]}
+    counts = {"type": "choice", "values": [1000, 2000]}
     config = study_config(
         {
             "data": {"n_obs": 1000, "train": 0.65},
-            "search": {"training": {"batch_size": {"type": "choice", "values": [64, 100]}}},
+            "search": {"data": {"n_obs": counts}, "training": {"batch_size": sizes}},
         }
     )
     members: list[dict[str, float | int | str]] = [{"epochs": 3}, {"epochs": 4}]
-    records = [
-        TrialRecord(n, {"training.batch_size": size}, "finished", 0.5, [], members) for n, size in enumerate([64, 100])
-    ]
-    assert member_steps(records, config) == {0: 7 * 11, 1: 7 * 7}  # 650 observations
+    points: list[dict[str, float | int | str]] = [{"training.batch_size": 64}, {"training.batch_size": 100}]
+    points.append({"training.batch_size": 64, "data.n_obs": 2000})
+    records = [TrialRecord(n, point, "finished", 0.5, [], members) for n, point in enumerate(points)]
+    assert member_steps(records, config) == {0: 7 * 11, 1: 7 * 7, 2: 7 * 21}  # of 650 observations, the last of 1300
 
 
 # ---- what is drawn

@@ -112,9 +112,10 @@ def member_steps(records: Iterable[TrialRecord], config: StudyConfig) -> dict[in
     """What each trial has cost, by its number: the training steps of all its members."""
     base, costs = base_of(config), {}
     for record in records:
-        point = with_values(base, record.values)
-        batches = -(-point.data.sizes[0] // point.training.batch_size)
-        costs[record.number] = batches * sum(int(row["epochs"]) for row in record.members)
+        moves = any(key.startswith("data.") for key in record.values)  # else no file of data need be opened again
+        data = (with_values(base, record.values) if moves else base).data
+        batch = int(record.values.get("training.batch_size", base.training.batch_size))
+        costs[record.number] = -(-data.sizes[0] // batch) * sum(int(row["epochs"]) for row in record.members)
     return costs
 
 
