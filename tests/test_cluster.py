@@ -16,14 +16,18 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster as RayCluster
+from ray.tune.experiment import Trial
 
 from imavae.config import Cluster, StudyConfig, base_of, study_config, with_values
 from imavae.errors import UserError
 from imavae.families import load_plugins
 from imavae.run import Outcome
 from imavae.search import cluster
+from imavae.search.hooks import Hooks
 from imavae.search.progress import Snapshot
+from imavae.search.recorder import Recorder
 from imavae.search.study import run_study
+from imavae.tracking import NullTracker
 from tests.helpers import trained
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")
@@ -136,6 +140,16 @@ def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy:
     for record in outcome.records:
         alone = trained([with_values(base_of(settings), record.values)])
         assert alone.member_rows(0, record.number) == record.members
+
+
+def test_a_trial_that_has_failed_before_it_got_a_worker_is_recorded(tmp_path: Path) -> None:
+    settings = config(tmp_path, {}, plugins=[], model={}, budget={"trials": 1})
+    outcome = Outcome.start(settings, "studies", "study", NullTracker(), settings.objective)
+    Hooks.recorder = Recorder(settings, outcome, 1, 1, ignore)
+    trial = Trial("trainable", config={"model.gamma": 9.0}, stub=True)
+    Hooks().on_trial_error(0, [trial], trial)
+    Hooks.recorder.close()
+    assert [record.status for record in outcome.records] == ["failed"]
 
 
 def test_a_cluster_that_does_not_know_this_machines_token_is_refused(tmp_path: Path) -> None:

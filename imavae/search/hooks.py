@@ -33,7 +33,8 @@ class Hooks(Callback):
         self.recorder.ended(trial, failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """A trial has failed for good."""
+        """A trial has failed for good; it may never have got a worker, if its node was lost just then."""
+        self.recorder.started(trial)
         self.recorder.ended(trial, failed=True)
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
