@@ -6,6 +6,7 @@
 PYTHON ?= python3
 PORT ?= 5000
 SEARCH ?=
+RESUME ?=
 ARGS ?=
 
 VENV := .venv
@@ -28,10 +29,10 @@ $(READY): pyproject.toml constraints.txt
 	@echo "ready; to use it by hand: source $(BIN)/activate"
 
 # Without a search it fails at once, before the environment is made.
-tune: $(if $(SEARCH),$(READY)) ## run a study: SEARCH=gamma_uniform, ARGS="budget.trials=4 ..." for any setting
+tune: $(if $(SEARCH),$(READY)) ## run a study: SEARCH=gamma_uniform, RESUME=1 to go on with it, ARGS="budget.trials=4 ..." for any setting
 	@if [ -z "$(SEARCH)" ]; then \
 		echo "error: SEARCH must name a search space; say make tune SEARCH=NAME, with one of: $(SEARCHES)" >&2; exit 2; fi
-	@$(BIN)/python scripts/tune.py 'search=$(SEARCH)' $(ARGS)
+	@$(BIN)/python scripts/tune.py 'search=$(SEARCH)' $(if $(RESUME),resume=true) $(ARGS)
 
 ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
 	@$(BIN)/python scripts/ui.py --port $(PORT)

@@ -194,6 +194,7 @@ class RunConfig(Settings):
 
     name: str | None = None  # of the run's folder; null: the default name, numbered when taken
     output_dir: str = "outputs"  # all output lies under it
+    resume: bool = False  # go on with what was broken off: the newest of this kind, or that of name
     plugins: tuple[str, ...] = ()  # Python files that register your own mixing, source, prior or network
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -203,8 +204,8 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            plain = all(c.isalnum() or c in "-_." for c in self.name) and self.name[:1] not in ("", ".", "-")
-            require(plain, "name is a plain folder name", repr(self.name), "use letters, digits, '-', '_' and '.'")
+            got = repr(self.name)
+            require(_plain(self.name), "name is a plain folder name", got, "use letters, digits, '-', '_' and '.'")
         source, prior, (low, high) = self.data.source, self.model.prior, support(self)
         require(
             low <= source.support[0] and source.support[1] <= high and (not prior.bounded or high - low < math.inf),
@@ -232,6 +233,11 @@ class RunConfig(Settings):
                 f"members.data.seed={self.members.data.seed}",
                 "set data.seed instead",
             )
+
+
+def _plain(name: str) -> bool:
+    """Whether a folder can be called so, and lies where it seems to."""
+    return all(c.isalnum() or c in "-_." for c in name) and name[:1] not in ("", ".", "-")
 
 
 def support(config: RunConfig) -> tuple[float, float]:
@@ -340,6 +346,11 @@ class StudyConfig(RunConfig):
     budget: Budget = field(default_factory=Budget)
     cluster: Cluster = field(default_factory=Cluster)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain = all(_plain(part) for part in self.study.split("/"))
+        require(plain, "study is plain names between slashes", repr(self.study), "leave it to search=")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
@@ -388,8 +399,9 @@ def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def base_of(config: StudyConfig) -> RunConfig:
-    """The run configuration that all points of a study share."""
-    return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
+    """The run configuration that all points of a study share, whether it is resumed or not."""
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
+    return RunConfig(**{**shared, "resume": False})
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:

@@ -1,23 +1,21 @@
 """From a configuration to trained, evaluated, tracked and saved members: what a trial and a solo run have in common.
 
-A :class:`Session` is an ensemble in its world, which trains, scores itself and is saved and restored whole. The
-:class:`Outcome` of a run or study holds its trials' records, writes its tables and picks the champion.
+A :class:`Session` is an ensemble in its world, which trains, scores itself and is saved and restored whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
 from imavae.data import dataset
@@ -29,7 +27,9 @@ from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
 from imavae.model.vae import GAMMA
-from imavae.tracking import Row, Tracker, TrialRecord, Value, fetch_model, member_name, open_tracker
+from imavae.outcome import Outcome, best_member, tracker_of
+from imavae.records import create, reopen
+from imavae.tracking import Row, TrialRecord, Value, fetch_model, member_name
 from imavae.training import checkpoint
 from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_plain, initial_state, to_plain
 from imavae.training.loop import Progress, train
@@ -51,14 +51,12 @@ class Session:
     points: list[RunConfig]
     ensemble: Ensemble
     state: State
-    data: dataset.Dataset
 
     @classmethod
     def start(cls, points: list[RunConfig], device: torch.device) -> Session:
         """A session whose members stand at their random starts."""
         members = ensemble(points, device)
-        data = dataset.make(points[0].data, members.worlds, members.dtype, device)
-        return cls(points, members, initial_state(members), data)
+        return cls(points, members, initial_state(members))
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Session:
@@ -70,10 +68,28 @@ class Session:
         session.state = from_plain(content["state"], device)
         return session
 
-    def save(self, path: Path) -> None:
-        """Write all that is needed to go on, and both best states of every member."""
+    @classmethod
+    def resume(cls, path: Path, points: list[RunConfig], device: torch.device) -> Session | None:
+        """The session that was saved last at ``path``, or before it where that file is damaged; None without any, or
+        where it is of other points.
+        """
+        newest = checkpoint.SEAL.newest(path)
+        if newest is None:
+            return None
+        session = cls.load(newest, device)
+        same = [_trains(point) for point in session.points] == [_trains(point) for point in points]
+        return session if same else None
+
+    @functools.cached_property
+    def data(self) -> dataset.Dataset:
+        """Its world; made when it is first asked for, since curves and best states need none."""
+        points, members = self.points, self.ensemble
+        return dataset.make(points[0].data, members.worlds, members.dtype, members.device)
+
+    def save(self, path: Path, keep: bool = False) -> None:
+        """Write all that is needed to go on, and both best states of every member; see :func:`checkpoint.save`."""
         points = [to_mapping(point) for point in self.points]
-        checkpoint.save(path, "ensemble", {"points": points, "state": to_plain(self.state)})
+        checkpoint.save(path, "ensemble", {"points": points, "state": to_plain(self.state)}, keep)
 
     def train(self) -> Iterator[Progress]:
         """Train until every member has stopped; yields after each epoch."""
@@ -204,28 +220,42 @@ class Session:
         checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about})
 
 
+def _trains(point: RunConfig) -> tuple[object, ...]:
+    """What decides a point's numbers; where it runs does not."""
+    training = dataclasses.replace(point.training, threads=1, device="auto")
+    return point.data, point.model, training, point.members
+
+
 def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> tuple[Outcome, Session]:
     """Train one point's members here, without Ray; ``notify`` is told of each epoch. The folder has a checkpoint after
     each validation, the tables and the champion; the tracker has the run with one trial.
+
+    Raises:
+        UserError: a mistake in the configuration, or nothing can be resumed.
+        Interrupted: the run can be resumed from its last validation.
     """
     device = resolve_device(config.training.device)
     torch.set_num_threads(config.training.threads)
+    home = reopen(config, "runs", "train") if config.resume else None
     tracker = tracker_of(config, "train")
-    session = Session.start([config], device)
-    outcome = Outcome.start(config, "runs", "train", tracker, Objective())
-    state = outcome.folder / "checkpoint.pt"
+    home = home or create(config, "runs", config.name or "train")
+    state = home.path / "checkpoint.pt"
+    session = Session.resume(state, [config], device) or Session.start([config], device)
+    outcome = Outcome.start(config, home, tracker, Objective())
     try:
         for progress in session.train():
             if progress.validated:
-                session.save(state)
+                session.save(state, keep=True)
                 outcome.tracker.progress(session.partial_record(0, 0, {}, outcome.objective))
             notify(session, progress)
     except BaseException:
         outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
         raise
-    session.save(state)
-    outcome.add(session.record(0, 0, {}, outcome.objective), state, 0)
-    outcome.crown()
+    if not outcome.has(0):
+        session.save(state, keep=True)
+        outcome.add(session.record(0, 0, {}, outcome.objective), state, 0)
+    outcome.write_tables()
+    crown(outcome)
     return outcome, session
 
 
@@ -254,137 +284,23 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
     return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, "probes")
 
 
-def new_folder(output_dir: Path, kind: str, name: str) -> Path:
-    """A new folder OUTPUT_DIR/KIND/NAME, with -2, -3, ... added where the name is taken."""
-    base = output_dir.resolve() / kind
-    base.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 10_000):
-        folder = base / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
+def crown(outcome: Outcome, count: int = 5) -> None:
+    """Store the best member of each of the ``count`` best trials as a model; the first of them is the champion."""
+    for place, record in enumerate(outcome.ranked()[:count]):
+        row = best_member(record)
+        if row is None:
             continue
-        return folder
-    raise UserError(f"`name is free` must hold, but {base / name} to -9999 are taken; choose another name=")
-
-
-@dataclass
-class Outcome:
-    """A run or study: its folder, its tracker and its trials' records so far."""
-
-    folder: Path
-    tracker: Tracker
-    objective: Objective
-    records: list[TrialRecord] = field(default_factory=list)
-    checkpoints: dict[int, tuple[Path, int]] = field(
-        default_factory=dict
-    )  # trial -> its ensemble's file, its point there
-    champion: str = ""  # the address that load_model takes
-    interrupted: bool = False  # before its budget was spent
-    work_seconds: float = 0.0  # spent in training and validation, by each of the trials that run at once
-
-    @classmethod
-    def start(cls, config: RunConfig, kind: str, name: str, tracker: Tracker, objective: Objective) -> Outcome:
-        """Make the folder and start the tracked run; nothing may be left to check."""
-        folder = new_folder(Path(config.output_dir), kind, config.name or name.replace("/", "-"))
-        mapping = to_mapping(config)
-        write_text(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
-        tracker.start(folder.name, mapping, {"imavae.folder": str(folder)})
-        return cls(folder, tracker, objective)
-
-    @property
-    def members(self) -> pd.DataFrame:
-        """The rows of ``members.csv``, by trial."""
-        return pd.DataFrame([row for record in self.sorted() for row in record.members])
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """The rows of ``history.csv``, by trial."""
-        return pd.DataFrame([row for record in self.sorted() for row in record.history])
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """A row per trial: trial, score, status, epochs, then the searched values."""
-        rows: list[dict[str, object]] = []
-        for record in self.sorted():
-            epochs = max((int(row["epochs"]) for row in record.members), default=0)
-            row = {"trial": record.number, "score": record.score, "status": record.status, "epochs": epochs}
-            rows.append({**row, **record.values})
-        return pd.DataFrame(rows)
-
-    def sorted(self) -> list[TrialRecord]:
-        """The records by trial number: they arrive in the order in which trials end."""
-        return sorted(self.records, key=lambda record: record.number)
-
-    def ranked(self) -> list[TrialRecord]:
-        """The records that have members and a score, best first; the earlier trial wins a tie."""
-        sign = -1 if self.objective.mode == "max" else 1
-        scored = [record for record in self.sorted() if record.score is not None and record.members]
-        return sorted(scored, key=lambda record: sign * (record.score or 0.0))
-
-    def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
-        """Take in a trial that has ended: its rows go to the tracker and to the folder's tables at once.
-
-        Its best states lie in ``checkpoint``, where it is the ensemble's ``point``-th point.
-        """
-        self.records.append(record)
-        if checkpoint is not None:
-            self.checkpoints[record.number] = checkpoint, point
-        self.tracker.finish_trial(record)
-        self.write_tables()
-
-    def crown(self, count: int = 5) -> None:
-        """Store the best member of each of the ``count`` best trials as a model; the first of them is the champion."""
-        for place, record in enumerate(self.ranked()[:count]):
-            row = best_member(record)
-            if row is None:
-                continue
-            path, point = self.checkpoints[record.number]
-            model = self.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
-            about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
-            session = Session.load(path, torch.device("cpu"))
-            member = session.members_of(point)[record.members.index(row)]
-            session.save_best(model, member, "val/mcc", about)
-            suffix = f" at {COLUMNS['val/mcc']}"
-            metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
-            address = self.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
-            if place == 0:
-                self.champion = address
-
-    def write_tables(self) -> None:
-        """Write ``members.csv`` and ``history.csv``."""
-        write_text(self.folder / "members.csv", self.members.to_csv(index=False))
-        write_text(self.folder / "history.csv", self.history.to_csv(index=False))
-
-
-def failed_record(trial: int, values: Row) -> TrialRecord:
-    """A trial that ended without a result."""
-    return TrialRecord(trial, values, "failed", None, [], [])
-
-
-def tracker_of(config: RunConfig, experiment: str) -> Tracker:
-    """The tracker that answers at the configured address. Raises UserError, within seconds, where none does."""
-    try:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"`output_dir can be written` must hold, but got {config.output_dir} ({error.strerror}); choose another"
-        ) from None
-    return open_tracker(config.tracking, Path(config.output_dir), experiment)
-
-
-def best_member(record: TrialRecord) -> dict[str, Value] | None:
-    """The member with the highest val/mcc of a trial, diverged ones left out; None where none is left."""
-    sound = [row for row in record.members if row["status"] != "diverged"]
-    valid = [row for row in sound if math.isfinite(float(row["max val/mcc"]))]
-    return max(valid, key=lambda row: float(row["max val/mcc"]), default=None)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader finds the old or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+        path, point = outcome.checkpoints[record.number]
+        model = outcome.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
+        about = {"trial": record.number, "score": record.score, "folder": outcome.folder.name}
+        session = Session.load(path, torch.device("cpu"))
+        member = session.members_of(point)[record.members.index(row)]
+        session.save_best(model, member, "val/mcc", about)
+        suffix = f" at {COLUMNS['val/mcc']}"
+        metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
+        address = outcome.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
+        if place == 0:
+            outcome.champion = address
 
 
 def load_model(address: str | Path, output_dir: str = "outputs") -> Model:

@@ -15,7 +15,7 @@ import yaml
 
 from imavae.config import StudyConfig, base_of, study_config
 from imavae.errors import UserError
-from imavae.run import Session, load_model, run_point
+from imavae.run import Session, crown, load_model, run_point
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
 from imavae.training.loop import Progress
@@ -47,7 +47,7 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: 
     snapshots: list[Snapshot] = []
     settings = config(tmp_path, scheduler={"name": "asha", "grace": 1, "reduction": 2}, budget={"trials": 4})
     outcome = run_study(settings, snapshots.append)
-    outcome.crown()
+    crown(outcome)
     outcome.tracker.finish("finished", {}, [])
 
     assert outcome.folder == tmp_path / "studies" / "paper-tiny"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,10 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
+from imavae.errors import Interrupted
 from imavae.report.display import Display, clock
 
 if TYPE_CHECKING:
-    from imavae.run import Outcome, Session
+    from imavae.outcome import Outcome
+    from imavae.report.tables import ThreeNumbers
+    from imavae.run import Session
     from imavae.training.loop import Progress as Epoch
 
 
@@ -35,11 +40,15 @@ def train(config: RunConfig) -> None:
 
     try:
         outcome, session = run_point(config, notify)
+    except Interrupted:
+        bar.stop()
+        _say_how_to_go_on(console, config.name)
+        raise
     finally:
         bar.stop()
     figures = []
-    if outcome.records[0].history:
-        folder, history = outcome.folder / "figures", outcome.history
+    folder, history = outcome.folder / "figures", outcome.history
+    if len(history):
         names, portrait = session.portrait()
         figures = solo_figures(history, folder) + run_figures(portrait, names, history, folder)
     _finish(outcome, figures)
@@ -52,34 +61,63 @@ def tune(config: StudyConfig) -> None:
 
     Raises:
         UserError: a mistake in the configuration, or no trial has a result.
-        KeyboardInterrupt: the study was interrupted; what had finished is reported first.
+        Interrupted: the study can be resumed; what had finished and how to go on is printed first.
     """
     from imavae.search.study import check, run_study
 
     parameters, _ = check(config)
+    keys = [parameter.key for parameter in parameters]
     console = Console()
     start = time.monotonic()
     with Display(console) as display:
-        outcome = run_study(config, display.update)
-    from imavae.report.figures import study_figures
-    from imavae.report.tables import best_trials, three_numbers, three_numbers_table
+        outcome = run_study(config, display.update, display.say)
+    try:
+        if outcome.interrupted is None:
+            figures, metrics = _concluded(outcome, keys)
+            seconds = time.monotonic() - start
+            _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
+        else:
+            _finish(outcome, [])
+    except Interrupted as error:
+        outcome.interrupted = error
+    if outcome.ranked():
+        from imavae.report.tables import best_trials, three_numbers_table
 
-    outcome.crown()
-    keys = [parameter.key for parameter in parameters]
-    members, trials = outcome.members, outcome.trials
-    figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
-    winner = members[members["trial"] == outcome.ranked()[0].number]
-    numbers = three_numbers(winner)
-    metrics = {f"mcc/{name}": value for name, value in numbers._asdict().items()}
-    seconds = time.monotonic() - start
-    _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
-    console.print(best_trials(members, trials, keys, config.objective.mode))
-    console.print(three_numbers_table(numbers))
+        console.print(best_trials(outcome.members, outcome.trials, keys, config.objective.mode))
+        console.print(three_numbers_table(_numbers(outcome)))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
-    console.print(f"took {clock(seconds)}, of which {work} in training and validation", highlight=False)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
+    console.print(
+        f"took {clock(time.monotonic() - start)}, of which {work} in training and validation", highlight=False
+    )
+    if outcome.interrupted is not None:
+        _say_how_to_go_on(console, outcome.folder.name)
+        raise outcome.interrupted
+
+
+def _concluded(outcome: Outcome, keys: list[str]) -> tuple[list[Path], dict[str, float]]:
+    """Crown the champion and draw the figures of a study that has come to its end; its three numbers are metrics."""
+    from imavae.report.figures import study_figures
+    from imavae.run import crown
+
+    crown(outcome)
+    folder = outcome.folder / "figures"
+    figures = study_figures(outcome.members, outcome.trials, keys, outcome.objective, folder)
+    return figures, {f"mcc/{name}": value for name, value in _numbers(outcome)._asdict().items()}
+
+
+def _numbers(outcome: Outcome) -> ThreeNumbers:
+    from imavae.report.tables import three_numbers
+
+    members = outcome.members
+    return three_numbers(members[members["trial"] == outcome.ranked()[0].number])
+
+
+def _say_how_to_go_on(console: Console, name: str | None) -> None:
+    """Print the command that resumes: this one, with the folder's name."""
+    words = [word for word in sys.orig_argv if not word.startswith(("resume=", "name="))]
+    words += ["resume=true"] if name is None else ["resume=true", f"name={name}"]
+    console.print(f"go on     {shlex.join(words)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -99,11 +137,14 @@ def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | N
     tables = [outcome.folder / name for name in ("members.csv", "history.csv")]
     status: Literal["finished", "stopped"] = "stopped" if outcome.interrupted else "finished"
     outcome.tracker.finish(status, metrics or {}, [*tables, *figures])
+    outcome.close(finished=outcome.interrupted is None)
 
 
 def _addresses(console: Console, outcome: Outcome, config: RunConfig) -> None:
     """Where the results are, one line each, never wrapped: they are meant to be copied."""
-    lines = [f"results   {outcome.folder}", f"figures   {outcome.folder / 'figures'}"]
+    lines = [f"results   {outcome.folder}"]
+    if (outcome.folder / "figures").exists():
+        lines.append(f"figures   {outcome.folder / 'figures'}")
     if outcome.champion:
         lines.append(f'champion  import imavae; model = imavae.load_model("{outcome.champion}")')
     if config.tracking.name == "mlflow":
