@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class _Running:
     """What the driver knows of a Ray trial."""
 
-    first: int  # number of its first point, when it has one
+    first: int  # number of its first point
     points: dict[int, Point]  # by their numbers in the study
     result: dict[str, Any] = field(default_factory=dict)
     past: dict[str, float] = field(default_factory=dict)  # work done before a restart
@@ -53,16 +53,10 @@ class Recorder:
         self.failures: list[str] = []
 
     def started(self, trial: Trial) -> None:
-        """Number the trial's points: a grid's by their place in it, others by their arrival."""
-        if trial.trial_id in self._trials:
-            return
-        listed = trial.config.get("points")
-        if listed is None:
-            number = len(self._trials)
-            points = {number: dict(trial.config)}
-        else:
-            points = {number: dict(values) for number, values in listed}
-        self._trials[trial.trial_id] = _Running(min(points), points)
+        """A trial has got a worker, its first or that after a restart."""
+        if trial.trial_id not in self._trials:
+            points = {number: dict(values) for number, values in trial.config["points"]}
+            self._trials[trial.trial_id] = _Running(min(points), points)
 
     def reported(self, trial: Trial, result: dict[str, Any]) -> None:
         """Remember a report, and pass the curves so far on to the tracker."""

@@ -16,6 +16,7 @@ from imavae.errors import UserError, known, require
 from imavae.mapping import keys_of, nearest
 
 if TYPE_CHECKING:
+    from optuna import Trial
     from optuna.distributions import BaseDistribution
 
 Value = float | int | str
@@ -51,6 +52,15 @@ class Parameter:
         if self.type == "int":
             return distributions.IntDistribution(int(self.low), int(self.high), log=self.log)
         return distributions.FloatDistribution(self.low, self.high, log=self.log)
+
+    def suggest(self, trial: Trial) -> Value:
+        """The value that Optuna's trial has for it; sampled, where it has none."""
+        if self.type == "choice":
+            value: Value = trial.suggest_categorical(self.key, self.values)
+            return value
+        if self.type == "int":
+            return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
 
 def parse(config: StudyConfig) -> list[Parameter]:

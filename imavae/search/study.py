@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imavae.config import StudyConfig, base_of
 from imavae.errors import UserError, require
@@ -20,7 +21,6 @@ from imavae.tracking import Tracker
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
-    from ray.tune.search import SearchAlgorithm, Searcher
 
 
 def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]]:
@@ -68,25 +68,28 @@ def _run(
     from ray import tune
 
     from imavae.search.hooks import Hooks
+    from imavae.search.samplers import open_study
+    from imavae.search.searcher import Searcher
 
     base = base_of(config)
     packs = space.packs(base, points, slots) if points else []
     outcome = Outcome.start(config, "studies", config.study, tracker, config.objective)
+    proposals = open_study(Path(config.output_dir), outcome.folder.name, [config.objective])
+    for values in points:
+        proposals.enqueue_trial(dict(values))
     n_points = len(points) or config.budget.trials or 0
     n_trials = len(packs) or n_points
     recorder = Hooks.recorder = Recorder(config, outcome, n_points, n_trials, notify)
     bound = tune.with_parameters(trainable, base=to_mapping(base), objective=asdict(config.objective))
-    choices = [[[number, points[number]] for number in pack] for pack in packs]
     tuner = tune.Tuner(
         tune.with_resources(bound, cluster.resources_of(config.cluster)),
-        param_space={"points": tune.grid_search(choices)} if packs else None,
         tune_config=tune.TuneConfig(
             metric=config.objective.metric,
             mode=config.objective.mode,
-            search_alg=_search(config, parameters, slots),
+            search_alg=Searcher(proposals, parameters, config.sampler, n_points, packs),
             scheduler=_scheduler(config),
-            num_samples=1 if packs else n_points,
-            max_concurrent_trials=None if packs else slots,
+            num_samples=n_trials,
+            max_concurrent_trials=slots,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
         ),
@@ -114,27 +117,6 @@ def _run(
         reason = next(iter(recorder.failures), "the study was interrupted before the first trial had ended")
         raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
     return outcome
-
-
-def _search(config: StudyConfig, parameters: list[space.Parameter], slots: int) -> SearchAlgorithm | Searcher:
-    if config.sampler.name == "grid":
-        from ray.tune.search import BasicVariantGenerator
-
-        return BasicVariantGenerator(max_concurrent=slots)
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    seed = config.sampler.seed
-    if config.sampler.name == "random":
-        sampler: Any = optuna.samplers.RandomSampler(seed)
-    else:
-        # A joint model of all parameters; trials still running count as bad, so that workers spread out.
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=config.sampler.startup, multivariate=True, constant_liar=True
-        )
-    distributions = {parameter.key: parameter.distribution() for parameter in parameters}
-    return OptunaSearch(distributions, metric=config.objective.metric, mode=config.objective.mode, sampler=sampler)
 
 
 def _scheduler(config: StudyConfig) -> TrialScheduler | None:

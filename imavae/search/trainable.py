@@ -12,8 +12,8 @@ STATE = "state.pt"  # the session, in a trial's checkpoint
 def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str, Any]) -> None:
     """Train the points of ``config`` in one ensemble.
 
-    ``config`` is one point (dotted keys and their values), or has ``points``, a list of (number, point). Each report
-    has the score (the best of several points'), every point's score, the epoch and the work done so far.
+    ``config`` has ``points``, a list of (number, point); a point is dotted keys and their values. Each report has the
+    score (the best of several points'), every point's score, the epoch and the work done so far.
     """
     import ray
     import torch
@@ -25,7 +25,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str,
     shared = run_config(base)
     torch.set_num_threads(shared.training.threads)
     goal = Objective(**objective)
-    points = [with_values(shared, values) for _, values in config.get("points", [(0, config)])]
+    points = [with_values(shared, values) for _, values in config["points"]]
     device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
     previous = tune.get_checkpoint()
     if previous is None:
