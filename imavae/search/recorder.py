@@ -19,6 +19,7 @@ from imavae.errors import UserError
 from imavae.run import Outcome, Session, failed_record, resolve_device
 from imavae.search.progress import Snapshot
 from imavae.search.space import Point
+from imavae.search.stopping import note_of, read_note
 from imavae.search.trainable import STATE
 from imavae.tracking import PROGRESS_PERIOD
 
@@ -106,9 +107,11 @@ class Recorder:
         trials = list(self._trials.values())
         work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
         count = self._config.members.count
-        stopped = [len(t.points) * count - t.result["active"] for t in trials if t.result and not t.ended]
+        stopped = [len(t.points) * count - sum(t.result["alive"]) for t in trials if t.result and not t.ended]
         scores = {
-            number: score for t in trials for number, score in zip(t.points, t.result.get("scores", ()), strict=False)
+            number: score
+            for t in trials
+            for number, (score, *_) in zip(t.points, t.result.get("scores", ()), strict=False)
         }
         pick = max if self._config.objective.mode == "max" else min
         best = pick(scores, key=lambda number: scores[number]) if scores else None
@@ -133,7 +136,7 @@ class Recorder:
         except UserError:
             return  # Ray has replaced it by a later one already, which will be shown
         for i, (number, point) in enumerate(running.points.items()):
-            self._outcome.tracker.progress(session.partial_record(i, number, point, self._config.objective))
+            self._outcome.tracker.progress(session.partial_record(i, number, point, self._config.objectives))
 
     def _record(self, running: _Running, checkpoint: Path) -> None:
         folder = self._outcome.folder / "checkpoints"
@@ -141,8 +144,11 @@ class Recorder:
         kept = folder / f"ensemble-{running.first:03d}.pt"
         shutil.copyfile(checkpoint / STATE, kept)
         session = Session.load(kept, resolve_device("cpu"))
+        stopped = read_note(note_of(self._outcome.folder, running.first))
         for i, (number, point) in enumerate(running.points.items()):
-            self._outcome.add(session.record(i, number, point, self._config.objective), kept, i)
+            if number in stopped:
+                session.stop(i)  # the state is that from before the driver's last decision
+            self._outcome.add(session.record(i, number, point, self._config.objectives), kept, i)
 
     def _record_failure(self, running: _Running) -> None:
         for number, point in running.points.items():

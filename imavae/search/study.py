@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from imavae.config import StudyConfig, base_of
 from imavae.errors import UserError, require
@@ -16,31 +16,56 @@ from imavae.run import Outcome, tracker_of
 from imavae.search import cluster, space
 from imavae.search.progress import Snapshot
 from imavae.search.recorder import Recorder
+from imavae.search.starts import start_packs, start_points
 from imavae.search.trainable import trainable
 from imavae.tracking import Tracker
 
-if TYPE_CHECKING:
-    from ray.tune.schedulers import TrialScheduler
-
 
 def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]]:
-    """The parameters of a study, and the points of a grid (none for a sampler that proposes them).
+    """The parameters of a study, and the points that are known beforehand: a grid's, or those to start from.
 
     Raises:
         UserError: anything about the study that can be known to be wrong before its first trial.
     """
-    check_metric(config, config.objective.metric, config.objective.mode)
+    for objective in config.objectives:
+        check_metric(config, objective.metric, objective.mode)
+    _check_objectives(config)
     parameters = space.parse(config)
-    if config.sampler.name != "grid":
+    if config.sampler.name == "grid":
+        points = space.grid(parameters)[: config.budget.trials]
+    else:
         require(config.budget.trials is not None, "budget.trials is a number", "null", "only a grid ends by itself")
-        return parameters, []
-    require(
-        config.scheduler.name == "none",
-        "scheduler.name is none for a grid",
-        config.scheduler.name,
-        "the points of a grid train together, so none of them can be stopped alone",
-    )
-    return parameters, space.grid(parameters)[: config.budget.trials]
+        space.check_pack(parameters, config.sampler.pack or 1)
+        points = start_points(config, parameters)
+    return parameters, points
+
+
+def _check_objectives(config: StudyConfig) -> None:
+    """Raise UserError where several objectives don't go with the rest."""
+    metrics = [objective.metric for objective in config.objectives]
+    require(len(set(metrics)) == len(metrics), "each objective has a metric of its own", metrics, "drop the copy")
+    several = len(metrics) > 1
+    for key, name, wrong in (
+        ("sampler.name", config.sampler.name, "cmaes"),
+        ("scheduler.name", config.scheduler.name, "asha"),
+        ("scheduler.name", config.scheduler.name, "median"),
+    ):
+        require(
+            not (several and name == wrong),
+            f"{key} is one that knows several objectives",
+            f"{name} with {', '.join(metrics)}",
+            "sampler.name=tpe, qmc, random and grid do, scheduler.name=none does; or drop further_objectives",
+        )
+
+
+def packs_of(
+    config: StudyConfig, parameters: list[space.Parameter], points: list[space.Point], slots: int
+) -> list[list[int]]:
+    """Numbers of the points known beforehand, by the ensembles in which they train, ``slots`` of them at a time."""
+    base, limit = base_of(config), config.sampler.pack
+    if config.sampler.name == "grid":
+        return space.packs(base, points, slots, limit)
+    return start_packs(base, points, parameters, limit or 1)
 
 
 def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcome:
@@ -70,24 +95,27 @@ def _run(
     from imavae.search.hooks import Hooks
     from imavae.search.samplers import open_study
     from imavae.search.searcher import Searcher
+    from imavae.search.stopping import Stopping
 
-    base = base_of(config)
-    packs = space.packs(base, points, slots) if points else []
+    packs = packs_of(config, parameters, points, slots)
     outcome = Outcome.start(config, "studies", config.study, tracker, config.objective)
-    proposals = open_study(Path(config.output_dir), outcome.folder.name, [config.objective])
+    proposals = open_study(Path(config.output_dir), outcome.folder.name, config.objectives)
     for values in points:
         proposals.enqueue_trial(dict(values))
-    n_points = len(points) or config.budget.trials or 0
-    n_trials = len(packs) or n_points
+    n_points = len(points) if config.sampler.name == "grid" else config.budget.trials or 0
+    n_trials = len(packs) + math.ceil((n_points - len(points)) / (config.sampler.pack or 1))
     recorder = Hooks.recorder = Recorder(config, outcome, n_points, n_trials, notify)
-    bound = tune.with_parameters(trainable, base=to_mapping(base), objective=asdict(config.objective))
+    bound = tune.with_parameters(
+        trainable,
+        base=to_mapping(base_of(config)),
+        objectives=[asdict(objective) for objective in config.objectives],
+        folder=str(outcome.folder),
+    )
     tuner = tune.Tuner(
         tune.with_resources(bound, cluster.resources_of(config.cluster)),
         tune_config=tune.TuneConfig(
-            metric=config.objective.metric,
-            mode=config.objective.mode,
-            search_alg=Searcher(proposals, parameters, config.sampler, n_points, packs),
-            scheduler=_scheduler(config),
+            search_alg=Searcher(proposals, parameters, config, packs, outcome.folder),
+            scheduler=Stopping(config, outcome.folder),
             num_samples=n_trials,
             max_concurrent_trials=slots,
             reuse_actors=True,
@@ -117,14 +145,3 @@ def _run(
         reason = next(iter(recorder.failures), "the study was interrupted before the first trial had ended")
         raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
     return outcome
-
-
-def _scheduler(config: StudyConfig) -> TrialScheduler | None:
-    if config.scheduler.name == "none":
-        return None
-    from ray.tune.schedulers import ASHAScheduler
-
-    horizon, grace = config.training.max_epochs, min(config.scheduler.grace, config.training.max_epochs)
-    return ASHAScheduler(
-        time_attr="epoch", max_t=horizon, grace_period=grace, reduction_factor=config.scheduler.reduction
-    )

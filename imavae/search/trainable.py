@@ -9,11 +9,12 @@ from typing import Any
 STATE = "state.pt"  # the session, in a trial's checkpoint
 
 
-def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str, Any]) -> None:
+def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dict[str, Any]], folder: str) -> None:
     """Train the points of ``config`` in one ensemble.
 
-    ``config`` has ``points``, a list of (number, point); a point is dotted keys and their values. Each report has the
-    score (the best of several points'), every point's score, the epoch and the work done so far.
+    ``config`` has ``points``, a list of (number, point); a point is dotted keys and their values. Each report has every
+    point's scores, its members that are still training, the epoch and the work done so far. What the driver makes of
+    it, the note in the study's ``folder``, is obeyed before training goes on.
     """
     import ray
     import torch
@@ -21,29 +22,37 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str,
 
     from imavae.config import Objective, run_config, with_values
     from imavae.run import Session, resolve_device
+    from imavae.search.stopping import note_of, read_note
 
     shared = run_config(base)
     torch.set_num_threads(shared.training.threads)
-    goal = Objective(**objective)
+    goals = [Objective(**objective) for objective in objectives]
+    numbers = [number for number, _ in config["points"]]
+    note = note_of(Path(folder), min(numbers))
     points = [with_values(shared, values) for _, values in config["points"]]
     device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
     previous = tune.get_checkpoint()
     if previous is None:
         session = Session.start(points, device)
     else:
-        with previous.as_directory() as folder:
-            session = Session.load(Path(folder) / STATE, device)
+        with previous.as_directory() as stored:
+            session = Session.load(Path(stored) / STATE, device)
     done = {"member_steps": 0, "train_seconds": 0.0, "validate_seconds": 0.0}
 
     def report() -> None:
-        scores = [session.score(i, goal) for i in range(len(points))]
-        best = max(scores) if goal.mode == "max" else min(scores)
-        metrics = {goal.metric: best, "scores": scores, "epoch": session.state.epoch, **done}
-        metrics["active"] = len(session.state.active)
-        with tempfile.TemporaryDirectory() as folder:
-            session.save(Path(folder) / STATE)
-            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(folder))
+        metrics: dict[str, Any] = {"scores": [session.scores(i, goals) for i in range(len(points))]}
+        metrics |= {"alive": [len(session.alive(i)) for i in range(len(points))], "epoch": session.state.epoch, **done}
+        with tempfile.TemporaryDirectory() as aside:
+            session.save(Path(aside) / STATE)
+            tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(aside))
+        obey()
 
+    def obey() -> None:
+        for number, epoch in read_note(note).items():
+            if epoch <= session.state.epoch:
+                session.stop(numbers.index(number))
+
+    obey()  # a restored state is that from before the driver's decision
     progress = None
     for progress in session.train():
         done["member_steps"] += progress.member_steps
