@@ -344,6 +344,17 @@ class Outcome:
         scored = [record for record in self.sorted() if record.score is not None and record.members]
         return sorted(scored, key=lambda record: sign * (record.score or 0.0))
 
+    def front(self, objectives: Sequence[Objective]) -> list[TrialRecord]:
+        """The records that no other dominates: is as good by every objective, and better by one. Best by the first one
+        first.
+        """
+        signs = [1 if objective.mode == "max" else -1 for objective in objectives]
+        ranked = self.ranked()
+        found = np.array([[r.score or 0.0, *(r.further[o.metric] for o in objectives[1:])] for r in ranked]) * signs
+        better, as_good = ((compare(found[:, None], found)) for compare in (np.greater, np.greater_equal))
+        dominated = (as_good.all(2) & better.any(2)).any(0)
+        return [record for record, out in zip(ranked, dominated, strict=True) if not out]
+
     def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
         """Take in a trial that has ended: its rows go to the tracker and to the folder's tables at once.
 

@@ -62,7 +62,7 @@ def tune(config: StudyConfig) -> None:
     with Display(console) as display:
         outcome = run_study(config, display.update)
     from imavae.report.figures import study_figures
-    from imavae.report.tables import best_trials, three_numbers, three_numbers_table
+    from imavae.report.tables import best_trials, front_table, three_numbers, three_numbers_table
 
     outcome.crown()
     keys = [parameter.key for parameter in parameters]
@@ -74,6 +74,8 @@ def tune(config: StudyConfig) -> None:
     seconds = time.monotonic() - start
     _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
     console.print(best_trials(members, trials, keys, config.objective.mode))
+    if config.further_objectives:
+        console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
     console.print(three_numbers_table(numbers))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
