@@ -107,8 +107,8 @@ class Session:
         mine = [self.ensemble.members[row].point == point for row in self.state.active.tolist()]
         freeze(self.state, torch.tensor(mine, dtype=torch.bool), "stopped")
 
-    def scores(self, point: int, objectives: Sequence[Objective]) -> list[float]:
-        """The aggregate, over a point's members, of each objective at each member's best state so far.
+    def scores(self, objectives: Sequence[Objective]) -> list[list[float]]:
+        """Each point's scores: the aggregate, over its members, of each objective at each member's best state so far.
 
         Best is by the first objective: a point's scores are those of one set of models. A diverged member has the
         worst.
@@ -120,13 +120,17 @@ class Session:
             values = [sign * validation.values[o.metric].numpy() for sign, o in zip(signs, objectives, strict=True)]
             better = values[0] > best[0, rows]
             best[:, rows[better]] = np.stack(values)[:, better]
+        floors = [
+            worst(objective.metric.removeprefix("val/")) if sign > 0 else -WORST_SCORE
+            for sign, objective in zip(signs, objectives, strict=True)
+        ]
+        floor = np.array(floors, dtype=np.float64)[:, None]
         diverged = np.array([status == "diverged" for status in self.state.status])
-        scores = []
-        for sign, objective, value in zip(signs, objectives, best, strict=True):
-            floor = worst(objective.metric.removeprefix("val/")) if sign > 0 else -WORST_SCORE
-            counted = np.where(diverged | ~np.isfinite(value), floor, np.maximum(value, floor))
-            scores.append(float(getattr(np, objective.aggregate)(sign * counted[self.members_of(point)])))
-        return scores
+        counted = np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor)) * np.array(signs)[:, None]
+        return [
+            [float(getattr(np, o.aggregate)(row[members])) for o, row in zip(objectives, counted, strict=True)]
+            for members in map(self.members_of, range(len(self.points)))
+        ]
 
     def axes(self, row: int) -> dict[str, Value]:
         """What tells a member from the others of its point: its seed, and its world's where there are several."""
@@ -208,7 +212,7 @@ class Session:
 
     def partial_record(self, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
         """What is known of one point while it trains: no members yet."""
-        rows, (score, *others) = self.history_rows(point, trial), self.scores(point, objectives)
+        rows, (score, *others) = self.history_rows(point, trial), self.scores(objectives)[point]
         further = {o.metric: value for o, value in zip(objectives[1:], others, strict=True)}
         return TrialRecord(trial, values, "stopped", score, rows, [], further)
 

@@ -134,11 +134,11 @@ def test_a_member_that_goes_nan_is_isolated_and_counted_as_the_worst() -> None:
     assert session.state.epochs.tolist() == [3, 1, 3]
     others = trained([config([1, 3])])
     torch.testing.assert_close(session.state.frozen[[0, 2]], others.state.frozen, rtol=0, atol=2e-5)
-    assert session.scores(0, [Objective(aggregate="min")]) == [0]
+    assert session.scores([Objective(aggregate="min")]) == [[0]]
     median, least = (Objective(aggregate=name) for name in ("median", "min"))
-    assert session.scores(0, [median]) == pytest.approx(others.scores(0, [least]))
-    assert session.scores(0, [Objective(metric="val/r2_linear", aggregate="min")]) == [0]
-    assert session.scores(0, [Objective(metric="val/neg_elbo", mode="min", aggregate="max")]) == [1e12]
+    assert session.scores([median])[0] == pytest.approx(others.scores([least])[0])
+    assert session.scores([Objective(metric="val/r2_linear", aggregate="min")]) == [[0]]
+    assert session.scores([Objective(metric="val/neg_elbo", mode="min", aggregate="max")]) == [[1e12]]
     row = session.member_rows(0, 0)[1]
     assert row["status"] == "diverged"
     assert row["max val/mcc"] != row["max val/mcc"]  # NaN: it was never validated
@@ -149,8 +149,8 @@ def test_a_study_of_diverged_members_alone_ends_with_the_worst_score() -> None:
     session.state.weights[:] = 1e30
     progress = list(session.train())
     assert [p.validated for p in progress] == [False]
-    assert session.scores(0, [Objective()]) == [0]
-    assert session.scores(0, [Objective(metric="val/neg_elbo", mode="min")]) == [1e12]
+    assert session.scores([Objective()]) == [[0]]
+    assert session.scores([Objective(metric="val/neg_elbo", mode="min")]) == [[1e12]]
 
 
 def test_a_point_that_is_stopped_is_frozen_and_the_others_train_on_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_several_scores_are_those_of_one_set_of_states() -> None:
         np.median([row["val/cima at max val/mcc"] for row in rows]),
         max(row["max val/mcc"] for row in rows),
     ]
-    assert session.scores(0, objectives) == pytest.approx(expected)
+    assert session.scores(objectives)[0] == pytest.approx(expected)
 
 
 def test_best_states_and_early_stopping_follow_the_history() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from imavae.config import StudyConfig, study_config
@@ -30,7 +30,7 @@ def config(mode: str = "max", **scheduler: Any) -> StudyConfig:
 
 def report(stopping: Stopping, points: dict[int, float], epoch: int, alive: int = 2) -> str:
     """The decision on a trial whose points have these scores."""
-    trial: Any = SimpleNamespace(config={"points": [[number, {}] for number in points]})
+    trial = Trial("any", config={"points": [[number, {}] for number in points]}, stub=True)
     scores = [[score] for score in points.values()]
     return stopping.on_trial_result(None, trial, {"epoch": epoch, "scores": scores, "alive": [alive] * len(points)})
 

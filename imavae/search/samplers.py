@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,8 +58,7 @@ def open_study(output_dir: Path, name: str, objectives: Sequence[Objective], res
         optuna.delete_study(study_name=name, storage=storage)
     directions = [DIRECTIONS[objective.mode] for objective in objectives]
     study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=resume)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _experimental():
         study.set_metric_names([objective.metric for objective in objectives])  # as optuna-dashboard shows them
     return study
 
@@ -69,7 +69,11 @@ def sampler_for(settings: Sampler, parameters: Sequence[Parameter], number: int)
     Its random numbers follow from ``sampler.seed`` and the number alone, so that a study which was broken off goes on
     as if it had not been. (A quasi-random sequence has one seed for all, and its place in Optuna's storage.)
     """
-    seed = int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0])
+    with _experimental():
+        return _sampler(settings, parameters, int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0]))
+
+
+def _sampler(settings: Sampler, parameters: Sequence[Parameter], seed: int) -> BaseSampler:
     if settings.name == "tpe":
         # A joint model of all parameters, of each set of them that points have; points still in training count as bad,
         # so that proposals spread out.
@@ -81,3 +85,11 @@ def sampler_for(settings: Sampler, parameters: Sequence[Parameter], number: int)
     if settings.name == "qmc":
         return KnownBox(settings.seed, {parameter.key: parameter.distribution() for parameter in parameters})
     return optuna.samplers.RandomSampler(seed)
+
+
+@contextmanager
+def _experimental() -> Iterator[None]:
+    """Without Optuna's warnings that something may change in a later version: the versions are pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

@@ -31,12 +31,11 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
         check_metric(config, objective.metric, objective.mode)
     _check_objectives(config)
     parameters = space.parse(config)
+    points = start_points(config, parameters)
     if config.sampler.name == "grid":
-        points = space.grid(parameters)[: config.budget.trials]
-    else:
-        require(config.budget.trials is not None, "budget.trials is a number", "null", "only a grid ends by itself")
-        space.check_pack(parameters, config.sampler.pack or 1)
-        points = start_points(config, parameters)
+        return parameters, space.grid(parameters)[: config.budget.trials]
+    require(config.budget.trials is not None, "budget.trials is a number", "null", "only a grid ends by itself")
+    space.check_pack(parameters, config.sampler.pack or 1)
     return parameters, points
 
 

@@ -40,8 +40,8 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
     done = {"member_steps": 0, "train_seconds": 0.0, "validate_seconds": 0.0}
 
     def report() -> None:
-        metrics: dict[str, Any] = {"scores": [session.scores(i, goals) for i in range(len(points))]}
-        metrics |= {"alive": [len(session.alive(i)) for i in range(len(points))], "epoch": session.state.epoch, **done}
+        alive = [len(session.alive(i)) for i in range(len(points))]
+        metrics = {"scores": session.scores(goals), "alive": alive, "epoch": session.state.epoch, **done}
         with tempfile.TemporaryDirectory() as aside:
             session.save(Path(aside) / STATE)
             tune.report(metrics, checkpoint=tune.Checkpoint.from_directory(aside))
