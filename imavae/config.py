@@ -31,7 +31,7 @@ from imavae.families import (
     UniformSource,
     load_plugins,
 )
-from imavae.mapping import build, chosen_from, to_mapping
+from imavae.mapping import build, chosen_from, merged, split_constants, to_mapping
 
 Source = Annotated[SourceSettings, BeforeValidator(chosen_from(SOURCES))]
 Mixing = Annotated[MixingSettings, BeforeValidator(chosen_from(MIXINGS))]
@@ -265,31 +265,52 @@ class Objective(Settings):
         known(self.aggregate, AGGREGATES, "objective.aggregate")
 
 
+SEARCHED = ("data", "model", "training")  # where a search may vary settings
+SAMPLERS = ("tpe", "cmaes", "qmc", "random", "grid")
+NUMBERS_ONLY = ("cmaes",)  # samplers that can't propose a choice, nor a setting that is not always there
+POPULATION = ("pbt", "pb2", "pbt_replay")
+
+
 @dataclass(frozen=True)
 class Sampler(Settings):
     """How points are proposed."""
 
-    name: str = "tpe"  # tpe and random (Optuna), or grid: every combination of the listed choices
+    name: str = "tpe"  # tpe, cmaes, qmc and random are Optuna's; grid: every combination of the listed choices
     seed: int = 0  # of the proposals
     startup: int = 10  # random points before TPE begins to model the objective
+    pack: int | None = None  # points that may train in one ensemble; null: 1, in a grid all that share an architecture
+    start_from: str | tuple[dict[str, Any], ...] | None = None  # points to train first: a list of them, nested like
+    # search; or a study's folder, whose best points are taken
 
     def __post_init__(self) -> None:
-        known(self.name, ("tpe", "random", "grid"), "sampler.name")
+        known(self.name, SAMPLERS, "sampler.name")
         require(self.startup >= 1, "sampler.startup >= 1", self.startup, "TPE needs points to model")
+        require(self.seed >= 0, "sampler.seed >= 0", self.seed, "a seed is a whole number from 0 up")
+        pack = self.pack
+        require(pack is None or pack >= 1, "sampler.pack >= 1", pack, "it counts the points of an ensemble")
 
 
 @dataclass(frozen=True)
 class Scheduler(Settings):
-    """Which trials are stopped before their members stop."""
+    """Which points are stopped before their members stop; ``training.patience`` stops single members, whatever this."""
 
-    name: str = "none"  # asha, or none
-    grace: int = 10  # epochs that every trial gets
-    reduction: int = 3  # ASHA keeps one of so many trials at each rung
+    name: str = "none"  # asha, median, or none
+    grace: int = 10  # epochs that every point gets
+    reduction: int = 3  # ASHA keeps one of so many points at each rung
+    samples: int = 3  # points that the median rule must know before it stops one
 
     def __post_init__(self) -> None:
-        known(self.name, ("asha", "none"), "scheduler.name")
+        require(
+            self.name not in POPULATION,
+            "scheduler.name is asha, median or none",
+            f"{self.name!r}: population-based training changes gamma within a member's life, so that no result would "
+            "belong to any one gamma, nor a seed to its curve",
+            "search gamma, and stop bad points early by asha or median",
+        )
+        known(self.name, ("asha", "median", "none"), "scheduler.name")
         require(self.grace >= 1, "scheduler.grace >= 1", self.grace, "it is a number of epochs")
-        require(self.reduction >= 2, "scheduler.reduction >= 2", self.reduction, "one of so many trials is kept")
+        require(self.reduction >= 2, "scheduler.reduction >= 2", self.reduction, "one of so many points is kept")
+        require(self.samples >= 1, "scheduler.samples >= 1", self.samples, "it counts points")
 
 
 @dataclass(frozen=True)
@@ -338,9 +359,11 @@ class Cluster(Settings):
 class StudyConfig(RunConfig):
     """A study: the base that all points share, the space to search and how."""
 
+    dry_run: bool = False  # print the points and what they will cost here, and train none
     study: str = "study"  # what the search is called; so are its MLflow experiment and registered model
     search: dict[str, Any] = field(default_factory=dict)  # nested like this tree; each leaf a mapping with `type`
     objective: Objective = field(default_factory=Objective)
+    further_objectives: tuple[Objective, ...] = ()  # objective ranks the points and names the champion; these do not
     sampler: Sampler = field(default_factory=Sampler)
     scheduler: Scheduler = field(default_factory=Scheduler)
     budget: Budget = field(default_factory=Budget)
@@ -350,6 +373,13 @@ class StudyConfig(RunConfig):
         super().__post_init__()
         plain = all(_plain(part) for part in self.study.split("/"))
         require(plain, "study is plain names between slashes", repr(self.study), "leave it to search=")
+        both = self.dry_run and self.resume
+        require(not both, "dry_run is not for a study that is resumed", "both", "drop one of them")
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """All of them, the first one first."""
+        return self.objective, *self.further_objectives
 
 
 @dataclass(frozen=True)
@@ -378,7 +408,18 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
 
 
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
-    """The checked study configuration of a plain mapping. Raises as :func:`run_config` does."""
+    """The checked study configuration of a plain mapping; the constants of its search are set where they belong.
+
+    Raises as :func:`run_config` does.
+    """
+    space = mapping.get("search")
+    if isinstance(space, Mapping):
+        for name in space:
+            rule = "search names settings of data, model or training"
+            remedy = "members are seeds, which every point has: list them outside" if name == "members" else "nest it"
+            require(name in SEARCHED, rule, f"search.{name}", remedy)
+        search, constants = split_constants(space)
+        mapping = {**merged(constants, mapping), "search": search}
     config = build(StudyConfig, _with_plugins(mapping))
     require(bool(config.search), "search has a parameter", config.search, "a study needs something to search")
     return config

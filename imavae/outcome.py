@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -70,12 +72,12 @@ class Outcome:
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row per trial: trial, score, status, epochs, then the searched values."""
+        """A row per trial: trial, score, status, epochs, further objectives by metric, then the searched values."""
         rows: list[dict[str, object]] = []
         for record in self.sorted():
             epochs = max((int(row["epochs"]) for row in record.members), default=0)
             row = {"trial": record.number, "score": record.score, "status": record.status, "epochs": epochs}
-            rows.append({**row, **record.values})
+            rows.append({**row, **record.further, **record.values})
         return pd.DataFrame(rows)
 
     def sorted(self) -> list[TrialRecord]:
@@ -87,6 +89,17 @@ class Outcome:
         sign = -1 if self.objective.mode == "max" else 1
         scored = [record for record in self.sorted() if record.score is not None and record.members]
         return sorted(scored, key=lambda record: sign * (record.score or 0.0))
+
+    def front(self, objectives: Sequence[Objective]) -> list[TrialRecord]:
+        """The records that no other dominates: is as good by every objective, and better by one. Best by the first one
+        first.
+        """
+        signs = [1 if objective.mode == "max" else -1 for objective in objectives]
+        ranked = self.ranked()
+        found = np.array([[r.score or 0.0, *(r.further[o.metric] for o in objectives[1:])] for r in ranked]) * signs
+        better, as_good = ((compare(found[:, None], found)) for compare in (np.greater, np.greater_equal))
+        dominated = (as_good.all(2) & better.any(2)).any(0)
+        return [record for record, out in zip(ranked, dominated, strict=True) if not out]
 
     def has(self, number: int) -> bool:
         """Whether a trial has ended already."""

@@ -30,9 +30,13 @@ from imavae.training import checkpoint
 
 STATE = "study.json"
 PARTS = ("records", "checkpoints")  # folders in the folder
+
+Numbered = list[Any]  # [number, values]: a point with its place in the study
+
 OTHER = "resume it with the version of imavae that wrote it, or start a new one without resume=true"
 STATES = Seal(b"imavae study", 1, "study state", "name another study", "restore the folder from a copy", OTHER)
 RECORDS = Seal(b"imavae record", 1, "record", "train the trial again", "train the trial again", OTHER)
+PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "it is made again", "it is made again", OTHER)
 FREE = (  # settings that a resumed study may have otherwise than before: where and how long it runs, not what it asks
     "name",
     "output_dir",
@@ -55,7 +59,6 @@ class State:
     plugins: dict[str, str]  # file name -> SHA-256 of its content
     created: float  # seconds since the epoch
     finished: bool = False  # its budget is spent and all is reported
-    packs: list[list[int]] = field(default_factory=list)  # of a grid: numbers of the points that train together
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,17 @@ class Folder:
     lock: Lock
     state: State
     stored: list[Stored] = field(default_factory=list)  # what an earlier process has finished
+    asked: list[list[Numbered]] = field(default_factory=list)  # the points of each ensemble
     notices: list[str] = field(default_factory=list)  # what was found damaged, and what became of it
 
     def save_state(self) -> None:
         """Write ``study.json``."""
         _save_state(self.path, self.state)
+
+    def ask(self, points: list[Numbered]) -> None:
+        """Remember which points train together, before they do: a checkpoint is that of an ensemble."""
+        self.asked.append(points)
+        PACKS.write(_pack_file(self.path, min(number for number, _ in points)), json.dumps(points).encode())
 
     def save(self, stored: Stored) -> None:
         """Write a trial's record and its rows of history.csv; from then on it is never trained again."""
@@ -151,12 +160,12 @@ def reopen(config: RunConfig, kind: str, name: str) -> Folder:
     state, from_backup = _read_state(path)
     notices = [f"{path / STATE} was damaged or missing: its backup was used"] if from_backup else []
     _check_same(path.name, state, config)
-    for leftover in (file for part in (".", *PARTS) for file in (path / part).glob(".*.[0-9]*")):
+    for leftover in (file for part in (".", "stopped", *PARTS) for file in (path / part).glob(".*.[0-9]*")):
         leftover.unlink()  # of a write that was cut off
     if from_backup:
         (path / STATE).unlink(missing_ok=True)  # so that it does not become the backup
-    stored = list(_load_records(path, notices))
-    folder = Folder(path, lock, dataclasses.replace(state, config=to_mapping(config), finished=False), stored, notices)
+    state = dataclasses.replace(state, config=to_mapping(config), finished=False)
+    folder = Folder(path, lock, state, list(_load_records(path, notices)), list(_load_packs(path, notices)), notices)
     folder.save_state()
     return folder
 
@@ -179,6 +188,21 @@ def _read_state(path: Path) -> tuple[State, bool]:
 
 def _record_file(path: Path, number: int) -> Path:
     return path / "records" / f"trial-{number:03d}.json"
+
+
+def _pack_file(path: Path, first: int) -> Path:
+    return path / "records" / f"ensemble-{first:03d}.json"
+
+
+def _load_packs(path: Path, notices: list[str]) -> Iterator[list[Numbered]]:
+    for file in sorted((path / "records").glob("ensemble-*.json")):
+        try:
+            yield json.loads(PACKS.read(file))
+        except OtherFormatError:
+            raise
+        except UserError as error:
+            notices.append(f"{error} (done now)")
+            file.unlink()
 
 
 def _load_records(path: Path, notices: list[str]) -> Iterator[Stored]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from imavae.records import create, reopen
 from imavae.tracking import Row, TrialRecord, Value, fetch_model, member_name
 from imavae.training import checkpoint
 from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_plain, initial_state, to_plain
-from imavae.training.loop import Progress, train
+from imavae.training.loop import Progress, freeze, train
 
 COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called
 
@@ -51,6 +51,7 @@ class Session:
     points: list[RunConfig]
     ensemble: Ensemble
     state: State
+    stopped: set[int] = field(default_factory=set)  # points that a study's scheduler has stopped
 
     @classmethod
     def start(cls, points: list[RunConfig], device: torch.device) -> Session:
@@ -66,6 +67,7 @@ class Session:
             raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
         session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device)
         session.state = from_plain(content["state"], device)
+        session.stopped = set(content.get("stopped", ()))
         return session
 
     @classmethod
@@ -89,7 +91,8 @@ class Session:
     def save(self, path: Path, keep: bool = False) -> None:
         """Write all that is needed to go on, and both best states of every member; see :func:`checkpoint.save`."""
         points = [to_mapping(point) for point in self.points]
-        checkpoint.save(path, "ensemble", {"points": points, "state": to_plain(self.state)}, keep)
+        content = {"points": points, "state": to_plain(self.state), "stopped": sorted(self.stopped)}
+        checkpoint.save(path, "ensemble", content, keep)
 
     def train(self) -> Iterator[Progress]:
         """Train until every member has stopped; yields after each epoch."""
@@ -110,18 +113,40 @@ class Session:
         """Rows of one point's members."""
         return [row for row, member in enumerate(self.ensemble.members) if member.point == point]
 
-    def score(self, point: int, objective: Objective) -> float:
-        """The aggregate, over a point's members, of each member's best value so far; a diverged one has the worst."""
-        sign = 1 if objective.mode == "max" else -1
-        best = np.full(len(self.ensemble), -np.inf)
+    def alive(self, point: int) -> list[int]:
+        """Rows of one point's members that are still training."""
+        return [row for row in self.state.active.tolist() if self.ensemble.members[row].point == point]
+
+    def stop(self, point: int) -> None:
+        """Freeze those of a point's members that are still training: a study's scheduler has stopped the point."""
+        self.stopped.add(point)
+        mine = [self.ensemble.members[row].point == point for row in self.state.active.tolist()]
+        freeze(self.state, torch.tensor(mine, dtype=torch.bool), "stopped")
+
+    def scores(self, objectives: Sequence[Objective]) -> list[list[float]]:
+        """Each point's scores: the aggregate, over its members, of each objective at each member's best state so far.
+
+        Best is by the first objective: a point's scores are those of one set of models. A diverged member has the
+        worst.
+        """
+        signs = [1 if objective.mode == "max" else -1 for objective in objectives]
+        best = np.full((len(objectives), len(self.ensemble)), -np.inf)  # the larger the better
         for validation in self.state.history:
             rows = validation.rows.cpu().numpy()
-            best[rows] = np.fmax(best[rows], sign * validation.values[objective.metric].numpy())
-        floor = worst(objective.metric.removeprefix("val/")) if sign > 0 else -WORST_SCORE
+            values = [sign * validation.values[o.metric].numpy() for sign, o in zip(signs, objectives, strict=True)]
+            better = values[0] > best[0, rows]
+            best[:, rows[better]] = np.stack(values)[:, better]
+        floors = [
+            worst(objective.metric.removeprefix("val/")) if sign > 0 else -WORST_SCORE
+            for sign, objective in zip(signs, objectives, strict=True)
+        ]
+        floor = np.array(floors, dtype=np.float64)[:, None]
         diverged = np.array([status == "diverged" for status in self.state.status])
-        best = np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor))
-        aggregate = getattr(np, objective.aggregate)
-        return float(aggregate(sign * best[self.members_of(point)]))
+        counted = np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor)) * np.array(signs)[:, None]
+        return [
+            [float(getattr(np, o.aggregate)(row[members])) for o, row in zip(objectives, counted, strict=True)]
+            for members in map(self.members_of, range(len(self.points)))
+        ]
 
     def axes(self, row: int) -> dict[str, Value]:
         """What tells a member from the others of its point: its seed, and its world's where there are several."""
@@ -187,11 +212,11 @@ class Session:
                 return {name: float(value[i]) for name, value in validation.values.items()}
         return {}
 
-    def record(self, point: int, trial: int, values: Row, objective: Objective) -> TrialRecord:
+    def record(self, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
         """All that is known of one point at the end of its training."""
-        partial = self.partial_record(point, trial, values, objective)
-        running = any(self.state.status[row] == "running" for row in self.members_of(point))
-        status: Literal["finished", "stopped"] = "stopped" if running else "finished"
+        partial = self.partial_record(point, trial, values, objectives)
+        stopped = point in self.stopped or len(self.alive(point)) > 0
+        status: Literal["finished", "stopped"] = "stopped" if stopped else "finished"
         return dataclasses.replace(partial, status=status, members=self.member_rows(point, trial))
 
     def portrait(self) -> tuple[list[str], Portrait]:
@@ -201,10 +226,11 @@ class Session:
         weights = self.state.best["val/mcc"].weights
         return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
 
-    def partial_record(self, point: int, trial: int, values: Row, objective: Objective) -> TrialRecord:
+    def partial_record(self, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
         """What is known of one point while it trains: no members yet."""
-        rows = self.history_rows(point, trial)
-        return TrialRecord(trial, values, "stopped", self.score(point, objective), rows, [])
+        rows, (score, *others) = self.history_rows(point, trial), self.scores(objectives)[point]
+        further = {o.metric: value for o, value in zip(objectives[1:], others, strict=True)}
+        return TrialRecord(trial, values, "stopped", score, rows, [], further)
 
     def save_best(self, path: Path, row: int, criterion: str, about: dict[str, Any]) -> None:
         """Write one member, at its best state by ``criterion``, as a model file."""
@@ -246,14 +272,14 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
         for progress in session.train():
             if progress.validated:
                 session.save(state, keep=True)
-                outcome.tracker.progress(session.partial_record(0, 0, {}, outcome.objective))
+                outcome.tracker.progress(session.partial_record(0, 0, {}, [outcome.objective]))
             notify(session, progress)
     except BaseException:
         outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
         raise
     if not outcome.has(0):
         session.save(state, keep=True)
-        outcome.add(session.record(0, 0, {}, outcome.objective), state, 0)
+        outcome.add(session.record(0, 0, {}, [outcome.objective]), state, 0)
     outcome.write_tables()
     crown(outcome)
     return outcome, session

@@ -57,6 +57,7 @@ class TrialRecord:
         score: the aggregate over its members, or None where it has none.
         history: a row per member and validation, complete up to its last epoch: trial, seed, epoch, ``SPLIT/METRIC``.
         members: the rows of ``members.csv``; empty while the trial runs.
+        further: the scores by a study's further objectives, metric to score.
     """
 
     number: int
@@ -65,6 +66,7 @@ class TrialRecord:
     score: float | None
     history: list[dict[str, Value]]
     members: list[dict[str, Value]]
+    further: Mapping[str, float] = field(default_factory=dict)
 
 
 def member_name(row: Row) -> str:
@@ -258,8 +260,9 @@ class MLflowTracker:
             self._write_member(run, row, trial.number)
         # No slash in these names: the page makes a section of charts of whatever stands before one.
         summary = {f"members {status}": float(n) for status, n in Counter(m["status"] for m in trial.members).items()}
-        if trial.score is not None and math.isfinite(trial.score):
-            summary["score"] = trial.score
+        scores = {} if trial.score is None else {"score": trial.score}
+        scores |= {f"score {metric.removeprefix('val/')}": value for metric, value in trial.further.items()}
+        summary |= {name: value for name, value in scores.items() if math.isfinite(value)}
         self._log(run.run_id, summary, tags={"imavae.status": trial.status})
         self._end(run.run_id, failed=trial.status == "failed")  # last of all: this is what marks a trial as complete
         run.done = True

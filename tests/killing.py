@@ -42,7 +42,7 @@ class Run:
     process: subprocess.Popen[bytes]
     said: Path  # what it has printed
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 500) -> int:
         """Its exit code."""
         return self.process.wait(seconds)
 
@@ -63,7 +63,7 @@ class Run:
         self.process.send_signal(number)
         self.wait()
         staying = "Agent" if number == signal.SIGKILL else "nothing"
-        until(lambda: not any(_is(pid, line) for pid, line in started.items() if staying not in line), 30)
+        until(lambda: not any(_is(pid, line) for pid, line in started.items() if staying not in line))
         return time.monotonic() - start
 
     def text(self) -> str:
@@ -83,7 +83,7 @@ def tune(folder: Path, *overrides: str) -> Run:
     return Run(process, said)
 
 
-def until(holds: Callable[[], object], seconds: float = 60) -> None:
+def until(holds: Callable[[], object], seconds: float = 300) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not holds():
@@ -116,7 +116,8 @@ def faults(folder: Path) -> list[str]:
 
 def _undisturbed(study: Path) -> dict[str, str]:
     """The tables of the same packs, trained here without Ray, workers or interruptions."""
-    packs = json.loads((study / "study.json").read_text().partition("\n")[2])["packs"]
+    asked = [json.loads(file.read_text().partition("\n")[2]) for file in (study / "records").glob("ensemble-*.json")]
+    packs = [[number for number, _ in points] for points in asked]
     members, history = [], []
     for pack in packs:
         stored = Session.load(study / "checkpoints" / f"ensemble-{min(pack):03d}.pt", torch.device("cpu"))
@@ -124,7 +125,7 @@ def _undisturbed(study: Path) -> dict[str, str]:
         for _ in session.train():
             pass
         for point, number in enumerate(pack):
-            record = session.record(point, number, {}, Objective())
+            record = session.record(point, number, {}, [Objective()])
             members += record.members
             history += record.history
     tables = {"members.csv": members, "history.csv": history}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from imavae.outcome import Outcome
     from imavae.report.tables import ThreeNumbers
     from imavae.run import Session
+    from imavae.search.space import Parameter
     from imavae.training.loop import Progress as Epoch
 
 
@@ -66,6 +68,9 @@ def tune(config: StudyConfig) -> None:
     from imavae.search.study import check, run_study
 
     parameters, _ = check(config)
+    if config.dry_run:
+        _show_cost(config, parameters)
+        return
     keys = [parameter.key for parameter in parameters]
     console = Console()
     start = time.monotonic()
@@ -81,9 +86,11 @@ def tune(config: StudyConfig) -> None:
     except Interrupted as error:
         outcome.interrupted = error
     if outcome.ranked():
-        from imavae.report.tables import best_trials, three_numbers_table
+        from imavae.report.tables import best_trials, front_table, three_numbers_table
 
         console.print(best_trials(outcome.members, outcome.trials, keys, config.objective.mode))
+        if config.further_objectives:
+            console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
         console.print(three_numbers_table(_numbers(outcome)))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
@@ -93,6 +100,19 @@ def tune(config: StudyConfig) -> None:
     if outcome.interrupted is not None:
         _say_how_to_go_on(console, outcome.folder.name)
         raise outcome.interrupted
+
+
+def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
+    """Print what a study would train, and how long that would take here."""
+    from imavae.report.cost import cost_lines, points_table, space_table
+    from imavae.search.study import dry_run
+
+    console = Console()
+    console.print(space_table(parameters))
+    cost = dry_run(config)
+    console.print(points_table(cost))
+    for line in cost_lines(config, cost):
+        console.print(line, highlight=False)
 
 
 def _concluded(outcome: Outcome, keys: list[str]) -> tuple[list[Path], dict[str, float]]:

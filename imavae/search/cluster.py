@@ -84,6 +84,18 @@ def _start(cluster: Cluster) -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
 
 
+def expected_slots(cluster: Cluster) -> int:
+    """Trials that will run at once: counted on this machine, or asked of the running cluster."""
+    if cluster.name == "ray":
+        with running(cluster) as found:
+            return found
+    import torch
+
+    cpus = cluster.cpus or len(os.sched_getaffinity(0))
+    gpus = torch.cuda.device_count() if cluster.gpus is None else cluster.gpus
+    return slots(cluster, {"CPU": float(cpus), "GPU": float(gpus)})
+
+
 def resources_of(cluster: Cluster) -> dict[str, float]:
     """What each trial asks Ray for; a worker sees just the GPUs that it was given a share of."""
     return {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial}

@@ -21,6 +21,7 @@ from imavae.outcome import Outcome, failed_record
 from imavae.run import Session, resolve_device
 from imavae.search.progress import Snapshot
 from imavae.search.space import Point
+from imavae.search.stopping import note_of, read_note
 from imavae.search.trainable import lock_of, place_of
 from imavae.search.writer import Writer
 from imavae.tracking import PROGRESS_PERIOD
@@ -48,29 +49,25 @@ class _Running:
 class Recorder:
     """Follows the trials: tells where the study stands, and records each trial as it ends."""
 
-    def __init__(
-        self, config: StudyConfig, outcome: Outcome, n_points: int, n_trials: int, notify: Callable[[Snapshot], None]
-    ) -> None:
+    def __init__(self, config: StudyConfig, outcome: Outcome, notify: Callable[[Snapshot], None]) -> None:
         self._config, self._outcome, self._notify = config, outcome, notify
-        self._n_points, self._n_trials = n_points, n_trials
+        self._n_points = self._n_trials = 0
         self._trials: dict[str, _Running] = {}
         self._writer = Writer()
         self._start = self._said = time.monotonic()
         self._before = len(outcome.records)  # trials that an earlier process has finished
         self.failures: list[str] = []
 
+    def expect(self, n_points: int, n_trials: int) -> None:
+        """Know how many points the study has, and how many Ray trials are to come."""
+        self._n_points, self._n_trials = n_points, n_trials
+
     def started(self, trial: Trial) -> None:
         """A trial has got a worker: its first, or another one after a failure."""
         if trial.trial_id in self._trials:
             return
-        listed = trial.config.get("points")
-        if listed is None:
-            number = len(self._trials)
-            points = {number: dict(trial.config)}
-        else:
-            points = {number: dict(values) for number, values in listed}
-        folder = self._outcome.folder / "checkpoints"
-        self._trials[trial.trial_id] = _Running(place_of(folder, trial.config, trial.trial_id), points)
+        points = {number: dict(values) for number, values in trial.config["points"]}
+        self._trials[trial.trial_id] = _Running(place_of(self._outcome.folder, min(points)), points)
 
     def reported(self, trial: Trial, result: dict[str, Any]) -> None:
         """Remember a report, and pass the curves so far on to the tracker."""
@@ -130,9 +127,11 @@ class Recorder:
         trials = list(self._trials.values())
         work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
         records, count = list(self._outcome.records), self._config.members.count
-        stopped = [len(t.points) * count - t.result["active"] for t in trials if t.result and not t.ended]
+        stopped = [len(t.points) * count - sum(t.result["alive"]) for t in trials if t.result and not t.ended]
         scores = {record.number: record.score for record in records if record.score is not None} | {
-            number: score for t in trials for number, score in zip(t.points, t.result.get("scores", ()), strict=False)
+            number: score
+            for t in trials
+            for number, (score, *_) in zip(t.points, t.result.get("scores", ()), strict=False)
         }
         pick = max if self._config.objective.mode == "max" else min
         best = pick(scores, key=lambda number: scores[number]) if scores else None
@@ -157,13 +156,17 @@ class Recorder:
             session = Session.load(running.place, resolve_device("cpu"))
             for i, (number, point) in enumerate(running.points.items()):
                 if not self._outcome.has(number):
-                    self._outcome.tracker.progress(session.partial_record(i, number, point, self._config.objective))
+                    self._outcome.tracker.progress(session.partial_record(i, number, point, self._config.objectives))
 
     def _record(self, running: _Running) -> None:
         session = Session.load(running.place, resolve_device("cpu"))
+        stopped = read_note(note_of(self._outcome.folder, min(running.points)))
         for i, (number, point) in enumerate(running.points.items()):
-            if not self._outcome.has(number):  # it may be where a pack was cut off
-                self._outcome.add(session.record(i, number, point, self._config.objective), running.place, i)
+            if self._outcome.has(number):
+                continue  # an earlier driver was cut off amid the points of a pack
+            if number in stopped:
+                session.stop(i)  # the state is that from before the driver's last decision
+            self._outcome.add(session.record(i, number, point, self._config.objectives), running.place, i)
         for needless in (previous_of(running.place), lock_of(running.place)):
             needless.unlink(missing_ok=True)
 

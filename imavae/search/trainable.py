@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 
-def place_of(folder: Path, config: dict[str, Any], trial_id: str) -> Path:
-    """Where the checkpoint of an ensemble lies: it is called by its first point's number."""
-    listed = config.get("points")
-    return folder / (f"ensemble-{min(n for n, _ in listed):03d}.pt" if listed else f"ensemble-{trial_id}.pt")
+def place_of(folder: Path, first: int) -> Path:
+    """Where the study in ``folder`` has the checkpoint of the ensemble whose first point has this number."""
+    return folder / "checkpoints" / f"ensemble-{first:03d}.pt"
 
 
 def lock_of(place: Path) -> Path:
@@ -20,11 +19,12 @@ def lock_of(place: Path) -> Path:
     return place.with_suffix(".lock")
 
 
-def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str, Any], folder: str) -> None:
-    """Train the points of ``config`` in one ensemble, from its checkpoint in ``folder`` if there is one.
+def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dict[str, Any]], folder: str) -> None:
+    """Train the points of ``config`` in one ensemble, from its checkpoint in the study's ``folder`` if there is one.
 
-    ``config`` is one point (dotted keys and their values), or has ``points``, a list of (number, point). Each report
-    has the score (the best of several points'), every point's score, the epoch and the work done so far.
+    ``config`` has ``points``, a list of (number, point); a point is dotted keys and their values. Each report has every
+    point's scores, its members that are still training, the epoch and the work done so far. What the driver makes of
+    it, the note in the study's ``folder``, is obeyed before training goes on.
     """
     import ray
     import torch
@@ -33,24 +33,32 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str,
     from imavae.config import Objective, run_config, with_values
     from imavae.files import one_at_a_time
     from imavae.run import Session, resolve_device
+    from imavae.search.stopping import note_of, read_note
 
     shared = run_config(base)
     torch.set_num_threads(shared.training.threads)
-    goal = Objective(**objective)
-    points = [with_values(shared, values) for _, values in config.get("points", [(0, config)])]
+    goals = [Objective(**objective) for objective in objectives]
+    numbers = [number for number, _ in config["points"]]
+    note, place = note_of(Path(folder), min(numbers)), place_of(Path(folder), min(numbers))
+    points = [with_values(shared, values) for _, values in config["points"]]
     device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
-    place = place_of(Path(folder), config, tune.get_context().get_trial_id())
     done = {"member_steps": 0, "train_seconds": 0.0, "validate_seconds": 0.0}
 
     def report(session: Session) -> None:
-        scores = [session.score(i, goal) for i in range(len(points))]
-        best = max(scores) if goal.mode == "max" else min(scores)
-        metrics = {goal.metric: best, "scores": scores, "epoch": session.state.epoch, **done}
+        alive = [len(session.alive(i)) for i in range(len(points))]
+        metrics = {"scores": session.scores(goals), "alive": alive, "epoch": session.state.epoch, **done}
         session.save(place, keep=True)
-        tune.report({**metrics, "active": len(session.state.active)})
+        tune.report(metrics)
+        obey(session)
+
+    def obey(session: Session) -> None:
+        for number, epoch in read_note(note).items():
+            if epoch <= session.state.epoch:
+                session.stop(numbers.index(number))
 
     with one_at_a_time(lock_of(place)):
         session = Session.resume(place, points, device) or Session.start(points, device)
+        obey(session)  # a restored state is that from before the driver's decision
         progress = None
         for progress in session.train():
             done["member_steps"] += progress.member_steps
