@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
+from imavae.config_encode import EncodeConfig
 from imavae.data import dataset
 from imavae.errors import UserError, require
 from imavae.families import load_plugins
@@ -93,6 +94,11 @@ class Session:
         values = evaluate(self.ensemble, weights, rows, getattr(self.data, split), stage)
         return {f"{split}/{name}": value for name, value in values.items()}
 
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """What members have a best state by: the first of them chooses among members, too."""
+        return tuple(self.state.best)
+
     def members_of(self, point: int) -> list[int]:
         """Rows of one point's members."""
         return [row for row, member in enumerate(self.ensemble.members) if member.point == point]
@@ -158,7 +164,7 @@ class Session:
         rows = torch.tensor(self.members_of(point), device=self.ensemble.device)
         stage: Stage = "probes" if self.points[point].training.probes else "final"
         final = {}
-        for name in CRITERIA:
+        for name in self.criteria:
             weights = self.state.best[name].weights[rows]
             val = self.evaluate("val", weights, rows, stage)
             final[name] = {k: v for k, v in val.items() if k.removeprefix("val/") in ("agreement", *FINAL, *PROBES)}
@@ -170,8 +176,9 @@ class Session:
             entry: dict[str, Value] = {"trial": trial, **self.axes(row), "gamma": gamma, "gamma_sq": gamma**2}
             entry["status"] = "stopped" if status == "running" else status
             entry["epochs"] = int(self.state.epochs[row])
-            entry |= {column: self._best_value(name, row) for name, column in COLUMNS.items()}
-            for name, column in COLUMNS.items():
+            entry |= {COLUMNS[name]: self._best_value(name, row) for name in sorted(self.criteria, reverse=True)}
+            for name in sorted(self.criteria, reverse=True):
+                column = COLUMNS[name]
                 best = self._at_epoch(row, int(self.state.best[name].epoch[row]))
                 trained = bool(best)  # a member that diverged before its first validation has no best state
                 best |= {k: float(v[i]) if trained else math.nan for k, v in final[name].items()}
@@ -204,10 +211,10 @@ class Session:
         return dataclasses.replace(partial, status=status, members=self.member_rows(point, trial))
 
     def portrait(self) -> tuple[list[str], Portrait]:
-        """The members' names, and what they make of the validation split at their best val/mcc states."""
+        """The members' names, and what they make of the validation split at their best states (first criterion)."""
         rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
         names = [member_name(self.axes(row)) for row in rows.tolist()]
-        weights = self.state.best["val/mcc"].weights
+        weights = self.state.best[self.criteria[0]].weights
         return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
 
     def partial_record(self, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
@@ -227,7 +234,8 @@ class Session:
         )
         weights = self.ensemble.model.layout.views(self.state.best[criterion].weights[row : row + 1])
         weights = {name: weight[0] for name, weight in weights.items()}
-        checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about})
+        scaling = self.data.scalings[self.ensemble.worlds.index(member.world)] if self.data.scalings else None
+        checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling)
 
 
 def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> tuple[Outcome, Session]:
@@ -238,7 +246,8 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     torch.set_num_threads(config.training.threads)
     tracker = tracker_of(config, "train")
     session = Session.start([config], device)
-    outcome = Outcome.start(config, "runs", "train", tracker, Objective())
+    objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
+    outcome = Outcome.start(config, "runs", "train", tracker, objective)
     state = outcome.folder / "checkpoint.pt"
     try:
         for progress in session.train():
@@ -273,7 +282,13 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
         flat = torch.cat([weight.flatten() for weight in model.weights.values()])[None]
     else:
         session = Session.load(path, torch.device("cpu"))
-        flat = session.state.best[config.select].weights
+        require(
+            config.select is None or config.select in session.criteria,
+            f"select is one of the best states' criteria, {', '.join(session.criteria)}",
+            f"{config.select} without sources",
+            "leave select at null",
+        )
+        flat = session.state.best[config.select or session.criteria[0]].weights
     values = session.evaluate(config.split, flat.detach(), torch.arange(len(flat)), "probes")
     axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
     frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
@@ -355,9 +370,9 @@ class Outcome:
         signs = [1 if objective.mode == "max" else -1 for objective in objectives]
         ranked = self.ranked()
         found = np.array([[r.score or 0.0, *(r.further[o.metric] for o in objectives[1:])] for r in ranked]) * signs
-        better, as_good = ((compare(found[:, None], found)) for compare in (np.greater, np.greater_equal))
-        dominated = (as_good.all(2) & better.any(2)).any(0)
-        return [record for record, out in zip(ranked, dominated, strict=True) if not out]
+        rivals = found[:, None]  # [i, j]: is i as good as j, and better by something?
+        dominated = np.any((rivals >= found).all(2) & (rivals > found).any(2), axis=0)
+        return [record for record, out in zip(ranked, dominated.tolist(), strict=True) if not out]
 
     def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
         """Take in a trial that has ended: its rows go to the tracker and to the folder's tables at once.
@@ -377,12 +392,13 @@ class Outcome:
             if row is None:
                 continue
             path, point = self.checkpoints[record.number]
+            criterion = chosen_by(row)
             model = self.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
             about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
             session = Session.load(path, torch.device("cpu"))
             member = session.members_of(point)[record.members.index(row)]
-            session.save_best(model, member, "val/mcc", about)
-            suffix = f" at {COLUMNS['val/mcc']}"
+            session.save_best(model, member, criterion, about)
+            suffix = f" at {COLUMNS[criterion]}"
             metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
             address = self.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
             if place == 0:
@@ -411,10 +427,21 @@ def tracker_of(config: RunConfig, experiment: str) -> Tracker:
 
 
 def best_member(record: TrialRecord) -> dict[str, Value] | None:
-    """The member with the highest val/mcc of a trial, diverged ones left out; None where none is left."""
+    """The member with the highest val/mcc of a trial or, without sources, with the lowest val/neg_elbo; diverged ones
+    are left out. None where none is left.
+    """
+
+    def value(row: dict[str, Value]) -> float:
+        criterion = chosen_by(row)
+        return float(row[COLUMNS[criterion]]) * (1 if CRITERIA[criterion] == "max" else -1)
+
     sound = [row for row in record.members if row["status"] != "diverged"]
-    valid = [row for row in sound if math.isfinite(float(row["max val/mcc"]))]
-    return max(valid, key=lambda row: float(row["max val/mcc"]), default=None)
+    return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
+
+
+def chosen_by(row: Row) -> str:
+    """The criterion by which a member and its state are chosen: val/mcc is not there without sources."""
+    return next(criterion for criterion in CRITERIA if COLUMNS[criterion] in row)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -440,7 +467,7 @@ def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
     return checkpoint.load_member(locate(str(address), EvaluateConfig(checkpoint=str(address), output_dir=output_dir)))
 
 
-def locate(address: str, config: EvaluateConfig) -> Path:
+def locate(address: str, config: EvaluateConfig | EncodeConfig) -> Path:
     """The local file of a checkpoint's address."""
     if address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         return fetch_model(address, config.tracking, Path(config.output_dir))

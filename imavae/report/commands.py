@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
+from imavae.config_encode import EncodeConfig
 from imavae.report.display import Display, clock
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def train(config: RunConfig) -> None:
 
 
 def tune(config: StudyConfig) -> None:
-    """Run a study under a live display; print its best trials, the winner's three MCC numbers, and where everything is.
+    """Run a study under a live display; print its best trials, the winner's three numbers, and where everything is.
 
     Raises:
         UserError: a mistake in the configuration, or no trial has a result.
@@ -62,21 +63,20 @@ def tune(config: StudyConfig) -> None:
     with Display(console) as display:
         outcome = run_study(config, display.update)
     from imavae.report.figures import study_figures
-    from imavae.report.tables import best_trials, front_table, three_numbers, three_numbers_table
+    from imavae.report.tables import best_trials, chosen_numbers, chosen_table, front_table
 
     outcome.crown()
     keys = [parameter.key for parameter in parameters]
     members, trials = outcome.members, outcome.trials
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
     winner = members[members["trial"] == outcome.ranked()[0].number]
-    numbers = three_numbers(winner)
-    metrics = {f"mcc/{name}": value for name, value in numbers._asdict().items()}
+    metrics = chosen_numbers(winner)
     seconds = time.monotonic() - start
     _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
     console.print(best_trials(members, trials, keys, config.objective.mode))
     if config.further_objectives:
         console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
-    console.print(three_numbers_table(numbers))
+    console.print(chosen_table(winner))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
     console.print(f"took {clock(seconds)}, of which {work} in training and validation", highlight=False)
@@ -95,6 +95,32 @@ def evaluate(config: EvaluateConfig) -> None:
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)
         console.print(f"no {names}: {reason}", highlight=False)
+
+
+def encode(config: EncodeConfig) -> None:
+    """Write a file's latents under a progress bar, and say where they are."""
+    from imavae.encode import encode_file
+
+    console = Console()
+    columns = (TextColumn("{task.completed:,.0f} rows"), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("", total=None)
+
+    def notify(rows: int, total: int | None) -> None:
+        bar.start()  # not before: a mistake that is found on the way must be all that is printed
+        bar.update(task, completed=rows, total=total)
+
+    start = time.monotonic()
+    try:
+        done = encode_file(config, notify)
+    finally:
+        bar.stop()
+    console.print(
+        f"{done.rows:,} rows in {clock(time.monotonic() - start)}, mean reconstruction error {done.error:.4g}; "
+        f"columns {', '.join(done.columns)}",
+        highlight=False,
+    )
+    console.print(f"latents   {Path(config.out).resolve()}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
