@@ -66,8 +66,8 @@ def tune(config: StudyConfig) -> None:
     from imavae.report.tables import best_trials, chosen_numbers, chosen_table, front_table
 
     outcome.crown()
-    keys = [parameter.key for parameter in parameters]
     members, trials = outcome.members, outcome.trials
+    keys = [parameter.key for parameter in parameters if parameter.key in trials]  # some condition may never have held
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
     winner = members[members["trial"] == outcome.ranked()[0].number]
     metrics = chosen_numbers(winner)
