@@ -65,6 +65,7 @@ class SourceSettings(Settings):
     """Base of the sources' settings. An own one has ``build() -> imavae.data.sources.Source``."""
 
     name: str = ""
+    known: ClassVar[bool] = True  # whether their law is
 
     @property
     def support(self) -> tuple[float, float]:
@@ -154,6 +155,20 @@ class BetaSource(SourceSettings):
         return self.low, self.high
 
 
+@SOURCES.register
+@dataclass(frozen=True)
+class UnknownSource(SourceSettings):
+    """The sources of a file of observations: nobody knows their law, and no data can tell their scale."""
+
+    name: str = "unknown"
+    known: ClassVar[bool] = False
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """A convention, for a bounded prior that is told nothing else."""
+        return -0.5, 0.5
+
+
 @dataclass(frozen=True)
 class MixingSettings(Settings):
     """Base of the mixings' settings.
@@ -162,6 +177,7 @@ class MixingSettings(Settings):
     """
 
     name: str = ""
+    known: ClassVar[bool] = True  # whether its Jacobian and the observations' likelihood are
 
     def check(self, dim: int, source: SourceSettings) -> None:
         """Raise UserError where these settings don't go with the sources."""
@@ -257,6 +273,19 @@ class FlowMixing(MixingSettings):
         """Raise UserError where these settings don't go with the sources."""
         rule = "data.dim is even and above 2 for the flow"
         require(dim > 2 and dim % 2 == 0, rule, dim, "its layers need two halves of two dimensions or more")
+
+
+@MIXINGS.register
+@dataclass(frozen=True)
+class UnknownMixing(MixingSettings):
+    """Whatever made the observations in a person's own file (``data.path``)."""
+
+    name: str = "unknown"
+    known: ClassVar[bool] = False
+
+    def check(self, dim: int, source: SourceSettings) -> None:
+        """Raise UserError where these settings don't go with the sources."""
+        require(not source.known, "data.source is unknown where the mixing is", source.name, "say data=file alone")
 
 
 Parameters = Literal["fixed", "learned", "conditional"]

@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 from imavae.errors import UserError
 
+DIGEST = 64  # hexadecimal digits of a SHA-256
+
 
 class OtherFormatError(UserError):
     """A file that is whole, but of another version of this program."""
@@ -92,7 +94,7 @@ class Seal:
         """
         noun = self.noun
         try:
-            header, _, body = path.read_bytes().partition(b"\n")
+            header, newline, body = path.read_bytes().partition(b"\n")
         except OSError as error:
             raise UserError(
                 f"`{noun} is a file` must hold, but got {path} ({error.strerror}); {self.missing}"
@@ -102,12 +104,12 @@ class Seal:
         if not header.startswith(self.magic):
             raise UserError(f"`{noun} is one of imavae's` must hold, but got {path}; it was written by something else")
         version, _, digest = header.removeprefix(self.magic).strip().partition(b" ")
-        if version != b"%d" % self.format:
+        whole_header = newline and version.isdigit() and len(digest) == DIGEST
+        if whole_header and int(version) != self.format:
             raise OtherFormatError(
-                f"`{noun} format = {self.format}` must hold, but got {version.decode(errors='replace')} in {path}; "
-                f"{self.other}"
+                f"`{noun} format = {self.format}` must hold, but got {int(version)} in {path}; {self.other}"
             )
-        if hashlib.sha256(body).hexdigest().encode() != digest:
+        if not whole_header or hashlib.sha256(body).hexdigest().encode() != digest:
             raise UserError(
                 f"`{noun} is whole` must hold, but {path} does not match its own checksum; "
                 f"it is truncated or damaged: {self.damaged}"

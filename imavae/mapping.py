@@ -71,7 +71,8 @@ def _plain(value: Any) -> Any:
 
 def split_constants(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A search space without its constants (the leaves that are plain values), and the constants, nested alike."""
-    space, constants = {}, {}
+    space: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
     for name, value in node.items():
         if isinstance(value, Mapping) and not isinstance(value.get("type"), str):
             inner, fixed = split_constants(value)

@@ -23,6 +23,9 @@ from imavae.files import write_text, written_whole
 from imavae.mapping import to_mapping
 from imavae.records import Folder, Stored
 from imavae.tracking import Row, Tracker, TrialRecord, Value, open_tracker
+from imavae.training.ensemble import CRITERIA
+
+COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called
 
 
 @dataclass
@@ -97,9 +100,9 @@ class Outcome:
         signs = [1 if objective.mode == "max" else -1 for objective in objectives]
         ranked = self.ranked()
         found = np.array([[r.score or 0.0, *(r.further[o.metric] for o in objectives[1:])] for r in ranked]) * signs
-        better, as_good = ((compare(found[:, None], found)) for compare in (np.greater, np.greater_equal))
-        dominated = (as_good.all(2) & better.any(2)).any(0)
-        return [record for record, out in zip(ranked, dominated, strict=True) if not out]
+        rivals = found[:, None]  # [i, j]: is i as good as j, and better by something?
+        dominated = np.any((rivals >= found).all(2) & (rivals > found).any(2), axis=0)
+        return [record for record, out in zip(ranked, dominated.tolist(), strict=True) if not out]
 
     def has(self, number: int) -> bool:
         """Whether a trial has ended already."""
@@ -161,10 +164,21 @@ def failed_record(trial: int, values: Row) -> TrialRecord:
 
 
 def best_member(record: TrialRecord) -> dict[str, Value] | None:
-    """The member with the highest val/mcc of a trial, diverged ones left out; None where none is left."""
+    """The member with the highest val/mcc of a trial or, without sources, with the lowest val/neg_elbo; diverged ones
+    are left out. None where none is left.
+    """
+
+    def value(row: dict[str, Value]) -> float:
+        criterion = chosen_by(row)
+        return float(row[COLUMNS[criterion]]) * (1 if CRITERIA[criterion] == "max" else -1)
+
     sound = [row for row in record.members if row["status"] != "diverged"]
-    valid = [row for row in sound if math.isfinite(float(row["max val/mcc"]))]
-    return max(valid, key=lambda row: float(row["max val/mcc"]), default=None)
+    return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
+
+
+def chosen_by(row: Row) -> str:
+    """The criterion by which a member and its state are chosen: val/mcc is not there without sources."""
+    return next(criterion for criterion in CRITERIA if COLUMNS[criterion] in row)
 
 
 def tracker_of(config: RunConfig, experiment: str) -> Tracker:

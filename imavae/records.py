@@ -56,7 +56,7 @@ class State:
     """What ``study.json`` holds."""
 
     config: dict[str, Any]  # the settings, as plain containers
-    plugins: dict[str, str]  # file name -> SHA-256 of its content
+    files: dict[str, str]  # of plugins and of data of a person's own: file name -> SHA-256 of its content
     created: float  # seconds since the epoch
     finished: bool = False  # its budget is spent and all is reported
 
@@ -129,7 +129,7 @@ def create(config: RunConfig, kind: str, name: str) -> Folder:
     for part in PARTS:
         (hidden / part).mkdir(parents=True)
     lock = Lock(hidden)
-    state = State(to_mapping(config), _plugin_digests(config), time.time())
+    state = State(to_mapping(config), _digests(config), time.time())
     for _ in range(2):  # the first one has its backup from the start
         _save_state(hidden, state)
     for number in range(1, 10_000):
@@ -268,9 +268,9 @@ def _check_same(name: str, state: State, config: RunConfig) -> None:
     then, now = dict(_flat(before)), dict(_flat(to_mapping(config)))
     changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     differing = [f"{key}={then.get(key)}, not {now.get(key)}" for key in changed]
-    digests = _plugin_digests(config)
-    files = {**state.plugins, **digests}
-    differing += [f"another {file}" for file in files if state.plugins.get(file) != digests.get(file)]
+    digests = _digests(config)
+    files = {**state.files, **digests}
+    differing += [f"another {file}" for file in files if state.files.get(file) != digests.get(file)]
     if differing:
         raise UserError(
             f"`a resumed study is asked what it was asked before` must hold, but {name} had {'; '.join(differing)}; "
@@ -290,5 +290,10 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield dotted, value
 
 
-def _plugin_digests(config: RunConfig) -> dict[str, str]:
-    return {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in config.plugins}
+def _digests(config: RunConfig) -> dict[str, str]:
+    paths = [Path(path) for path in (*config.plugins, config.data.path, config.data.sources_path) if path]
+    digests = {}
+    for path in paths:
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests

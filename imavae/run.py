@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
+from imavae.config_encode import EncodeConfig
 from imavae.data import dataset
 from imavae.errors import UserError, require
 from imavae.families import load_plugins
@@ -27,14 +28,12 @@ from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
 from imavae.model.vae import GAMMA
-from imavae.outcome import Outcome, best_member, tracker_of
+from imavae.outcome import COLUMNS, Outcome, best_member, chosen_by, tracker_of
 from imavae.records import create, reopen
 from imavae.tracking import Row, TrialRecord, Value, fetch_model, member_name
 from imavae.training import checkpoint
-from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_plain, initial_state, to_plain
+from imavae.training.ensemble import Ensemble, State, ensemble, from_plain, initial_state, to_plain
 from imavae.training.loop import Progress, freeze, train
-
-COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called
 
 
 def resolve_device(name: str) -> torch.device:
@@ -109,6 +108,11 @@ class Session:
         values = evaluate(self.ensemble, weights, rows, getattr(self.data, split), stage)
         return {f"{split}/{name}": value for name, value in values.items()}
 
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """What members have a best state by: the first of them chooses among members, too."""
+        return tuple(self.state.best)
+
     def members_of(self, point: int) -> list[int]:
         """Rows of one point's members."""
         return [row for row, member in enumerate(self.ensemble.members) if member.point == point]
@@ -174,7 +178,7 @@ class Session:
         rows = torch.tensor(self.members_of(point), device=self.ensemble.device)
         stage: Stage = "probes" if self.points[point].training.probes else "final"
         final = {}
-        for name in CRITERIA:
+        for name in self.criteria:
             weights = self.state.best[name].weights[rows]
             val = self.evaluate("val", weights, rows, stage)
             final[name] = {k: v for k, v in val.items() if k.removeprefix("val/") in ("agreement", *FINAL, *PROBES)}
@@ -186,8 +190,9 @@ class Session:
             entry: dict[str, Value] = {"trial": trial, **self.axes(row), "gamma": gamma, "gamma_sq": gamma**2}
             entry["status"] = "stopped" if status == "running" else status
             entry["epochs"] = int(self.state.epochs[row])
-            entry |= {column: self._best_value(name, row) for name, column in COLUMNS.items()}
-            for name, column in COLUMNS.items():
+            entry |= {COLUMNS[name]: self._best_value(name, row) for name in sorted(self.criteria, reverse=True)}
+            for name in sorted(self.criteria, reverse=True):
+                column = COLUMNS[name]
                 best = self._at_epoch(row, int(self.state.best[name].epoch[row]))
                 trained = bool(best)  # a member that diverged before its first validation has no best state
                 best |= {k: float(v[i]) if trained else math.nan for k, v in final[name].items()}
@@ -220,10 +225,10 @@ class Session:
         return dataclasses.replace(partial, status=status, members=self.member_rows(point, trial))
 
     def portrait(self) -> tuple[list[str], Portrait]:
-        """The members' names, and what they make of the validation split at their best val/mcc states."""
+        """The members' names, and what they make of the validation split at their best states (first criterion)."""
         rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
         names = [member_name(self.axes(row)) for row in rows.tolist()]
-        weights = self.state.best["val/mcc"].weights
+        weights = self.state.best[self.criteria[0]].weights
         return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
 
     def partial_record(self, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
@@ -243,7 +248,8 @@ class Session:
         )
         weights = self.ensemble.model.layout.views(self.state.best[criterion].weights[row : row + 1])
         weights = {name: weight[0] for name, weight in weights.items()}
-        checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about})
+        scaling = self.data.scalings[self.ensemble.worlds.index(member.world)] if self.data.scalings else None
+        checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling)
 
 
 def _trains(point: RunConfig) -> tuple[object, ...]:
@@ -267,7 +273,8 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     home = home or create(config, "runs", config.name or "train")
     state = home.path / "checkpoint.pt"
     session = Session.resume(state, [config], device) or Session.start([config], device)
-    outcome = Outcome.start(config, home, tracker, Objective())
+    objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
+    outcome = Outcome.start(config, home, tracker, objective)
     try:
         for progress in session.train():
             if progress.validated:
@@ -303,7 +310,13 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
         flat = torch.cat([weight.flatten() for weight in model.weights.values()])[None]
     else:
         session = Session.load(path, torch.device("cpu"))
-        flat = session.state.best[config.select].weights
+        require(
+            config.select is None or config.select in session.criteria,
+            f"select is one of the best states' criteria, {', '.join(session.criteria)}",
+            f"{config.select} without sources",
+            "leave select at null",
+        )
+        flat = session.state.best[config.select or session.criteria[0]].weights
     values = session.evaluate(config.split, flat.detach(), torch.arange(len(flat)), "probes")
     axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
     frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
@@ -317,12 +330,13 @@ def crown(outcome: Outcome, count: int = 5) -> None:
         if row is None:
             continue
         path, point = outcome.checkpoints[record.number]
+        criterion = chosen_by(row)
         model = outcome.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
         about = {"trial": record.number, "score": record.score, "folder": outcome.folder.name}
         session = Session.load(path, torch.device("cpu"))
         member = session.members_of(point)[record.members.index(row)]
-        session.save_best(model, member, "val/mcc", about)
-        suffix = f" at {COLUMNS['val/mcc']}"
+        session.save_best(model, member, criterion, about)
+        suffix = f" at {COLUMNS[criterion]}"
         metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
         address = outcome.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
         if place == 0:
@@ -345,7 +359,7 @@ def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
     return checkpoint.load_member(locate(str(address), EvaluateConfig(checkpoint=str(address), output_dir=output_dir)))
 
 
-def locate(address: str, config: EvaluateConfig) -> Path:
+def locate(address: str, config: EvaluateConfig | EncodeConfig) -> Path:
     """The local file of a checkpoint's address."""
     if address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         return fetch_model(address, config.tracking, Path(config.output_dir))

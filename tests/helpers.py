@@ -6,9 +6,11 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -34,6 +36,26 @@ UNIFORM: dict[str, Any] = {"name": "uniform", "low": -0.5, "high": 0.5}
 GAUSSIAN: dict[str, Any] = {"name": "gaussian", "mean": 0.3, "std": 0.7}
 LAPLACE: dict[str, Any] = {"name": "laplace", "mean": -0.4, "scale": 0.6}
 BETA: dict[str, Any] = {"name": "beta", "alpha": 2.5, "beta": 1.5, "low": -1.0, "high": 2.0}
+
+
+def observations(path: Path, n: int = 1000, columns: int = 4) -> Path:
+    """A file of correlated columns a, b, c, ...: those of a .parquet or .csv have these names."""
+    mixed = np.tanh(normal(n, columns).numpy() @ normal(columns, columns, seed=1).numpy()) * 5 + 100
+    frame = pd.DataFrame(mixed, columns=list("abcdefgh")[:columns])
+    match path.suffix:
+        case ".npy":
+            np.save(path, mixed)
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case _:
+            frame.to_parquet(path)
+    return path
+
+
+def file_data(path: Path, **other: Any) -> dict[str, Any]:
+    """The settings of ``data=file`` with that path."""
+    unknown = {"source": {"name": "unknown"}, "mixing": {"name": "unknown"}}
+    return {"path": str(path), "dim": None, "n_obs": None, "n_segments": None, **unknown, **other}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -59,6 +59,8 @@ class Run:
 
         Of a process that is killed, two helpers of Ray's stay for up to a minute; they do nothing.
         """
+        if self.process.poll() is not None:
+            return 0.0
         started, start = self.processes(), time.monotonic()
         self.process.send_signal(number)
         self.wait()
@@ -71,6 +73,9 @@ class Run:
         return self.said.read_text()
 
 
+STARTED: list[Run] = []
+
+
 def tune(folder: Path, *overrides: str) -> Run:
     """Start a study whose output goes to ``folder``."""
     folder.mkdir(exist_ok=True)
@@ -80,7 +85,8 @@ def tune(folder: Path, *overrides: str) -> Run:
     said = folder / f"said-{len(list(folder.glob('said-*')))}.txt"
     with said.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True)
-    return Run(process, said)
+    STARTED.append(Run(process, said))
+    return STARTED[-1]
 
 
 def until(holds: Callable[[], object], seconds: float = 300) -> None:
@@ -92,34 +98,38 @@ def until(holds: Callable[[], object], seconds: float = 300) -> None:
         time.sleep(0.02)
 
 
-def study_of(folder: Path) -> Path | None:
-    """The folder of the study, once it is there."""
-    return next((folder / "studies").glob("[!.]*"), None)
+def studies(folder: Path) -> list[Path]:
+    """The folders of the studies that have begun."""
+    return sorted((folder / "studies").glob("[!.]*"))
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that running trials have written."""
-    study = study_of(folder)
-    return sorted((study / "checkpoints").glob("ensemble-*[0-9].pt")) if study else []
+    """The checkpoints that trials have written."""
+    return [path for study in studies(folder) for path in (study / "checkpoints").glob("ensemble-*[0-9].pt")]
 
 
 def faults(folder: Path) -> list[str]:
-    """Whatever is otherwise than it would have been undisturbed, of a grid study that has ended."""
-    study = study_of(folder)
-    assert study is not None
-    wrong = [f"{name} differs" for name, table in _undisturbed(study).items() if (study / name).read_text() != table]
-    members, history = (pd.read_csv(study / name) for name in ("members.csv", "history.csv"))
-    if not json.loads((study / "study.json").read_text().partition("\n")[2])["finished"]:
-        wrong.append("it is not finished")
-    return wrong + list(_tracking_faults(folder / "mlflow.db", members, history))
+    """Whatever is otherwise than it would have been undisturbed, of grid studies that have ended."""
+    wrong = []
+    for study in studies(folder):
+        for name, table in _undisturbed(study).items():
+            if (study / name).read_text() != table:
+                wrong.append(f"{study.name}: {name} differs")
+        if not json.loads(_body(study / "study.json"))["finished"]:
+            wrong.append(f"{study.name} is not finished")
+    return wrong + list(_tracking_faults(folder))
+
+
+def _body(path: Path) -> str:
+    """What a sealed file holds."""
+    return path.read_text().partition("\n")[2]
 
 
 def _undisturbed(study: Path) -> dict[str, str]:
     """The tables of the same packs, trained here without Ray, workers or interruptions."""
-    asked = [json.loads(file.read_text().partition("\n")[2]) for file in (study / "records").glob("ensemble-*.json")]
-    packs = [[number for number, _ in points] for points in asked]
     members, history = [], []
-    for pack in packs:
+    for file in sorted((study / "records").glob("ensemble-*.json")):
+        pack = [number for number, _ in json.loads(_body(file))]
         stored = Session.load(study / "checkpoints" / f"ensemble-{min(pack):03d}.pt", torch.device("cpu"))
         session = Session.start(stored.points, torch.device("cpu"))
         for _ in session.train():
@@ -130,14 +140,18 @@ def _undisturbed(study: Path) -> dict[str, str]:
             history += record.history
     tables = {"members.csv": members, "history.csv": history}
     return {
-        name: pd.DataFrame(rows).sort_values("trial", kind="stable").to_csv(index=False)
+        name: str(pd.DataFrame(rows).sort_values("trial", kind="stable").to_csv(index=False))
         for name, rows in tables.items()
     }
 
 
-def _tracking_faults(database: Path, members: pd.DataFrame, history: pd.DataFrame) -> Iterator[str]:
+def _tracking_faults(folder: Path) -> Iterator[str]:
     """What is doubled or missing in MLflow."""
-    with sqlite3.connect(database) as connection:
+    members, history = (
+        pd.concat([pd.read_csv(study / name).assign(study=study.name) for study in studies(folder)])
+        for name in ("members.csv", "history.csv")
+    )
+    with sqlite3.connect(folder / "mlflow.db") as connection:
         kinds = "SELECT value, COUNT(*) FROM tags WHERE key = 'imavae.kind' GROUP BY value"
         runs = dict(connection.execute(kinds))
         unended = connection.execute("SELECT COUNT(*) FROM runs WHERE status != 'FINISHED'").fetchone()[0]
@@ -145,15 +159,17 @@ def _tracking_faults(database: Path, members: pd.DataFrame, history: pd.DataFram
         twice = len(connection.execute(doubled).fetchall())
         curves = "SELECT COUNT(*) FROM metrics WHERE key = 'val/mcc/q25'"
         points = connection.execute(curves).fetchone()[0]
-    expected = {"study": 1, "trial": members["trial"].nunique(), "member": len(members)}
+    trials = len(members.drop_duplicates(["study", "trial"]))
+    expected_points = len(history.drop_duplicates(["study", "trial", "epoch"]))
+    expected = {"study": len(studies(folder)), "trial": trials, "member": len(members)}
     if runs != expected:
         yield f"MLflow has {runs}, not {expected}"
     if unended:
         yield f"{unended} MLflow runs are not finished"
     if twice:
         yield f"{twice} values of MLflow's curves are doubled"
-    if points != len(history.drop_duplicates(["trial", "epoch"])):
-        yield f"MLflow's curves have {points} points"
+    if points != expected_points:
+        yield f"MLflow's curves have {points} points, not {expected_points}"
 
 
 def _below(parent: int) -> Iterator[tuple[int, str]]:

@@ -65,6 +65,15 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "schedule": ({"training": {"schedule": "linear"}}, ["`training.schedule`", "'constant' or 'cosine'", "'linear'"]),
     "probes": ({"training": {"probes": "perhaps"}}, ["`training.probes`", "boolean", "'perhaps'"]),
+    "source of a file": (
+        {"data": {"path": "x.npy", "source": {"name": "gaussian"}, "mixing": {"name": "moebius"}}},
+        ["data.path is a file", "x.npy"],
+    ),
+    "unknown source": ({"data": {"source": {"name": "unknown"}}}, ["data.source is known where the mixing is"]),
+    "unknown mixing": (
+        {"data": {"mixing": {"name": "unknown"}}},
+        ["data.path is the path of a file", "data.path=FILE"],
+    ),
     "odd flow": ({"data": {"mixing": {"name": "flow"}}}, ["even and above 2", "got 3"]),
     "plugins": ({"plugins": "own.py"}, ["plugins is a list of paths", "'own.py'", "plugins=[FILE.py]"]),
     "missing plugin": ({"plugins": ["nowhere.py"]}, ["plugins are Python files", "nowhere.py"]),

@@ -85,9 +85,9 @@ def test_a_point_has_a_conditional_setting_exactly_where_its_condition_holds(tmp
 @pytest.mark.parametrize("pack", [1, 3])
 def test_a_study_that_was_broken_off_goes_on_as_if_it_had_not_been(tmp_path: Path, name: str, pack: int) -> None:
     search = {"model": {"gamma": GAMMA, "n_layers": LAYERS}}
-    settings = config(tmp_path, search, 24, sampler={"name": name, "startup": 4, "pack": pack})
+    settings = config(tmp_path, search, 15, sampler={"name": name, "startup": 4, "pack": pack})
     whole = trained(started(settings, "whole")[0])
-    before = trained(started(settings, "broken")[0], 12 // pack)
+    before = trained(started(settings, "broken")[0], 9 // pack)
     after = trained(started(settings, "broken", resume=True)[0])
     assert before + after == whole
 
@@ -130,9 +130,9 @@ def test_quasi_random_points_fall_evenly_from_the_first_one_on(tmp_path: Path) -
 
 def test_cmaes_closes_in_on_the_best_point(tmp_path: Path) -> None:
     search = {"model": {"gamma": GAMMA}, "training": {"learning_rate": RATE}}
-    searcher, _ = started(config(tmp_path, search, 60, sampler={"name": "cmaes"}))
+    searcher, _ = started(config(tmp_path, search, 48, sampler={"name": "cmaes"}))
     distances = []
-    for i in range(60):
+    for i in range(48):
         [[_, values]] = searcher.suggest(str(i))["points"]
         distance = math.hypot(math.log10(values["model.gamma"]) - 2, math.log10(values["training.learning_rate"]) + 3)
         distances.append(distance)

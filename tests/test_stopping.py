@@ -13,7 +13,7 @@ from imavae.config import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.search.stopping import StandIn, Stopping, note_of, read_note
 
-CURVES = {0: [0.1, 0.2, 0.3, 0.4], 1: [0.5, 0.6, 0.7, 0.8], 2: [0.3, 0.35, 0.4, 0.42], 3: [0.6, 0.62, 0.9, 0.95]}
+CURVES = {0: [0.6, 0.62, 0.9], 1: [0.1, 0.2, 0.3], 2: [0.5, 0.6, 0.7], 3: [0.3, 0.35, 0.4]}
 
 
 def config(mode: str = "max", **scheduler: Any) -> StudyConfig:
@@ -49,7 +49,7 @@ def test_points_of_one_trial_are_stopped_as_rays_asha_stops_trials(tmp_path: Pat
             result = {"epoch": epoch, "score": sign * curve[epoch - 1]}
             if number not in expected and asha.on_trial_result(None, StandIn(str(number)), result) == "STOP":
                 expected[number] = epoch
-    assert stopping.stopped == expected == {0: 2, 2: 1}
+    assert stopping.stopped == expected == {1: 1, 2: 2, 3: 1}
     assert read_note(note_of(tmp_path, 0)) == expected
 
 

@@ -1,8 +1,10 @@
-"""Observations of one or several synthetic worlds, in three splits that rest on the device.
+"""Observations of one or several synthetic worlds, or of a file, in three splits that rest on the device.
 
 A world is drawn from its own seed, in float64. With segments, each observation has an auxiliary variable u, uniform
 over the segments, and each (segment, component) a variance factor v ~ U(data.variances): the source's own variance is
 multiplied by v; that of a bounded source by v / data.variances[1], so that it stays within its support.
+
+A file's rows are split by the seed, too: its world n is the n-th split of it, standardised by its own training rows.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from imavae.config import Data
-from imavae.data import mixing, sources
+from imavae.data import files, mixing, sources
 from imavae.data.mixing import Mixing
 from imavae.data.sources import Scalable, Source
 from imavae.errors import UserError, require
@@ -37,24 +39,32 @@ class Truth:
 class Split:
     """Sources and the observations made of them, row by row, in each world."""
 
-    sources: Float[Tensor, "world n d"]
-    observations: Float[Tensor, "world n d"]
+    sources: Float[Tensor, "world n s"]  # without columns where nobody knows them
+    observations: Float[Tensor, "world n o"]
     segments: Int[Tensor, "world n"] | None  # u, from 0 up; None where there is one segment
-    support: tuple[float, float]  # the interval that each source lives on
-    truth: Truth | None  # None for the training split
+    support: tuple[float, float] | None  # the interval that each source lives on; None where nobody knows
+    truth: Truth | None  # None for the training split, and where the mixing is unknown
 
     def __len__(self) -> int:
         return self.observations.shape[1]
+
+
+class Scaling(NamedTuple):
+    """What standardises the columns of a file; part of each model that has learned from them."""
+
+    mean: Float64[Tensor, " o"]
+    std: Float64[Tensor, " o"]
 
 
 @dataclass(frozen=True)
 class Dataset:
     """The exact mixing of each world (its shift centres the observations) and the splits made with them."""
 
-    mixings: tuple[Mixing, ...]
+    mixings: tuple[Mixing, ...]  # none where they are unknown
     train: Split
     val: Split
     test: Split
+    scalings: tuple[Scaling, ...] = ()  # of each world of a file whose columns are standardised
 
 
 class World(NamedTuple):
@@ -67,15 +77,28 @@ class World(NamedTuple):
     segments: Int[Tensor, " n"] | None
 
 
-@functools.lru_cache(maxsize=1)  # a study's trials share their data
 def make(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Dataset:
     """The world of each seed (``data.seed`` is not used), with its splits on ``device`` as ``dtype``.
 
     The last dataset is kept and shared: nobody may write into it.
 
     Raises:
-        UserError: a person's own source or mixing that gives no such numbers, or segments that it can't have.
+        UserError: a person's own source or mixing that gives no such numbers, segments that it can't have, or a file
+            that can't be used.
     """
+    return _make(data, seeds, dtype, device, files.stamp(data.path))
+
+
+@functools.lru_cache(maxsize=1)  # a study's trials share their data
+def _make(
+    data: Data,
+    seeds: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | str,
+    stamp: files.Stamp,  # noqa: ARG001  -- it tells a file that has changed since
+) -> Dataset:
+    if data.path is not None:
+        return _from_file(data, seeds, dtype, device)
     empty = functools.partial(_empty, data, len(seeds), dtype=dtype, device=device)
     sizes = data.sizes
     splits = empty(sizes[0], known=False), empty(sizes[1], known=True), empty(sizes[2], known=True)
@@ -87,6 +110,40 @@ def make(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: torch.d
         for split, rows in zip(splits, torch.split(order, list(sizes)), strict=True):
             _fill(split, number, drawn, rows)
     return Dataset(tuple(mixings), *splits)
+
+
+def _from_file(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Dataset:
+    """The splits of a person's own observations."""
+    if data.path is None or data.columns is None:
+        raise ValueError("a file's data have a path and columns")
+    x = torch.from_numpy(files.read(data.path, data.columns, data.n_obs))
+    s, u = torch.empty(data.n_obs, 0), None
+    if data.sources_path is not None:
+        s = torch.from_numpy(files.read(data.sources_path, None, data.n_obs, "data.sources_path"))
+    if data.segment_column is not None:
+        u = torch.from_numpy(files.labels(data.path, data.segment_column, data.n_obs))
+        found, rule = int(u.max()) + 1, "data.n_segments is the number of labels"
+        require(found == data.n_segments, rule, f"{data.n_segments} for {found}", "null counts them")
+    train, val, test = (_empty(data, len(seeds), n, False, dtype, device) for n in data.sizes)
+    scalings = []
+    for number, seed in enumerate(seeds):
+        order = torch.split(torch.randperm(data.n_obs, generator=stream(seed, "split")), list(data.sizes))
+        scaling = _scaling(x[order[0]], data) if data.standardise else None
+        scalings += [] if scaling is None else [scaling]
+        for split, rows in zip((train, val, test), order, strict=True):
+            observed = x[rows] if scaling is None else (x[rows] - scaling.mean) / scaling.std
+            split.observations[number], split.sources[number] = observed, s[rows]
+            if split.segments is not None and u is not None:
+                split.segments[number] = u[rows]
+    return Dataset((), train, val, test, tuple(scalings))
+
+
+def _scaling(x: Float64[Tensor, "n o"], data: Data) -> Scaling:
+    mean, std = x.mean(0), x.std(0, correction=0)
+    constant = [name for name, zero in zip(data.columns or (), (std <= 0).tolist(), strict=True) if zero]
+    got = f"column {', '.join(constant)} of {data.path}"
+    require(not constant, "columns to standardise vary in the training split", got, "leave it out of data.columns")
+    return Scaling(mean, std)
 
 
 def world(data: Data) -> World:
@@ -136,12 +193,12 @@ def _empty(data: Data, worlds: int, n: int, known: bool, dtype: torch.dtype, dev
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    jacobian = (worlds, data.dim, data.dim, n)
+    jacobian = (worlds, data.observed, data.dim, n)
     return Split(
-        sources=empty(worlds, n, data.dim, dtype=dtype),
-        observations=empty(worlds, n, data.dim, dtype=dtype),
+        sources=empty(worlds, n, data.dim if data.has_sources else 0, dtype=dtype),
+        observations=empty(worlds, n, data.observed, dtype=dtype),
         segments=empty(worlds, n, dtype=torch.int64) if data.n_segments > 1 else None,
-        support=data.source.support,
+        support=data.source.support if data.source.known else None,
         truth=Truth(empty(worlds, n, dtype=torch.float64), empty(*jacobian, dtype=dtype)) if known else None,
     )
 

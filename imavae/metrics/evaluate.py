@@ -1,7 +1,7 @@
 """The metrics of a whole split, for all members in one pass; the glossary says what each of them is.
 
 Points go through the networks in chunks of fixed size and members in blocks: a member's values do not depend on its
-company, and the activations stay in the processor's cache.
+company, the activations stay in the processor's cache, and no Jacobian outlives its chunk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imavae.metrics.glossary import GLOSSARY, Stage, absent
 from imavae.metrics.likelihood import likelihood
 from imavae.model.networks import Weights
 from imavae.model.priors import Theta
-from imavae.model.vae import GAMMA
+from imavae.model.vae import GAMMA, VAE
 from imavae.streams import stream
 from imavae.training.ensemble import EVALUATED, Ensemble
 
@@ -36,10 +36,9 @@ class Points(NamedTuple):
     full: Bool[Tensor, "member n"]  # whether the decoder's Jacobian has full rank
     norms: Float64[Tensor, "member d n"]  # of its columns
     batch_jacobian: Float[Tensor, "member o d batch"]  # means over batches
-    batch_inverse: Float64[Tensor, "member d batch"]  # of what the mean Jacobian takes for the inverse variance
-    batch_variance: Float[Tensor, "member d batch"]
-    cdf: Float[Tensor, "member d n"] | None  # only where it is asked for, and so are the Jacobians
-    jacobian: Float[Tensor, "member o d n"] | None
+    batch_ratio: Float64[Tensor, "member d batch"]  # of mean variances and the formula with that mean
+    cdf: Float[Tensor, "member d n"] | None  # this and what follows: only where it is asked for
+    amari: Float64[Tensor, "member n"] | None
     variance: Float[Tensor, "member d n"] | None  # of the posterior
     inverse_variance: Float[Tensor, "member d n"] | None  # by its formula
 
@@ -75,15 +74,18 @@ def evaluate(
         averages, points = forward(ensemble, weights, split, world, torch.stack(noise), names)
         # One world's sources are ranked and standardised once, not for each member.
         sources = split.sources[0].T if len(ensemble.worlds) == 1 else split.sources[world].transpose(1, 2)
-        values = averages | {"gamma": weights[GAMMA].exp()} | _metrics(averages, points, sources)
+        values = averages | {"gamma": weights[GAMMA].exp()} | _metrics(averages, points)
+        if ensemble.config.data.has_sources:
+            values |= _identifiability(points, sources)
         if split.truth is not None and contrast is not None:
             exact = likelihood(split.truth.log_px[world], contrast[world], averages["neg_elbo"])
             values |= {"cima_truth": contrast[world].mean(1), **exact._asdict()}
-            if points.jacobian is not None:
-                values["amari"] = ima.amari(points.jacobian, split.truth.jacobian[world])
-        if points.jacobian is not None:
-            values["conformal_contrast"] = ima.conformal_contrast(points.jacobian)
-        if stage == "probes":
+        if points.amari is not None:
+            values["amari"] = ima.mean_where(points.amari, ~points.amari.isnan())
+        if "conformal_contrast" in names:
+            local = ima.Contrast(points.contrast, points.full, points.norms)
+            values["conformal_contrast"] = ima.conformal_contrast(local)
+        if stage == "probes" and ensemble.config.data.has_sources:
             values |= _probes(sources.expand_as(points.location), points.location)
         parts.append({name: values[name] for name in names if name in values})
         locations.append(points.location)
@@ -112,6 +114,7 @@ def forward(
     gamma = weights[GAMMA].exp()
     sums: dict[str, Tensor] = {}
     chunks = []
+    truth = None if split.truth is None or "amari" not in names else split.truth.jacobian
 
     def add(name: str, mean: Tensor) -> None:
         sums[name] = sums.get(name, 0) + mean.double() * share
@@ -129,14 +132,11 @@ def forward(
         reconstruction, jacobian = model.decoder.jacobian(weights, location)
         add("mse_obs", (reconstruction - x).square().mean((1, 2)))
         if "mse_source" in names:  # else the decoder can't take sources for latents
-            s = _chunk(split.sources, world, at)
-            cycle = model.prior.latent(model.posterior(weights, model.decoder(weights, s)).mean)
-            add("mse_source", (cycle - s).square().mean((1, 2)))
+            add("mse_source", _cycle_error(model, weights, _chunk(split.sources, world, at)))
         contrast = ima.contrast(jacobian)
         inverse = ima.inverse_variance(contrast.norms.square(), slope, curvature, gamma)
         add("log_consistency", (variance * inverse).log_().mean((1, 2)))
         add("prior_variance", model.prior.variance(theta).double().expand_as(y).mean((1, 2)))
-        scaled, bent = _batch_mean(jacobian * slope[:, None]).double().square().sum(1), _batch_mean(curvature)
         z = model.prior.latent(y)
         chunks.append(
             Points(
@@ -146,10 +146,9 @@ def forward(
                 full=contrast.full,
                 norms=contrast.norms,
                 batch_jacobian=_batch_mean(jacobian),
-                batch_inverse=ima.inverse_variance(scaled, torch.ones_like(bent), bent, gamma),
-                batch_variance=_batch_mean(variance),
+                batch_ratio=_batch_ratio(jacobian * slope[:, None], curvature, variance, gamma),
                 cdf=model.prior.cdf(z, theta) if "mcc_cdf" in names else None,
-                jacobian=jacobian if "conformal_contrast" in names else None,
+                amari=None if truth is None else ima.amari(jacobian, truth[..., at][world if len(truth) > 1 else 0]),
                 variance=variance if "variance" in names else None,
                 inverse_variance=inverse if "variance" in names else None,
             )
@@ -165,10 +164,33 @@ def _chunk(rows: Float[Tensor, "world n d"], world: Tensor, at: slice) -> Float[
     return rows[world, at].transpose(1, 2).contiguous()
 
 
-def _metrics(averages: dict[str, Tensor], points: Points, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
-    """The metrics of one block of members that are no plain averages."""
+def _cycle_error(model: VAE, weights: Weights, s: Float[Tensor, "member d chunk"]) -> Float[Tensor, " member"]:
+    """Of sources that are decoded and encoded."""
+    cycle = model.prior.latent(model.posterior(weights, model.decoder(weights, s)).mean)
+    return (cycle - s).square().mean((1, 2))
+
+
+def _metrics(averages: dict[str, Tensor], points: Points) -> dict[str, Tensor]:
+    """The metrics of one block of members that need no sources and are no plain averages."""
     norms = ima.column_norms(points.norms)
     spread = (points.location - points.location.mean(-1, keepdim=True)).square().mean(-1, dtype=torch.float64)
+    batch = ima.contrast(points.batch_jacobian)
+    return {
+        "cima": ima.mean_where(points.contrast, points.full),
+        "cima_batch": ima.mean_where(batch.values, batch.full),
+        "rank_deficient": 1 - points.full.double().mean(1),
+        "column_norm": norms.mean,
+        "column_norm_max": norms.maximum,
+        "column_norm_var_columns": norms.variance_over_columns,
+        "column_norm_var_points": norms.variance_over_samples,
+        "self_consistency": averages["log_consistency"].exp(),
+        "self_consistency_batch": points.batch_ratio.mean((1, 2)),
+        "active_units": (spread > 0.01 * averages["prior_variance"][:, None]).sum(1),
+    }
+
+
+def _identifiability(points: Points, s: Float[Tensor, "*world d n"]) -> dict[str, Tensor]:
+    """How well one block of members recovers the sources."""
     known, sample, location = (identifiability.standard(rows) for rows in (s, points.latent, points.location))
     values = {
         "mcc": identifiability.matched_mean(known @ sample.mT),
@@ -176,16 +198,6 @@ def _metrics(averages: dict[str, Tensor], points: Points, s: Float[Tensor, "*wor
         "mcc_mean": identifiability.matched_mean(known @ location.mT),
         "mcc_batch": identifiability.mcc_batch(s, points.latent, BATCH),
         "r2_linear": identifiability.standard_r2_linear(known, location),
-        "cima": ima.mean(points.contrast, points.full),
-        "cima_batch": ima.mean_contrast(points.batch_jacobian)[0],
-        "rank_deficient": 1 - points.full.double().mean(1),
-        "column_norm": norms.mean,
-        "column_norm_max": norms.maximum,
-        "column_norm_var_columns": norms.variance_over_columns,
-        "column_norm_var_points": norms.variance_over_samples,
-        "self_consistency": averages["log_consistency"].exp(),
-        "self_consistency_batch": (points.batch_variance * points.batch_inverse).mean((1, 2)),
-        "active_units": (spread > 0.01 * averages["prior_variance"][:, None]).sum(1),
     }
     if points.cdf is not None:
         values["mcc_cdf"] = identifiability.mcc(s, points.cdf)
@@ -209,7 +221,18 @@ def _probes(s: Float[Tensor, "member d n"], location: Float[Tensor, "member d n"
     return slow | {"r2_nonlinear": identifiability.r2_nonlinear(s, location)}
 
 
+def _batch_ratio(
+    jacobian: Float[Tensor, "member o d n"],
+    curvature: Float[Tensor, "member d n"],
+    variance: Float[Tensor, "member d n"],
+    gamma: Float[Tensor, " member"],
+) -> Float64[Tensor, "member d batch"]:
+    """Mean variances times what the means of the other two, in the unconstrained coordinate, give for their inverse."""
+    square, bent = _batch_mean(jacobian).double().square().sum(1), _batch_mean(curvature)
+    return _batch_mean(variance) * ima.inverse_variance(square, torch.ones_like(bent), bent, gamma)
+
+
 def _batch_mean(a: Float[Tensor, "*k n"]) -> Float[Tensor, "*k batch"]:
-    """Means over batches of 64 points; what is left over is dropped."""
+    """Means over batches of 64 points; what is left over is dropped. A chunk is so many whole batches."""
     batches = a.shape[-1] // BATCH
     return a[..., : batches * BATCH].reshape(*a.shape[:-1], batches, BATCH).mean(dim=-1)

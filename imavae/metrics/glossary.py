@@ -80,6 +80,9 @@ PROBES = ("r2_nonlinear", "dci_disentanglement", "dci_completeness", "dci_inform
 TRUTH = ("cima_truth", "amari", "log_px", "l_ima", "gap_log_px", "gap_ima")  # need the mixing
 
 
+SOURCES = ("mcc", "mcc_spearman", "mcc_mean", "mcc_cdf", "mcc_batch", "r2_linear", "mse_source", *PROBES)  # need them
+
+
 def worst(name: str) -> float:
     """What a diverged member counts in an aggregate of a metric to be maximised: 0 where nothing is below it."""
     return 0.0 if name.startswith(("mcc", "r2", "agreement")) else -WORST_SCORE
@@ -95,18 +98,24 @@ def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
     """
     reasons: dict[str, str] = {}
     source, prior = config.data.source, config.model.prior
-    if support(config) != source.support:
+    if not source.known:
+        reasons["mse_source"] = "the sources' own scale is unknown"
+    elif support(config) != source.support:
         reasons["mse_source"] = "prior and source have different supports"
     if not isinstance(source, UniformSource) or isinstance(prior, UniformPrior):
         reasons["mcc_cdf"] = "a CDF maps onto the sources only if they are uniform, and the prior is not"
     if len(config.members.seed) == 1:
         reasons["agreement"] = "one seed has no other to agree with"
-    if not truth:
+    if not config.data.mixing.known:
+        reasons |= dict.fromkeys(TRUTH, "the mixing is unknown, and so are its likelihoods and Jacobians")
+    elif not truth:
         reasons |= dict.fromkeys(TRUTH, "likelihoods and Jacobians of the mixing are kept for val and test alone")
     if stage == "validation":
         reasons |= dict.fromkeys(FINAL, "slow: members.csv and evaluate.py have it, no validation does")
     if stage != "probes":
         reasons |= dict.fromkeys(PROBES, "slow: evaluate.py has it, and members.csv with training.probes=true")
+    if not config.data.has_sources:
+        reasons |= dict.fromkeys(SOURCES, "there are no sources to compare with (data.sources_path would name them)")
     return reasons
 
 
@@ -119,4 +128,8 @@ def check_metric(config: RunConfig, name: str, mode: str) -> None:
     known(mode, [GLOSSARY[metric].direction], f"objective.mode of {name}")
     reasons = absent(config, True, "validation")
     if metric in reasons:
-        raise UserError(f"`{name}` must be there to be an objective, but it is not: {reasons[metric]}; choose another")
+        without = metric in SOURCES and not config.data.has_sources
+        remedy = "choose another"
+        if without:
+            remedy = "say objective.metric=val/agreement, or objective.metric=val/neg_elbo objective.mode=min"
+        raise UserError(f"`{name}` must be there to be an objective, but it is not: {reasons[metric]}; {remedy}")

@@ -56,7 +56,10 @@ def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]
         rows = [i for i, other in enumerate(groups) if other == group]
         if len(rows) == 1:
             continue
-        z = standard(locations[rows]).float().flatten(0, 1)
+        z = locations.new_empty(len(rows), *locations.shape[1:], dtype=torch.float32)
+        for place, row in enumerate(rows):  # one by one: float64 copies of all of them would be the larger part
+            z[place] = standard(locations[row])
+        z = z.flatten(0, 1)
         tables = (z @ z.T).reshape(len(rows), dim, len(rows), dim).transpose(1, 2)
         first, second = (list(side) for side in zip(*itertools.combinations(range(len(rows)), 2), strict=True))
         scores = torch.full((len(rows), len(rows)), torch.nan, dtype=torch.float64)  # with itself: none
@@ -166,21 +169,21 @@ def _batches(a: Float[Tensor, "*m d n"], size: int) -> Float[Tensor, "*m batch d
 
 def _ranks(a: Tensor) -> Tensor:
     """From 0, equal values sharing the mean of theirs; NaN in a row that has one; SciPy's are slower."""
-    values = a.cpu().numpy()
-    order = np.argsort(values, axis=-1)
-    ordered = np.take_along_axis(values, order, -1)
+    values = a.cpu()
+    order = torch.from_numpy(np.argsort(values.numpy(), axis=-1))  # NumPy sorts faster, torch gathers faster
+    ordered = values.gather(-1, order)
     n = values.shape[-1]
-    places = np.tile(np.arange(n, dtype=np.float64), (*values.shape[:-1], 1))
-    equal = np.zeros(values.shape, dtype=bool)  # to the next one
-    np.equal(ordered[..., 1:], ordered[..., :-1], out=equal[..., :-1])
-    tied = np.flatnonzero(equal)
+    places = torch.arange(n, dtype=torch.float64).repeat(*values.shape[:-1], 1)
+    equal = torch.zeros(values.shape, dtype=torch.bool)  # to the next one
+    torch.eq(ordered[..., 1:], ordered[..., :-1], out=equal[..., :-1])
+    tied = np.flatnonzero(equal.numpy())
     if len(tied):
         opens = np.diff(tied, prepend=-2) != 1  # the first of a run of equal values
         closes = np.append(opens[1:], True)
         mean = 0.5 * (tied[opens] % n + tied[closes] % n + 1)
         run = np.cumsum(opens) - 1
-        places.reshape(-1)[tied] = places.reshape(-1)[tied + 1] = mean[run]
-    ranks = np.empty_like(places)
-    np.put_along_axis(ranks, order, places, -1)
-    ranks[np.isnan(ordered[..., -1])] = np.nan  # they are sorted last
-    return torch.from_numpy(ranks)
+        flat = places.numpy().reshape(-1)
+        flat[tied] = flat[tied + 1] = mean[run]
+    ranks = places.scatter(-1, order, places)
+    ranks[ordered[..., -1].isnan()] = torch.nan  # they are sorted last
+    return ranks

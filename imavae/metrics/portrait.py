@@ -19,9 +19,11 @@ POINTS = 1000  # enough to see a shape, few enough to draw
 
 
 class Portrait(NamedTuple):
-    """Latent k is the one matched to source k. Variances, of the unconstrained y, are in the latents' own order."""
+    """Latent k is the one matched to source k. Variances, of the unconstrained y, are in the latents' own order, and so
+    are the latents where nobody knows the sources: those have no rows then.
+    """
 
-    sources: Float[Tensor, "member d n"]
+    sources: Float[Tensor, "member s n"]
     latents: Float[Tensor, "member d n"]  # locations, on the prior's support
     variance: Float[Tensor, "member d n"]  # of the posterior
     formula: Float[Tensor, "member d n"]  # sigma_k^2, see ima.inverse_variance
@@ -42,11 +44,14 @@ def portrait(
     world = ensemble.world_of(rows)
     sources = few.sources[world].transpose(1, 2)
     weights = ensemble.model.layout.views(flat)
-    _, points = forward(ensemble, weights, few, world, torch.zeros_like(sources), ["variance"])
-    tables = correlation(sources, points.location).abs().nan_to_num().cpu().numpy()
-    order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
-    latents = torch.take_along_dim(points.location.cpu(), order[:, :, None], dim=1)
+    noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
+    _, points = forward(ensemble, weights, few, world, noise, ["variance"])
     variance, inverse = points.variance, points.inverse_variance
     assert variance is not None  # noqa: S101  -- they were asked for
     assert inverse is not None  # noqa: S101
+    if not ensemble.config.data.has_sources:
+        return Portrait(sources.cpu(), points.location.cpu(), variance.cpu(), 1 / inverse.cpu())
+    tables = correlation(sources, points.location).abs().nan_to_num().cpu().numpy()
+    order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
+    latents = torch.take_along_dim(points.location.cpu(), order[:, :, None], dim=1)
     return Portrait(sources.cpu(), latents, variance.cpu(), 1 / inverse.cpu())

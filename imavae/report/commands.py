@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
+from imavae.config_encode import EncodeConfig
 from imavae.errors import Interrupted
 from imavae.report.display import Display, clock
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from imavae.outcome import Outcome
-    from imavae.report.tables import ThreeNumbers
     from imavae.run import Session
     from imavae.search.space import Parameter
     from imavae.training.loop import Progress as Epoch
@@ -59,7 +61,7 @@ def train(config: RunConfig) -> None:
 
 
 def tune(config: StudyConfig) -> None:
-    """Run a study under a live display; print its best trials, the winner's three MCC numbers, and where everything is.
+    """Run a study under a live display; print its best trials, the winner's three numbers, and where everything is.
 
     Raises:
         UserError: a mistake in the configuration, or no trial has a result.
@@ -71,11 +73,12 @@ def tune(config: StudyConfig) -> None:
     if config.dry_run:
         _show_cost(config, parameters)
         return
-    keys = [parameter.key for parameter in parameters]
     console = Console()
     start = time.monotonic()
     with Display(console) as display:
         outcome = run_study(config, display.update, display.say)
+    trials = outcome.trials
+    keys = [parameter.key for parameter in parameters if parameter.key in trials]  # some condition may never have held
     try:
         if outcome.interrupted is None:
             figures, metrics = _concluded(outcome, keys)
@@ -86,12 +89,12 @@ def tune(config: StudyConfig) -> None:
     except Interrupted as error:
         outcome.interrupted = error
     if outcome.ranked():
-        from imavae.report.tables import best_trials, front_table, three_numbers_table
+        from imavae.report.tables import best_trials, chosen_table, front_table
 
-        console.print(best_trials(outcome.members, outcome.trials, keys, config.objective.mode))
+        console.print(best_trials(outcome.members, trials, keys, config.objective.mode))
         if config.further_objectives:
             console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
-        console.print(three_numbers_table(_numbers(outcome)))
+        console.print(chosen_table(_winner(outcome)))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
     console.print(
@@ -118,19 +121,18 @@ def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
 def _concluded(outcome: Outcome, keys: list[str]) -> tuple[list[Path], dict[str, float]]:
     """Crown the champion and draw the figures of a study that has come to its end; its three numbers are metrics."""
     from imavae.report.figures import study_figures
+    from imavae.report.tables import chosen_numbers
     from imavae.run import crown
 
     crown(outcome)
     folder = outcome.folder / "figures"
     figures = study_figures(outcome.members, outcome.trials, keys, outcome.objective, folder)
-    return figures, {f"mcc/{name}": value for name, value in _numbers(outcome)._asdict().items()}
+    return figures, chosen_numbers(_winner(outcome))
 
 
-def _numbers(outcome: Outcome) -> ThreeNumbers:
-    from imavae.report.tables import three_numbers
-
+def _winner(outcome: Outcome) -> pd.DataFrame:
     members = outcome.members
-    return three_numbers(members[members["trial"] == outcome.ranked()[0].number])
+    return members[members["trial"] == outcome.ranked()[0].number]
 
 
 def _say_how_to_go_on(console: Console, name: str | None) -> None:
@@ -151,6 +153,32 @@ def evaluate(config: EvaluateConfig) -> None:
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)
         console.print(f"no {names}: {reason}", highlight=False)
+
+
+def encode(config: EncodeConfig) -> None:
+    """Write a file's latents under a progress bar, and say where they are."""
+    from imavae.encode import encode_file
+
+    console = Console()
+    columns = (TextColumn("{task.completed:,.0f} rows"), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("", total=None)
+
+    def notify(rows: int, total: int | None) -> None:
+        bar.start()  # not before: a mistake that is found on the way must be all that is printed
+        bar.update(task, completed=rows, total=total)
+
+    start = time.monotonic()
+    try:
+        done = encode_file(config, notify)
+    finally:
+        bar.stop()
+    console.print(
+        f"{done.rows:,} rows in {clock(time.monotonic() - start)}, mean reconstruction error {done.error:.4g}; "
+        f"columns {', '.join(done.columns)}",
+        highlight=False,
+    )
+    console.print(f"latents   {Path(config.out).resolve()}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:

@@ -20,7 +20,7 @@ def run_figures(portrait: Portrait, names: list[str], history: pd.DataFrame, fol
     """Draw latents against sources, posterior variances against their formula and, where it moves, gamma over time.
 
     Args:
-        portrait: points of the validation split at the members' best val/mcc states.
+        portrait: points of the validation split at the members' best states; without sources, latents have no figure.
         names: what its members are called.
         history: rows of ``history.csv``, with ``seed``, ``epoch`` and ``val/gamma``.
         folder: where the files go.
@@ -28,7 +28,9 @@ def run_figures(portrait: Portrait, names: list[str], history: pd.DataFrame, fol
     Returns:
         The files.
     """
-    figures = {"latents": _latents(portrait, names), "posterior_variance": _variances(portrait, names)}
+    figures = {"posterior_variance": _variances(portrait, names)}
+    if portrait.sources.shape[1]:
+        figures = {"latents": _latents(portrait, names)} | figures
     if history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
     return write(figures, folder)

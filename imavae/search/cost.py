@@ -10,6 +10,7 @@ evaluation of each trial, tracking) is done beside, on the same cores.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import heapq
 import math
 import os
@@ -230,7 +231,7 @@ def _step_seconds(session: Session, seconds: float) -> float:
             observations=split.observations[:, : steps * size],
             segments=None if split.segments is None else split.segments[:, : steps * size],
         )
-        epoch = _timed(lambda few=few: train_epoch(session.ensemble, session.state, few))
+        epoch = _timed(functools.partial(train_epoch, session.ensemble, session.state, few))
         if steps > 8:
             taken, done = taken + epoch, done + math.ceil(len(few) / size)
         steps = max(9, min(256, round(seconds / 4 * 8 / epoch))) if steps == 8 else steps

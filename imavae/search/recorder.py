@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from imavae import signals
 from imavae.config import StudyConfig
 from imavae.files import previous_of
@@ -54,6 +56,8 @@ class Recorder:
         self._n_points = self._n_trials = 0
         self._trials: dict[str, _Running] = {}
         self._writer = Writer()
+        # It evaluates beside workers that have every core: a second thread would wait for them at each operation.
+        self._writer.submit(functools.partial(torch.set_num_threads, 1))
         self._start = self._said = time.monotonic()
         self._before = len(outcome.records)  # trials that an earlier process has finished
         self.failures: list[str] = []
