@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from imavae.metrics.glossary import GLOSSARY
 
@@ -57,3 +58,16 @@ def test_every_train_command_is_accepted(arguments: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(arguments, comments=True)])
     for _, mapping in compose_jobs(train.COMMAND):
         train.COMMAND.check(mapping)
+
+
+def test_the_search_that_the_readme_shows_is_accepted() -> None:
+    from imavae.config import study_config
+    from imavae.search.study import check
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [example] = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "\nsearch:" in block]
+    search = yaml.safe_load(example)
+    del search["defaults"]  # Hydra's
+    parameters, known = check(study_config(search))
+    assert len(parameters) == 3
+    assert known == [{"model.gamma": 100.0, "model.n_layers": 2}]
