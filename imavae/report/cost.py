@@ -49,9 +49,11 @@ def points_table(cost: Cost) -> Table:
 
 def cost_lines(config: StudyConfig, cost: Cost) -> Iterator[str]:
     """What is counted, what was timed, and what follows."""
-    members, epochs = config.members.count, config.training.max_epochs
+    each = sorted({steps for _, steps in cost.steps})
+    steps = f"{each[0]:,}" if len(each) == 1 else f"{each[0]:,} to {each[-1]:,}"
+    members = config.members.count
     yield (
-        f"{len(cost.points)} trials x {members} members, at most {epochs} epochs: {cost.member_steps:,} member-steps "
+        f"{len(cost.points)} trials x {members} members x {steps} steps: {cost.member_steps:,} member-steps "
         f"in {len(cost.packs)} ensembles, {cost.slots} at a time"
     )
     for size, times in cost.timed:

@@ -78,7 +78,7 @@ class Cost:
     Attributes:
         points: all of them, or for a sampler so many as it would propose knowing no score.
         packs: numbers of the points that train together.
-        member_steps: if no member stops early.
+        steps: members and steps of each ensemble, if no member stops early.
         timed: the ensembles that were timed, and their times.
         slots: trials that run at once.
         seconds: of the whole command.
@@ -87,11 +87,16 @@ class Cost:
 
     points: list[Point]
     packs: list[list[int]]
-    member_steps: int
+    steps: list[tuple[int, int]]
     timed: list[tuple[Size, Times]]
     slots: int
     seconds: float
     bound: bool
+
+    @property
+    def member_steps(self) -> int:
+        """Steps of all members."""
+        return sum(members * steps for members, steps in self.steps)
 
 
 def estimate(config: StudyConfig, points: list[Point], packs: list[list[int]], slots: int) -> Cost:
@@ -110,7 +115,7 @@ def estimate(config: StudyConfig, points: list[Point], packs: list[list[int]], s
     return Cost(
         points=points,
         packs=packs,
-        member_steps=sum(size.members * size.steps * size.epochs for size in sizes),
+        steps=[(size.members, size.steps * size.epochs) for size in sizes],
         timed=known,
         slots=slots,
         seconds=(START + END) * factor + makespan(trials, slots) + beside + drivers[-1],
