@@ -1,4 +1,4 @@
-"""The dry run counts rightly, and what it infers from timings follows from them; the times themselves are not tested."""
+"""The dry run counts rightly, and infers rightly from its timings; the times themselves are not tested."""
 
 from __future__ import annotations
 

@@ -118,10 +118,14 @@ def remind(stopping: Stopping, config: StudyConfig, outcome: Outcome) -> None:
         place = SEAL.newest(place_of(outcome.folder, min(pack)))
         if place is None:
             continue
-        reports = list(_reports(Session.load(place, torch.device("cpu")), config.objectives))
+        reports = _reports(Session.load(place, torch.device("cpu")), config.objectives)
         for number, mine in zip(pack, reports, strict=True):
-            last = [] if outcome.has(number) else mine[-1:]
-            stopping.remember(number, mine[: len(mine) - len(last)])
+            stopped = stopping.stopped.get(number)
+            known = [
+                (epoch, scores, alive or int(epoch == stopped)) for epoch, scores, alive in mine
+            ]  # it was until then
+            last = [] if outcome.has(number) or stopped is not None else known[-1:]
+            stopping.remember(number, known[: len(known) - len(last)])
             if [True for epoch, scores, alive in last if stopping.judge(number, epoch, scores, alive)]:
                 stopping.note(pack)
 
