@@ -33,6 +33,7 @@ from imavae.families import (
 )
 from imavae.mapping import build, chosen_from, to_mapping
 
+VARIANT_NAMES = {f"{registry.what}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose a variant
 Source = Annotated[SourceSettings, BeforeValidator(chosen_from(SOURCES))]
 Mixing = Annotated[MixingSettings, BeforeValidator(chosen_from(MIXINGS))]
 Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
@@ -393,12 +394,17 @@ def base_of(config: StudyConfig) -> RunConfig:
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
-    """A run configuration with some dotted keys (``model.gamma``) set to other values, all rules checked again."""
+    """A run configuration with some dotted keys (``model.gamma``) set to other values, all rules checked again.
+
+    Another variant (``model.prior.name``) comes with its own defaults, as when it is chosen by its group.
+    """
     mapping = to_mapping(config)
-    for key, value in values.items():
+    for key, value in sorted(values.items(), key=lambda item: item[0] not in VARIANT_NAMES):  # these first
         *path, leaf = key.split(".")
         node = mapping
         for part in path:
             node = node[part]
+        if key in VARIANT_NAMES and node[leaf] != value:
+            node.clear()
         node[leaf] = value
     return run_config(mapping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
 from imavae.report.display import Display, clock
+
+SUMMARY = "summary.json"  # in a study's folder: what its run was tracked with
+SELECTION = "selection.csv"  # there, too: what each criterion would choose
 
 if TYPE_CHECKING:
     from imavae.run import Outcome, Session
@@ -62,7 +66,9 @@ def tune(config: StudyConfig) -> None:
     with Display(console) as display:
         outcome = run_study(config, display.update)
     from imavae.report.figures import study_figures
+    from imavae.report.selection import choices, selection_metrics, selection_table
     from imavae.report.tables import best_trials, three_numbers, three_numbers_table
+    from imavae.run import write_text
 
     outcome.crown()
     keys = [parameter.key for parameter in parameters]
@@ -71,10 +77,18 @@ def tune(config: StudyConfig) -> None:
     winner = members[members["trial"] == outcome.ranked()[0].number]
     numbers = three_numbers(winner)
     metrics = {f"mcc/{name}": value for name, value in numbers._asdict().items()}
+    chosen = choices(members, trials, keys)
     seconds = time.monotonic() - start
-    _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
+    metrics |= selection_metrics(chosen) | {"seconds": seconds, "seconds/training": outcome.work_seconds}
+    write_text(outcome.folder / SUMMARY, json.dumps(metrics, indent=1))
+    if len(chosen):
+        write_text(outcome.folder / SELECTION, chosen.to_csv(index=False))
+        figures.append(outcome.folder / SELECTION)
+    _finish(outcome, figures, metrics)
     console.print(best_trials(members, trials, keys, config.objective.mode))
     console.print(three_numbers_table(numbers))
+    if len(chosen):
+        console.print(selection_table(chosen))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
     console.print(f"took {clock(seconds)}, of which {work} in training and validation", highlight=False)

@@ -1,0 +1,79 @@
+"""The rows of a figure as a table for the terminal, for a spreadsheet and for a page."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+from rich.table import Table
+
+from imavae.report.display import MISSING, compact
+from imavae.report.published import Spread
+from imavae.report.reproduce.judge import FAIL, Row
+from imavae.report.reproduce.statistics import Summary
+from imavae.report.tables import _table as plain_table
+
+
+def terminal_table(rows: Sequence[Row], title: str) -> Table:
+    """A row each, in 80 columns: medians with what they lie between below them; the files have the rest."""
+    table = plain_table(title, "Medians, their quartiles below; ours and its 95 % interval by the published estimator.")
+    cells = [_cells(row) for row in rows]
+    names = ("at", "quantity", "published", "ours", "95 %", "corrected", "verdict")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("at", "quantity", "verdict") else "right")
+    for row in cells:
+        row |= {name: row[name].replace(" ", "\n", 1) for name in ("published", "ours", "95 %", "verdict")}
+        table.add_row(*(row[name] for name in names), style="bold" if row["verdict"] == FAIL else None)
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same, whole, for a page."""
+    cells = [_cells(row) for row in rows]
+    if not cells:
+        return ""
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Every number of every row, at full precision."""
+
+    def numbers(prefix: str, of: Summary | Spread | None) -> dict[str, object]:
+        return {} if of is None else {f"{prefix} {name}": value for name, value in of._asdict().items()}
+
+    return pd.DataFrame(
+        [
+            {"study": row.study, "at": row.point, "quantity": row.quantity}
+            | numbers("published", row.published)
+            | numbers("ours", row.ours)
+            | numbers("corrected", row.corrected)
+            | {"expected": row.expected, "tolerance": row.tolerance, "verdict": row.verdict}
+            for row in rows
+        ]
+    )
+
+
+def _cells(row: Row) -> dict[str, str]:
+    published, ours, corrected = row.published, row.ours, row.corrected
+    form = functools.partial(compact, digits=4 if row.quantity == "−ELBO" else 3)
+    expected = MISSING if row.expected is None else f"{form(row.expected)} (law)"
+    if published is not None:
+        expected = form(published.median) + _between(form, published.q25, published.q75)
+    return {
+        "at": row.point,
+        "quantity": row.quantity,
+        "published": expected,
+        "ours": form(ours.median) + _between(form, ours.q25, ours.q75),
+        "95 %": _between(form, ours.low, ours.high).strip() or MISSING,
+        "corrected": MISSING if corrected is None else form(corrected.median),
+        "n": str(ours.n),
+        "tolerance": MISSING if row.tolerance is None else f"±{compact(row.tolerance, 2)}",
+        "verdict": row.verdict,
+    }
+
+
+def _between(form: Callable[[float], str], low: float, high: float) -> str:
+    return "" if math.isnan(low) else f" {form(low)}–{form(high)}"
