@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from imavae.report.drawing import BLUE, GREY, floats
 from imavae.report.reproduce import paper
 from imavae.report.reproduce.entry import Entry
-from imavae.report.reproduce.gamma import ESTIMATORS
+from imavae.report.reproduce.gamma import estimators
 from imavae.report.reproduce.judge import Row
 from imavae.report.reproduce.paper import Look
 from imavae.report.reproduce.quantities import AT, CONTRAST, MCC, NEG_ELBO, Quantity
@@ -70,6 +70,6 @@ ENTRIES = (
         minutes=3,
         rows=rows,
         draw=draw,
-        differs=ESTIMATORS,
+        differs=estimators(),
     ),
 )

@@ -15,7 +15,7 @@ from imavae.report.drawing import VERMILLION, floats
 from imavae.report.published import Spread, table
 from imavae.report.reproduce import paper
 from imavae.report.reproduce.entry import Entry
-from imavae.report.reproduce.gamma import ESTIMATORS, read
+from imavae.report.reproduce.gamma import estimators, read
 from imavae.report.reproduce.judge import NOT_JUDGED, Row, beside, correlation_tolerance
 from imavae.report.reproduce.paper import LOOKS, Look
 from imavae.report.reproduce.quantities import AT, CONTRAST, MCC, NEG_ELBO
@@ -73,7 +73,7 @@ def linear_map_rows(studies: Sequence[Study]) -> list[Row]:
         rows.append(
             Row(
                 study=study.name,
-                point="with the map's",
+                point="with map's",
                 quantity=f"{quantity.label}, ρ",
                 ours=ours,
                 published=Spread(len(runs[0]), value, np.nan, np.nan),
@@ -104,12 +104,12 @@ def linear_map(studies: Sequence[Study], published: bool = True) -> Figure:
 def unit_columns_rows(studies: Sequence[Study]) -> list[Row]:
     """Medians over mixings and rank correlations; nothing was published."""
     study = with_linear_contrast(studies[0])
-    return _with_correlations(study, LINEAR, "with the map's")
+    return _with_correlations(study, LINEAR, "with map's")
 
 
 def flow_rows(studies: Sequence[Study]) -> list[Row]:
     """Medians over mixings and rank correlations with the mixing's own contrast; nothing was published."""
-    return _with_correlations(studies[0], TRUTH, "with the truth's")
+    return _with_correlations(studies[0], TRUTH, "with truth's")
 
 
 def _with_correlations(study: Study, contrast: str, point: str) -> list[Row]:
@@ -200,7 +200,7 @@ def priors(studies: Sequence[Study]) -> Figure:
         one.set_xticks(dims)
         paper.quantity_axis(one, quantity)
         for n, (prior, group) in enumerate(members.groupby(PRIOR, sort=False)):
-            look = dataclasses.replace(LOOKS[n], label=f"{prior} prior")
+            look = dataclasses.replace(LOOKS[n], label=f"{prior} prior".replace("gaussian", "Gaussian"))
             paper.line(one, look, dims, _over(group, DIM, quantity.corrected or quantity.column), quantity)
     paper.legend(figure, axes)
     return figure
@@ -214,7 +214,7 @@ ENTRIES = (
         minutes=5,
         rows=linear_map_rows,
         draw=linear_map,
-        differs=ESTIMATORS
+        differs=estimators()
         + " The −ELBO is not judged: its entropy depends on the Möbius maps' poles, whose law was not published.",
     ),
     Entry(
@@ -224,7 +224,7 @@ ENTRIES = (
         minutes=2,
         rows=unit_columns_rows,
         draw=lambda studies: linear_map(studies, published=False),
-        differs=ESTIMATORS,
+        differs=estimators(),
     ),
     Entry(
         name="moebius_cos_theta",
@@ -233,7 +233,7 @@ ENTRIES = (
         minutes=8,
         rows=cosine_rows,
         draw=cosine,
-        differs=ESTIMATORS.replace("three dimensions have 0.15", "two dimensions have 0.13"),
+        differs=estimators(2),
     ),
     Entry(
         name="priors_dimensions",
@@ -242,7 +242,7 @@ ENTRIES = (
         minutes=9,
         rows=priors_rows,
         draw=priors,
-        differs=ESTIMATORS,
+        differs=estimators(),
     ),
     Entry(
         name="ar_flow",
@@ -251,6 +251,6 @@ ENTRIES = (
         minutes=6,
         rows=flow_rows,
         draw=flow,
-        differs=ESTIMATORS,
+        differs=estimators(4),
     ),
 )

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, finite_or_nan
 from imavae.report.reproduce.quantities import Quantity
@@ -123,7 +123,7 @@ def gamma_axis(axes: Axes, label: str = "γ² (precision of the decoder)") -> No
     axes.set_xscale("log")
     axes.set_xlabel(label)
     axes.xaxis.set_major_locator(LogLocator(numticks=7))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def quantity_axis(axes: Axes, quantity: Quantity) -> None:

@@ -25,11 +25,11 @@ CONTRAST = Quantity("c_IMA", r"$c_{\mathrm{IMA}}$ (nats)", f"val/cima_batch {AT}
 NEG_ELBO = Quantity("−ELBO", "−ELBO (nats)", BEST_NEG_ELBO)
 ERROR = Quantity("x error", r"mean of $(g(\mu(x)) - x)^2$", f"val/mse_obs {AT}", log=True)
 RATIO = Quantity(
-    "var. ratio",
+    "σ² ratio",
     "posterior variance\nover its formula",
     f"val/self_consistency_published {AT}",
     f"val/self_consistency {AT}",
 )
 PUBLISHED_RATIO = f"posterior variance over its self-consistency formula {AT}"  # what the published table calls it
-GAP = Quantity("ELBO gap", r"$-$ELBO above $-E[\log p(x)]$ (nats)", f"val/gap_log_px {AT}", log=True)
+GAP = Quantity("ELBO gap", "$E[\\log p(x)] -$ ELBO\n(nats)", f"val/gap_log_px {AT}", log=True)
 GAP_IMA = Quantity("IMA gap", r"$E[L_{\mathrm{IMA}}] -$ ELBO* (nats)", f"val/gap_ima {AT}")

@@ -115,7 +115,7 @@ def _read(folder: Path, config: StudyConfig) -> Study | None:
     if len(counts) != len(points) or (counts != config.members.count).any():
         return None
     new = [key for key in points if key not in members]
-    members = members.join(points[new], on="trial")
+    members = members.join(points[new], on="trial").copy()  # in one piece: columns are added to it
     return Study(config, folder, members, history, _seconds(folder))
 
 

@@ -22,7 +22,7 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
     cells = [_cells(row) for row in rows]
     names = ("at", "quantity", "published", "ours", "95 %", "corrected", "verdict")
     for name in names:
-        table.add_column(name, justify="left" if name in ("at", "quantity", "verdict") else "right")
+        table.add_column(name, justify="left" if name in ("at", "quantity", "verdict") else "right", overflow="fold")
     for row in cells:
         row |= {name: row[name].replace(" ", "\n", 1) for name in ("published", "ours", "95 %", "verdict")}
         table.add_row(*(row[name] for name in names), style="bold" if row["verdict"] == FAIL else None)
@@ -58,16 +58,17 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def _cells(row: Row) -> dict[str, str]:
     published, ours, corrected = row.published, row.ours, row.corrected
-    form = functools.partial(compact, digits=4 if row.quantity == "−ELBO" else 3)
+    precise = {"MCC": 3, "−ELBO": 4}.get(row.quantity, 2)
+    form, about = (functools.partial(compact, digits=digits) for digits in (max(3, precise), precise))
     expected = MISSING if row.expected is None else f"{form(row.expected)} (law)"
     if published is not None:
-        expected = form(published.median) + _between(form, published.q25, published.q75)
+        expected = form(published.median) + _between(about, published.q25, published.q75)
     return {
         "at": row.point,
         "quantity": row.quantity,
         "published": expected,
-        "ours": form(ours.median) + _between(form, ours.q25, ours.q75),
-        "95 %": _between(form, ours.low, ours.high).strip() or MISSING,
+        "ours": form(ours.median) + _between(about, ours.q25, ours.q75),
+        "95 %": _between(about, ours.low, ours.high).strip() or MISSING,
         "corrected": MISSING if corrected is None else form(corrected.median),
         "n": str(ours.n),
         "tolerance": MISSING if row.tolerance is None else f"±{compact(row.tolerance, 2)}",
