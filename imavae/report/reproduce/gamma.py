@@ -38,9 +38,9 @@ CHANCE = {2: 0.13, 3: 0.15, 4: 0.16}  # of an MCC over 64 points, by dimension: 
 def estimators(dim: int = 3) -> str:
     """What is different in both estimators, and why."""
     return (
-        f"The published MCC is averaged over batches of 64, where {dim} dimensions have {CHANCE[dim]} by chance, and the "
-        "published c_IMA is the contrast of a batch's mean Jacobian, which hides what differs from point to point. The "
-        "corrected ones take the MCC over the whole split, where chance is near 0, and average the contrast of each point."
+        f"The published MCC is averaged over batches of 64, where {dim} dimensions have {CHANCE[dim]} by chance, and "
+        "the published c_IMA is the contrast of a batch's mean Jacobian, which hides what differs from point to point. "
+        "The corrected ones take the MCC over the whole split, where chance is near 0, and average each point's contrast."
     )
 
 
