@@ -166,7 +166,8 @@ def where(tags: Mapping[str, str]) -> str:
 def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
     """The local path of the model file behind ``models:/NAME@ALIAS``, ``models:/m-ID`` or ``runs:/ID``.
 
-    A member's run stands for its own model, a study's run for the best ``val/mcc`` among its models.
+    A member's run stands for its own model, a study's run for the best ``val/mcc`` among its models or,
+    without sources, the lowest ``val/neg_elbo``.
 
     Raises:
         UserError: there is no such model, or the tracking address can't be reached.
@@ -205,7 +206,10 @@ def _place_of(client: MlflowClient, address: str) -> str:
 
 def _place_of_run(client: MlflowClient, run_id: str) -> str:
     experiments = [client.get_run(run_id).info.experiment_id]
-    best: list[dict[str, Any]] = [{"field_name": "metrics.val/mcc", "ascending": False}]
+    best: list[dict[str, Any]] = [
+        {"field_name": "metrics.val/mcc", "ascending": False},
+        {"field_name": "metrics.val/neg_elbo", "ascending": True},  # decides where no model has the first
+    ]
     for rule in (f"source_run_id = '{run_id}'", where({"imavae.study": run_id})):
         models = client.search_logged_models(experiments, rule, order_by=best, max_results=1)
         if models:

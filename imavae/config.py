@@ -16,70 +16,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from imavae.config_data import Data as Data
+from imavae.config_data import with_file
 from imavae.errors import known, require
 from imavae.families import (
     MIXINGS,
     NETWORK_NAMES,
     PRIORS,
     SOURCES,
-    MixingSettings,
-    MoebiusMixing,
     PriorSettings,
     Settings,
-    SourceSettings,
     UniformPrior,
-    UniformSource,
+    image_side,
     load_plugins,
 )
 from imavae.mapping import build, chosen_from, to_mapping
 
 VARIANT_NAMES = {f"{registry.what}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose a variant
-Source = Annotated[SourceSettings, BeforeValidator(chosen_from(SOURCES))]
-Mixing = Annotated[MixingSettings, BeforeValidator(chosen_from(MIXINGS))]
 Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
-
-
-@dataclass(frozen=True)
-class Data(Settings):
-    """A synthetic world: sources, the mixing that makes observations of them, and the split."""
-
-    dim: int = 3  # number of sources, of latents and of observed dimensions
-    n_obs: int = 60_000  # observations, over all splits
-    seed: int = 1  # of the mixing, the sources and the split; all members share them, unless members.data.seed is set
-    train: float = 0.7  # share of the observations to train on
-    val: float = 0.2  # share that stops and selects; the rest is the test split
-    n_segments: int = 1  # above 1, each observation has an auxiliary u, its segment, with source parameters of its own
-    variances: tuple[float, float] = (
-        0.5,
-        3.0,
-    )  # of the segments' sources, over the source's own: uniform between these
-    source: Source = field(default_factory=UniformSource)
-    mixing: Mixing = field(default_factory=MoebiusMixing)
-
-    def __post_init__(self) -> None:
-        require(self.dim >= 2, "data.dim >= 2", self.dim, "one source alone is not mixed with anything")
-        require(
-            self.train > 0 and self.val > 0 and self.train + self.val < 1,
-            "data.train + data.val < 1, both above 0",
-            f"train={self.train}, val={self.val}",
-            "what they leave is the test split",
-        )
-        require(
-            min(self.sizes) >= 64,
-            "each split has at least 64 observations",
-            f"train, val, test of {self.sizes}",
-            "raise data.n_obs or change data.train and data.val",
-        )
-        require(self.n_segments >= 1, "data.n_segments >= 1", self.n_segments, "1 means no auxiliary variable")
-        low, high = self.variances
-        require(0 < low <= high, "0 < data.variances[0] <= data.variances[1]", self.variances, "they are a range")
-        self.mixing.check(self.dim, self.source)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Observations in the training, validation and test split."""
-        train, val = round(self.n_obs * self.train), round(self.n_obs * self.val)
-        return train, val, self.n_obs - train - val
 
 
 @dataclass(frozen=True)
@@ -99,7 +53,7 @@ class Encoder(Settings):
 class Model(Settings):
     """A VAE: networks, posterior, decoder precision, prior."""
 
-    name: str = "mlp"  # of the network: mlp, or one of your own
+    name: str = "mlp"  # of the network: mlp, conv (of images), or one of your own
     gamma: float = 100.0  # the decoder's precision is gamma squared
     precision: Literal["fixed", "learned", "mle"] = "fixed"  # learned: by gradient; mle: after each epoch; from gamma
     beta: float = 1.0  # weight of the KL divergence in the loss; reported ELBOs have 1
@@ -207,8 +161,9 @@ class RunConfig(Settings):
             plain = all(c.isalnum() or c in "-_." for c in self.name) and self.name[:1] not in ("", ".", "-")
             require(plain, "name is a plain folder name", repr(self.name), "use letters, digits, '-', '_' and '.'")
         source, prior, (low, high) = self.data.source, self.model.prior, support(self)
+        covers = not source.known or (low <= source.support[0] and source.support[1] <= high)
         require(
-            low <= source.support[0] and source.support[1] <= high and (not prior.bounded or high - low < math.inf),
+            covers and (not prior.bounded or high - low < math.inf),
             "the prior's support covers the source's",
             f"a {prior.name} prior on [{low:g}, {high:g}] for {source.name} sources on {list(source.support)}",
             "widen model.prior.low and .high, or choose model/prior=gaussian",
@@ -220,7 +175,11 @@ class RunConfig(Settings):
             self.data.n_segments,
             "the prior's parameters depend on the segment",
         )
+        if self.model.name == "conv":
+            image_side(self.data.observed)
         if self.model.decoder == "mixing":
+            rule, remedy = "model.decoder=mixing needs a known mixing", "say model.decoder=learned"
+            require(self.data.mixing.known, rule, f"data.mixing.name={self.data.mixing.name}", remedy)
             require(
                 (low, high) == source.support,
                 "model.decoder=mixing needs a prior on the source's support",
@@ -348,7 +307,7 @@ class EvaluateConfig(Settings):
 
     checkpoint: str  # a path, or an MLflow model address
     split: Literal["train", "val", "test"] = "test"
-    select: Literal["val/mcc", "val/neg_elbo"] = "val/mcc"  # which of a member's two best states
+    select: Literal["val/mcc", "val/neg_elbo"] | None = None  # a member's best state; null: by val/mcc, if there is one
     output_dir: str = "outputs"  # all output lies under it
     plugins: tuple[str, ...] = ()  # Python files that register the variants of the model, where they are your own
     tracking: Tracking = field(default_factory=Tracking)
@@ -362,14 +321,15 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     """The checked run configuration of a plain mapping.
 
     Raises:
-        UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule.
+        UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule; a file of
+            observations that can't be used.
     """
-    return build(RunConfig, _with_plugins(mapping))
+    return build(RunConfig, with_file(_with_plugins(mapping)))
 
 
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
     """The checked study configuration of a plain mapping. Raises as :func:`run_config` does."""
-    config = build(StudyConfig, _with_plugins(mapping))
+    config = build(StudyConfig, with_file(_with_plugins(mapping)))
     require(bool(config.search), "search has a parameter", config.search, "a study needs something to search")
     return config
 

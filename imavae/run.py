@@ -20,15 +20,19 @@ import torch
 import yaml
 
 from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
+from imavae.config_encode import EncodeConfig
 from imavae.data import dataset
+from imavae.data.cache import Cache
+from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require
-from imavae.families import load_plugins
+from imavae.families import SpritesMixing, load_plugins
 from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import evaluate
+from imavae.metrics.gallery import Gallery, gallery
 from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
-from imavae.model.vae import GAMMA
+from imavae.model.vae import GAMMA, torch_dtype
 from imavae.tracking import Row, Tracker, TrialRecord, Value, fetch_model, member_name, open_tracker
 from imavae.training import checkpoint
 from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_plain, initial_state, to_plain
@@ -44,6 +48,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache:
+    """Where the images of an output folder lie; ``progress`` is told while some are rendered."""
+    return Cache(Path(output_dir).resolve() / "cache", progress)
+
+
 @dataclass
 class Session:
     """An ensemble of one or several points (which share all but gamma, learning rate and seeds) in its world."""
@@ -54,19 +63,22 @@ class Session:
     data: dataset.Dataset
 
     @classmethod
-    def start(cls, points: list[RunConfig], device: torch.device) -> Session:
-        """A session whose members stand at their random starts."""
+    def start(cls, points: list[RunConfig], device: torch.device, cache: Cache | None = None) -> Session:
+        """A session whose members stand at their random starts. Images are in ``cache``; by default in that of the
+        points' own output.
+        """
         members = ensemble(points, device)
-        data = dataset.make(points[0].data, members.worlds, members.dtype, device)
+        cache = cache or cache_of(points[0].output_dir)
+        data = dataset.make(points[0].data, members.worlds, members.dtype, device, cache)
         return cls(points, members, initial_state(members), data)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Session:
+    def load(cls, path: Path, device: torch.device, cache: Cache | None = None) -> Session:
         """The session that :meth:`save` wrote; it goes on to the same numbers. Raises UserError for a bad file."""
         content = checkpoint.load(path)
         if content["kind"] != "ensemble":
             raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
-        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device)
+        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device, cache)
         session.state = from_plain(content["state"], device)
         return session
 
@@ -89,6 +101,11 @@ class Session:
         """``SPLIT/METRIC`` of the members in ``rows``, at the given weights; the later the stage, the more."""
         values = evaluate(self.ensemble, weights, rows, getattr(self.data, split), stage)
         return {f"{split}/{name}": value for name, value in values.items()}
+
+    @property
+    def criteria(self) -> tuple[str, ...]:
+        """What members have a best state by: the first of them chooses among members, too."""
+        return tuple(self.state.best)
 
     def members_of(self, point: int) -> list[int]:
         """Rows of one point's members."""
@@ -133,7 +150,7 @@ class Session:
         rows = torch.tensor(self.members_of(point), device=self.ensemble.device)
         stage: Stage = "probes" if self.points[point].training.probes else "final"
         final = {}
-        for name in CRITERIA:
+        for name in self.criteria:
             weights = self.state.best[name].weights[rows]
             val = self.evaluate("val", weights, rows, stage)
             final[name] = {k: v for k, v in val.items() if k.removeprefix("val/") in ("agreement", *FINAL, *PROBES)}
@@ -145,8 +162,9 @@ class Session:
             entry: dict[str, Value] = {"trial": trial, **self.axes(row), "gamma": gamma, "gamma_sq": gamma**2}
             entry["status"] = "stopped" if status == "running" else status
             entry["epochs"] = int(self.state.epochs[row])
-            entry |= {column: self._best_value(name, row) for name, column in COLUMNS.items()}
-            for name, column in COLUMNS.items():
+            entry |= {COLUMNS[name]: self._best_value(name, row) for name in sorted(self.criteria, reverse=True)}
+            for name in sorted(self.criteria, reverse=True):
+                column = COLUMNS[name]
                 best = self._at_epoch(row, int(self.state.best[name].epoch[row]))
                 trained = bool(best)  # a member that diverged before its first validation has no best state
                 best |= {k: float(v[i]) if trained else math.nan for k, v in final[name].items()}
@@ -179,11 +197,19 @@ class Session:
         return dataclasses.replace(partial, status=status, members=self.member_rows(point, trial))
 
     def portrait(self) -> tuple[list[str], Portrait]:
-        """The members' names, and what they make of the validation split at their best val/mcc states."""
+        """The members' names, and what they make of the validation split at their best states (first criterion)."""
         rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
         names = [member_name(self.axes(row)) for row in rows.tolist()]
-        weights = self.state.best["val/mcc"].weights
+        weights = self.state.best[self.criteria[0]].weights
         return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
+
+    def gallery(self, best: int, flat: torch.Tensor | None = None) -> Gallery:
+        """Images of the validation split under the members, and traversals of the ``best``-th one's latents; at the
+        weights ``flat``, by default their best states (first criterion). Only where observations are images.
+        """
+        rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
+        weights = self.state.best[self.criteria[0]].weights if flat is None else flat
+        return gallery(self.ensemble, weights, rows, self.data.val, best)
 
     def partial_record(self, point: int, trial: int, values: Row, objective: Objective) -> TrialRecord:
         """What is known of one point while it trains: no members yet."""
@@ -201,18 +227,30 @@ class Session:
         )
         weights = self.ensemble.model.layout.views(self.state.best[criterion].weights[row : row + 1])
         weights = {name: weight[0] for name, weight in weights.items()}
-        checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about})
+        scaling = self.data.scalings[self.ensemble.worlds.index(member.world)] if self.data.scalings else None
+        checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling)
 
 
-def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> tuple[Outcome, Session]:
-    """Train one point's members here, without Ray; ``notify`` is told of each epoch. The folder has a checkpoint after
-    each validation, the tables and the champion; the tracker has the run with one trial.
+def render(config: RunConfig, rendering: Rendering | None) -> None:
+    """Put the images of a point's worlds into the cache; ``rendering`` is told of those that are not there yet."""
+    if isinstance(config.data.mixing, SpritesMixing):
+        worlds = config.members.data.seed or (config.data.seed,)
+        dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
+
+
+def run_point(
+    config: RunConfig, notify: Callable[[Session, Progress], None], rendering: Rendering | None = None
+) -> tuple[Outcome, Session]:
+    """Train one point's members here, without Ray; ``notify`` is told of each epoch, and ``rendering`` of images that
+    are not in the cache. The folder has a checkpoint after each validation, the tables and the champion; the tracker
+    has the run with one trial.
     """
     device = resolve_device(config.training.device)
     torch.set_num_threads(config.training.threads)
     tracker = tracker_of(config, "train")
-    session = Session.start([config], device)
-    outcome = Outcome.start(config, "runs", "train", tracker, Objective())
+    session = Session.start([config], device, cache_of(config.output_dir, rendering))
+    objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
+    outcome = Outcome.start(config, "runs", "train", tracker, objective)
     state = outcome.folder / "checkpoint.pt"
     try:
         for progress in session.train():
@@ -229,8 +267,11 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     return outcome, session
 
 
-def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split.
+def evaluate_checkpoint(
+    config: EvaluateConfig, rendering: Rendering | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split;
+    ``rendering`` is told of images that are not in the cache.
 
     Returns:
         A row per member, with its axes and the gamma of its point; and the metrics that can't be had, with the reason.
@@ -240,18 +281,29 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
     """
     load_plugins(config.plugins)
     path = locate(config.checkpoint, config)
-    content = checkpoint.load(path)
-    if content["kind"] == "model":
-        model = checkpoint.load_member(path)
-        session = Session.start([model.config], torch.device("cpu"))
-        flat = torch.cat([weight.flatten() for weight in model.weights.values()])[None]
+    cache = cache_of(config.output_dir, rendering)
+    if checkpoint.load(path)["kind"] == "model":
+        session, flat = model_session(path, cache)
     else:
-        session = Session.load(path, torch.device("cpu"))
-        flat = session.state.best[config.select].weights
-    values = session.evaluate(config.split, flat.detach(), torch.arange(len(flat)), "probes")
+        session = Session.load(path, torch.device("cpu"), cache)
+        require(
+            config.select is None or config.select in session.criteria,
+            f"select is one of the best states' criteria, {', '.join(session.criteria)}",
+            f"{config.select} without sources",
+            "leave select at null",
+        )
+        flat = session.state.best[config.select or session.criteria[0]].weights
+    values = session.evaluate(config.split, flat, torch.arange(len(flat)), "probes")
     axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
     frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
     return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, "probes")
+
+
+def model_session(path: Path, cache: Cache) -> tuple[Session, torch.Tensor]:
+    """An ensemble of one in the world of a stored model, and that model's weights as its own are laid out."""
+    model = checkpoint.load_member(path)
+    session = Session.start([model.config], torch.device("cpu"), cache)
+    return session, torch.cat([weight.detach().flatten() for weight in model.weights.values()])[None]
 
 
 def new_folder(output_dir: Path, kind: str, name: str) -> Path:
@@ -340,12 +392,13 @@ class Outcome:
             if row is None:
                 continue
             path, point = self.checkpoints[record.number]
+            criterion = chosen_by(row)
             model = self.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
             about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
-            session = Session.load(path, torch.device("cpu"))
+            session = Session.load(path, torch.device("cpu"), cache_of(self.folder.parent.parent))
             member = session.members_of(point)[record.members.index(row)]
-            session.save_best(model, member, "val/mcc", about)
-            suffix = f" at {COLUMNS['val/mcc']}"
+            session.save_best(model, member, criterion, about)
+            suffix = f" at {COLUMNS[criterion]}"
             metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
             address = self.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
             if place == 0:
@@ -374,10 +427,27 @@ def tracker_of(config: RunConfig, experiment: str) -> Tracker:
 
 
 def best_member(record: TrialRecord) -> dict[str, Value] | None:
-    """The member with the highest val/mcc of a trial, diverged ones left out; None where none is left."""
+    """The member with the highest val/mcc of a trial or, without sources, with the lowest val/neg_elbo; diverged ones
+    are left out. None where none is left.
+    """
+
+    def value(row: dict[str, Value]) -> float:
+        criterion = chosen_by(row)
+        return float(row[COLUMNS[criterion]]) * (1 if CRITERIA[criterion] == "max" else -1)
+
     sound = [row for row in record.members if row["status"] != "diverged"]
-    valid = [row for row in sound if math.isfinite(float(row["max val/mcc"]))]
-    return max(valid, key=lambda row: float(row["max val/mcc"]), default=None)
+    return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
+
+
+def best_place(record: TrialRecord) -> int:
+    """Where the best member stands among a trial's; the first where none is left."""
+    row = best_member(record)
+    return 0 if row is None else record.members.index(row)
+
+
+def chosen_by(row: Row) -> str:
+    """The criterion by which a member and its state are chosen: val/mcc is not there without sources."""
+    return next(criterion for criterion in CRITERIA if COLUMNS[criterion] in row)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -391,7 +461,7 @@ def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
     """The model behind a file's path, a run's or study's folder (its champion), or an MLflow address.
 
     Args:
-        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID/…``.
+        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID``.
         output_dir: where the tracking database lies, unless MLFLOW_TRACKING_URI says otherwise.
 
     Returns:
@@ -403,7 +473,7 @@ def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
     return checkpoint.load_member(locate(str(address), EvaluateConfig(checkpoint=str(address), output_dir=output_dir)))
 
 
-def locate(address: str, config: EvaluateConfig) -> Path:
+def locate(address: str, config: EvaluateConfig | EncodeConfig) -> Path:
     """The local file of a checkpoint's address."""
     if address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         return fetch_model(address, config.tracking, Path(config.output_dir))

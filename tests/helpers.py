@@ -6,9 +6,11 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -34,6 +36,26 @@ UNIFORM: dict[str, Any] = {"name": "uniform", "low": -0.5, "high": 0.5}
 GAUSSIAN: dict[str, Any] = {"name": "gaussian", "mean": 0.3, "std": 0.7}
 LAPLACE: dict[str, Any] = {"name": "laplace", "mean": -0.4, "scale": 0.6}
 BETA: dict[str, Any] = {"name": "beta", "alpha": 2.5, "beta": 1.5, "low": -1.0, "high": 2.0}
+
+
+def observations(path: Path, n: int = 1000, columns: int = 4) -> Path:
+    """A file of correlated columns a, b, c, ...: those of a .parquet or .csv have these names."""
+    mixed = np.tanh(normal(n, columns).numpy() @ normal(columns, columns, seed=1).numpy()) * 5 + 100
+    frame = pd.DataFrame(mixed, columns=list("abcdefgh")[:columns])
+    match path.suffix:
+        case ".npy":
+            np.save(path, mixed)
+        case ".csv":
+            frame.to_csv(path, index=False)
+        case _:
+            frame.to_parquet(path)
+    return path
+
+
+def file_data(path: Path, **other: Any) -> dict[str, Any]:
+    """The settings of ``data=file`` with that path."""
+    unknown = {"source": {"name": "unknown"}, "mixing": {"name": "unknown"}}
+    return {"path": str(path), "dim": None, "n_obs": None, "n_segments": None, **unknown, **other}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -125,3 +147,13 @@ def text_of(output: Console) -> str:
     """What it has printed."""
     assert isinstance(output.file, io.StringIO)
     return output.file.getvalue()
+
+
+def sprites(folder: Path, model: dict[str, Any] | None = None, **other: Any) -> RunConfig:
+    """A point of 640 small images, whose cache lies in a folder; ``other`` may have data, mixing, members, training."""
+    mixing = {"name": "sprites", "side": 16, **other.pop("mixing", {})}
+    data = {"dim": 4, "n_obs": 640, "source": {"name": "beta"}, "mixing": mixing, **other.pop("data", {})}
+    network = {"name": "conv", "gamma": 1.0, "n_layers": 2, "hidden_factor": 4, "prior": {"name": "beta"}}
+    training = {"max_epochs": 1, "validate_every": 1, "learning_rate": 0.003, **other.pop("training", {})}
+    rest = {"members": {"seed": [1, 2]}, "output_dir": str(folder), "training": training, **other}
+    return run_config({"data": data, "model": {**network, **(model or {})}, **rest})

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import encode
 import evaluate
 import train
 import tune
 from _launch import ROOT, Command, exit_code, launch, searches
 
-COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND)}
+COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND)}
 
 
 class Outcome(NamedTuple):
@@ -56,7 +57,7 @@ BAD_INPUT = [
     ("train", "modell=mlp", ["`modell`", "neither a group nor a setting", "did you mean model?"]),
     ("train", "model/priro=gaussian", ["`model/priro`", "neither a group nor a setting", "model/prior"]),
     ("train", "nets/encoder=big", ["`nets/encoder`", "neither a group nor a setting", "data/source"]),
-    ("train", "model=transformer", ["`model=transformer`", "must name an option of model", "choose one of mlp"]),
+    ("train", "model=transformer", ["`model=transformer`", "must name an option of model", "choose one of conv, mlp"]),
     ("train", "data/source=cauchy", ["`data/source=cauchy`", "an option of data/source", "gaussian"]),
     ("train", "model.gama=3", ["`model.gama`", "not a setting", "model.gamma"]),
     ("train", "gamma=3", ["`gamma`", "not a setting", "model.gamma"]),
@@ -80,9 +81,9 @@ BAD_INPUT = [
     ("train", "model.prior.low=0 model.prior.high=1", ["[0, 1]", "covers the source's", "widen model.prior.low"]),
     ("train", "data.train=0.8 data.val=0.3", ["train=0.8, val=0.3", "data.train + data.val < 1", "test split"]),
     ("train", "-m model.gamma=10,-3", ["gamma=-3", "0 < model.gamma", "precision"]),
-    ("train", "-m model=mlp,transformer", ["`model=transformer`", "an option of model", "choose one of mlp"]),
+    ("train", "-m model=mlp,transformer", ["`model=transformer`", "an option of model", "choose one of conv, mlp"]),
     ("train", "--config-name=trian", ["trian", "can't be composed", "--help"]),
-    ("tune", "", ["got none", "search is one of gamma_uniform, paper/", "say search="]),
+    ("tune", "", ["got none", "search is one of gamma_uniform, own_data", "say search="]),
     ("tune", "search=gama_uniform", ["`search=gama_uniform`", "none so called", "paper/moebius_gamma_uniform"]),
     ("tune", "search=paper/moebius", ["`search=paper/moebius`", "none so called", "paper/moebius_gamma_uniform"]),
     ("tune", "search=gamma_uniform sampler.name=tpee", ["'tpee'", "one of tpe, random, grid", "mean tpe?"]),
@@ -94,6 +95,17 @@ BAD_INPUT = [
     ("tune", "search=gamma_uniform cluster.address=auto", ["address=auto", "exactly when", "cluster=ray"]),
     ("evaluate", "", ["''", "checkpoint is not empty", "checkpoint=PATH"]),
     ("evaluate", "~checkpoint", ["`checkpoint`", "must be given", "--help"]),
+    ("train", "data=file", ["data.path is the path of a file", "None", "data.path=FILE.parquet"]),
+    ("train", "data=file data.path=x.txt", ["the ending of data.path", ".npy, .csv, .parquet", "'.txt'"]),
+    ("train", "data=file data.path=x.npy", ["data.path is a file", "x.npy", "correct the path"]),
+    ("train", "data.path=x.npy", ["data.path is a file", "x.npy"]),
+    ("train", "data.columns=[a,b]", ["data.columns is set only with data.path", "('a', 'b')", "data=file"]),
+    ("tune", "search=own_data", ["data.path is the path of a file", "data.path=FILE.parquet"]),
+    ("encode", "", ["checkpoint is not empty"]),
+    ("encode", "checkpoint=x data.path=x.npy", ["out is not empty", "out=latents.parquet"]),
+    ("encode", "checkpoint=x data.path=x.npy out=z.txt", ["the ending of out", ".parquet, .csv", "'.txt'"]),
+    ("encode", "checkpoint=x data.path=x.csv out=x.csv", ["out is another file than data.path", "lost"]),
+    ("encode", "checkpoint=x data.path=x.csv out=no/z.csv", ["the folder of out is there", "/no", "make it"]),
     ("evaluate", "chekpoint=x", ["`chekpoint`", "neither a group nor a setting", "mean checkpoint?"]),
     ("evaluate", "checkpoint=x split=tset", ["'tset'", "'train', 'val' or 'test'", "--help"]),
 ]
@@ -167,7 +179,7 @@ def test_a_run_gets_the_typed_configuration(call: Callable[..., Outcome]) -> Non
 
 
 def test_every_search_starts_from_any_folder(call: Callable[..., Outcome]) -> None:
-    for name in searches():
+    for name in searches().keys() - {"own_data"}:
         (config,) = call("tune", f"search={name}", "budget.trials=4").configs
         assert (config.study, config.budget.trials) == (name, 4)
 

@@ -13,9 +13,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from _launch import CONF, options, read_search, register_searches, searches
-from imavae.config import EvaluateConfig, RunConfig, StudyConfig, evaluate_config, run_config, study_config
+from imavae.config import (
+    EvaluateConfig,
+    RunConfig,
+    StudyConfig,
+    evaluate_config,
+    run_config,
+    study_config,
+)
+from imavae.config_encode import encode_config
 from imavae.errors import UserError
 from imavae.mapping import keys_of, to_mapping
+from tests.helpers import file_data, observations
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +52,15 @@ def test_evaluate_states_every_setting() -> None:
 
 def variants(group: str) -> list[str]:
     """The options that are whole without a person's own file."""
-    return [name for name in options(group) if name != "own"]
+    return [name for name in options(group) if name not in ("own", "file")]
 
 
 @pytest.mark.parametrize("data", variants("data"))
 @pytest.mark.parametrize("prior", variants("model/prior"))
 @pytest.mark.parametrize("source", variants("data/source"))
 def test_every_variant_is_stated_in_full_and_leaves_nothing_of_another(data: str, source: str, prior: str) -> None:
+    if data == "sprites":  # they need sources on an interval
+        source = {"gaussian": "uniform", "laplace": "beta"}.get(source, source)
     overrides = [f"data={data}", f"data/source={source}", f"model/prior={prior}"]
     if source in ("gaussian", "laplace") and prior in ("uniform", "beta"):
         overrides += ["data/source=uniform", "data.source.low=-2", "data.source.high=2"]  # that pair is refused
@@ -57,18 +68,36 @@ def test_every_variant_is_stated_in_full_and_leaves_nothing_of_another(data: str
     assert mapping == to_mapping(run_config(mapping))
 
 
+def test_a_file_is_stated_in_full_and_what_is_null_is_read_from_it(tmp_path: Path) -> None:
+    mapping = composed("train", "data=file", f"data.path={observations(tmp_path / 'x.csv')}")
+    config = run_config(mapping)
+    read = {"columns": ["a", "b", "c", "d"], "dim": 4, "n_obs": 1000, "n_segments": 1}
+    assert {key: mapping["data"][key] for key in read} == dict.fromkeys(read)
+    assert to_mapping(config) == {**mapping, "data": {**mapping["data"], **read}}
+    assert run_config(to_mapping(config)) == config
+
+
+def test_encode_states_every_setting(tmp_path: Path) -> None:
+    mapping = composed("encode", "checkpoint=x", "data.path=x.npy", f"out={tmp_path / 'z.csv'}")
+    assert mapping == to_mapping(encode_config(mapping))
+
+
 @pytest.mark.parametrize(
     "override",
     [f"{group}={name}" for group in ("model", "training", "tracking", "experiment") for name in options(group)],
 )
 def test_every_option_of_a_run_is_valid(override: str) -> None:
-    mapping = composed("train", override)
+    images = ["data=sprites"] if override == "model=conv" else []
+    mapping = composed("train", override, *images)
     assert mapping == to_mapping(run_config(mapping))
 
 
 @pytest.mark.parametrize(("search", "cluster"), itertools.product(options("search"), options("cluster")))
-def test_every_search_is_valid_on_every_cluster(search: str, cluster: str) -> None:
+def test_every_search_is_valid_on_every_cluster(search: str, cluster: str, tmp_path: Path) -> None:
     mapping = composed("tune", f"search={search}", f"cluster={cluster}")
+    if search == "own_data":  # a file completes it
+        mapping["data"] |= file_data(observations(tmp_path / "x.npy"))
+        mapping = to_mapping(study_config(mapping))
     assert mapping == to_mapping(study_config(mapping))
     assert mapping["study"] == search
     assert set(leaves(mapping["search"])) <= set(keys_of(RunConfig))

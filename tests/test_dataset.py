@@ -94,7 +94,7 @@ def test_a_split_knows_its_sources_support_and_lies_on_it(data: Data) -> None:
 @each_world
 def test_the_seed_decides_all_of_a_world(data: Data) -> None:
     one = made(data, 3)
-    dataset.make.cache_clear()
+    dataset._make.cache_clear()
     again, other = made(data, 3), made(data, 4)
     for name in ("sources", "observations"):
         assert torch.equal(stacked(one, name), stacked(again, name))
@@ -205,7 +205,7 @@ def test_the_same_data_are_drawn_once_and_others_anew() -> None:
 
 def test_the_members_seeds_decide_nothing_of_it() -> None:
     def observations(seeds: list[int]) -> Tensor:
-        dataset.make.cache_clear()
+        dataset._make.cache_clear()
         config = run_config({"data": {"n_obs": 1000}, "members": {"seed": seeds}})
         return stacked(Session.start([config], torch.device("cpu")).data, "observations")
 
@@ -214,7 +214,7 @@ def test_the_members_seeds_decide_nothing_of_it() -> None:
 
 @each_world
 def test_global_generators_stay_as_they_are(data: Data) -> None:
-    dataset.make.cache_clear()
+    dataset._make.cache_clear()
     with untouched_generators():
         made(data, 1, 2, dtype=torch.float32)
 

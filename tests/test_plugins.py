@@ -143,7 +143,7 @@ def test_own_code_that_gives_something_else_is_refused(
 def test_a_file_that_registers_nothing_proper_is_refused(change: tuple[str, str], rule: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rule):
         point([written(tmp_path, SOURCE, change)])
-    assert set(SOURCES.variants) == {"uniform", "gaussian", "laplace", "beta"}
+    assert set(SOURCES.variants) == {"uniform", "gaussian", "laplace", "beta", "unknown"}
 
 
 @pytest.mark.parametrize("path", ["missing.py", "", "docs", "README.md"])

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from imavae.config import RunConfig
+from imavae.data.dataset import Scaling
 from imavae.model import vae
 
 
 class Model(nn.Module):
-    """A trained VAE for rows of observations.
+    """A trained VAE for rows of observations, as they are in a person's file: it standardises its columns itself. A row
+    of an image is 3 x side x side numbers in [0, 1], in the order (channel, row, column).
 
     Attributes:
         config: its point, with its own seeds.
@@ -22,7 +25,11 @@ class Model(nn.Module):
     """
 
     def __init__(
-        self, config: RunConfig, weights: Mapping[str, Tensor], about: Mapping[str, Any] | None = None
+        self,
+        config: RunConfig,
+        weights: Mapping[str, Tensor],
+        about: Mapping[str, Any] | None = None,
+        scaling: Scaling | None = None,
     ) -> None:
         """A model with these weights, named as in the architecture's layout and without a member axis."""
         super().__init__()
@@ -32,6 +39,11 @@ class Model(nn.Module):
         self.names = {name: name.replace(".", "_") for name in self.architecture.layout.shapes}
         parameters = {plain: nn.Parameter(weights[name].detach().to(dtype)) for name, plain in self.names.items()}
         self.parameters_by_name = nn.ParameterDict(parameters)
+        if scaling is None:
+            zeros = torch.zeros(config.data.observed, dtype=torch.float64)
+            scaling = Scaling(zeros, zeros + 1)
+        self.column_mean = nn.Buffer(scaling.mean)
+        self.column_std = nn.Buffer(scaling.std)
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -43,19 +55,24 @@ class Model(nn.Module):
         """The square root of the decoder's precision."""
         return float(self.weights[vae.GAMMA].detach().exp())
 
-    def posterior(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    def standardised(self, x: Float[Tensor, "n o"]) -> Float[Tensor, "n o"]:
+        """Observations as the networks see them."""
+        return ((x - self.column_mean) / self.column_std).to(next(self.parameters()).dtype)
+
+    def posterior(self, x: Float[Tensor, "n o"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Mean and standard deviation of the unconstrained y, whose latent is z(y), for each observation."""
-        q = self.architecture.posterior(self.weights, x.T[None])
+        q = self.architecture.posterior(self.weights, self.standardised(x).T[None])
         return q.mean[0].T, q.variance().sqrt()[0].T
 
-    def encode(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def encode(self, x: Float[Tensor, "n o"]) -> Float[Tensor, "n d"]:
         """The posterior's location, mapped onto the prior's support: the estimate of the sources."""
         return self.architecture.prior.latent(self.posterior(x)[0])
 
-    def decode(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """Observations g(z) of latents on the prior's support."""
-        return self.architecture.decoder(self.weights, z.T[None])[0].T
+    def decode(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n o"]:
+        """Observations g(z), in the file's own units, of latents on the prior's support."""
+        rows = self.architecture.decoder(self.weights, z.T[None])[0].T
+        return (self.column_mean + rows * self.column_std).to(rows.dtype)
 
-    def forward(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def forward(self, x: Float[Tensor, "n o"]) -> Float[Tensor, "n o"]:
         """The reconstruction g(z(mu(x)))."""
         return self.decode(self.encode(x))

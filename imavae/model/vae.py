@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+import imavae.model.conv  # noqa: F401 - it registers its network
 from imavae.config import RunConfig, support
 from imavae.data import dataset
 from imavae.data.mixing import Mixing, moved
@@ -63,7 +64,7 @@ class TrueDecoder(Network):
 class VAE:
     """An architecture: the networks, the prior and where the weights lie. It holds no weights itself."""
 
-    dim: int
+    dim: int  # of latents; observations may have more
     encoder: Network
     decoder: Network
     prior: priors.Prior
@@ -102,14 +103,14 @@ class VAE:
         offsets = torch.split(table.gather(2, u[:, None].expand(-1, table.shape[1], -1)), self.dim, dim=1)
         return tuple(start + offset for start, offset in zip(self._start, offsets, strict=True))
 
-    def posterior(self, weights: Weights, x: Float[Tensor, "member d batch"]) -> Posterior:
+    def posterior(self, weights: Weights, x: Float[Tensor, "member o batch"]) -> Posterior:
         """q(y|x)."""
         return posterior.from_encoding(self.encoder(weights, x), self.dim)
 
     def elbo(
         self,
         weights: Weights,
-        x: Float[Tensor, "member d batch"],
+        x: Float[Tensor, "member o batch"],
         noise: Float[Tensor, "member d batch"],
         u: Int[Tensor, "member batch"] | None = None,
     ) -> Elbo:
@@ -120,13 +121,13 @@ class VAE:
     def elbo_at(
         self,
         weights: Weights,
-        x: Float[Tensor, "member d batch"],
+        x: Float[Tensor, "member o batch"],
         q: Posterior,
         y: Float[Tensor, "member d batch"],
         theta: priors.Theta,
     ) -> Elbo:
         """The ELBO at a posterior sample ``y`` that is already there."""
-        dim, batch = x.shape[1:]
+        observed, batch = x.shape[1:]
         if self.analytic:
             log_prior = self.prior.expected_log_prob(q.mean, q.variance(), theta)
         else:
@@ -134,13 +135,13 @@ class VAE:
         kl = -(q.entropy() + log_prior).sum((1, 2)) / batch
         error = (x - self.decoder(weights, self.prior.latent(y))).square().sum((1, 2)) / batch
         log_gamma = weights[GAMMA]
-        log_px_z = -0.5 * (2 * log_gamma).exp() * error + dim * (log_gamma - 0.5 * math.log(2 * math.pi))
+        log_px_z = -0.5 * (2 * log_gamma).exp() * error + observed * (log_gamma - 0.5 * math.log(2 * math.pi))
         return Elbo(kl - log_px_z, kl, log_px_z)
 
 
 def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     """The architecture that ``config`` names; a true decoder's mixing rests on ``device``."""
-    model, dim = config.model, config.data.dim
+    model, dim, observed = config.model, config.data.dim, config.data.observed
     inner = (model.n_layers, model.hidden_factor * dim)
     outer = (model.encoder.n_layers or model.n_layers, (model.encoder.hidden_factor or model.hidden_factor) * dim)
     prior = priors.build(model.prior, support(config))
@@ -149,10 +150,10 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     if model.decoder == "mixing":
         decoder: Network = TrueDecoder(moved(dataset.world(config.data).mixing, device))
     else:
-        decoder = networks.build("decoder", dim, dim, inner, model)
+        decoder = networks.build("decoder", dim, observed, inner, model)
     return VAE(
         dim=dim,
-        encoder=networks.build("encoder", dim, posterior.encoding_size(dim, model.posterior), outer, model),
+        encoder=networks.build("encoder", observed, posterior.encoding_size(dim, model.posterior), outer, model),
         decoder=decoder,
         prior=prior,
         prior_network=MLP("prior", conditional, "tanh") if parameters == "conditional" else None,

@@ -11,12 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
-from imavae.report.display import Display, clock
+from imavae.config_encode import EncodeConfig
+from imavae.families import SpritesMixing
+from imavae.report.display import Display, RenderingBar, clock
 
 SUMMARY = "summary.json"  # in a study's folder: what its run was tracked with
 SELECTION = "selection.csv"  # there, too: what each criterion would choose
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from imavae.run import Outcome, Session
     from imavae.training.loop import Progress as Epoch
 
@@ -24,9 +28,10 @@ if TYPE_CHECKING:
 def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
     from imavae.report.figures import solo_figures
+    from imavae.report.gallery import image_figures
     from imavae.report.portrait import run_figures
     from imavae.report.tables import member_table
-    from imavae.run import run_point
+    from imavae.run import best_place, run_point
 
     console = Console()
     columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
@@ -38,21 +43,26 @@ def train(config: RunConfig) -> None:
         bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
 
     try:
-        outcome, session = run_point(config, notify)
+        with RenderingBar(console) as images:
+            outcome, session = run_point(config, notify, images.update)
     finally:
         bar.stop()
     figures = []
     if outcome.records[0].history:
         folder, history = outcome.folder / "figures", outcome.history
         names, portrait = session.portrait()
-        figures = solo_figures(history, folder) + run_figures(portrait, names, history, folder)
+        factors = [factor.name for factor in config.data.factors]
+        figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
+        if session.data.val.images is not None:
+            best = best_place(outcome.records[0])
+            figures += image_figures(session.gallery(best), names, best, folder)
     _finish(outcome, figures)
     console.print(member_table(outcome.members))
     _addresses(console, outcome, config)
 
 
 def tune(config: StudyConfig) -> None:
-    """Run a study under a live display; print its best trials, the winner's three MCC numbers, and where everything is.
+    """Run a study under a live display; print its best trials, the winner's three numbers, and where everything is.
 
     Raises:
         UserError: a mistake in the configuration, or no trial has a result.
@@ -64,29 +74,25 @@ def tune(config: StudyConfig) -> None:
     console = Console()
     start = time.monotonic()
     with Display(console) as display:
-        outcome = run_study(config, display.update)
+        outcome = run_study(config, display.update, display.rendered)
     from imavae.report.figures import study_figures
     from imavae.report.selection import choices, selection_metrics, selection_table
-    from imavae.report.tables import best_trials, three_numbers, three_numbers_table
-    from imavae.run import write_text
+    from imavae.report.tables import best_trials, chosen_numbers, chosen_table
 
     outcome.crown()
     keys = [parameter.key for parameter in parameters]
     members, trials = outcome.members, outcome.trials
     figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
     winner = members[members["trial"] == outcome.ranked()[0].number]
-    numbers = three_numbers(winner)
-    metrics = {f"mcc/{name}": value for name, value in numbers._asdict().items()}
+    if isinstance(config.data.mixing, SpritesMixing):
+        figures += _champions_images(outcome.folder, config.output_dir)
     chosen = choices(members, trials, keys)
     seconds = time.monotonic() - start
-    metrics |= selection_metrics(chosen) | {"seconds": seconds, "seconds/training": outcome.work_seconds}
-    write_text(outcome.folder / SUMMARY, json.dumps(metrics, indent=1))
-    if len(chosen):
-        write_text(outcome.folder / SELECTION, chosen.to_csv(index=False))
-        figures.append(outcome.folder / SELECTION)
-    _finish(outcome, figures, metrics)
+    metrics = chosen_numbers(winner) | selection_metrics(chosen)
+    metrics |= {"seconds": seconds, "seconds/training": outcome.work_seconds}
+    _finish(outcome, figures + _kept(outcome.folder, metrics, chosen), metrics)
     console.print(best_trials(members, trials, keys, config.objective.mode))
-    console.print(three_numbers_table(numbers))
+    console.print(chosen_table(winner))
     if len(chosen):
         console.print(selection_table(chosen))
     _addresses(console, outcome, config)
@@ -102,11 +108,57 @@ def evaluate(config: EvaluateConfig) -> None:
     from imavae.run import evaluate_checkpoint
 
     console = Console()
-    values, reasons = evaluate_checkpoint(config)
+    with RenderingBar(console) as images:
+        values, reasons = evaluate_checkpoint(config, images.update)
     console.print(metric_table(values, config.checkpoint))
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)
         console.print(f"no {names}: {reason}", highlight=False)
+
+
+def encode(config: EncodeConfig) -> None:
+    """Write a file's latents under a progress bar, and say where they are."""
+    from imavae.encode import encode_file
+
+    console = Console()
+    columns = (TextColumn("{task.completed:,.0f} rows"), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("", total=None)
+
+    def notify(rows: int, total: int | None) -> None:
+        bar.start()  # not before: a mistake that is found on the way must be all that is printed
+        bar.update(task, completed=rows, total=total)
+
+    start = time.monotonic()
+    try:
+        done = encode_file(config, notify)
+    finally:
+        bar.stop()
+    console.print(
+        f"{done.rows:,} rows in {clock(time.monotonic() - start)}, mean reconstruction error {done.error:.4g}; "
+        f"columns {', '.join(done.columns)}",
+        highlight=False,
+    )
+    console.print(f"latents   {Path(config.out).resolve()}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _champions_images(folder: Path, output_dir: str) -> list[Path]:
+    from imavae.report.gallery import image_figures
+    from imavae.run import cache_of, model_session
+
+    session, flat = model_session(folder / "champion.pt", cache_of(output_dir))
+    return image_figures(session.gallery(0, flat), ["champion"], 0, folder / "figures")
+
+
+def _kept(folder: Path, metrics: dict[str, float], chosen: pd.DataFrame) -> list[Path]:
+    """Write what a study's run is tracked with into its folder, too; return the table of choices, if there is one."""
+    from imavae.run import write_text
+
+    write_text(folder / SUMMARY, json.dumps(metrics, indent=1))
+    if not len(chosen):
+        return []
+    write_text(folder / SELECTION, chosen.to_csv(index=False))
+    return [folder / SELECTION]
 
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:

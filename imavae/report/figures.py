@@ -33,11 +33,13 @@ from imavae.report.drawing import (
     whole_numbers,
     write,
 )
-from imavae.report.over_gamma import CONTRAST, MCC, over_gamma
-from imavae.report.tables import Floats, scores
+from imavae.report.over_gamma import CONTRAST, MCC, SEEDS, over_gamma
+from imavae.report.tables import Floats, has_sources, scores
 
 SEED_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLE_OF = {"finished": ("o", "finished"), "stopped": ("v", "stopped early")}  # a trial's marker and what it is called
+
+LABELS = {"val/mcc": "MCC", "val/agreement": "agreement of seeds", "val/neg_elbo": "−ELBO (nats)"}
 
 LOG_RATIO = 20  # a positive parameter whose values span more than this factor has a log axis
 FEW_VALUES = 8  # whole numbers in a range below it are jittered, like categories
@@ -46,7 +48,8 @@ FEW_VALUES = 8  # whole numbers in a range below it are jittered, like categorie
 def study_figures(
     members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str], objective: Objective, folder: Path
 ) -> list[Path]:
-    """Draw a study: MCC and c_IMA over gamma², the optimisation's history, the score against each searched parameter.
+    """Draw a study: MCC (without sources, the agreement of seeds) and c_IMA over gamma², the optimisation's history,
+    the score against each searched parameter.
 
     Args:
         members: rows of ``members.csv`` of all trials.
@@ -58,8 +61,9 @@ def study_figures(
     Returns:
         The files, all of them always: a figure that has nothing to show says so.
     """
+    score, quantity = ("mcc_vs_gamma", MCC) if has_sources(members) else ("agreement_vs_gamma", SEEDS)
     figures = {
-        "mcc_vs_gamma": over_gamma(members, MCC),
+        score: over_gamma(members, quantity),
         "cima_vs_gamma": over_gamma(members, CONTRAST),
         "optimisation_history": _optimisation_history(trials, objective),
         "score_vs_parameters": _score_vs_parameters(trials, keys, objective),
@@ -71,15 +75,20 @@ def solo_figures(history: pd.DataFrame, folder: Path) -> list[Path]:
     """Draw the learning curves of one point's members, and return the files.
 
     Args:
-        history: rows of ``history.csv``: ``seed``, ``epoch``, ``val/mcc`` and ``val/neg_elbo``.
+        history: rows of ``history.csv``: ``seed``, ``epoch``, ``val/mcc`` (without sources ``val/agreement`` takes its
+            place, if there are several seeds) and ``val/neg_elbo``.
         folder: where the files go; made if there is none.
     """
     figure = new_figure("Learning curves of the members", 9.6, 4.0)
     panels = figure.subplots(1, 2)
+    score = "val/mcc" if "val/mcc" in history else "val/agreement"
     seeds = list(dict.fromkeys(history["seed"]))
     many = len(seeds) > len(SEED_COLOURS)
-    for axes, column, best in zip(panels, ("val/mcc", "val/neg_elbo"), (np.nanargmax, np.nanargmin), strict=True):
-        dress(axes, "epoch", {"val/mcc": "MCC", "val/neg_elbo": "−ELBO (nats)"}[column] + ", validation split")
+    for axes, column, best in zip(panels, (score, "val/neg_elbo"), (np.nanargmax, np.nanargmin), strict=True):
+        dress(axes, "epoch", f"{LABELS[column]}, validation split")
+        if column not in history:
+            say(axes, "no sources, and a single seed")
+            continue
         for n, seed in enumerate(seeds):
             curve = history[history["seed"] == seed].sort_values("epoch")
             epoch, value = floats(curve["epoch"]), finite_or_nan(floats(curve[column]))
@@ -93,10 +102,10 @@ def solo_figures(history: pd.DataFrame, folder: Path) -> list[Path]:
             say(axes, "no finite value")
     panels[0].set_ylim(-0.02, 1.02)
     _leave_out_the_start(panels[1], history)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = panels[1].get_legend_handles_labels()
     dot = panels[0].plot([], [], "o", color=INK, markersize=4)
     shown = (handles[:1], [f"each of {len(seeds)} members"]) if many else (handles, labels)
-    legend(figure, [*shown[0], *dot], [*shown[1], "best state"])
+    legend(figure, [*shown[0], *dot], [*shown[1], "best value"])
     return write({"learning_curves": figure}, folder)
 
 

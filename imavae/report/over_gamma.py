@@ -10,7 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from imavae.report.drawing import BLUE, INK, VERMILLION, dress, finite_or_nan, floats, legend, new_figure, say
-from imavae.report.tables import AT_BEST_MCC, AT_BEST_NEG_ELBO, BEST_MCC, Floats, counted, diverged, quartiles
+from imavae.report.tables import (
+    AGREEMENT,
+    AT_BEST_MCC,
+    AT_BEST_NEG_ELBO,
+    BEST_MCC,
+    Floats,
+    counted,
+    diverged,
+    has_sources,
+    quartiles,
+)
 
 CONTRAST_FLOOR = 1e-8  # of the log axis: a contrast below it is rounding
 FEW_GAMMAS = 10  # up to so many distinct gammas each one gets a column of its own
@@ -31,7 +41,7 @@ class Quantity(NamedTuple):
     title: str
     label: str
     column: str  # read at the best val/mcc
-    paper: str  # the same, read at the smallest val/neg_elbo
+    paper: str  # the same, read at the smallest val/neg_elbo: the one state that there is without sources
     log: bool
 
 
@@ -51,6 +61,15 @@ CONTRAST = Quantity(
 )
 
 
+SEEDS = Quantity(
+    "Agreement of seeds over the decoder's precision",
+    "agreement of seeds, validation split",
+    AGREEMENT,
+    AGREEMENT,
+    False,
+)
+
+
 def over_gamma(members: pd.DataFrame, quantity: Quantity) -> Figure:
     """Draw one quantity of all members over their gamma², with its medians by both protocols.
 
@@ -61,7 +80,9 @@ def over_gamma(members: pd.DataFrame, quantity: Quantity) -> Figure:
     dress(axes, "γ² (decoder precision)", quantity.label)
     members = members[np.isfinite(floats(members["gamma_sq"]))]
     x, failed = floats(members["gamma_sq"]), diverged(members)
-    chosen, paper = (_values(members, column, quantity.log) for column in (quantity.column, quantity.paper))
+    sources = has_sources(members)
+    read = (quantity.column if sources else quantity.paper, quantity.paper)
+    chosen, paper = (_values(members, column, quantity.log) for column in read)
     healthy = ~failed & np.isfinite(chosen)
     if not np.isfinite([chosen[~failed], paper[~failed]]).any():
         say(axes, "no finite value")
@@ -82,8 +103,11 @@ def over_gamma(members: pd.DataFrame, quantity: Quantity) -> Figure:
         axes.scatter(x[healthy], chosen[healthy], s=9, color=BLUE, alpha=0.4, linewidths=0, label="member")
         axes.fill_between(at, middle.low, middle.high, color=BLUE, alpha=0.18, linewidth=0, label="quartiles nearby")
     dot, diamond = ("o", "D") if few else ("", "")
-    axes.plot(at, middle.median, f"-{dot}", color=BLUE, lw=1.8, mec="white", label="median, best val/mcc")
-    axes.plot(at, dashed.median, f"--{diamond}", color=VERMILLION, lw=1.4, mfc="none", label="median, smallest −ELBO")
+    lower = "median, smallest −ELBO"
+    label = "median, best val/mcc" if sources else lower
+    axes.plot(at, middle.median, f"-{dot}", color=BLUE, lw=1.8, mec="white", label=label)
+    if sources:
+        axes.plot(at, dashed.median, f"--{diamond}", color=VERMILLION, lw=1.4, mfc="none", label=lower)
     if failed.any():
         edge = 0.98 if quantity.log else 0.02  # the worst end of the axis
         label = f"diverged ({int(failed.sum())}), counted as worst"

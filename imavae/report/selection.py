@@ -23,7 +23,6 @@ from imavae.report.tables import (
     AT_BEST_NEG_ELBO,
     BEST_MCC,
     BEST_NEG_ELBO,
-    Floats,
     counted,
     diverged,
     quartiles,
@@ -170,10 +169,7 @@ def _row(choice: str, candidates: Sequence[pd.DataFrame]) -> list[dict[str, obje
 
 
 def _middle(group: pd.DataFrame, column: str) -> float:
-    values: Floats = counted(group, column)
-    if column.startswith("val/agreement"):
-        values[diverged(group)] = 0.0
-    return quartiles(values).median
+    return quartiles(counted(group, column)).median
 
 
 def _median(group: pd.DataFrame, column: str) -> float:

@@ -6,7 +6,7 @@ three seeds of eight well does not look better than it is; its members that dive
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ BEST_MCC = "max val/mcc"
 BEST_NEG_ELBO = "min val/neg_elbo"
 AT_BEST_MCC = f"at {BEST_MCC}"  # how a column ends that was read at the state with the best val/mcc (an oracle)
 AT_BEST_NEG_ELBO = f"at {BEST_NEG_ELBO}"  # the paper's protocol
+AGREEMENT = f"val/agreement {AT_BEST_NEG_ELBO}"  # stands for MCC where there are no sources
+NO_SOURCES = "There are no sources, hence no MCC: states and members are chosen by val/neg_elbo."
 PARAMETERS = "parameters"
 OWN_COLUMNS = 2  # searched parameters besides gamma that get a column each; more share one, or 80 columns would not do
 
@@ -39,12 +41,25 @@ class ThreeNumbers(NamedTuple):
     test_of_chosen: float  # of one checkpoint, on the test split
 
 
+class NoSourceNumbers(NamedTuple):
+    """What stands for them in a trial without sources; NaN where there is none."""
+
+    neg_elbo: float  # median over members, each at its smallest on the validation split
+    agreement: float  # median over members at these states, on the validation split
+    test_of_chosen: float  # −ELBO of one checkpoint, on the test split
+
+
 class Quartiles(NamedTuple):
     """Lower quartile, median and upper quartile."""
 
     low: float
     median: float
     high: float
+
+
+def has_sources(members: pd.DataFrame) -> bool:
+    """Whether members were compared with sources: if not, there is no state of the best val/mcc."""
+    return BEST_MCC in members or BEST_NEG_ELBO not in members
 
 
 def diverged(members: pd.DataFrame) -> NDArray[np.bool_]:
@@ -55,12 +70,12 @@ def diverged(members: pd.DataFrame) -> NDArray[np.bool_]:
 def counted(members: pd.DataFrame, column: str) -> Floats:
     """A column's values as they enter an aggregate, one per member.
 
-    A diverged member has the worst value that there is: 0 in a column of MCC, +inf in one of −ELBO or c_IMA. NaN stays
-    where any other member lacks a value (of a test split that was not evaluated).
+    A diverged member has the worst value that there is: 0 in a column of MCC or agreement, +inf in one of −ELBO or
+    c_IMA. NaN stays where any other member lacks a value (of a test split that was not evaluated).
     """
     values = _numbers(members, column)
-    is_mcc = "/mcc" in column.split(" at ")[0]
-    values[diverged(members)] = 0.0 if is_mcc else np.inf
+    metric = column.split(" at ")[0]
+    values[diverged(members)] = 0.0 if "/mcc" in metric or "/agreement" in metric else np.inf
     return values
 
 
@@ -119,6 +134,49 @@ def three_numbers_table(numbers: ThreeNumbers) -> Table:
     return table
 
 
+def no_source_numbers(members: pd.DataFrame) -> NoSourceNumbers:
+    """Three values of one trial without sources, from its members' rows of ``members.csv``.
+
+    The member with the smallest ``min val/neg_elbo`` is chosen (the first one of equals), at that state. In the medians
+    a diverged member counts as the worst; it is never chosen.
+    """
+    best = np.where(diverged(members), np.nan, _numbers(members, BEST_NEG_ELBO))
+    test = _numbers(members, f"test/neg_elbo {AT_BEST_NEG_ELBO}")
+    return NoSourceNumbers(
+        neg_elbo=quartiles(counted(members, BEST_NEG_ELBO)).median,
+        agreement=quartiles(counted(members, AGREEMENT)).median if AGREEMENT in members else np.nan,
+        test_of_chosen=np.nan if np.isnan(best).all() else float(test[np.nanargmin(best)]),
+    )
+
+
+def no_source_table(numbers: NoSourceNumbers) -> Table:
+    """The three values, each with what it is."""
+    table = _table("Without sources", f"{NO_SOURCES}\nAgreement of seeds is no proof that they found the sources.")
+    table.add_column("what")
+    table.add_column("read at")
+    table.add_column("over")
+    table.add_column("value", justify="right", style="bold")
+    where = "smallest val/neg_elbo"
+    table.add_row("−ELBO (nats)", where, "median of members", _energy(numbers.neg_elbo))
+    table.add_row("agreement of seeds", where, "median of members", _fixed(numbers.agreement))
+    table.add_row("−ELBO, test split", where, "chosen checkpoint", _energy(numbers.test_of_chosen))
+    return table
+
+
+def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:
+    """The three numbers of one trial under the names that a study's run is tracked with."""
+    if has_sources(members):
+        return {f"mcc/{name}": value for name, value in three_numbers(members)._asdict().items()}
+    return {f"chosen/{name}": value for name, value in no_source_numbers(members)._asdict().items()}
+
+
+def chosen_table(members: pd.DataFrame) -> Table:
+    """The three numbers of one trial, with what they are."""
+    if has_sources(members):
+        return three_numbers_table(three_numbers(members))
+    return no_source_table(no_source_numbers(members))
+
+
 def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str], mode: str, top: int = 5) -> Table:
     """The ``top`` trials by score, best first; of equal scores the earlier trial comes first.
 
@@ -133,22 +191,29 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
     best = scored.sort_values(["score", "trial"], ascending=[mode == "min", True]).head(top)
     groups = [members[members["trial"] == trial] for trial in best["trial"]]
     failures = [int(diverged(group).sum()) for group in groups]
-    spreads = [quartiles(counted(group, BEST_MCC)) for group in groups]
+    sources = has_sources(members)
+    score, state = (BEST_MCC, AT_BEST_MCC) if sources else (AGREEMENT, AT_BEST_NEG_ELBO)
+    known = score in members
+    spreads = [quartiles(counted(group, score) if known else np.array([])) for group in groups]
     columns = {
         "trial": [str(trial) for trial in best["trial"]],
         "gamma": [_shared(group, "gamma") for group in groups],
         "gamma²": [_shared(group, "gamma_sq") for group in groups],
         **_parameter_columns(best, [key for key in keys if key != "model.gamma"]),
-        "MCC": [_fixed(q.median) for q in spreads],
+        "MCC" if sources else "agreement": [_fixed(q.median) for q in spreads],
         "quartiles": [MISSING if np.isnan(q.median) else f"{q.low:.3f}–{q.high:.3f}" for q in spreads],
-        "c_IMA": [_contrast(quartiles(counted(g, f"val/cima {AT_BEST_MCC}")).median) for g in groups],
+        "c_IMA": [_contrast(quartiles(counted(g, f"val/cima {state}")).median) for g in groups],
         "−ELBO": [_energy(quartiles(counted(g, BEST_NEG_ELBO)).median) for g in groups],
     }
     if any(failures):
         columns["seeds lost"] = [f"{n}/{len(group)}" for n, group in zip(failures, groups, strict=True)]
     table = _table(
         f"Best {len(best)} of {len(trials)} trials" if len(best) else "No trial has a score",
-        "Medians over members: MCC at best val/mcc, c_IMA there, smallest −ELBO (nats)."
+        (
+            "Medians over members: MCC at best val/mcc, c_IMA there, smallest −ELBO (nats)."
+            if sources
+            else f"{NO_SOURCES}\nMedians over members: smallest −ELBO (nats), agreement of seeds and c_IMA there."
+        )
         + (" Seeds lost diverged; each counts as the worst." if any(failures) else ""),
     )
     for name, cells in columns.items():
@@ -164,18 +229,26 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
 
 def member_table(members: pd.DataFrame) -> Table:
     """A row per member of one point, in the order given, and a last one with the medians and quartiles over them."""
-    shown = {
+    caption = "On validation but for test MCC; at the best val/mcc but for −ELBO (nats) and MCC there."
+    shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "MCC": (BEST_MCC, _fixed),
         "MCC at\nbest −ELBO": (f"val/mcc {AT_BEST_NEG_ELBO}", _fixed),
         "test MCC": (f"test/mcc {AT_BEST_MCC}", _fixed),
         "c_IMA": (f"val/cima {AT_BEST_MCC}", _contrast),
         "−ELBO": (BEST_NEG_ELBO, _energy),
     }
+    if not has_sources(members):
+        caption = f"{NO_SOURCES}\nOn validation but for test −ELBO (nats); at the smallest −ELBO."
+        shown = {
+            "−ELBO": (BEST_NEG_ELBO, _energy),
+            "test −ELBO": (f"test/neg_elbo {AT_BEST_NEG_ELBO}", _energy),
+            "agreement": (AGREEMENT, _fixed),
+            "c_IMA": (f"val/cima {AT_BEST_NEG_ELBO}", _contrast),
+        }
     gamma = f"Gamma {_shared(members, 'gamma')}, gamma² {_shared(members, 'gamma_sq')}"
     table = _table(
         f"{gamma}: {len(members)} members",
-        "On validation but for test MCC; at the best val/mcc but for −ELBO (nats) and MCC there.\n"
-        "A diverged member counts as the worst in the last row.",
+        f"{caption}\nA diverged member counts as the worst in the last row.",
     )
     for name in ("seed", "status", "epochs", *shown):
         table.add_column(name, justify="left" if name == "status" else "right")

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from imavae.config import StudyConfig
 from imavae.errors import UserError
 from imavae.run import Outcome, Session, failed_record, resolve_device
@@ -47,7 +49,8 @@ class Recorder:
         self._config, self._outcome, self._notify = config, outcome, notify
         self._n_points, self._n_trials = n_points, n_trials
         self._trials: dict[str, _Running] = {}
-        self._writer = ThreadPoolExecutor(max_workers=1)
+        # It evaluates beside workers that have every core: a second thread would wait for them at each operation.
+        self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
         self._written: list[Future[None]] = []
         self._start = self._said = time.monotonic()
         self.failures: list[str] = []

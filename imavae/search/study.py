@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imavae.config import StudyConfig, base_of
+from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
-from imavae.run import Outcome, tracker_of
+from imavae.run import Outcome, render, tracker_of
 from imavae.search import cluster, space
 from imavae.search.progress import Snapshot
 from imavae.search.recorder import Recorder
@@ -43,8 +45,9 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     return parameters, space.grid(parameters)[: config.budget.trials]
 
 
-def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcome:
-    """Run a study to its end, or until it is interrupted; ``notify`` is told where it stands, about once a second.
+def run_study(config: StudyConfig, notify: Callable[[Snapshot], None], rendering: Rendering | None = None) -> Outcome:
+    """Run a study to its end, or until it is interrupted; ``notify`` is told where it stands, about once a second, and
+    ``rendering`` of images that are not in the cache.
 
     Raises:
         UserError: a mistake in the configuration, an address that can't be reached, or all trials failed.
@@ -53,7 +56,10 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcom
     with ThreadPoolExecutor(max_workers=1) as beside:
         opened = beside.submit(tracker_of, config, config.study)  # it and Ray take seconds each to start
         with cluster.running(config.cluster) as slots:
-            return _run(config, parameters, points, opened.result(), slots, notify)
+            tracker = opened.result()
+            if not any(parameter.key.startswith("data.") for parameter in parameters):
+                render(base_of(config), rendering)  # here, once: workers would all begin with it
+            return _run(config, parameters, points, tracker, slots, notify)
 
 
 def _run(
@@ -75,7 +81,10 @@ def _run(
     n_points = len(points) or config.budget.trials or 0
     n_trials = len(packs) or n_points
     recorder = Hooks.recorder = Recorder(config, outcome, n_points, n_trials, notify)
-    bound = tune.with_parameters(trainable, base=to_mapping(base), objective=asdict(config.objective))
+    output_dir = str(Path(config.output_dir).resolve())
+    bound = tune.with_parameters(
+        trainable, base=to_mapping(base), objective=asdict(config.objective), output_dir=output_dir
+    )
     choices = [[[number, points[number]] for number in pack] for pack in packs]
     tuner = tune.Tuner(
         tune.with_resources(bound, cluster.resources_of(config.cluster)),

@@ -9,30 +9,32 @@ from typing import Any
 STATE = "state.pt"  # the session, in a trial's checkpoint
 
 
-def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str, Any]) -> None:
+def trainable(config: dict[str, Any], base: dict[str, Any], objective: dict[str, Any], output_dir: str) -> None:
     """Train the points of ``config`` in one ensemble.
 
     ``config`` is one point (dotted keys and their values), or has ``points``, a list of (number, point). Each report
-    has the score (the best of several points'), every point's score, the epoch and the work done so far.
+    has the score (the best of several points'), every point's score, the epoch and the work done so far. Images are in
+    the cache of ``output_dir``, which is absolute: a worker's current directory is another.
     """
     import ray
     import torch
     from ray import tune
 
     from imavae.config import Objective, run_config, with_values
-    from imavae.run import Session, resolve_device
+    from imavae.run import Session, cache_of, resolve_device
 
     shared = run_config(base)
     torch.set_num_threads(shared.training.threads)
     goal = Objective(**objective)
     points = [with_values(shared, values) for _, values in config.get("points", [(0, config)])]
     device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
+    cache = cache_of(output_dir)
     previous = tune.get_checkpoint()
     if previous is None:
-        session = Session.start(points, device)
+        session = Session.start(points, device, cache)
     else:
         with previous.as_directory() as folder:
-            session = Session.load(Path(folder) / STATE, device)
+            session = Session.load(Path(folder) / STATE, device, cache)
     done = {"member_steps": 0, "train_seconds": 0.0, "validate_seconds": 0.0}
 
     def report() -> None:

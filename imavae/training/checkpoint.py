@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imavae.config import RunConfig, run_config
-from imavae.errors import UserError
-from imavae.mapping import to_mapping
+from imavae.config import RunConfig
+from imavae.data.dataset import Scaling
+from imavae.errors import UserError, require
+from imavae.mapping import build, to_mapping
 from imavae.model.export import Model
 
 FORMAT = 1  # of every file that save() writes; a change that old readers misread raises it
@@ -79,10 +81,16 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def save_member(path: Path, config: RunConfig, weights: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write one member's weights (names as in ``Layout``) with its configuration; ``about`` is plain provenance."""
+def save_member(
+    path: Path, config: RunConfig, weights: dict[str, Tensor], about: dict[str, Any], scaling: Scaling | None = None
+) -> None:
+    """Write one member's weights (names as in ``Layout``) with its configuration; ``about`` is plain provenance.
+
+    ``scaling`` standardises the columns that it has learned from: the file that they lay in is not needed any more.
+    """
     state = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-    save(path, "model", {"config": to_mapping(config), "state_dict": state, "about": about})
+    columns = {} if scaling is None else {"scaling": scaling._asdict()}
+    save(path, "model", {"config": to_mapping(config), "state_dict": state, "about": about, **columns})
 
 
 def load_member(path: Path) -> Model:
@@ -97,11 +105,13 @@ def load_member(path: Path) -> Model:
             f"`checkpoint holds one model` must hold, but got an {content['kind']} in {path}; "
             "take the champion.pt beside it, or evaluate it with scripts/evaluate.py"
         )
-    return Model(stored_config(content["config"]), content["state_dict"], content["about"]).eval()
+    scaling = Scaling(**content["scaling"]) if "scaling" in content else None
+    return Model(stored_config(content["config"]), content["state_dict"], content["about"], scaling).eval()
 
 
 def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
-    """The configuration in a checkpoint. Its plugins are not run: a file from elsewhere must not name code to execute.
+    """The configuration in a checkpoint. No file of observations is read for it, and its plugins are not
+    run: a file from elsewhere must not name code to execute.
 
     Whoever reads a checkpoint of an own variant loads its plugin first (``plugins=``, or ``families.load_plugins``).
 
@@ -109,7 +119,7 @@ def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
         UserError: a setting that this program does not know: that of an own variant, perhaps.
     """
     try:
-        return run_config({**mapping, "plugins": ()})
+        return build(RunConfig, {**mapping, "plugins": ()})
     except UserError as error:
         raise UserError(
             f"{error}. If the checkpoint has a variant of your own, name the file that registers it: "
@@ -118,13 +128,21 @@ def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
 
 
 class _Predictor:
-    """What MLflow's pyfunc flavor calls: observations in (a frame or an array, a row each), latents out."""
+    """What MLflow's pyfunc flavor calls: observations in (a frame or an array, a row each), latents out.
+
+    Of a frame with named columns it takes those that the model has learned from, in whatever order they stand.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> NDArray[np.floating[Any]]:
-        x = torch.tensor(np.asarray(data), dtype=next(self.model.parameters()).dtype)
+        columns = self.model.config.data.columns
+        if columns is not None and isinstance(data, pd.DataFrame) and data.columns.dtype != np.int64:
+            missing = [name for name in columns if name not in data]
+            require(not missing, "the frame has the model's columns", f"none called {', '.join(missing)}", "rename")
+            data = data[list(columns)]
+        x = torch.tensor(np.asarray(data), dtype=torch.float64)
         with torch.no_grad():
             return np.asarray(self.model.encode(x))
 

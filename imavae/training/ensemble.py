@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +27,17 @@ from imavae.training.gradient import ByAutograd, WrittenOut, written_out
 CHUNK = (
     32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
 )
+GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
 EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
+NUMBERS = 2**20  # of observations that go through them, at the most
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
-CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by
+CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by; the first
+# only where there are sources
+
+
+def evaluated(observed: int) -> int:
+    """The points that go through the networks at once, of so many numbers each: whole batches of 64."""
+    return min(EVALUATED, max(1, NUMBERS // observed // 64) * 64)
 
 
 class Member(NamedTuple):
@@ -56,14 +65,22 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self.members)
 
+    @cached_property
+    def _columns(self) -> dict[str, Tensor]:
+        """What differs between members, put on the device once: an epoch on a GPU never waits for the host."""
+        names = ("gamma", "learning_rate", "beta")
+        columns = {name: [getattr(member, name) for member in self.members] for name in names}
+        worlds = torch.tensor([self.worlds.index(member.world) for member in self.members], device=self.device)
+        made = {name: torch.tensor(c, dtype=self.dtype, device=self.device) for name, c in columns.items()}
+        return {**made, "world": worlds}
+
     def world_of(self, rows: Int[Tensor, " active"]) -> Int[Tensor, " active"]:
         """Where the worlds of the members in ``rows`` stand in the data."""
-        return torch.tensor([self.worlds.index(member.world) for member in self.members], device=self.device)[rows]
+        return self._columns["world"][rows]
 
     def per_member(self, name: str, rows: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
         """One attribute (gamma, learning_rate, beta) of the members in ``rows``."""
-        values = [getattr(member, name) for member in self.members]
-        return torch.tensor(values, dtype=self.dtype, device=self.device)[rows]
+        return self._columns[name][rows]
 
 
 def ensemble(points: list[RunConfig], device: torch.device | str) -> Ensemble:
@@ -155,6 +172,7 @@ def initial_state(ensemble: Ensemble) -> State:
                 weights.clone(),
             )
             for name, mode in CRITERIA.items()
+            if name != "val/mcc" or ensemble.config.data.has_sources
         },
     )
 
@@ -186,8 +204,9 @@ def _set_gamma(ensemble: Ensemble, state: State, data: Split) -> None:
     weights = ensemble.model.layout.views(state.weights)
     worlds = ensemble.world_of(state.active)
     error = torch.zeros(len(state.active), dtype=torch.float64, device=ensemble.device)
-    for start in range(0, len(data), EVALUATED):
-        x = data.observations[worlds, start : start + EVALUATED].transpose(1, 2).contiguous()
+    size = evaluated(ensemble.config.data.observed)
+    for start in range(0, len(data), size):
+        x = data.block(worlds, slice(start, start + size))
         location = ensemble.model.prior.latent(ensemble.model.posterior(weights, x).mean)
         error += (x - ensemble.model.decoder(weights, location)).double().square().mean(1).sum(1)
     log_gamma = -0.5 * (error / len(data)).log()
@@ -235,31 +254,51 @@ class Adam:
 
 
 def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Batches, noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
+    """Batches (member, o, batch), noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
 
     The last batch holds what is left of the observations.
     """
-    n, dim = data.observations.shape[1:]
+    n, dim = len(data), ensemble.config.data.observed
     size, members, device = ensemble.config.training.batch_size, len(state.active), ensemble.device
     order = torch.empty(members, n, dtype=torch.int64, device=device)
     for row, generator in zip(order, state.batches, strict=True):
         torch.randperm(n, generator=generator, out=row)
-    order += n * ensemble.world_of(state.active)[:, None]  # the worlds lie one after the other
-    observations = data.observations.reshape(-1, dim)
+    worlds = ensemble.world_of(state.active)
+    order += n * worlds[:, None]  # the worlds lie one after the other
+    observations = data.observations.flatten(0, 1)
     segments = None if data.segments is None else data.segments.flatten()
     full = n // size
     plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
     if n % size:
         plan.append((full * size, 1, n % size))
+    buffers: dict[tuple[object, ...], Tensor] = {}
     for start, steps, batch in plan:
-        rows = order[:, start : start + steps * batch]
-        x = observations[rows].view(members, steps, batch, dim).transpose(2, 3).contiguous()
-        u = None if segments is None else segments[rows].view(members, steps, batch)
-        noise = torch.empty_like(x)
+        noise = _room(buffers, "noise", observations, (members, steps, ensemble.model.dim, batch))
         for row, generator in zip(noise, state.noise, strict=True):
             row.normal_(generator=generator)
-        for step in range(steps):
-            yield x[:, step], noise[:, step], None if u is None else u[:, step]
+        at_once = max(1, min(steps, GATHERED // (members * batch * dim)))
+        for first in range(0, steps, at_once):
+            count = min(at_once, steps - first)
+            begin = start + first * batch
+            rows = order[:, begin : begin + count * batch]
+            if data.images is None:
+                flat = _room(buffers, "flat", observations, (members * count * batch, dim))
+                torch.index_select(observations, 0, rows.flatten(), out=flat)
+                x = _room(buffers, "x", observations, (members, count, dim, batch))
+                x.copy_(flat.view(members, count, batch, dim).transpose(2, 3))
+                parts = list(x.unbind(1))
+            else:
+                parts = [data.images.batch(worlds, part % n) for part in torch.split(rows, batch, 1)]
+            u = None if segments is None else segments[rows].view(members, count, batch)
+            for step, part in enumerate(parts):
+                yield part, noise[:, first + step], None if u is None else u[:, step]
+
+
+def _room(buffers: dict[tuple[object, ...], Tensor], name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of this name and shape, made once: a large one's fresh pages cost more than what fills them."""
+    if (name, *shape) not in buffers:
+        buffers[name, *shape] = like.new_empty(shape)
+    return buffers[name, *shape]
 
 
 def keep(state: State, rows: Int[Tensor, " kept"]) -> None:

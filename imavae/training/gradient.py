@@ -23,7 +23,8 @@ from imavae.model.priors import Prior
 from imavae.model.vae import GAMMA, VAE
 
 Flat = Float[Tensor, "member parameter"]
-Batch = Float[Tensor, "member d batch"]
+Batch = Float[Tensor, "member o batch"]
+Noise = Float[Tensor, "member d batch"]
 
 
 class ByAutograd:
@@ -37,7 +38,7 @@ class ByAutograd:
         self._trained = [view for view in self._leaves.values() if view.requires_grad]
         self._into = gradient[:, : gradient.shape[1] - fixed]  # gamma is the last of a member's weights
 
-    def __call__(self, x: Batch, noise: Batch, u: Int[Tensor, "member batch"] | None) -> None:
+    def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch."""
         elbo = self._model.elbo(self._leaves, x, noise, u)
         gradients = torch.autograd.grad((self._beta * elbo.kl - elbo.log_px_z).sum(), self._trained)
@@ -75,7 +76,7 @@ class WrittenOut:
         self._buffers: dict[int, _Buffers] = {}
 
     @torch.no_grad()
-    def __call__(self, x: Batch, noise: Batch, u: Int[Tensor, "member batch"] | None) -> None:
+    def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch; a fixed prior doesn't ask for its segments."""
         latent, batch = noise.shape[1:]
         if batch not in self._buffers:  # batches have two sizes, the full one and what is left at an epoch's end
@@ -91,7 +92,7 @@ class WrittenOut:
         torch.mul(at.at_mean, spread, out=at.at_log_square).sub_(at.beta).mul_(0.5)
         _backward(self._encoder, x, at.inward, at.inward_back, at.at_code)
 
-    def _made(self, x: Batch, noise: Batch) -> _Buffers:
+    def _made(self, x: Batch, noise: Noise) -> _Buffers:
         members, latent, batch = noise.shape
         inward, outward = ([x.new_empty(members, len(layer.bias[0]), batch) for layer in layers]
                            for layers in (self._encoder, self._decoder))  # fmt: skip

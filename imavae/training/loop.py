@@ -67,11 +67,9 @@ def _drop_diverged(state: State) -> None:
 
 def _update_best(state: State, values: dict[str, Tensor]) -> None:
     active = state.active.cpu()  # weights rest on the device, values and counts on the CPU
-    for name, mode in CRITERIA.items():
-        if name not in values:
-            continue  # a validation without sources has no val/mcc
-        best, value = state.best[name], values[name]
-        better = value > best.value[active] if mode == "max" else value < best.value[active]
+    for name, best in state.best.items():
+        value = values[name]
+        better = value > best.value[active] if CRITERIA[name] == "max" else value < best.value[active]
         rows = active[better]
         if name == "val/neg_elbo":
             state.waited[active] += 1

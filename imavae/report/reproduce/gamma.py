@@ -40,7 +40,7 @@ def estimators(dim: int = 3) -> str:
     return (
         f"The published MCC is averaged over batches of 64, where {dim} dimensions have {CHANCE[dim]} by chance, and "
         "the published c_IMA is the contrast of a batch's mean Jacobian, which hides what differs from point to point. "
-        "The corrected ones take the MCC over the whole split, where chance is near 0, and average each point's contrast."
+        "The corrected ones take the MCC over the whole split, where chance is near 0, and average points' contrasts."
     )
 
 
