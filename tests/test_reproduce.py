@@ -166,7 +166,7 @@ def test_a_study_is_found_by_what_it_ran_not_by_its_name_or_place(few: StudyConf
         assert found is not None
         assert found.folder.name == "any-name"
         assert found.seconds == 75.0
-    assert found.members["model.gamma"].tolist() == pytest.approx(found.members["gamma"].tolist())
+        assert found.members["model.gamma"].tolist() == pytest.approx(found.members["gamma"].tolist())
 
 
 @pytest.mark.parametrize(

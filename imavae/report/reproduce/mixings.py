@@ -94,6 +94,9 @@ def linear_map(studies: Sequence[Study], published: bool = True) -> Figure:
     ):
         if published:
             _dots(one, floats(known["cima_of_linear_map"]), floats(known[name]), paper.PUBLISHED)
+        else:
+            corrected = quantity.corrected or quantity.column
+            _dots(one, floats(study.members[LINEAR]), floats(study.members[corrected]), paper.CORRECTED)
         _dots(one, floats(study.members[LINEAR]), floats(study.members[quantity.column]), paper.OURS)
         one.set_xlabel(r"$c_{\mathrm{IMA}}$ of the linear map (nats)")
         paper.quantity_axis(one, quantity)
