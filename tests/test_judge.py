@@ -128,6 +128,7 @@ def test_what_all_seeds_share_stays_however_many_there_are() -> None:
     known = Spread(10**6, 0.0, -1.0, 1.0)
     assert tolerance(known, 10**6, draw=0.5) == pytest.approx(3 * math.sqrt(2) * 0.5, rel=1e-3)
     assert tolerance(known, 20, draw=0.5) > tolerance(known, 20)
+    assert tolerance(known, 10**6, 0.5, worlds=10**6) == pytest.approx(3 * 0.5, rel=1e-3)  # the published draw is one
 
 
 def test_for_many_runs_it_is_three_standard_errors_of_two_medians() -> None:

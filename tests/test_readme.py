@@ -57,3 +57,11 @@ def test_every_train_command_is_accepted(arguments: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(arguments, comments=True)])
     for _, mapping in compose_jobs(train.COMMAND):
         train.COMMAND.check(mapping)
+
+
+def test_every_figure_that_the_readme_names_can_be_reproduced() -> None:
+    from imavae.report.reproduce.registry import FIGURES
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"FIGURE=([a-z_]+)", text)
+    assert set(named) == set(FIGURES)

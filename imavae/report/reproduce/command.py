@@ -89,8 +89,10 @@ def study_for(wanted: StudyConfig, plot_only: bool, console: Console) -> Study:
 
 def study_note(study: Study) -> str:
     """Over what its intervals are, and how long it took."""
-    shared = study.config.members.data.seed is None
-    more = "; members.data.seed=[1,2,3] varies the mixing or its data, too" if shared else ""
+    more = ""
+    if study.config.members.data.seed is None:
+        one = study.config.model.decoder == "mixing"  # several worlds have no one mixing
+        more = f" and one draw of its data; {'data.seed=2' if one else 'members.data.seed=[1,2,3]'} varies both"
     took = "" if math.isnan(study.seconds) else f"; took {clock(study.seconds)}"
     return f"intervals are over {study.over}{more}; {len(study.members)} members{took}"
 

@@ -65,7 +65,8 @@ def judged(study: Study, gamma_sq: float, members: pd.DataFrame, quantity: Quant
     name = PUBLISHED_RATIO if quantity is RATIO else quantity.column
     spread = None if known is None else known.spread(gamma_sq, name)
     row = read(study, members, f"γ²={compact(gamma_sq)}", quantity)
-    return beside(row, spread, 0.0 if known is None else known.draw.get(name, 0.0))
+    worlds = members["data.seed"].nunique() if "data.seed" in members else 1
+    return beside(row, spread, 0.0 if known is None else known.draw.get(name, 0.0), worlds)
 
 
 def read(study: Study, members: pd.DataFrame, point: str, quantity: Quantity) -> Row:

@@ -54,28 +54,29 @@ class Row:
         return PASS if abs(self.ours.median - self.expected) <= self.tolerance else FAIL  # NaN fails
 
 
-def beside(row: Row, published: Spread | None, draw: float = 0.0) -> Row:
+def beside(row: Row, published: Spread | None, draw: float = 0.0, worlds: int = 1) -> Row:
     """The row with what was published, and judged by it where there are runs enough to know their spread."""
     if published is None:
         return row
     if published.n < FEW:
         return dataclasses.replace(row, published=published, unjudged=NOT_JUDGED)
-    limit = tolerance(published, row.ours.n, draw)
+    limit = tolerance(published, row.ours.n, draw, worlds)
     return dataclasses.replace(row, published=published, expected=published.median, tolerance=limit)
 
 
-def tolerance(published: Spread, seeds: int, draw: float = 0.0) -> float:
+def tolerance(published: Spread, seeds: int, draw: float = 0.0, worlds: int = 1) -> float:
     """How far the median of so many members may lie from the published one, in the quantity's own unit.
 
     Args:
         published: the median, quartiles and runs that were published.
         seeds: our members.
-        draw: standard deviation of a median over draws of what all seeds share; it enters once for either side.
+        draw: standard deviation of a median over draws of what all seeds share; the published one is of one draw.
+        worlds: draws among our members (``members.data.seed``).
     """
     spread = (published.q75 - published.q25) / IQR_OF_NORMAL
     error = spread * math.sqrt(math.pi / 2 * (1 / published.n + 1 / max(1, seeds)))
     errors = float(stats.t.isf(CHANCE / 2, published.n / RUNS_PER_FREEDOM))
-    return math.hypot(errors * error, ERRORS * math.sqrt(2) * draw)
+    return math.hypot(errors * error, ERRORS * draw * math.sqrt(1 + 1 / worlds))
 
 
 def correlation_tolerance(published: float, runs: int, mixings: int) -> float:
