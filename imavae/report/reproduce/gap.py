@@ -29,7 +29,7 @@ from imavae.report.reproduce.statistics import Summary, summarise
 from imavae.report.reproduce.studies import Study
 
 SHARE = 0.1  # of the contrast, or of a nat per dimension, that the gap may be
-FROM = {"elbo_gap_triangular": 1e3, "elbo_gap_moebius": 1e6}  # γ² from which on the law is judged
+FROM = {"elbo_gap_triangular": 1e3, "elbo_gap_moebius": 1e5}  # γ² from which on the law is judged
 CONFORMAL = 1e-3  # nats: a mixing of less contrast has none
 
 

@@ -15,6 +15,8 @@ from imavae.report.reproduce.judge import FAIL, Row
 from imavae.report.reproduce.statistics import Summary
 from imavae.report.tables import _table as plain_table
 
+INTERVAL = 13  # columns that two numbers and a dash take
+
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
     """A row each, in 80 columns: medians with what they lie between below them; the files have the rest."""
@@ -22,9 +24,11 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
     cells = [_cells(row) for row in rows]
     names = ("at", "quantity", "published", "ours", "95 %", "corrected", "verdict")
     for name in names:
-        table.add_column(name, justify="left" if name in ("at", "quantity", "verdict") else "right", overflow="fold")
+        interval = name in ("published", "ours", "95 %")  # numbers are never broken; words may be
+        left = name in ("at", "quantity", "verdict")
+        table.add_column(name, justify="left" if left else "right", min_width=INTERVAL if interval else None)
     for row in cells:
-        row |= {name: row[name].replace(" ", "\n", 1) for name in ("published", "ours", "95 %", "verdict")}
+        row |= {name: row[name].replace(" (", "\n").rstrip(")") for name in ("published", "ours")}
         table.add_row(*(row[name] for name in names), style="bold" if row["verdict"] == FAIL else None)
     return table
 
@@ -58,17 +62,17 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def _cells(row: Row) -> dict[str, str]:
     published, ours, corrected = row.published, row.ours, row.corrected
-    precise = {"MCC": 3, "−ELBO": 4}.get(row.quantity, 2)
-    form, about = (functools.partial(compact, digits=digits) for digits in (max(3, precise), precise))
-    expected = MISSING if row.expected is None else f"{form(row.expected)} (law)"
+    form = functools.partial(compact, digits=4 if row.quantity == "−ELBO" else 3)
+    about = functools.partial(compact, digits=3 if row.quantity in ("MCC", "−ELBO") else 2)
+    expected = MISSING if row.expected is None else f"{form(row.expected)} (by law)"
     if published is not None:
-        expected = form(published.median) + _between(about, published.q25, published.q75)
+        expected = _with(form(published.median), _between(about, published.q25, published.q75))
     return {
         "at": row.point,
         "quantity": row.quantity,
         "published": expected,
-        "ours": form(ours.median) + _between(about, ours.q25, ours.q75),
-        "95 %": _between(about, ours.low, ours.high).strip() or MISSING,
+        "ours": _with(form(ours.median), _between(about, ours.q25, ours.q75)),
+        "95 %": _between(about, ours.low, ours.high) or MISSING,
         "corrected": MISSING if corrected is None else form(corrected.median),
         "n": str(ours.n),
         "tolerance": MISSING if row.tolerance is None else f"±{compact(row.tolerance, 2)}",
@@ -77,4 +81,8 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def _between(form: Callable[[float], str], low: float, high: float) -> str:
-    return "" if math.isnan(low) else f" {form(low)}–{form(high)}"
+    return "" if math.isnan(low) else f"{form(low)}–{form(high)}"
+
+
+def _with(median: str, between: str) -> str:
+    return f"{median} ({between})" if between else median
