@@ -27,6 +27,13 @@ def check() -> None:
         raise Interrupted(_received[0])
 
 
+def of(error: KeyboardInterrupt) -> Interrupted:
+    """What has interrupted: Ray raises a plain KeyboardInterrupt, whichever signal has reached it."""
+    if isinstance(error, Interrupted):
+        return error
+    return Interrupted(_received[0] if _received else signal.SIGINT)
+
+
 def _set(handler: signal._HANDLER) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)

@@ -78,7 +78,7 @@ def launch(command: Command[C]) -> int:
 def exit_code(action: Callable[[], None]) -> int:
     """Carry out an action. A person's mistake gives one message and 2, an interruption 130 or 143; bugs pass."""
     from imavae import signals
-    from imavae.errors import Interrupted, UserError
+    from imavae.errors import UserError
 
     try:
         signals.handle()  # also where a shell has made its background job deaf to SIGINT
@@ -88,7 +88,7 @@ def exit_code(action: Callable[[], None]) -> int:
         return 2
     except KeyboardInterrupt as error:
         sys.stderr.write("interrupted\n")
-        return error.code if isinstance(error, Interrupted) else 130
+        return signals.of(error).code
     return 0
 
 

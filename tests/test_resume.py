@@ -16,6 +16,7 @@ import pytest
 from imavae.config import StudyConfig, Tracking, study_config
 from imavae.errors import UserError
 from imavae.outcome import Outcome
+from imavae.search import recorder
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
 
@@ -48,7 +49,9 @@ def run(settings: StudyConfig, until: Callable[[Snapshot], bool] = lambda _: Fal
         if until(snapshot):
             raise KeyboardInterrupt
 
-    outcome = run_study(dataclasses.replace(settings, **other), watch, said.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "NOTICE_PERIOD", 0.0)  # or all of it may have ended before the first notice
+        outcome = run_study(dataclasses.replace(settings, **other), watch, said.append)
     outcome.close(finished=outcome.interrupted is None)
     return outcome
 

@@ -35,6 +35,14 @@ def work():
         except BaseException:
             os.write(1, b"swallowed\\n")
 """
+TRANSLATED = """
+def work():
+    try:
+        os.write(1, b"working\\n")
+        time.sleep(600)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt  # as Ray does
+"""
 
 
 def ended(body: str, limit: float, *numbers: int) -> tuple[int, str]:
@@ -61,6 +69,7 @@ def ended(body: str, limit: float, *numbers: int) -> tuple[int, str]:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_ends_a_command_in_order(number: int, code: int) -> None:
     assert ended(KINDLY, 1000, number) == (code, "working\nin order\n")
+    assert ended(TRANSLATED, 1000, number) == (code, "working\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

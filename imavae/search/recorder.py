@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
 RETRIES = 3  # times that a trial is started again without having got any further
+NOTICE_PERIOD = 1.0  # seconds between two notices of where the study stands
 PATIENCE = 4.0  # seconds that what is being written gets when the study is interrupted
 
 
@@ -104,10 +105,10 @@ class Recorder:
             self._writer.submit(functools.partial(self._record, running))
 
     def tell(self) -> None:
-        """Notify of where the study stands, once a second."""
+        """Notify of where the study stands, every now and then."""
         signals.check()
         now = time.monotonic()
-        if now - self._said >= 1:
+        if now - self._said >= NOTICE_PERIOD:
             self._said = now
             self._notify(self.snapshot())
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from imavae import signals
 from imavae.config import StudyConfig, base_of
 from imavae.data.cache import Progress as Rendering
-from imavae.errors import Interrupted, UserError, require
+from imavae.errors import UserError, require
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
 from imavae.outcome import Outcome, tracker_of
@@ -198,7 +198,7 @@ def _run(
         at_once = min(plan.slots, plan.n_trials or 1)
         outcome.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
     except KeyboardInterrupt as error:
-        outcome.interrupted = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        outcome.interrupted = signals.of(error)
         recorder.abandon()
     except BaseException:
         with suppress(Exception):
