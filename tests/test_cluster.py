@@ -21,7 +21,8 @@ from ray.tune.experiment import Trial
 from imavae.config import Cluster, StudyConfig, base_of, study_config, with_values
 from imavae.errors import UserError
 from imavae.families import load_plugins
-from imavae.run import Outcome
+from imavae.outcome import Outcome
+from imavae.records import create
 from imavae.search import cluster
 from imavae.search.hooks import Hooks
 from imavae.search.progress import Snapshot
@@ -144,9 +145,9 @@ def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy:
 
 def test_a_trial_that_has_failed_before_it_got_a_worker_is_recorded(tmp_path: Path) -> None:
     settings = config(tmp_path, {}, plugins=[], model={}, budget={"trials": 1})
-    outcome = Outcome.start(settings, "studies", "study", NullTracker(), settings.objective)
-    Hooks.recorder = Recorder(settings, outcome, 1, 1, ignore)
-    trial = Trial("trainable", config={"model.gamma": 9.0}, stub=True)
+    outcome = Outcome.start(settings, create(settings, "studies", "study"), NullTracker(), settings.objective)
+    Hooks.recorder = Recorder(settings, outcome, ignore)
+    trial = Trial("trainable", config={"points": [[0, {"model.gamma": 9.0}]]}, stub=True)
     Hooks().on_trial_error(0, [trial], trial)
     Hooks.recorder.close()
     assert [record.status for record in outcome.records] == ["failed"]

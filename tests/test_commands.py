@@ -15,11 +15,14 @@ import pytest
 
 import encode
 import evaluate
+import reproduce
 import train
 import tune
 from _launch import ROOT, Command, exit_code, launch, searches
 
-COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND)}
+COMMANDS: dict[str, Command[Any]] = {
+    c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND, reproduce.COMMAND)
+}
 
 
 class Outcome(NamedTuple):
@@ -86,8 +89,8 @@ BAD_INPUT = [
     ("tune", "", ["got none", "search is one of gamma_uniform, own_data", "say search="]),
     ("tune", "search=gama_uniform", ["`search=gama_uniform`", "none so called", "paper/moebius_gamma_uniform"]),
     ("tune", "search=paper/moebius", ["`search=paper/moebius`", "none so called", "paper/moebius_gamma_uniform"]),
-    ("tune", "search=gamma_uniform sampler.name=tpee", ["'tpee'", "one of tpe, random, grid", "mean tpe?"]),
-    ("tune", "search=gamma_uniform scheduler.name=ashaa", ["'ashaa'", "one of asha, none", "mean asha?"]),
+    ("tune", "search=gamma_uniform sampler.name=tpee", ["'tpee'", "one of tpe, cmaes, qmc, random, grid", "mean tpe?"]),
+    ("tune", "search=gamma_uniform scheduler.name=ashaa", ["'ashaa'", "one of asha, median, none", "mean asha?"]),
     ("tune", "search=gamma_uniform objective.aggregate=mode", ["'mode'", "median, mean, min, max", "mean"]),
     ("tune", "search=gamma_uniform objective.mode=up", ["'up'", "'max' or 'min'", "--help"]),
     ("tune", "search=gamma_uniform budget.trials=0", ["got 0", "budget.trials >= 1", "points to train"]),

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imavae.config import Objective, study_config
+from imavae.config import StudyConfig, study_config
+from imavae.outcome import Outcome, pareto
+from imavae.records import create
 from imavae.report.axes import MISSING_AT
 from imavae.report.commands import insights
 from imavae.report.drawing import write
@@ -21,14 +23,12 @@ from imavae.report.insight import (
     drawable,
     insight,
     member_steps,
-    pareto,
     surface,
 )
 from imavae.report.insight_drawn import drawn
 from imavae.report.insight_page import page
 from imavae.report.tables import Floats
-from imavae.run import Outcome
-from imavae.search.space import Parameter, parse
+from imavae.search.space import Parameter
 from imavae.tracking import NullTracker, TrialRecord
 
 GAMMA = Parameter("model.gamma", "float", 3.0, 1000.0, log=True)
@@ -296,26 +296,38 @@ def test_a_very_bad_score_does_not_flatten_the_others() -> None:
     assert drawable(score[:4], ENERGY).tolist() == score[:4].tolist()
 
 
-def outcome(folder: Path, count: int) -> Outcome:
+def outcome(config: StudyConfig, count: int) -> Outcome:
     """A study of so many trials, of two members each."""
     members: list[dict[str, float | int | str]] = [{"epochs": 3}, {"epochs": 4}]
-    records = [
-        TrialRecord(n, {"model.gamma": 10.0 * (n + 1), "model.n_layers": 2 + n % 2}, "finished", 0.1 * n, [], members)
-        for n in range(count)
+    points: list[dict[str, float | int | str]] = [
+        {"model.gamma": 10.0 * (n + 1), "model.n_layers": 2 + n % 2} for n in range(count)
     ]
-    return Outcome(folder, NullTracker(), Objective(), records)
+    records = [
+        TrialRecord(n, point, "finished", 0.1 * n, [], members, {"val/cima": 0.1 * n * n})
+        for n, point in enumerate(points)
+    ]
+    return Outcome(create(config, "studies", "study"), NullTracker(), config.objective, records)
 
 
 def test_a_study_of_four_trials_has_these_figures_and_one_of_three_has_not(tmp_path: Path) -> None:
     search = {"gamma": {"type": "float", "low": 3.0, "high": 99.0}, "n_layers": {"type": "int", "low": 2, "high": 3}}
-    config = study_config({"search": {"model": search}, "budget": {"trials": 4}})
-    made = insights(outcome(tmp_path, 4), config, parse(config))
+    further = [{"metric": "val/cima", "mode": "min"}]
+    config = study_config(
+        {
+            "search": {"model": search},
+            "budget": {"trials": 4},
+            "further_objectives": further,
+            "output_dir": str(tmp_path),
+        }
+    )
+    made = insights(outcome(config, 4), config)
     assert {path.name for path in made if path.suffix != ".pdf"} == {
         "importances.png",
         "parallel_coordinates.png",
         "contour.png",
         "score_vs_cost.png",
+        "pareto_front.png",
         "insight.html",
     }
     assert all(path.is_file() for path in made)
-    assert insights(outcome(tmp_path, 3), config, parse(config)) == []
+    assert insights(outcome(config, 3), config) == []

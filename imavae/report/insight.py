@@ -22,6 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from imavae.config import WORST_SCORE, StudyConfig, base_of, with_values
+from imavae.outcome import pareto
 from imavae.report.axes import GAMMA, WIDTH, Axis, Upright, axes_of, upright, upright_score
 from imavae.report.tables import Floats
 from imavae.search.space import Parameter
@@ -228,18 +229,6 @@ def drawable(score: Floats, goal: Goal) -> Floats:
     fence = worse - 3 * (better - worse)
     shown: Floats = np.maximum(score, fence) if goal.mode == "max" else np.minimum(score, fence)
     return shown
-
-
-def pareto(values: Floats, modes: Sequence[str]) -> NDArray[np.bool_]:
-    """Which rows of ``values`` (a row per trial, a column per goal) no other row beats.
-
-    A row is beaten by one that is nowhere worse and somewhere better; equal rows do not beat each other.
-    """
-    better = values * np.array([1.0 if mode == "max" else -1.0 for mode in modes])
-    nowhere_worse = (better[:, None] >= better[None]).all(-1)
-    somewhere_better = (better[:, None] > better[None]).any(-1)
-    beaten: NDArray[np.bool_] = (nowhere_worse & somewhere_better).any(axis=0)
-    return ~beaten
 
 
 def cost_front(trials: pd.DataFrame, goal: Goal) -> pd.DataFrame:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ QUIET = {  # what Ray would otherwise print, send, probe or write outside the st
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is raised, like everywhere else
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # the study has a state of its own; Ray's grows with the trials
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -38,13 +42,23 @@ def running(cluster: Cluster) -> Iterator[int]:
 
     found = ray.is_initialized()
     if not found:
-        _start(cluster)
+        with _signals_kept():
+            _start(cluster)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         yield slots(cluster, nodes)
     finally:
         if not found:
             ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, to exit with 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(cluster: Cluster) -> None:
@@ -95,6 +109,18 @@ def _check_answers() -> None:
             f"`cluster.address is a cluster that runs workers` must hold, but they end at once ({reason}); give the "
             "cluster and this machine the same RAY_AUTH_MODE and token (docs/cluster.md)"
         ) from None
+
+
+def expected_slots(cluster: Cluster) -> int:
+    """Trials that will run at once: counted on this machine, or asked of the running cluster."""
+    if cluster.name == "ray":
+        with running(cluster) as found:
+            return found
+    import torch
+
+    cpus = cluster.cpus or len(os.sched_getaffinity(0))
+    gpus = torch.cuda.device_count() if cluster.gpus is None else cluster.gpus
+    return slots(cluster, [{"CPU": float(cpus), "GPU": float(gpus)}])
 
 
 def resources_of(cluster: Cluster) -> dict[str, float]:
