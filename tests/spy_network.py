@@ -24,12 +24,12 @@ from imavae.model.networks import Network, Weights
 HERE = Path(__file__).parent
 STARTS = HERE / "starts.jsonl"  # a line for each start of a trial in a worker
 TOGETHER = HERE / "together"  # holds a number: none of the first so many trials trains before all of them have started
-DOOMED = HERE / "doomed"  # holds a node's id: no trial but its first goes on there after some epochs ...
-HELD = HERE / "held"  # ... and this file then says so
+DOOMED = HERE / "doomed"  # holds a node's id: its second trial is held there after some epochs ...
+HELD = HERE / "held"  # ... and this file then says so; trials on other nodes do not begin before
 EPOCHS = 4 * 22  # batches in some epochs of 2000 observations, each of which ends in a checkpoint
 
 _place: list[tuple[int, IO[str]]] = []  # of this worker, which keeps it as long as it lives
-_seen = {"batches": 0, "held": False}  # of the trial that runs here
+_seen = {"batches": 0, "held": False, "waits": False}  # of the trial that runs here
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def spied(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model:
 
 
 def starts() -> list[dict[str, object]]:
-    """Of each start: trial, node, pool (the node's GPUs that it sees), place in that pool, and whether it was restored.
+    """Of each start: trial, node, pool (the node's GPUs that it sees) and place in that pool.
 
     A place is the first one that no other living worker has, so that places count how many there are at once.
     """
@@ -80,10 +80,10 @@ def _start() -> None:
             continue
         _place.append((number, lock))
         break
-    trial, restored = str(tune.get_context().get_trial_id()), tune.get_checkpoint() is not None
-    first = all(earlier["node"] != node for earlier in starts())
-    _seen.update(batches=0, held=DOOMED.exists() and DOOMED.read_text() == node and not first)
-    line = {"trial": trial, "node": node, "pool": pool, "place": _place[0][0], "restored": restored}
+    trial = str(tune.get_context().get_trial_id())
+    first, doomed = all(earlier["node"] != node for earlier in starts()), DOOMED.exists() and DOOMED.read_text()
+    _seen.update(batches=0, held=doomed == node and not first, waits=doomed not in (False, node))
+    line = {"trial": trial, "node": node, "pool": pool, "place": _place[0][0]}
     with STARTS.open("a") as notes:
         notes.write(json.dumps(line) + "\n")
 
@@ -91,6 +91,8 @@ def _start() -> None:
 def _wait() -> None:
     _seen["batches"] += 1
     while TOGETHER.exists() and len(starts()) < int(TOGETHER.read_text()):
+        time.sleep(0.05)
+    while _seen["waits"] and not HELD.exists():
         time.sleep(0.05)
     while _seen["held"] and _seen["batches"] > EPOCHS:
         HELD.touch()

@@ -41,10 +41,10 @@ def running(cluster: Cluster) -> Iterator[int]:
     import ray
 
     found = ray.is_initialized()
-    if not found:
-        with _signals_kept():
-            _start(cluster)
     try:
+        if not found:
+            with _signals_kept():
+                _start(cluster)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         yield slots(cluster, nodes)
     finally:
@@ -74,7 +74,7 @@ def _start(cluster: Cluster) -> None:
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"`cluster.address is a running Ray cluster` must hold, but got {cluster.address!r} ({error}); "
-                "start one with `ray start --head`, or say cluster=local"
+                "start one with `ray start --head`, give this machine its token (docs/cluster.md), or say cluster=local"
             ) from None
         _check_answers()
         return
