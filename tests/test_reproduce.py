@@ -31,6 +31,8 @@ from imavae.search.space import grid, parse
 from imavae.search.study import check
 from tests.helpers import console, text_of
 
+JUDGED = {"moebius_gamma", "self_consistency", "moebius_linear_map", "elbo_gap", "sprites_full"}
+BESIDE = {"moebius_linear_map", "sprites", "sprites_full"}  # figures with published numbers that can't be compared
 STATES = ("min val/neg_elbo", "max val/mcc")
 PAPER = [name for name in searches() if name.startswith("paper/")]
 
@@ -118,14 +120,13 @@ def test_every_study_of_the_paper_is_a_grid_that_can_be_checked_before_it_runs(s
     config = wanted(search)
     _, points = check(config)
     assert config.sampler.name == "grid"
-    assert len(points) * config.members.count >= 15
+    assert len(points) * config.members.count >= (3 if search.endswith("_small") else 10)
 
 
 def test_every_study_of_the_paper_has_a_figure_or_a_small_form_that_has() -> None:
     drawn = {search for figure in FIGURES.values() for search in figure.searches}
     assert drawn <= set(PAPER)
-    assert {name for name in PAPER if name not in drawn} == {"paper/moebius_gamma_gaussian"}
-    assert "paper/moebius_gamma_gaussian_small" in drawn
+    assert all(f"{name}_small" in drawn for name in PAPER if name not in drawn)
 
 
 def test_the_small_form_differs_in_network_and_steps_alone() -> None:
@@ -238,17 +239,10 @@ def test_every_figure_is_read_drawn_and_told(figure: Entry, tmp_path: Path) -> N
     assert "…" not in text
     assert len(frame(rows)) == markdown_table(rows).count("\n") - 2 == len(rows)
     assert figure.differs.count(". ") <= 3
-
-
-def test_only_what_was_published_or_is_a_law_is_judged(tmp_path: Path) -> None:
-    verdicts = {
-        figure.name: {row.verdict for row in figure.rows(studies_of(figure, tmp_path / figure.name))}
-        for figure in FIGURES.values()
-    }
-    judged = {name for name, found in verdicts.items() if found & {PASS, FAIL}}
-    assert judged == {"moebius_gamma", "self_consistency", "moebius_linear_map", "elbo_gap"}
-    assert all(found == {NOT_PUBLISHED} for name, found in verdicts.items() if name not in judged)
-    assert NOT_JUDGED in verdicts["moebius_linear_map"]  # −ELBO
+    verdicts = {row.verdict for row in rows}
+    assert bool(verdicts & {PASS, FAIL}) == (figure.name in JUDGED)  # what was published, or is a law
+    assert figure.name not in BESIDE or NOT_JUDGED in verdicts
+    assert figure.name in JUDGED | BESIDE or verdicts == {NOT_PUBLISHED}
 
 
 def test_the_published_ratio_takes_the_priors_curvature_as_one(tmp_path: Path) -> None:
