@@ -237,7 +237,8 @@ def test_every_figure_is_read_drawn_and_told(figure: Entry, tmp_path: Path) -> N
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
     assert len(frame(rows)) == markdown_table(rows).count("\n") - 2 == len(rows)
-    assert figure.differs.count(". ") <= 3
+    assert figure.differs.count(". ") == 1  # two sentences
+    assert figure.differs.endswith(".")
 
 
 def test_only_what_was_published_or_is_a_law_is_judged(tmp_path: Path) -> None:

@@ -106,7 +106,9 @@ def summary(rows: Sequence[Row]) -> str:
 def _print(console: Console, figure: Entry, studies: Sequence[Study], rows: Sequence[Row]) -> None:
     for study in studies:
         own = [row for row in rows if row.study == study.name]
-        console.print(terminal_table(own, f"{figure.name}: {study.name}"))
+        took = "" if math.isnan(study.seconds) else f", took {clock(study.seconds)}"
+        title = f"{figure.name}: {study.name}, {study.config.members.count} members a point{took}"
+        console.print(terminal_table(own, title))
         points = study.members[["trial", *study.keys]].drop_duplicates()
         chosen = choices(study.members, points, study.keys)
         if len(chosen):
