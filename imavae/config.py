@@ -30,7 +30,7 @@ from imavae.families import (
     image_side,
     load_plugins,
 )
-from imavae.mapping import build, chosen_from, to_mapping
+from imavae.mapping import build, chosen_from, merged, split_constants, to_mapping
 
 VARIANT_NAMES = {f"{registry.what}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose a variant
 Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
@@ -69,7 +69,7 @@ class Model(Settings):
 
     def __post_init__(self) -> None:
         gamma, factor = self.gamma, self.hidden_factor
-        known(self.name, NETWORK_NAMES, "model.name")
+        known(self.name, sorted(NETWORK_NAMES), "model.name")
         require(0 < gamma < 1e9, "0 < model.gamma < 1e9", f"gamma={gamma}", "gamma² is the decoder's precision")
         require(self.beta > 0, "model.beta > 0", self.beta, "it weighs the KL divergence")
         require(self.n_layers >= 1, "model.n_layers >= 1", self.n_layers, "it counts the linear maps")
@@ -149,6 +149,7 @@ class RunConfig(Settings):
 
     name: str | None = None  # of the run's folder; null: the default name, numbered when taken
     output_dir: str = "outputs"  # all output lies under it
+    resume: bool = False  # go on with what was broken off: the newest of this kind, or that of name
     plugins: tuple[str, ...] = ()  # Python files that register your own mixing, source, prior or network
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -158,8 +159,8 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            plain = all(c.isalnum() or c in "-_." for c in self.name) and self.name[:1] not in ("", ".", "-")
-            require(plain, "name is a plain folder name", repr(self.name), "use letters, digits, '-', '_' and '.'")
+            got = repr(self.name)
+            require(_plain(self.name), "name is a plain folder name", got, "use letters, digits, '-', '_' and '.'")
         source, prior, (low, high) = self.data.source, self.model.prior, support(self)
         covers = not source.known or (low <= source.support[0] and source.support[1] <= high)
         require(
@@ -194,6 +195,11 @@ class RunConfig(Settings):
             )
 
 
+def _plain(name: str) -> bool:
+    """Whether a folder can be called so, and lies where it seems to."""
+    return all(c.isalnum() or c in "-_." for c in name) and name[:1] not in ("", ".", "-")
+
+
 def support(config: RunConfig) -> tuple[float, float]:
     """The interval that the latents live on: a bounded prior's own, or else its source's; the whole line for others."""
     prior, source = config.model.prior, config.data.source
@@ -219,31 +225,52 @@ class Objective(Settings):
         known(self.aggregate, AGGREGATES, "objective.aggregate")
 
 
+SEARCHED = ("data", "model", "training")  # where a search may vary settings
+SAMPLERS = ("tpe", "cmaes", "qmc", "random", "grid")
+NUMBERS_ONLY = ("cmaes",)  # samplers that can't propose a choice, nor a setting that is not always there
+POPULATION = ("pbt", "pb2", "pbt_replay")
+
+
 @dataclass(frozen=True)
 class Sampler(Settings):
     """How points are proposed."""
 
-    name: str = "tpe"  # tpe and random (Optuna), or grid: every combination of the listed choices
+    name: str = "tpe"  # tpe, cmaes, qmc and random are Optuna's; grid: every combination of the listed choices
     seed: int = 0  # of the proposals
     startup: int = 10  # random points before TPE begins to model the objective
+    pack: int | None = None  # points that may train in one ensemble; null: 1, in a grid all that share an architecture
+    start_from: str | tuple[dict[str, Any], ...] | None = None  # points to train first: a list of them, nested like
+    # search; or a study's folder, whose best points are taken
 
     def __post_init__(self) -> None:
-        known(self.name, ("tpe", "random", "grid"), "sampler.name")
+        known(self.name, SAMPLERS, "sampler.name")
         require(self.startup >= 1, "sampler.startup >= 1", self.startup, "TPE needs points to model")
+        require(self.seed >= 0, "sampler.seed >= 0", self.seed, "a seed is a whole number from 0 up")
+        pack = self.pack
+        require(pack is None or pack >= 1, "sampler.pack >= 1", pack, "it counts the points of an ensemble")
 
 
 @dataclass(frozen=True)
 class Scheduler(Settings):
-    """Which trials are stopped before their members stop."""
+    """Which points are stopped before their members stop; ``training.patience`` stops single members, whatever this."""
 
-    name: str = "none"  # asha, or none
-    grace: int = 10  # epochs that every trial gets
-    reduction: int = 3  # ASHA keeps one of so many trials at each rung
+    name: str = "none"  # asha, median, or none
+    grace: int = 10  # epochs that every point gets
+    reduction: int = 3  # ASHA keeps one of so many points at each rung
+    samples: int = 3  # points that the median rule must know before it stops one
 
     def __post_init__(self) -> None:
-        known(self.name, ("asha", "none"), "scheduler.name")
+        require(
+            self.name not in POPULATION,
+            "scheduler.name is asha, median or none",
+            f"{self.name!r}: population-based training changes gamma within a member's life, so that no result would "
+            "belong to any one gamma, nor a seed to its curve",
+            "search gamma, and stop bad points early by asha or median",
+        )
+        known(self.name, ("asha", "median", "none"), "scheduler.name")
         require(self.grace >= 1, "scheduler.grace >= 1", self.grace, "it is a number of epochs")
-        require(self.reduction >= 2, "scheduler.reduction >= 2", self.reduction, "one of so many trials is kept")
+        require(self.reduction >= 2, "scheduler.reduction >= 2", self.reduction, "one of so many points is kept")
+        require(self.samples >= 1, "scheduler.samples >= 1", self.samples, "it counts points")
 
 
 @dataclass(frozen=True)
@@ -292,13 +319,27 @@ class Cluster(Settings):
 class StudyConfig(RunConfig):
     """A study: the base that all points share, the space to search and how."""
 
+    dry_run: bool = False  # print the points and what they will cost here, and train none
     study: str = "study"  # what the search is called; so are its MLflow experiment and registered model
     search: dict[str, Any] = field(default_factory=dict)  # nested like this tree; each leaf a mapping with `type`
     objective: Objective = field(default_factory=Objective)
+    further_objectives: tuple[Objective, ...] = ()  # objective ranks the points and names the champion; these do not
     sampler: Sampler = field(default_factory=Sampler)
     scheduler: Scheduler = field(default_factory=Scheduler)
     budget: Budget = field(default_factory=Budget)
     cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain = all(_plain(part) for part in self.study.split("/"))
+        require(plain, "study is plain names between slashes", repr(self.study), "leave it to search=")
+        both = self.dry_run and self.resume
+        require(not both, "dry_run is not for a study that is resumed", "both", "drop one of them")
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """All of them, the first one first."""
+        return self.objective, *self.further_objectives
 
 
 @dataclass(frozen=True)
@@ -328,7 +369,18 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
 
 
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
-    """The checked study configuration of a plain mapping. Raises as :func:`run_config` does."""
+    """The checked study configuration of a plain mapping; the constants of its search are set where they belong.
+
+    Raises as :func:`run_config` does.
+    """
+    space = mapping.get("search")
+    if isinstance(space, Mapping):
+        for name in space:
+            rule = "search names settings of data, model or training"
+            remedy = "members are seeds, which every point has: list them outside" if name == "members" else "nest it"
+            require(name in SEARCHED, rule, f"search.{name}", remedy)
+        search, constants = split_constants(space)
+        mapping = {**merged(constants, mapping), "search": search}
     config = build(StudyConfig, with_file(_with_plugins(mapping)))
     require(bool(config.search), "search has a parameter", config.search, "a study needs something to search")
     return config
@@ -349,8 +401,9 @@ def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def base_of(config: StudyConfig) -> RunConfig:
-    """The run configuration that all points of a study share."""
-    return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
+    """The run configuration that all points of a study share, whether it is resumed or not."""
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
+    return RunConfig(**{**shared, "resume": False})
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:

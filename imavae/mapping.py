@@ -69,6 +69,29 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
+def split_constants(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A search space without its constants (the leaves that are plain values), and the constants, nested alike."""
+    space: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    for name, value in node.items():
+        if isinstance(value, Mapping) and not isinstance(value.get("type"), str):
+            inner, fixed = split_constants(value)
+            space |= {name: inner} if inner else {}
+            constants |= {name: fixed} if fixed else {}
+        else:
+            (space if isinstance(value, (Mapping, list, tuple)) else constants)[name] = value
+    return space, constants
+
+
+def merged(over: Mapping[str, Any], under: Mapping[str, Any]) -> dict[str, Any]:
+    """Two nested mappings in one; where both have a value, that of ``over`` stands."""
+    both = dict(under)
+    for name, value in over.items():
+        nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
+        both[name] = merged(value, both[name]) if nested else value
+    return both
+
+
 def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys of all values that a tree of this type can hold, those of every variant included."""
     fields = {field.name for field in dataclasses.fields(kind)}

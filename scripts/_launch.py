@@ -2,7 +2,7 @@
 
 Hydra ends here. It composes one plain mapping per job; all of them are checked before the first one runs, and only then
 is anything heavy imported. Exit codes: 0, done; 1, a bug (with its traceback); 2, a person's mistake (one message, no
-traceback); 130, interrupted.
+traceback); 130 and 143, interrupted by SIGINT (Ctrl-C) or SIGTERM.
 """
 
 from __future__ import annotations
@@ -76,17 +76,19 @@ def launch(command: Command[C]) -> int:
 
 
 def exit_code(action: Callable[[], None]) -> int:
-    """Carry out an action; a person's mistake becomes one message and 2, an interruption 130. Bugs pass through."""
-    from imavae.errors import UserError
+    """Carry out an action. A person's mistake gives one message and 2, an interruption 130 or 143; bugs pass."""
+    from imavae import signals
+    from imavae.errors import Interrupted, UserError
 
     try:
+        signals.handle()  # also where a shell has made its background job deaf to SIGINT
         action()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         sys.stderr.write("interrupted\n")
-        return 130
+        return error.code if isinstance(error, Interrupted) else 130
     return 0
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import RunConfig, run_config
+from imavae.config import Objective, RunConfig, run_config
 from imavae.run import Session
 from imavae.training.ensemble import BETAS, CRITERIA, Adam, initial_state
 
@@ -133,26 +134,50 @@ def test_a_member_that_goes_nan_is_isolated_and_counted_as_the_worst() -> None:
     assert session.state.epochs.tolist() == [3, 1, 3]
     others = trained([config([1, 3])])
     torch.testing.assert_close(session.state.frozen[[0, 2]], others.state.frozen, rtol=0, atol=2e-5)
-    from imavae.config import Objective
-
-    assert session.score(0, Objective(aggregate="min")) == 0
-    assert session.score(0, Objective(aggregate="median")) == pytest.approx(others.score(0, Objective(aggregate="min")))
-    assert session.score(0, Objective(metric="val/r2_linear", aggregate="min")) == 0
-    assert session.score(0, Objective(metric="val/neg_elbo", mode="min", aggregate="max")) == 1e12
+    assert session.scores([Objective(aggregate="min")]) == [[0]]
+    median, least = (Objective(aggregate=name) for name in ("median", "min"))
+    assert session.scores([median])[0] == pytest.approx(others.scores([least])[0])
+    assert session.scores([Objective(metric="val/r2_linear", aggregate="min")]) == [[0]]
+    assert session.scores([Objective(metric="val/neg_elbo", mode="min", aggregate="max")]) == [[1e12]]
     row = session.member_rows(0, 0)[1]
     assert row["status"] == "diverged"
     assert row["max val/mcc"] != row["max val/mcc"]  # NaN: it was never validated
 
 
 def test_a_study_of_diverged_members_alone_ends_with_the_worst_score() -> None:
-    from imavae.config import Objective
-
     session = Session.start([config([1, 2])], CPU)
     session.state.weights[:] = 1e30
     progress = list(session.train())
     assert [p.validated for p in progress] == [False]
-    assert session.score(0, Objective()) == 0
-    assert session.score(0, Objective(metric="val/neg_elbo", mode="min")) == 1e12
+    assert session.scores([Objective()]) == [[0]]
+    assert session.scores([Objective(metric="val/neg_elbo", mode="min")]) == [[1e12]]
+
+
+def test_a_point_that_is_stopped_is_frozen_and_the_others_train_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    points = [config([1, 2], gamma, max_epochs=6) for gamma in (10.0, 50.0)]
+    session = Session.start(points, CPU)
+    for progress in session.train():
+        if progress.epoch == 2:
+            session.stop(0)
+            assert (session.alive(0), session.alive(1)) == ([], [2, 3])
+    assert session.state.epochs.tolist() == [2, 2, 6, 6]
+    assert session.state.status == ["stopped", "stopped", "finished", "finished"]
+    torch.testing.assert_close(session.state.frozen[2:], trained(points[1:]).state.frozen, rtol=0, atol=2e-5)
+    session.save(tmp_path / "state.pt")
+    restored = Session.load(tmp_path / "state.pt", CPU)
+    assert [restored.record(i, i, {}, [Objective()]).status for i in range(2)] == ["stopped", "finished"]
+
+
+def test_several_scores_are_those_of_one_set_of_states() -> None:
+    session = trained([config([1, 2, 3], 10.0, max_epochs=8, learning_rate=1e-2)])
+    rows = session.member_rows(0, 0)
+    objectives = [Objective(), Objective(metric="val/cima", mode="min"), Objective(aggregate="max")]
+    expected = [
+        np.median([row["max val/mcc"] for row in rows]),
+        np.median([row["val/cima at max val/mcc"] for row in rows]),
+        max(row["max val/mcc"] for row in rows),
+    ]
+    assert session.scores(objectives)[0] == pytest.approx(expected)
 
 
 def test_best_states_and_early_stopping_follow_the_history() -> None:

@@ -147,6 +147,7 @@ def obvious(at: RunConfig, row: Tensor, split: Split, seed: int, world: int = 0)
         "mse_obs": (model(x) - x).square().mean(),
         "mse_source": (model.encode(model.decode(s)) - s).square().mean(),
         "gamma": gamma,
+        "prior_variance": prior.variance(theta).double().mean(),
         "active_units": (location.var(0) > 0.01 * prior.variance(theta).squeeze()).sum(),
     }
     return {name: float(value) for name, value in values.items()}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from imavae.metrics.glossary import GLOSSARY
 
@@ -20,7 +21,7 @@ def _cell(text: str) -> str:
 
 
 def test_the_table_of_metrics_is_the_glossary() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Metrics\n")[2]
     rows = [line for line in text.splitlines() if re.match(r"\| `[a-z0-9_]+` \|", line)]
     expected = [
         f"| `{name}` | {_cell(metric.definition)} | {ARROWS[metric.direction]} | {_cell(metric.equation)} |".replace(
@@ -57,6 +58,19 @@ def test_every_train_command_is_accepted(arguments: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(arguments, comments=True)])
     for _, mapping in compose_jobs(train.COMMAND):
         train.COMMAND.check(mapping)
+
+
+def test_the_search_that_the_readme_shows_is_accepted() -> None:
+    from imavae.config import study_config
+    from imavae.search.study import check
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [example] = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "\nsearch:" in block]
+    search = yaml.safe_load(example)
+    del search["defaults"]  # Hydra's
+    parameters, known = check(study_config(search))
+    assert len(parameters) == 3
+    assert known == [{"model.gamma": 100.0, "model.n_layers": 2}]
 
 
 def test_every_figure_that_the_readme_names_can_be_reproduced() -> None:

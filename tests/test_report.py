@@ -9,13 +9,16 @@ import pandas as pd
 import pytest
 from rich.console import RenderableType
 
-from imavae.config import Objective
+from imavae.config import Objective, run_config
+from imavae.outcome import Outcome
+from imavae.records import create
 from imavae.report.drawing import write
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.over_gamma import MCC, over_gamma
 from imavae.report.tables import (
     best_trials,
     counted,
+    front_table,
     member_table,
     metric_table,
     quartiles,
@@ -23,6 +26,7 @@ from imavae.report.tables import (
     three_numbers,
     three_numbers_table,
 )
+from imavae.tracking import NullTracker, TrialRecord
 from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]
@@ -277,3 +281,43 @@ def test_learning_curves_of_one_member_or_many(seeds: int, tmp_path: Path) -> No
     history = pd.concat([pd.DataFrame(curve) for curve in curves])
     history.iloc[-1, 2:] = np.nan  # of a member that diverged
     assert names(solo_figures(history, tmp_path)) == {"learning_curves"}
+
+
+def test_the_front_is_shown_whole_within_80_columns() -> None:
+    objectives = [Objective(), Objective(metric="val/cima", mode="min")]
+    values = [{"model.gamma": 31.6, "model.n_layers": 2}, {"model.gamma": 3.2, "model.n_layers": 3, KEYS[1]: 7}]
+    front = [
+        TrialRecord(n, point, "finished", score, [], [], {"val/cima": cima})
+        for n, point, score, cima in zip((4, 12), values, (0.912, 0.7), (0.0123, 0.0004), strict=True)
+    ]
+    output = console()
+    output.print(front_table(front, objectives, KEYS))
+    lines = text_of(output).splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [line.split() for line in lines if line.split()[:1] in (["4"], ["12"])]
+    assert cells == [
+        ["4", "0.912", "0.0123", "gamma=31.6", "n_layers=2"],
+        ["12", "0.7", "4.000e-4", "gamma=3.2", "hidden_factor=7", "n_layers=3"],
+    ]
+
+
+def test_no_trial_of_the_front_is_dominated_and_every_other_is(tmp_path: Path) -> None:
+    objectives = [Objective(), Objective(metric="val/cima", mode="min"), Objective(metric="val/neg_elbo", mode="min")]
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 4, (40, 3)).astype(float)  # with ties
+    row: dict[str, str | float] = {"status": "finished"}
+    home = create(run_config({"output_dir": str(tmp_path)}), "studies", "any")
+    outcome = Outcome(home, NullTracker(), objectives[0])
+    for n, (score, cima, energy) in enumerate(values.tolist()):
+        further = {"val/cima": cima, "val/neg_elbo": energy}
+        outcome.records.append(TrialRecord(n, {}, "finished", score, [], [row], further))
+    losses = values * [-1, 1, 1]
+    expected = {
+        n
+        for n, mine in enumerate(losses)
+        if not any((other <= mine).all() and (other < mine).any() for other in losses)
+    }
+    front = outcome.front(objectives)
+    assert {record.number for record in front} == expected
+    found = [record.score or 0.0 for record in front]
+    assert found == sorted(found, reverse=True)

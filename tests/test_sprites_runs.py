@@ -44,9 +44,8 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Capture
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def called(name: str, *arguments: str, code: int = 0) -> str:
-        command: Command[Any] = COMMANDS[name]
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        got = launch(command)
+        got = launch(COMMANDS[name])
         out, err = capsys.readouterr()
         assert got == code, err
         return out + err
@@ -83,13 +82,13 @@ def test_sprites_are_trained_tracked_evaluated_and_read_back(call: Call, rendere
     members = pd.read_csv(folder / "members.csv")
     for name in ("mcc", "cima", "dci_disentanglement", "sap", "mig", "mse_source", "conformal_contrast"):
         assert members[f"test/{name} at max val/mcc"].notna().all(), name
-    columns = [str(column) for column in members]
-    assert not [column for column in columns if "log_px at" in column or "amari" in column]
+    assert not [column for column in map(str, members) if "log_px at" in column or "amari" in column]
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
     [experiment] = [e for e in client.search_experiments() if e.name == "train"]
-    tags = {run.info.run_id: dict(run.data.tags or {}) for run in client.search_runs([experiment.experiment_id])}
-    [parent] = [run for run, tagged in tags.items() if "mlflow.parentRunId" not in tagged]
-    logged = {Path(item.path).name for item in client.list_artifacts(parent, "figures")}
+    [parent] = [
+        run for run in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in run.data.tags
+    ]
+    logged = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "figures")}
     for name in ("reconstructions", "traversals", "latents"):
         assert {f"{name}.png", f"{name}.pdf"} <= logged
         assert (folder / "figures" / f"{name}.png").stat().st_size > 5000

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 import torch
 import yaml
+from mlflow.entities import Run
 
-from imavae.config import StudyConfig, base_of, study_config
+from imavae.config import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.run import Session, load_model, run_point
+from imavae.outcome import Outcome
+from imavae.run import Session, crown, load_model, run_point
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
 from imavae.training.loop import Progress
@@ -47,7 +51,7 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: 
     snapshots: list[Snapshot] = []
     settings = config(tmp_path, scheduler={"name": "asha", "grace": 1, "reduction": 2}, budget={"trials": 4})
     outcome = run_study(settings, snapshots.append)
-    outcome.crown()
+    crown(outcome)
     outcome.tracker.finish("finished", {}, [])
 
     assert outcome.folder == tmp_path / "studies" / "paper-tiny"
@@ -93,6 +97,92 @@ def test_a_grid_trains_in_packs_and_each_point_has_its_own_trial(tmp_path: Path)
     assert again.folder.name == "paper-tiny-2"
     for name in ("members.csv", "history.csv"):
         assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()
+
+
+def runs_of(tmp_path: Path, kind: str) -> list[Run]:
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    [experiment] = [e.experiment_id for e in client.search_experiments() if e.name == "paper/tiny"]
+    return sorted(
+        client.search_runs([experiment], f"tags.`imavae.kind` = '{kind}'"), key=lambda run: run.info.start_time
+    )
+
+
+def finished(outcome: Outcome) -> Outcome:
+    crown(outcome)
+    outcome.tracker.finish("finished", {}, [])
+    return outcome
+
+
+def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(tmp_path: Path) -> None:
+    """One trial at a time, so that all of it can be repeated to the byte."""
+    settings = config(
+        tmp_path,
+        training={"max_epochs": 6, "validate_every": 1},
+        search={"model": {"gamma": {**GAMMA, "low": 1.0}, "n_layers": {"type": "choice", "values": [2, 3]}}},
+        sampler={"pack": 4, "startup": 3},
+        scheduler={"name": "asha", "grace": 1, "reduction": 2},
+        budget={"trials": 10},
+        cluster={"cpus": 1},
+    )
+    outcome = finished(run_study(settings, ignore))
+    trials = outcome.trials
+    assert trials["trial"].tolist() == list(range(10))
+    packs = [trials[0:4], trials[4:8], trials[8:10]]
+    assert [len(set(pack["model.n_layers"])) for pack in packs] == [1, 1, 1]
+    assert trials["model.gamma"].nunique() == 10
+    mixed = [pack for pack in packs if set(pack["status"]) == {"finished", "stopped"}]
+    assert mixed, "some pack must have points that were stopped beside points that were not"
+    stopped = trials[trials["status"] == "stopped"]
+    assert stopped["epochs"].max() < 6
+
+    told = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db").trials
+    assert [trial.value for trial in told] == trials["score"].tolist()
+    assert [t.state.name == "PRUNED" for t in told] == (trials["status"] == "stopped").tolist()
+    assert [trial.params["model.gamma"] for trial in told] == trials["model.gamma"].tolist()
+    runs = {run.data.tags["imavae.trial"]: run for run in runs_of(tmp_path, "trial")}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert [runs[str(n)].data.metrics["score"] for n in range(10)] == pytest.approx(trials["score"].tolist())
+    assert [float(runs[str(n)].data.params["model.gamma"]) for n in range(10)] == trials["model.gamma"].tolist()
+    assert len(runs_of(tmp_path, "member")) == 30
+
+    again = run_study(dataclasses.replace(settings, tracking=Tracking(name="none")), ignore)
+    for name in ("members.csv", "history.csv"):
+        assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()
+
+
+def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: Path) -> None:
+    when = {"model": {"n_layers": {"at_least": 3}}}
+    model = {
+        "activation": "silu",
+        "hidden_factor": {"type": "int", "low": 5, "high": 9, "when": when},
+        "n_layers": {"type": "int", "low": 2, "high": 3},
+    }
+    outcome = finished(run_study(config(tmp_path, search={"model": model}, budget={"trials": 6}), ignore))
+    trials = outcome.trials
+    deep = trials["model.n_layers"] == 3
+    assert 0 < deep.sum() < 6
+    assert (trials["model.hidden_factor"].notna() == deep).all()
+    for trial, (path, point) in outcome.checkpoints.items():
+        built = Session.load(path, torch.device("cpu")).points[point].model
+        assert built.activation == "silu"
+        assert built.hidden_factor == (trials["model.hidden_factor"][trial] if deep[trial] else 10)  # else the base's
+    params = [set(run.data.params) for run in runs_of(tmp_path, "trial")]
+    assert sum("model.hidden_factor" in names for names in params) == deep.sum()
+
+
+def test_several_objectives_have_a_front(tmp_path: Path) -> None:
+    further = [{"metric": "val/cima", "mode": "min"}]
+    outcome = finished(run_study(config(tmp_path, further_objectives=further, budget={"trials": 6}), ignore))
+    trials, members = outcome.trials, outcome.members
+    for trial, cima in zip(trials["trial"], trials["val/cima"], strict=True):
+        mine = members[members["trial"] == trial]
+        assert cima == pytest.approx(mine["val/cima at max val/mcc"].median())
+    study = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db")
+    front = [record.number for record in outcome.front(config(tmp_path, further_objectives=further).objectives)]
+    assert sorted(front) == sorted(trial.number for trial in study.best_trials)
+    assert front[0] == trials["trial"].iloc[int(trials["score"].argmax())]
+    metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs_of(tmp_path, "trial")}
+    assert [metrics[str(n)]["score cima"] for n in range(6)] == pytest.approx(trials["val/cima"].tolist())
 
 
 def test_a_run_that_is_broken_off_is_not_left_running(tmp_path: Path) -> None:

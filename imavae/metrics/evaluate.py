@@ -3,8 +3,8 @@
 Points go through the networks in chunks of fixed size and members in blocks: a member's values do not depend on its
 company, the activations stay in the processor's cache, and no Jacobian outlives its chunk.
 
-Images are dear: a validation takes the first points of its split alone (2,688 images of 3 x 64 x 64), and Jacobians are
-taken at the first 320 of them, at any stage.
+Images are dear: of a validation split the first alone are taken (2,688 images of 3 x 64 x 64), and Jacobians at the
+first 320 of any split.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from imavae.training.ensemble import EVALUATED, Ensemble, evaluated
 
 ACTIVATIONS = 2**19  # per block of members and chunk of points
 BATCH = 64  # of the published estimators
-VALIDATED, DIFFERENTIATED = 2**25, 2**22  # numbers in the images that a validation and that Jacobians take
+VALIDATED, DIFFERENTIATED = (
+    2**25,
+    2**22,
+)  # numbers in the images of a validation and of its Jacobians
 
 
 class Points(NamedTuple):
@@ -67,8 +70,6 @@ def evaluate(
     The posterior noise of a member is drawn from its seed alone, the same at each call: two validations differ by the
     weights, not by luck. ``stage`` says how many of the slow metrics are wanted. Returns float64 tensors on the CPU.
     """
-    if stage == "validation":
-        split = split.first(_affordable(split, VALIDATED, ensemble.config.data.observed))
     missing = absent(ensemble.config, split.truth is not None, stage)
     names = [name for name in GLOSSARY if name not in missing]
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
@@ -108,6 +109,11 @@ def evaluate(
         groups = [(member.point, member.world) for member in members]
         result["agreement"] = identifiability.agreement(torch.cat(locations), groups).cpu()
     return {name: result[name] for name in names}
+
+
+def shortened(split: Split, observed: int) -> Split:
+    """A validation split as it is evaluated: of images, the first that a validation can afford."""
+    return split.first(_affordable(split, VALIDATED, observed))
 
 
 def _affordable(split: Split, numbers: int, observed: int) -> int:

@@ -160,7 +160,7 @@ def standard_correlation(
     table = known @ z.mT
     for k in (k for k, kind in enumerate(discrete) if kind):
         square = torch.zeros_like(table[..., k, :])
-        for value in a[..., k, :].unique():  # type: ignore[no-untyped-call]
+        for value in np.unique(a[..., k, :].cpu().numpy()).tolist():
             inside = (a[..., k, :] == value).double()
             square += (z @ inside[..., None])[..., 0].square() / inside.sum(-1, keepdim=True).clamp_min(1)
         table[..., k, :] = square.sqrt()

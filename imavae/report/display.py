@@ -56,7 +56,7 @@ class Display:
             self._live.stop()
         elif self._latest:
             for line in self._news(self._latest):
-                self._say(line)
+                self.say(line)
 
     def update(self, snapshot: Snapshot) -> None:
         """Show this snapshot in place of the last one."""
@@ -66,7 +66,7 @@ class Display:
         elif snapshot.seconds - self._said_at >= PLAIN_INTERVAL:
             for line in self._news(snapshot):
                 self._said_at = snapshot.seconds
-                self._say(line)
+                self.say(line)
                 break  # the rest is still news a second later
 
     def rendered(self, done: int, images: int) -> None:
@@ -76,7 +76,7 @@ class Display:
             bar.add_row(Text(_rendered(done, images)), ProgressBar(total=images, completed=done, width=28))
             self._live.update(bar)
         elif done == images:
-            self._say(_rendered(done, images))
+            self.say(_rendered(done, images))
 
     def _news(self, snapshot: Snapshot) -> Iterable[str]:
         """Lines that have not been said yet; each counts as said once it was taken."""
@@ -88,7 +88,8 @@ class Display:
             self._said_best = best
             yield f"{clock(snapshot.seconds)} best {snapshot.metric} {best}"
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a line of its own, above the panel."""
         wrapped = textwrap.fill(line, PLAIN_WIDTH, subsequent_indent=" " * 5, break_on_hyphens=False)
         self._console.print(wrapped, markup=False, highlight=False, soft_wrap=True)
 
@@ -108,13 +109,17 @@ class RenderingBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._stop()
 
     def update(self, done: int, images: int) -> None:
         """Show how many have been rendered; the bar is closed with the last of them."""
         self._bar.start()
         self._bar.update(self._task, completed=done, total=images, description=_rendered(done, images))
         if done == images:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._bar.live.is_started:
             self._bar.stop()
 
 

@@ -56,7 +56,7 @@ def _traversals(gallery: Gallery, name: str) -> Figure:
     axes.set_xticks([at[0], at[-1]], [low, high])
     axes.set_xlabel("quantile of the latent, the others at their medians", color=INK)
     for row, values in zip(_centres(dim), gallery.values.double().numpy(), strict=True):
-        text = f"{values[0]:.2f}\nto {values[-1]:.2f}"
+        text = f"{values[0]:.2f}\nto {values[-1]:.2f}".replace("-", "−")
         axes.text(at[-1] + 0.6, row, text, ha="left", va="center", fontsize=8, color=INK)
     return figure
 

@@ -15,11 +15,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from imavae.config import WORST_SCORE
+from imavae.config import WORST_SCORE, Objective
 from imavae.report.display import MISSING, compact, short_names
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from imavae.tracking import TrialRecord
 
 Floats = NDArray[np.float64]
 
@@ -224,6 +226,33 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
             table.add_column(name.replace(" ", "\n"), justify="right", min_width=widest)
     for n, row in enumerate(zip(*columns.values(), strict=True)):
         table.add_row(*row, style="bold" if n == 0 else None)
+    return table
+
+
+def front_table(front: Sequence[TrialRecord], objectives: Sequence[Objective], keys: Sequence[str]) -> Table:
+    """A row per trial of a Pareto front, best by the first objective first.
+
+    Args:
+        front: the trials.
+        objectives: the study's, the one that ranks them first.
+        keys: dotted keys that were searched.
+    """
+    arrows = {"max": "↑", "min": "↓"}
+    table = _table(
+        f"Pareto front: {len(front)} trials",
+        "Scores: no trial is better by one without being worse by another. The rest of them is read\n"
+        "at the states with the best of the first.",
+    )
+    table.add_column("trial", justify="right")
+    for objective in objectives:
+        name = f"{objective.aggregate}\n{objective.metric} {arrows[objective.mode]}"
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(PARAMETERS, overflow="fold")
+    names = short_names(keys)
+    for record in front:
+        point = " ".join(f"{names[key]}={compact(record.values[key])}" for key in keys if key in record.values)
+        scores = [record.score, *record.further.values()]
+        table.add_row(str(record.number), *(compact(score, 4) for score in scores), escape(point))
     return table
 
 

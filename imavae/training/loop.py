@@ -62,7 +62,7 @@ def train(
 def _drop_diverged(state: State) -> None:
     if not bool(state.finite.all()):
         state.epochs[state.active.cpu()] = state.epoch
-        _freeze(state, ~state.finite, "diverged")
+        freeze(state, ~state.finite, "diverged")
 
 
 def _update_best(state: State, values: dict[str, Tensor]) -> None:
@@ -79,13 +79,16 @@ def _update_best(state: State, values: dict[str, Tensor]) -> None:
 
 
 def _stop(state: State, values: dict[str, Tensor], training: Training, last: bool) -> None:
-    _freeze(state, ~torch.isfinite(values["val/neg_elbo"]), "diverged")
-    _freeze(state, state.waited[state.active.cpu()] >= training.patience, "stopped")
-    _freeze(state, torch.full_like(state.active, last, dtype=torch.bool), "finished")
+    freeze(state, ~torch.isfinite(values["val/neg_elbo"]), "diverged")
+    freeze(state, state.waited[state.active.cpu()] >= training.patience, "stopped")
+    freeze(state, torch.full_like(state.active, last, dtype=torch.bool), "finished")
 
 
-def _freeze(state: State, leaving: Tensor, status: str) -> None:
-    """Take the active members at the positions of the mask ``leaving`` out of training, and compact the rest."""
+def freeze(state: State, leaving: Tensor, status: str) -> None:
+    """Take the active members at the positions of the mask ``leaving`` out of training, and compact the rest.
+
+    Between two epochs it may be called from outside: :func:`train` goes on with those that are left.
+    """
     if not bool(leaving.any()):
         return
     leaving = leaving.to(state.active.device)

@@ -13,7 +13,9 @@ from rich.table import Table
 from imavae.config import StudyConfig
 from imavae.config_reproduce import ReproduceConfig
 from imavae.errors import UserError, require
+from imavae.files import write_text
 from imavae.mapping import to_mapping
+from imavae.outcome import tracker_of
 from imavae.report.display import clock
 from imavae.report.drawing import write
 from imavae.report.reproduce import paper
@@ -24,7 +26,6 @@ from imavae.report.reproduce.studies import Study, find, unlike
 from imavae.report.reproduce.tables import frame, markdown_table, terminal_table
 from imavae.report.selection import choices, selection_table
 from imavae.report.tables import _table as plain_table
-from imavae.run import tracker_of, write_text
 
 DPI = 300  # for print
 

@@ -1,0 +1,211 @@
+"""The searcher and Optuna's storage: packs, conditions, known points, several objectives, going on after a break."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from imavae.config import StudyConfig, study_config
+from imavae.errors import UserError
+from imavae.records import create
+from imavae.search import study
+from imavae.search.samplers import open_study
+from imavae.search.searcher import Searcher
+from imavae.search.space import Point
+from imavae.search.stopping import note_of, write_note
+
+GAMMA = {"type": "float", "low": 1.0, "high": 256.0, "log": True}
+LAYERS = {"type": "int", "low": 2, "high": 5}
+RATE = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
+FACTOR = {"type": "int", "low": 5, "high": 40, "log": True, "when": {"model": {"n_layers": {"at_least": 3}}}}
+SPACE: dict[str, Any] = {
+    "model": {"gamma": GAMMA, "n_layers": LAYERS, "hidden_factor": FACTOR},
+    "training": {"learning_rate": RATE},
+}
+
+
+def config(tmp_path: Path, search: dict[str, Any], trials: int = 12, **other: Any) -> StudyConfig:
+    return study_config({"output_dir": str(tmp_path), "search": search, "budget": {"trials": trials}, **other})
+
+
+def started(settings: StudyConfig, name: str = "tiny", resume: bool = False) -> tuple[Searcher, optuna.Study]:
+    """A searcher of a new study, as the driver makes it; with ``resume``, of what another one has left."""
+    parameters, points = study.check(settings)
+    found = open_study(Path(settings.output_dir), name, settings.objectives, resume)
+    home = create(settings, "studies", name)
+    if resume:
+        return Searcher(found, parameters, settings, [], home), found
+    for point in points:
+        found.enqueue_trial(dict(point))
+    packs = study.packs_of(settings, parameters, points, 1)
+    return Searcher(found, parameters, settings, packs, home), found
+
+
+def trained(searcher: Searcher, count: int = 1000) -> list[list[tuple[int, Point]]]:
+    """The points of the next trials, one trial after the other; a point's score is its number's sine."""
+    packs: list[list[tuple[int, Point]]] = []
+    for _ in range(count):
+        suggested = searcher.suggest(f"trial-{len(packs)}")
+        if suggested == Searcher.FINISHED:
+            break
+        packs.append([(number, values) for number, values in suggested["points"]])
+        searcher.on_trial_complete(f"trial-{len(packs) - 1}", {"scores": [[math.sin(n)] for n, _ in packs[-1]]})
+    return packs
+
+
+@pytest.mark.parametrize("name", ["tpe", "qmc", "random"])
+def test_a_pack_shares_its_architecture_and_spends_the_budget_to_the_point(tmp_path: Path, name: str) -> None:
+    searcher, found = started(config(tmp_path, SPACE, 11, sampler={"name": name, "startup": 3, "pack": 4}))
+    packs = trained(searcher)
+    assert [[number for number, _ in pack] for pack in packs] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+    for pack in packs:
+        assert len({(v["model.n_layers"], v.get("model.hidden_factor")) for _, v in pack}) == 1
+        assert (
+            len({v["model.gamma"] for _, v in pack}) == len({v["training.learning_rate"] for _, v in pack}) == len(pack)
+        )
+    points = {number: values for pack in packs for number, values in pack}
+    assert {trial.number: trial.params for trial in found.trials} == points
+    assert [trial.value for trial in found.trials] == [math.sin(n) for n in range(11)]
+
+
+@pytest.mark.parametrize("name", ["tpe", "qmc", "random"])
+def test_a_point_has_a_conditional_setting_exactly_where_its_condition_holds(tmp_path: Path, name: str) -> None:
+    searcher, _ = started(config(tmp_path, SPACE, 24, sampler={"name": name, "startup": 3}))
+    points = [values for [(_, values)] in trained(searcher)]
+    deep = [values["model.n_layers"] >= 3 for values in points]  # type: ignore[operator]
+    assert ["model.hidden_factor" in values for values in points] == deep
+    assert set(deep) == {True, False}
+
+
+@pytest.mark.parametrize("name", ["tpe", "cmaes", "qmc", "random"])
+@pytest.mark.parametrize("pack", [1, 3])
+def test_a_study_that_was_broken_off_goes_on_as_if_it_had_not_been(tmp_path: Path, name: str, pack: int) -> None:
+    search = {"model": {"gamma": GAMMA, "n_layers": LAYERS}}
+    settings = config(tmp_path, search, 15, sampler={"name": name, "startup": 4, "pack": pack})
+    whole = trained(started(settings, "whole")[0])
+    before = trained(started(settings, "broken")[0], 9 // pack)
+    after = trained(started(settings, "broken", resume=True)[0])
+    assert before + after == whole
+
+
+def test_what_an_earlier_driver_was_training_is_trained_again_as_it_was(tmp_path: Path) -> None:
+    settings = config(tmp_path, SPACE, 6, sampler={"pack": 3})
+    first, found = started(settings)
+    points = first.suggest("a")
+    second = Searcher(found, study.check(settings)[0], settings, [[0, 1, 2]], create(settings, "studies", "tiny"))
+    assert second.suggest("b") == points
+    second.on_trial_complete("b", {"scores": [[0.1], [0.2], [0.3]]})
+    assert [number for pack in trained(second) for number, _ in pack] == [3, 4, 5]
+
+
+def test_points_end_complete_pruned_or_failed_each_with_its_own_score(tmp_path: Path) -> None:
+    searcher, found = started(config(tmp_path, SPACE, 4, sampler={"pack": 3}))
+    searcher.suggest("a")
+    write_note(note_of(tmp_path / "studies" / "tiny", 0), {1: 20})
+    searcher.on_trial_complete("a", {"scores": [[0.1], [0.2], [0.3]]})
+    searcher.suggest("b")
+    searcher.on_trial_complete("b", None, error=True)
+    ended = [(trial.state.name, trial.value, trial.last_step) for trial in found.trials]
+    assert ended == [("COMPLETE", 0.1, None), ("PRUNED", 0.2, 20), ("COMPLETE", 0.3, None), ("FAIL", None, None)]
+
+
+def test_optuna_knows_the_front_of_several_objectives(tmp_path: Path) -> None:
+    further = [{"metric": "val/cima", "mode": "min"}]
+    searcher, found = started(config(tmp_path, SPACE, 3, further_objectives=further, sampler={"pack": 3}))
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {"scores": [[0.9, 0.3], [0.8, 0.4], [0.7, 0.1]]})
+    assert [trial.number for trial in found.best_trials] == [0, 2]
+    assert found.metric_names == ["val/mcc", "val/cima"]
+
+
+def test_quasi_random_points_fall_evenly_from_the_first_one_on(tmp_path: Path) -> None:
+    searcher, _ = started(config(tmp_path, {"model": {"gamma": GAMMA}}, 8, sampler={"name": "qmc"}))
+    octaves = [math.floor(math.log2(values["model.gamma"])) for [(_, values)] in trained(searcher)]  # type: ignore[arg-type]
+    assert sorted(octaves) == list(range(8))
+
+
+def test_a_study_whose_folder_is_gone_is_forgotten(tmp_path: Path) -> None:
+    settings = config(tmp_path, SPACE, 2)
+    trained(started(settings)[0])
+    assert [number for [(number, _)] in trained(started(settings)[0])] == [0, 1]
+
+
+KNOWN = [
+    {"model": {"n_layers": 2, "gamma": 100}},
+    {"model": {"gamma": 30.0}},
+    {"model": {"n_layers": 2}},
+    {"model": {"n_layers": 3, "hidden_factor": 9}},
+]
+
+
+def test_known_points_come_first_and_what_they_leave_open_is_proposed(tmp_path: Path) -> None:
+    searcher, _ = started(config(tmp_path, SPACE, 8, sampler={"pack": 3, "start_from": KNOWN}))
+    packs = trained(searcher)
+    numbers = [[number for number, _ in pack] for pack in packs]
+    assert numbers == [[0, 2], [1], [3], [4, 5, 6], [7]]  # 0 and 2 share their architecture; 1's is not known before
+    points = {number: values for pack in packs for number, values in pack}
+    assert points[0]["model.gamma"] == 100.0
+    assert points[1]["model.gamma"] == 30.0
+    assert points[3]["model.hidden_factor"] == 9
+    assert all("training.learning_rate" in values for values in points.values())
+
+
+def test_an_earlier_studys_best_points_come_first(tmp_path: Path) -> None:
+    """As far as the new space has and allows their settings; what was not searched then has the value it had."""
+    folder = tmp_path / "studies" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("model: {n_layers: 2, hidden_factor: 10}\ntraining: {learning_rate: 0.005}")
+    earlier = trained(started(config(tmp_path, {"model": {"gamma": GAMMA}}, 9))[0])
+    gammas = {number: values["model.gamma"] for [(number, values)] in earlier}
+    best = sorted(range(9), key=lambda n: -math.sin(n))[:5]
+    search = {**SPACE, "model": {**SPACE["model"], "n_layers": {"type": "int", "low": 3, "high": 4}}}
+    settings = config(tmp_path, search, 20, sampler={"start_from": str(folder)})
+    _, points = study.check(settings)
+    assert [point["model.gamma"] for point in points] == [gammas[n] for n in best]
+    assert {point["training.learning_rate"] for point in points} == {0.005}
+    assert not any("model.n_layers" in point for point in points)  # 2 is not allowed any more
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"sampler": {"start_from": [{"model": {"beta": 2.0}}]}}, "names settings that are searched"),
+        ({"sampler": {"start_from": [{"model": {"gamma": 1e4}}]}}, "values that search.model.gamma allows"),
+        ({"sampler": {"start_from": [{"model": {"n_layers": 2.5}}]}}, "values that search.model.n_layers allows"),
+        ({"sampler": {"start_from": KNOWN}, "budget": {"trials": 3}}, "budget.trials points at most"),
+        ({"sampler": {"start_from": "outputs/studies/none"}}, "is the folder of a study"),
+        ({"sampler": {"name": "cmaes"}}, "a condition"),
+        ({"sampler": {"pack": 2}, "search": {"model": {"n_layers": LAYERS}}}, "may differ within an ensemble"),
+        (
+            {"sampler": {"pack": 2}, "search": {"model": {
+                "gamma": GAMMA, "n_layers": {**LAYERS, "when": {"model": {"gamma": {"at_least": 9.0}}}}}}},
+            "depends on one of a single member",
+        ),
+        (
+            {"sampler": {"name": "cmaes"}, "search": {"model": {"gamma": GAMMA}},
+             "further_objectives": [{"metric": "val/cima", "mode": "min"}]},
+            "knows several objectives",
+        ),
+        (
+            {"scheduler": {"name": "asha"}, "further_objectives": [{"metric": "val/cima", "mode": "min"}]},
+            "knows several objectives",
+        ),
+        ({"further_objectives": [{"metric": "val/mcc"}]}, "a metric of its own"),
+        ({"further_objectives": [{"metric": "val/cima"}]}, "objective.mode of val/cima"),
+    ],
+)  # fmt: skip
+def test_a_wrong_search_is_refused_before_anything_starts(tmp_path: Path, other: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        study.check(study_config({"output_dir": str(tmp_path), "search": SPACE, "budget": {"trials": 9}, **other}))
+    assert said in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_does_not_start_from_points(tmp_path: Path) -> None:
+    search = {"model": {"n_layers": {"type": "choice", "values": [2, 3]}}}
+    with pytest.raises(UserError, match="start_from is null in a grid"):
+        study.check(config(tmp_path, search, sampler={"name": "grid", "start_from": [{"model": {"n_layers": 2}}]}))

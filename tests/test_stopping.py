@@ -1,0 +1,97 @@
+"""Early stopping of points: Ray's rules see each point of a trial as if it were a trial of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+from imavae.config import StudyConfig, study_config
+from imavae.errors import UserError
+from imavae.search.stopping import StandIn, Stopping, note_of, read_note
+
+CURVES = {0: [0.6, 0.62, 0.9], 1: [0.1, 0.2, 0.3], 2: [0.5, 0.6, 0.7], 3: [0.3, 0.35, 0.4]}
+
+
+def config(mode: str = "max", **scheduler: Any) -> StudyConfig:
+    metric = {"max": "val/mcc", "min": "val/neg_elbo"}[mode]
+    return study_config(
+        {
+            "search": {"model": {"gamma": {"type": "float", "low": 1.0, "high": 2.0}}},
+            "training": {"max_epochs": 4},
+            "objective": {"metric": metric, "mode": mode},
+            "scheduler": scheduler,
+        }
+    )
+
+
+def report(stopping: Stopping, points: dict[int, float], epoch: int, alive: int = 2) -> str:
+    """The decision on a trial whose points have these scores."""
+    trial = Trial("any", config={"points": [[number, {}] for number in points]}, stub=True)
+    scores = [[score] for score in points.values()]
+    return stopping.on_trial_result(None, trial, {"epoch": epoch, "scores": scores, "alive": [alive] * len(points)})
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_points_of_one_trial_are_stopped_as_rays_asha_stops_trials(tmp_path: Path, mode: str) -> None:
+    sign = 1 if mode == "max" else -1
+    stopping = Stopping(config(mode, name="asha", grace=1, reduction=2), tmp_path)
+    asha: Any = ASHAScheduler("epoch", "score", mode, 4, 1, 2)
+    expected: dict[int, int] = {}
+    for number in CURVES:
+        asha.on_trial_add(None, StandIn(str(number)))
+    for epoch in (1, 2, 3):
+        assert report(stopping, {n: sign * curve[epoch - 1] for n, curve in CURVES.items()}, epoch) == "CONTINUE"
+        for number, curve in CURVES.items():
+            result = {"epoch": epoch, "score": sign * curve[epoch - 1]}
+            if number not in expected and asha.on_trial_result(None, StandIn(str(number)), result) == "STOP":
+                expected[number] = epoch
+    assert stopping.stopped == expected == {1: 1, 2: 2, 3: 1}
+    assert read_note(note_of(tmp_path, 0)) == expected
+
+
+def test_the_median_rule_stops_a_point_below_the_others_once_it_knows_enough_of_them(tmp_path: Path) -> None:
+    stopping = Stopping(config(name="median", grace=2, samples=3), tmp_path)
+    for number, score in enumerate([0.5, 0.6, 0.7]):
+        for epoch in (1, 2):
+            assert report(stopping, {number: score}, epoch) == "CONTINUE"
+    assert report(stopping, {3: 0.1, 4: 0.9}, 1) == "CONTINUE"  # grace
+    assert report(stopping, {3: 0.1, 4: 0.9}, 2) == "CONTINUE"  # the trial goes on with 4
+    assert stopping.stopped == {3: 2}
+    assert report(stopping, {5: 0.2}, 2) == "STOP"  # nothing of this trial is left
+
+
+def test_a_report_that_comes_again_is_not_judged_again(tmp_path: Path) -> None:
+    stopping = Stopping(config(name="asha", grace=1, reduction=2), tmp_path)
+    report(stopping, {0: 0.9, 1: 0.95}, 1)
+    assert report(stopping, {0: 0.1, 1: 0.1}, 1) == "CONTINUE"
+    assert stopping.stopped == {}
+
+
+def test_a_point_that_has_ended_is_never_stopped_and_its_score_counts(tmp_path: Path) -> None:
+    stopping = Stopping(config(name="asha", grace=1, reduction=2), tmp_path)
+    assert report(stopping, {0: 0.5}, 1) == "CONTINUE"
+    assert report(stopping, {0: 0.9}, 2, alive=0) == "CONTINUE"
+    report(stopping, {1: 0.8}, 1)
+    assert report(stopping, {1: 0.8}, 2) == "STOP"
+
+
+def test_what_was_noted_holds_for_the_next_driver(tmp_path: Path) -> None:
+    settings = config(name="asha", grace=1, reduction=2)
+    report(Stopping(settings, tmp_path), {7: 0.9, 8: 0.1}, 1)
+    assert Stopping(settings, tmp_path).stopped == {8: 1}
+
+
+def test_no_scheduler_stops_nothing(tmp_path: Path) -> None:
+    stopping = Stopping(config(name="none"), tmp_path)
+    assert {report(stopping, {0: 0.9, 1: 0.0}, epoch) for epoch in (1, 2, 3)} == {TrialScheduler.CONTINUE}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["pbt", "pb2"])
+def test_population_based_training_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(UserError, match=r"gamma within a member's life.*asha or median"):
+        config(name=name)
