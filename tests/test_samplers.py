@@ -21,7 +21,7 @@ MOST = 400  # trials
 SEARCH: dict[str, Any] = {
     "model": {
         "gamma": {"type": "float", "low": min(AXES["model.gamma"]), "high": max(AXES["model.gamma"]), "log": True},
-        "hidden_factor": {"type": "int", "low": 5, "high": 20, "log": True},
+        "hidden_factor": {"type": "int", "low": 4, "high": 16, "log": True},
         "n_layers": {"type": "int", "low": 2, "high": 3},
     },
     "training": {"learning_rate": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True}},
