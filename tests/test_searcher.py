@@ -128,18 +128,6 @@ def test_quasi_random_points_fall_evenly_from_the_first_one_on(tmp_path: Path) -
     assert sorted(octaves) == list(range(8))
 
 
-def test_cmaes_closes_in_on_the_best_point(tmp_path: Path) -> None:
-    search = {"model": {"gamma": GAMMA}, "training": {"learning_rate": RATE}}
-    searcher, _ = started(config(tmp_path, search, 48, sampler={"name": "cmaes"}))
-    distances = []
-    for i in range(48):
-        [[_, values]] = searcher.suggest(str(i))["points"]
-        distance = math.hypot(math.log10(values["model.gamma"]) - 2, math.log10(values["training.learning_rate"]) + 3)
-        distances.append(distance)
-        searcher.on_trial_complete(str(i), {"scores": [[-distance]]})
-    assert max(distances[-10:]) < 0.3 * max(distances[:10])
-
-
 def test_a_study_whose_folder_is_gone_is_forgotten(tmp_path: Path) -> None:
     settings = config(tmp_path, SPACE, 2)
     trained(started(settings)[0])
