@@ -25,6 +25,7 @@ from imavae.families import (
     PriorSettings,
     Settings,
     UniformPrior,
+    image_side,
     load_plugins,
 )
 from imavae.mapping import build, chosen_from, merged, split_constants, to_mapping
@@ -49,7 +50,7 @@ class Encoder(Settings):
 class Model(Settings):
     """A VAE: networks, posterior, decoder precision, prior."""
 
-    name: str = "mlp"  # of the network: mlp, or one of your own
+    name: str = "mlp"  # of the network: mlp, conv (of images), or one of your own
     gamma: float = 100.0  # the decoder's precision is gamma squared
     precision: Literal["fixed", "learned", "mle"] = "fixed"  # learned: by gradient; mle: after each epoch; from gamma
     beta: float = 1.0  # weight of the KL divergence in the loss; reported ELBOs have 1
@@ -65,7 +66,7 @@ class Model(Settings):
 
     def __post_init__(self) -> None:
         gamma, factor = self.gamma, self.hidden_factor
-        known(self.name, NETWORK_NAMES, "model.name")
+        known(self.name, sorted(NETWORK_NAMES), "model.name")
         require(0 < gamma < 1e9, "0 < model.gamma < 1e9", f"gamma={gamma}", "gamma² is the decoder's precision")
         require(self.beta > 0, "model.beta > 0", self.beta, "it weighs the KL divergence")
         require(self.n_layers >= 1, "model.n_layers >= 1", self.n_layers, "it counts the linear maps")
@@ -172,9 +173,11 @@ class RunConfig(Settings):
             self.data.n_segments,
             "the prior's parameters depend on the segment",
         )
+        if self.model.name == "conv":
+            image_side(self.data.observed)
         if self.model.decoder == "mixing":
             rule, remedy = "model.decoder=mixing needs a known mixing", "say model.decoder=learned"
-            require(self.data.mixing.known, rule, f"an {self.data.mixing.name} one", remedy)
+            require(self.data.mixing.known, rule, f"data.mixing.name={self.data.mixing.name}", remedy)
             require(
                 (low, high) == source.support,
                 "model.decoder=mixing needs a prior on the source's support",

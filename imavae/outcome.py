@@ -176,6 +176,12 @@ def best_member(record: TrialRecord) -> dict[str, Value] | None:
     return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
 
 
+def best_place(record: TrialRecord) -> int:
+    """Where the best member stands among a trial's; the first where none is left."""
+    row = best_member(record)
+    return 0 if row is None else record.members.index(row)
+
+
 def chosen_by(row: Row) -> str:
     """The criterion by which a member and its state are chosen: val/mcc is not there without sources."""
     return next(criterion for criterion in CRITERIA if COLUMNS[criterion] in row)

@@ -20,14 +20,17 @@ import torch
 from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
 from imavae.config_encode import EncodeConfig
 from imavae.data import dataset
+from imavae.data.cache import Cache
+from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require
-from imavae.families import load_plugins
+from imavae.families import SpritesMixing, load_plugins
 from imavae.mapping import to_mapping
-from imavae.metrics.evaluate import evaluate
+from imavae.metrics.evaluate import evaluate, shortened
+from imavae.metrics.gallery import Gallery, gallery
 from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
-from imavae.model.vae import GAMMA
+from imavae.model.vae import GAMMA, torch_dtype
 from imavae.outcome import COLUMNS, Outcome, best_member, chosen_by, tracker_of
 from imavae.records import create, reopen
 from imavae.tracking import Row, TrialRecord, Value, fetch_model, member_name
@@ -43,6 +46,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache:
+    """Where the images of an output folder lie; ``progress`` is told while some are rendered."""
+    return Cache(Path(output_dir).resolve() / "cache", progress)
+
+
 @dataclass
 class Session:
     """An ensemble of one or several points (which share all but gamma, learning rate and seeds) in its world."""
@@ -50,34 +58,39 @@ class Session:
     points: list[RunConfig]
     ensemble: Ensemble
     state: State
+    cache: Cache  # of images
     stopped: set[int] = field(default_factory=set)  # points that a study's scheduler has stopped
 
     @classmethod
-    def start(cls, points: list[RunConfig], device: torch.device) -> Session:
-        """A session whose members stand at their random starts."""
+    def start(cls, points: list[RunConfig], device: torch.device, cache: Cache | None = None) -> Session:
+        """A session whose members stand at their random starts. Images are in ``cache``; by default in that of the
+        points' own output.
+        """
         members = ensemble(points, device)
-        return cls(points, members, initial_state(members))
+        return cls(points, members, initial_state(members), cache or cache_of(points[0].output_dir))
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Session:
+    def load(cls, path: Path, device: torch.device, cache: Cache | None = None) -> Session:
         """The session that :meth:`save` wrote; it goes on to the same numbers. Raises UserError for a bad file."""
         content = checkpoint.load(path)
         if content["kind"] != "ensemble":
             raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
-        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device)
+        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device, cache)
         session.state = from_plain(content["state"], device)
         session.stopped = set(content.get("stopped", ()))
         return session
 
     @classmethod
-    def resume(cls, path: Path, points: list[RunConfig], device: torch.device) -> Session | None:
+    def resume(
+        cls, path: Path, points: list[RunConfig], device: torch.device, cache: Cache | None = None
+    ) -> Session | None:
         """The session that was saved last at ``path``, or before it where that file is damaged; None without any, or
         where it is of other points.
         """
         newest = checkpoint.SEAL.newest(path)
         if newest is None:
             return None
-        session = cls.load(newest, device)
+        session = cls.load(newest, device, cache or cache_of(points[0].output_dir))
         same = [_trains(point) for point in session.points] == [_trains(point) for point in points]
         return session if same else None
 
@@ -85,7 +98,7 @@ class Session:
     def data(self) -> dataset.Dataset:
         """Its world; made when it is first asked for, since curves and best states need none."""
         points, members = self.points, self.ensemble
-        return dataset.make(points[0].data, members.worlds, members.dtype, members.device)
+        return dataset.make(points[0].data, members.worlds, members.dtype, members.device, self.cache)
 
     def save(self, path: Path, keep: bool = False) -> None:
         """Write all that is needed to go on, and both best states of every member; see :func:`checkpoint.save`."""
@@ -105,7 +118,10 @@ class Session:
         self, split: str, weights: torch.Tensor, rows: torch.Tensor, stage: Stage = "validation"
     ) -> dict[str, torch.Tensor]:
         """``SPLIT/METRIC`` of the members in ``rows``, at the given weights; the later the stage, the more."""
-        values = evaluate(self.ensemble, weights, rows, getattr(self.data, split), stage)
+        points = getattr(self.data, split)
+        if split == "val":
+            points = shortened(points, self.points[0].data.observed)
+        values = evaluate(self.ensemble, weights, rows, points, stage)
         return {f"{split}/{name}": value for name, value in values.items()}
 
     @property
@@ -231,6 +247,14 @@ class Session:
         weights = self.state.best[self.criteria[0]].weights
         return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
 
+    def gallery(self, best: int, flat: torch.Tensor | None = None) -> Gallery:
+        """Images of the validation split under the members, and traversals of the ``best``-th one's latents; at the
+        weights ``flat``, by default their best states (first criterion). Only where observations are images.
+        """
+        rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
+        weights = self.state.best[self.criteria[0]].weights if flat is None else flat
+        return gallery(self.ensemble, weights, rows, self.data.val, best)
+
     def partial_record(self, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
         """What is known of one point while it trains: no members yet."""
         rows, (score, *others) = self.history_rows(point, trial), self.scores(objectives)[point]
@@ -258,9 +282,19 @@ def _trains(point: RunConfig) -> tuple[object, ...]:
     return point.data, point.model, training, point.members
 
 
-def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> tuple[Outcome, Session]:
-    """Train one point's members here, without Ray; ``notify`` is told of each epoch. The folder has a checkpoint after
-    each validation, the tables and the champion; the tracker has the run with one trial.
+def render(config: RunConfig, rendering: Rendering | None) -> None:
+    """Put the images of a point's worlds into the cache; ``rendering`` is told of those that are not there yet."""
+    if isinstance(config.data.mixing, SpritesMixing):
+        worlds = config.members.data.seed or (config.data.seed,)
+        dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
+
+
+def run_point(
+    config: RunConfig, notify: Callable[[Session, Progress], None], rendering: Rendering | None = None
+) -> tuple[Outcome, Session]:
+    """Train one point's members here, without Ray; ``notify`` is told of each epoch, and ``rendering`` of images that
+    are not in the cache. The folder has a checkpoint after each validation, the tables and the champion; the tracker
+    has the run with one trial.
 
     Raises:
         UserError: a mistake in the configuration, or nothing can be resumed.
@@ -270,6 +304,7 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     torch.set_num_threads(config.training.threads)
     home = reopen(config, "runs", "train") if config.resume else None
     tracker = tracker_of(config, "train")
+    render(config, rendering)  # before the folder is made: it may be too large
     home = home or create(config, "runs", config.name or "train")
     state = home.path / "checkpoint.pt"
     session = Session.resume(state, [config], device) or Session.start([config], device)
@@ -283,6 +318,7 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
             notify(session, progress)
     except BaseException:
         outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
+        outcome.close(finished=False)
         raise
     if not outcome.has(0):
         session.save(state, keep=True)
@@ -292,8 +328,11 @@ def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) ->
     return outcome, session
 
 
-def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split.
+def evaluate_checkpoint(
+    config: EvaluateConfig, rendering: Rendering | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split;
+    ``rendering`` is told of images that are not in the cache.
 
     Returns:
         A row per member, with its axes and the gamma of its point; and the metrics that can't be had, with the reason.
@@ -303,13 +342,11 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
     """
     load_plugins(config.plugins)
     path = locate(config.checkpoint, config)
-    content = checkpoint.load(path)
-    if content["kind"] == "model":
-        model = checkpoint.load_member(path)
-        session = Session.start([model.config], torch.device("cpu"))
-        flat = torch.cat([weight.flatten() for weight in model.weights.values()])[None]
+    cache = cache_of(config.output_dir, rendering)
+    if checkpoint.load(path)["kind"] == "model":
+        session, flat = model_session(path, cache)
     else:
-        session = Session.load(path, torch.device("cpu"))
+        session = Session.load(path, torch.device("cpu"), cache)
         require(
             config.select is None or config.select in session.criteria,
             f"select is one of the best states' criteria, {', '.join(session.criteria)}",
@@ -317,7 +354,7 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
             "leave select at null",
         )
         flat = session.state.best[config.select or session.criteria[0]].weights
-    values = session.evaluate(config.split, flat.detach(), torch.arange(len(flat)), "probes")
+    values = session.evaluate(config.split, flat, torch.arange(len(flat)), "probes")
     axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
     frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
     return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, "probes")
@@ -333,7 +370,7 @@ def crown(outcome: Outcome, count: int = 5) -> None:
         criterion = chosen_by(row)
         model = outcome.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
         about = {"trial": record.number, "score": record.score, "folder": outcome.folder.name}
-        session = Session.load(path, torch.device("cpu"))
+        session = Session.load(path, torch.device("cpu"), cache_of(outcome.folder.parent.parent))
         member = session.members_of(point)[record.members.index(row)]
         session.save_best(model, member, criterion, about)
         suffix = f" at {COLUMNS[criterion]}"
@@ -343,11 +380,18 @@ def crown(outcome: Outcome, count: int = 5) -> None:
             outcome.champion = address
 
 
+def model_session(path: Path, cache: Cache) -> tuple[Session, torch.Tensor]:
+    """An ensemble of one in the world of a stored model, and that model's weights as its own are laid out."""
+    model = checkpoint.load_member(path)
+    session = Session.start([model.config], torch.device("cpu"), cache)
+    return session, torch.cat([weight.detach().flatten() for weight in model.weights.values()])[None]
+
+
 def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
     """The model behind a file's path, a run's or study's folder (its champion), or an MLflow address.
 
     Args:
-        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID/…``.
+        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID``.
         output_dir: where the tracking database lies, unless MLFLOW_TRACKING_URI says otherwise.
 
     Returns:

@@ -13,11 +13,13 @@ from typing import Any
 import optuna
 import pytest
 
-from imavae.config import StudyConfig, Tracking, study_config
+from imavae.config import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
 from imavae.outcome import Outcome
+from imavae.run import Session, run_point
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
+from imavae.training.loop import Progress
 
 GAMMA = {"type": "float", "low": 1.0, "high": 300.0, "log": True}
 LAYERS = {"type": "choice", "values": [2, 3]}
@@ -48,7 +50,7 @@ def run(settings: StudyConfig, until: Callable[[Snapshot], bool] = lambda _: Fal
         if until(snapshot):
             raise KeyboardInterrupt
 
-    outcome = run_study(dataclasses.replace(settings, **other), watch, said.append)
+    outcome = run_study(dataclasses.replace(settings, **other), watch, say=said.append)
     outcome.close(finished=outcome.interrupted is None)
     return outcome
 
@@ -158,3 +160,28 @@ def test_a_grid_goes_on_in_the_packs_that_it_began_with(tmp_path: Path) -> None:
     files = sorted(path.name for path in (second.folder / "checkpoints").glob("*.pt"))
     assert files == ["ensemble-000.pt", "ensemble-003.pt"] or len(files) == 2
     assert second.trials["trial"].tolist() == list(range(6))
+
+
+def test_a_run_goes_on_too(tmp_path: Path) -> None:
+    settings = base_of(config(tmp_path, training={"max_epochs": 6, "validate_every": 2, "patience": 9}))
+    epochs: list[int] = []
+
+    def note(session: Session, progress: Progress) -> None:  # noqa: ARG001
+        epochs.append(progress.epoch)
+
+    def break_off(session: Session, progress: Progress) -> None:  # noqa: ARG001
+        if progress.epoch == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_point(settings, break_off)
+    epochs: list[int] = []
+    resumed, _ = run_point(
+        dataclasses.replace(settings, resume=True), lambda _, progress: epochs.append(progress.epoch)
+    )
+    assert resumed.folder.name == "train-2"
+    assert epochs == [5, 6]
+    assert tables(resumed) == tables(whole)
+    resumed.close(finished=True)
+    again, _ = run_point(dataclasses.replace(settings, resume=True, name="train-2"), break_off)
+    assert tables(again) == tables(whole)

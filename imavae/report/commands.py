@@ -15,7 +15,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
 from imavae.config_encode import EncodeConfig
 from imavae.errors import Interrupted
-from imavae.report.display import Display, clock
+from imavae.families import SpritesMixing
+from imavae.report.display import Display, RenderingBar, clock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
+    from imavae.outcome import best_place
     from imavae.report.figures import solo_figures
+    from imavae.report.gallery import image_figures
     from imavae.report.portrait import run_figures
     from imavae.report.tables import member_table
     from imavae.run import run_point
@@ -43,7 +46,8 @@ def train(config: RunConfig) -> None:
         bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
 
     try:
-        outcome, session = run_point(config, notify)
+        with RenderingBar(console) as images:
+            outcome, session = run_point(config, notify, images.update)
     except Interrupted:
         bar.stop()
         _say_how_to_go_on(console, config.name)
@@ -54,7 +58,11 @@ def train(config: RunConfig) -> None:
     folder, history = outcome.folder / "figures", outcome.history
     if len(history):
         names, portrait = session.portrait()
-        figures = solo_figures(history, folder) + run_figures(portrait, names, history, folder)
+        factors = [factor.name for factor in config.data.factors]
+        figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
+        if session.data.val.images is not None:
+            best = best_place(outcome.records[0])
+            figures += image_figures(session.gallery(best), names, best, folder)
     _finish(outcome, figures)
     console.print(member_table(outcome.members))
     _addresses(console, outcome, config)
@@ -76,12 +84,12 @@ def tune(config: StudyConfig) -> None:
     console = Console()
     start = time.monotonic()
     with Display(console) as display:
-        outcome = run_study(config, display.update, display.say)
+        outcome = run_study(config, display.update, display.rendered, display.say)
     trials = outcome.trials
     keys = [parameter.key for parameter in parameters if parameter.key in trials]  # some condition may never have held
     try:
         if outcome.interrupted is None:
-            figures, metrics = _concluded(outcome, keys)
+            figures, metrics = _concluded(config, outcome, keys)
             seconds = time.monotonic() - start
             _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
         else:
@@ -118,7 +126,7 @@ def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
         console.print(line, highlight=False)
 
 
-def _concluded(outcome: Outcome, keys: list[str]) -> tuple[list[Path], dict[str, float]]:
+def _concluded(config: StudyConfig, outcome: Outcome, keys: list[str]) -> tuple[list[Path], dict[str, float]]:
     """Crown the champion and draw the figures of a study that has come to its end; its three numbers are metrics."""
     from imavae.report.figures import study_figures
     from imavae.report.tables import chosen_numbers
@@ -127,6 +135,8 @@ def _concluded(outcome: Outcome, keys: list[str]) -> tuple[list[Path], dict[str,
     crown(outcome)
     folder = outcome.folder / "figures"
     figures = study_figures(outcome.members, outcome.trials, keys, outcome.objective, folder)
+    if isinstance(config.data.mixing, SpritesMixing):
+        figures += _champions_images(outcome.folder, config.output_dir)
     return figures, chosen_numbers(_winner(outcome))
 
 
@@ -148,7 +158,8 @@ def evaluate(config: EvaluateConfig) -> None:
     from imavae.run import evaluate_checkpoint
 
     console = Console()
-    values, reasons = evaluate_checkpoint(config)
+    with RenderingBar(console) as images:
+        values, reasons = evaluate_checkpoint(config, images.update)
     console.print(metric_table(values, config.checkpoint))
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)
@@ -179,6 +190,14 @@ def encode(config: EncodeConfig) -> None:
         highlight=False,
     )
     console.print(f"latents   {Path(config.out).resolve()}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _champions_images(folder: Path, output_dir: str) -> list[Path]:
+    from imavae.report.gallery import image_figures
+    from imavae.run import cache_of, model_session
+
+    session, flat = model_session(folder / "champion.pt", cache_of(output_dir))
+    return image_figures(session.gallery(0, flat), ["champion"], 0, folder / "figures")
 
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:

@@ -11,11 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from imavae.config import StudyConfig, base_of
+from imavae.data.cache import Progress as Rendering
 from imavae.errors import Interrupted, UserError, require
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
 from imavae.outcome import Outcome, tracker_of
 from imavae.records import create, reopen
+from imavae.run import render
 from imavae.search import cluster, space
 from imavae.search.progress import Snapshot
 from imavae.search.recorder import RETRIES, Recorder
@@ -75,12 +77,18 @@ def packs_of(
     return start_packs(base, points, parameters, limit or 1)
 
 
-def run_study(config: StudyConfig, notify: Callable[[Snapshot], None], say: Callable[[str], None] = print) -> Outcome:
+def run_study(
+    config: StudyConfig,
+    notify: Callable[[Snapshot], None],
+    rendering: Rendering | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
     """Run a study to its end, or until it is interrupted, or go on with one that was broken off.
 
     Args:
         config: all about it; with ``resume`` it must ask what the earlier one was asked.
         notify: is told where it stands, about once a second.
+        rendering: is told of images that are not in the cache.
         say: is told what was found damaged on resuming, and what became of it.
 
     Raises:
@@ -94,6 +102,8 @@ def run_study(config: StudyConfig, notify: Callable[[Snapshot], None], say: Call
         opened = beside.submit(tracker_of, config, config.study)  # it and Ray take seconds each to start
         with cluster.running(config.cluster) as slots:
             tracker = opened.result()
+            if not any(parameter.key.startswith("data.") for parameter in parameters):
+                render(base_of(config), rendering)  # here, once: workers would all begin with it
             home = home or create(config, "studies", config.name or name)
             outcome = Outcome.start(config, home, tracker, config.objective)
             return _run(config, lambda: _Plan.of(config, parameters, points, outcome, slots), outcome, notify, say)
@@ -194,10 +204,12 @@ def _run(
         with suppress(Exception):
             recorder.close()  # what had finished is written, whatever happened
         outcome.tracker.finish("failed", {}, [])  # else the page would show it as running for ever
+        outcome.close(finished=False)
         raise
     outcome.write_tables()
     if not outcome.ranked() and not outcome.interrupted:
         outcome.tracker.finish("failed", {}, [])
+        outcome.close(finished=False)
         reason = next(iter(recorder.failures), "nothing was trained")
         raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
     return outcome

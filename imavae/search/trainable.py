@@ -24,7 +24,8 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
 
     ``config`` has ``points``, a list of (number, point); a point is dotted keys and their values. Each report has every
     point's scores, its members that are still training, the epoch and the work done so far. What the driver makes of
-    it, the note in the study's ``folder``, is obeyed before training goes on.
+    it, the note in the study's ``folder``, is obeyed before training goes on. Images are in the cache of the output
+    folder above, whatever a worker's current directory is.
     """
     import ray
     import torch
@@ -32,7 +33,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
 
     from imavae.config import Objective, run_config, with_values
     from imavae.files import one_at_a_time
-    from imavae.run import Session, resolve_device
+    from imavae.run import Session, cache_of, resolve_device
     from imavae.search.stopping import note_of, read_note
 
     shared = run_config(base)
@@ -42,6 +43,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
     note, place = note_of(Path(folder), min(numbers)), place_of(Path(folder), min(numbers))
     points = [with_values(shared, values) for _, values in config["points"]]
     device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
+    cache = cache_of(Path(folder).parent.parent)
     done = {"member_steps": 0, "train_seconds": 0.0, "validate_seconds": 0.0}
 
     def report(session: Session) -> None:
@@ -57,7 +59,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
                 session.stop(numbers.index(number))
 
     with one_at_a_time(lock_of(place)):
-        session = Session.resume(place, points, device) or Session.start(points, device)
+        session = Session.resume(place, points, device, cache) or Session.start(points, device, cache)
         obey(session)  # a restored state is that from before the driver's decision
         progress = None
         for progress in session.train():
