@@ -140,11 +140,11 @@ def open_client(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):  # MLflow may have been imported before the variables were set
         logging.getLogger(name).setLevel(logging.ERROR)
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     path = database_file(uri)
-    # A new database's tables are made by whoever asks first; two at a time would get in each other's way.
+    # A new database's tables are made by whoever opens it first; two at a time would get in each other's way.
     alone = nullcontext() if path is None else one_at_a_time(path.with_name(f".{path.name}.lock"))
     with alone, mlflow_errors(lambda error: _unreachable(uri, error)):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     return client
 

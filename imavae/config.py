@@ -20,8 +20,10 @@ from imavae.config_data import Data as Data
 from imavae.config_data import with_file
 from imavae.errors import known, require
 from imavae.families import (
+    MIXINGS,
     NETWORK_NAMES,
     PRIORS,
+    SOURCES,
     PriorSettings,
     Settings,
     UniformPrior,
@@ -30,6 +32,7 @@ from imavae.families import (
 )
 from imavae.mapping import build, chosen_from, merged, split_constants, to_mapping
 
+VARIANT_NAMES = {f"{registry.what}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose a variant
 Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
 
 
@@ -404,12 +407,17 @@ def base_of(config: StudyConfig) -> RunConfig:
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
-    """A run configuration with some dotted keys (``model.gamma``) set to other values, all rules checked again."""
+    """A run configuration with some dotted keys (``model.gamma``) set to other values, all rules checked again.
+
+    Another variant (``model.prior.name``) comes with its own defaults, as when it is chosen by its group.
+    """
     mapping = to_mapping(config)
-    for key, value in values.items():
+    for key, value in sorted(values.items(), key=lambda item: item[0] not in VARIANT_NAMES):  # these first
         *path, leaf = key.split(".")
         node = mapping
         for part in path:
             node = node[part]
+        if key in VARIANT_NAMES and node[leaf] != value:
+            node.clear()
         node[leaf] = value
     return run_config(mapping)

@@ -58,7 +58,7 @@ class Session:
     points: list[RunConfig]
     ensemble: Ensemble
     state: State
-    cache: Cache  # of images
+    cache: Cache  # where its images lie, if its observations are images
     stopped: set[int] = field(default_factory=set)  # points that a study's scheduler has stopped
 
     @classmethod
@@ -90,7 +90,7 @@ class Session:
         newest = checkpoint.SEAL.newest(path)
         if newest is None:
             return None
-        session = cls.load(newest, device, cache or cache_of(points[0].output_dir))
+        session = cls.load(newest, device, cache)
         same = [_trains(point) for point in session.points] == [_trains(point) for point in points]
         return session if same else None
 
@@ -276,17 +276,17 @@ class Session:
         checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling)
 
 
-def _trains(point: RunConfig) -> tuple[object, ...]:
-    """What decides a point's numbers; where it runs does not."""
-    training = dataclasses.replace(point.training, threads=1, device="auto")
-    return point.data, point.model, training, point.members
-
-
 def render(config: RunConfig, rendering: Rendering | None) -> None:
     """Put the images of a point's worlds into the cache; ``rendering`` is told of those that are not there yet."""
     if isinstance(config.data.mixing, SpritesMixing):
         worlds = config.members.data.seed or (config.data.seed,)
         dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
+
+
+def _trains(point: RunConfig) -> tuple[object, ...]:
+    """What decides a point's numbers; where it runs does not."""
+    training = dataclasses.replace(point.training, threads=1, device="auto")
+    return point.data, point.model, training, point.members
 
 
 def run_point(
@@ -304,10 +304,10 @@ def run_point(
     torch.set_num_threads(config.training.threads)
     home = reopen(config, "runs", "train") if config.resume else None
     tracker = tracker_of(config, "train")
-    render(config, rendering)  # before the folder is made: it may be too large
+    render(config, rendering)  # before the folder is made: there may be no room for it
     home = home or create(config, "runs", config.name or "train")
-    state = home.path / "checkpoint.pt"
-    session = Session.resume(state, [config], device) or Session.start([config], device)
+    state, cache = home.path / "checkpoint.pt", cache_of(config.output_dir)
+    session = Session.resume(state, [config], device, cache) or Session.start([config], device, cache)
     objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
     outcome = Outcome.start(config, home, tracker, objective)
     try:
@@ -360,6 +360,13 @@ def evaluate_checkpoint(
     return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, "probes")
 
 
+def model_session(path: Path, cache: Cache) -> tuple[Session, torch.Tensor]:
+    """An ensemble of one in the world of a stored model, and that model's weights as its own are laid out."""
+    model = checkpoint.load_member(path)
+    session = Session.start([model.config], torch.device("cpu"), cache)
+    return session, torch.cat([weight.detach().flatten() for weight in model.weights.values()])[None]
+
+
 def crown(outcome: Outcome, count: int = 5) -> None:
     """Store the best member of each of the ``count`` best trials as a model; the first of them is the champion."""
     for place, record in enumerate(outcome.ranked()[:count]):
@@ -378,13 +385,6 @@ def crown(outcome: Outcome, count: int = 5) -> None:
         address = outcome.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
         if place == 0:
             outcome.champion = address
-
-
-def model_session(path: Path, cache: Cache) -> tuple[Session, torch.Tensor]:
-    """An ensemble of one in the world of a stored model, and that model's weights as its own are laid out."""
-    model = checkpoint.load_member(path)
-    session = Session.start([model.config], torch.device("cpu"), cache)
-    return session, torch.cat([weight.detach().flatten() for weight in model.weights.values()])[None]
 
 
 def load_model(address: str | Path, output_dir: str = "outputs") -> Model:

@@ -15,11 +15,14 @@ import pytest
 
 import encode
 import evaluate
+import reproduce
 import train
 import tune
 from _launch import ROOT, Command, exit_code, launch, searches
 
-COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND)}
+COMMANDS: dict[str, Command[Any]] = {
+    c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND, reproduce.COMMAND)
+}
 
 
 class Outcome(NamedTuple):

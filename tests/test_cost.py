@@ -108,7 +108,8 @@ def test_the_first_points_are_those_that_the_study_trains(tmp_path: Path, monkey
     """As far as no score decides: here, all of them."""
     monkeypatch.setattr(cost, "estimate", lambda *arguments: arguments)
     settings = config(tmp_path, sampler={"name": "random", "pack": 2}, tracking={"name": "none"}, cluster={"cpus": 1})
-    _, points, packs, slots = study.dry_run(settings)  # type: ignore[misc]
+    estimated: Any = study.dry_run(settings)
+    _, points, packs, slots = estimated
     assert (packs, slots) == ([[0, 1], [2, 3], [4]], 1)
     trained = study.run_study(settings, lambda _: None)
     assert [dict(record.values) for record in trained.sorted()] == points

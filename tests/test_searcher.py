@@ -47,7 +47,7 @@ def started(settings: StudyConfig, name: str = "tiny", resume: bool = False) -> 
 
 def trained(searcher: Searcher, count: int = 1000) -> list[list[tuple[int, Point]]]:
     """The points of the next trials, one trial after the other; a point's score is its number's sine."""
-    packs = []
+    packs: list[list[tuple[int, Point]]] = []
     for _ in range(count):
         suggested = searcher.suggest(f"trial-{len(packs)}")
         if suggested == Searcher.FINISHED:

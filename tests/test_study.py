@@ -180,7 +180,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     study = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db")
     front = [record.number for record in outcome.front(config(tmp_path, further_objectives=further).objectives)]
     assert sorted(front) == sorted(trial.number for trial in study.best_trials)
-    assert front[0] == trials["trial"][trials["score"].idxmax()]
+    assert front[0] == trials["trial"].iloc[int(trials["score"].argmax())]
     metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs_of(tmp_path, "trial")}
     assert [metrics[str(n)]["score cima"] for n in range(6)] == pytest.approx(trials["val/cima"].tolist())
 

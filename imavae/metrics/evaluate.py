@@ -224,6 +224,7 @@ def _metrics(averages: dict[str, Tensor], points: Points, local: Local) -> dict[
         "column_norm_var_points": norms.variance_over_samples,
         "self_consistency": local.log_ratio.mean(1).exp(),
         "self_consistency_batch": local.batch_ratio.mean((1, 2)),
+        "prior_variance": averages["prior_variance"].mean(1),
         "active_units": (spread > 0.01 * averages["prior_variance"]).sum(1),
     }
 

@@ -75,6 +75,8 @@ GLOSSARY = {
     "mse_source": Metric("squared error of the encoded decoding of the sources, per dimension; only where prior and "
                          "source share their support", "min", "mean (μ(g(s)) − s)²"),
     "gamma": Metric("root of the decoder's precision; moves where model.precision is learned or mle", "none", "γ"),
+    "prior_variance": Metric("variance of a latent under the prior; moves where model.prior.parameters is learned",
+                             "none", "mean_k Var p(z_k)"),
     "active_units": Metric("latents in use", "none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}"),
 }  # fmt: skip
 FINAL = ("amari", "conformal_contrast")  # evaluated at a member's best states alone: each costs half a validation

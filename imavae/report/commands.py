@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -17,6 +18,9 @@ from imavae.config_encode import EncodeConfig
 from imavae.errors import Interrupted
 from imavae.families import SpritesMixing
 from imavae.report.display import Display, RenderingBar, clock
+
+SUMMARY = "summary.json"  # in a study's folder: what its run was tracked with
+SELECTION = "selection.csv"  # there, too: what each criterion would choose
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,25 +88,27 @@ def tune(config: StudyConfig) -> None:
     console = Console()
     start = time.monotonic()
     with Display(console) as display:
-        outcome = run_study(config, display.update, display.rendered, display.say)
+        outcome = run_study(config, display.update, display.say, display.rendered)
     trials = outcome.trials
     keys = [parameter.key for parameter in parameters if parameter.key in trials]  # some condition may never have held
     try:
         if outcome.interrupted is None:
-            figures, metrics = _concluded(config, outcome, keys)
-            seconds = time.monotonic() - start
-            _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
+            _conclude(config, outcome, keys, start)
         else:
             _finish(outcome, [])
     except Interrupted as error:
         outcome.interrupted = error
     if outcome.ranked():
+        from imavae.report.selection import choices, selection_table
         from imavae.report.tables import best_trials, chosen_table, front_table
 
         console.print(best_trials(outcome.members, trials, keys, config.objective.mode))
         if config.further_objectives:
             console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
         console.print(chosen_table(_winner(outcome)))
+        chosen = choices(outcome.members, trials, keys)
+        if len(chosen):
+            console.print(selection_table(chosen))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
     console.print(
@@ -126,18 +132,26 @@ def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
         console.print(line, highlight=False)
 
 
-def _concluded(config: StudyConfig, outcome: Outcome, keys: list[str]) -> tuple[list[Path], dict[str, float]]:
-    """Crown the champion and draw the figures of a study that has come to its end; its three numbers are metrics."""
+def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: float) -> None:
+    """Crown the champion of a study that has come to its end, draw its figures, and pass all of it on to the tracker.
+
+    ``start`` is when it began, in seconds of the monotonic clock.
+    """
     from imavae.report.figures import study_figures
+    from imavae.report.selection import choices, selection_metrics
     from imavae.report.tables import chosen_numbers
     from imavae.run import crown
 
     crown(outcome)
     folder = outcome.folder / "figures"
-    figures = study_figures(outcome.members, outcome.trials, keys, outcome.objective, folder)
+    members, trials = outcome.members, outcome.trials
+    figures = study_figures(members, trials, keys, outcome.objective, folder)
     if isinstance(config.data.mixing, SpritesMixing):
         figures += _champions_images(outcome.folder, config.output_dir)
-    return figures, chosen_numbers(_winner(outcome))
+    chosen = choices(members, trials, keys)
+    metrics = chosen_numbers(_winner(outcome)) | selection_metrics(chosen)
+    metrics |= {"seconds": time.monotonic() - start, "seconds/training": outcome.work_seconds}
+    _finish(outcome, figures + _kept(outcome.folder, metrics, chosen), metrics)
 
 
 def _winner(outcome: Outcome) -> pd.DataFrame:
@@ -198,6 +212,17 @@ def _champions_images(folder: Path, output_dir: str) -> list[Path]:
 
     session, flat = model_session(folder / "champion.pt", cache_of(output_dir))
     return image_figures(session.gallery(0, flat), ["champion"], 0, folder / "figures")
+
+
+def _kept(folder: Path, metrics: dict[str, float], chosen: pd.DataFrame) -> list[Path]:
+    """Write what a study's run is tracked with into its folder, too; return the table of choices, if there is one."""
+    from imavae.files import write_text
+
+    write_text(folder / SUMMARY, json.dumps(metrics, indent=1))
+    if not len(chosen):
+        return []
+    write_text(folder / SELECTION, chosen.to_csv(index=False))
+    return [folder / SELECTION]
 
 
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:

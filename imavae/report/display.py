@@ -76,7 +76,7 @@ class Display:
             bar.add_row(Text(_rendered(done, images)), ProgressBar(total=images, completed=done, width=28))
             self._live.update(bar)
         elif done == images:
-            self._say(_rendered(done, images))
+            self.say(_rendered(done, images))
 
     def _news(self, snapshot: Snapshot) -> Iterable[str]:
         """Lines that have not been said yet; each counts as said once it was taken."""

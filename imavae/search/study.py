@@ -80,16 +80,16 @@ def packs_of(
 def run_study(
     config: StudyConfig,
     notify: Callable[[Snapshot], None],
-    rendering: Rendering | None = None,
     say: Callable[[str], None] = print,
+    rendering: Rendering | None = None,
 ) -> Outcome:
     """Run a study to its end, or until it is interrupted, or go on with one that was broken off.
 
     Args:
         config: all about it; with ``resume`` it must ask what the earlier one was asked.
         notify: is told where it stands, about once a second.
-        rendering: is told of images that are not in the cache.
         say: is told what was found damaged on resuming, and what became of it.
+        rendering: is told of images that are not in the cache.
 
     Raises:
         UserError: a mistake in the configuration, an address that can't be reached, nothing that can be resumed, or all

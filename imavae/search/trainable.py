@@ -24,8 +24,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
 
     ``config`` has ``points``, a list of (number, point); a point is dotted keys and their values. Each report has every
     point's scores, its members that are still training, the epoch and the work done so far. What the driver makes of
-    it, the note in the study's ``folder``, is obeyed before training goes on. Images are in the cache of the output
-    folder above, whatever a worker's current directory is.
+    it, the note in the study's ``folder``, is obeyed before training goes on. Images are in the output folder's cache.
     """
     import ray
     import torch
