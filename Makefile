@@ -1,11 +1,14 @@
 # One command each; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup tune ui test check bench
+.PHONY: help setup tune reproduce ui test check bench soak
 
 PYTHON ?= python3
 PORT ?= 5000
 SEARCH ?=
+RESUME ?=
+KILLS ?= 20
+FIGURE ?=
 ARGS ?=
 
 VENV := .venv
@@ -14,7 +17,7 @@ READY := $(VENV)/.ready
 SEARCHES := $(patsubst search_spaces/%.yaml,%,$(sort $(wildcard search_spaces/*.yaml search_spaces/*/*.yaml)))
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY) ## make the environment, .venv; the others do so when it is missing
 
@@ -28,10 +31,13 @@ $(READY): pyproject.toml constraints.txt
 	@echo "ready; to use it by hand: source $(BIN)/activate"
 
 # Without a search it fails at once, before the environment is made.
-tune: $(if $(SEARCH),$(READY)) ## run a study: SEARCH=gamma_uniform, ARGS="budget.trials=4 ..." for any setting
+tune: $(if $(SEARCH),$(READY)) ## run a study: SEARCH=gamma_uniform, RESUME=1 to go on, ARGS="budget.trials=4 ..." for any setting
 	@if [ -z "$(SEARCH)" ]; then \
 		echo "error: SEARCH must name a search space; say make tune SEARCH=NAME, with one of: $(SEARCHES)" >&2; exit 2; fi
-	@$(BIN)/python scripts/tune.py 'search=$(SEARCH)' $(ARGS)
+	@$(BIN)/python scripts/tune.py 'search=$(SEARCH)' $(if $(RESUME),resume=true) $(ARGS)
+
+reproduce: $(READY) ## a figure of the paper beside the published numbers: FIGURE=moebius_gamma; without it, the list
+	@$(BIN)/python scripts/reproduce.py $(if $(FIGURE),'figure=$(FIGURE)') $(ARGS)
 
 ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
 	@$(BIN)/python scripts/ui.py --port $(PORT)
@@ -46,3 +52,6 @@ check: $(READY) ## lint, check the format and the types
 
 bench: $(READY) ## measure the ensemble trainer against the idiomatic loop
 	@$(BIN)/python scripts/bench.py
+
+soak: $(READY) ## kill workers and drivers of studies at random: KILLS=20 of each
+	@$(BIN)/python tests/soak.py kills=$(KILLS)

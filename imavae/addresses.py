@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ import yaml
 
 from imavae.config import Tracking
 from imavae.errors import UserError
+from imavae.files import one_at_a_time
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,8 +140,11 @@ def open_client(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):  # MLflow may have been imported before the variables were set
         logging.getLogger(name).setLevel(logging.ERROR)
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    with mlflow_errors(lambda error: _unreachable(uri, error)):
+    path = database_file(uri)
+    # A new database's tables are made by whoever opens it first; two at a time would get in each other's way.
+    alone = nullcontext() if path is None else one_at_a_time(path.with_name(f".{path.name}.lock"))
+    with alone, mlflow_errors(lambda error: _unreachable(uri, error)):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
     return client
 

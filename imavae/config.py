@@ -20,15 +20,19 @@ from imavae.config_data import Data as Data
 from imavae.config_data import with_file
 from imavae.errors import known, require
 from imavae.families import (
+    MIXINGS,
     NETWORK_NAMES,
     PRIORS,
+    SOURCES,
     PriorSettings,
     Settings,
     UniformPrior,
+    image_side,
     load_plugins,
 )
 from imavae.mapping import build, chosen_from, merged, split_constants, to_mapping
 
+VARIANT_NAMES = {f"{registry.what}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose a variant
 Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
 
 
@@ -49,7 +53,7 @@ class Encoder(Settings):
 class Model(Settings):
     """A VAE: networks, posterior, decoder precision, prior."""
 
-    name: str = "mlp"  # of the network: mlp, or one of your own
+    name: str = "mlp"  # of the network: mlp, conv (of images), or one of your own
     gamma: float = 100.0  # the decoder's precision is gamma squared
     precision: Literal["fixed", "learned", "mle"] = "fixed"  # learned: by gradient; mle: after each epoch; from gamma
     beta: float = 1.0  # weight of the KL divergence in the loss; reported ELBOs have 1
@@ -65,7 +69,7 @@ class Model(Settings):
 
     def __post_init__(self) -> None:
         gamma, factor = self.gamma, self.hidden_factor
-        known(self.name, NETWORK_NAMES, "model.name")
+        known(self.name, sorted(NETWORK_NAMES), "model.name")
         require(0 < gamma < 1e9, "0 < model.gamma < 1e9", f"gamma={gamma}", "gamma² is the decoder's precision")
         require(self.beta > 0, "model.beta > 0", self.beta, "it weighs the KL divergence")
         require(self.n_layers >= 1, "model.n_layers >= 1", self.n_layers, "it counts the linear maps")
@@ -145,6 +149,7 @@ class RunConfig(Settings):
 
     name: str | None = None  # of the run's folder; null: the default name, numbered when taken
     output_dir: str = "outputs"  # all output lies under it
+    resume: bool = False  # go on with what was broken off: the newest of this kind, or that of name
     plugins: tuple[str, ...] = ()  # Python files that register your own mixing, source, prior or network
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
@@ -154,8 +159,8 @@ class RunConfig(Settings):
 
     def __post_init__(self) -> None:
         if self.name is not None:
-            plain = all(c.isalnum() or c in "-_." for c in self.name) and self.name[:1] not in ("", ".", "-")
-            require(plain, "name is a plain folder name", repr(self.name), "use letters, digits, '-', '_' and '.'")
+            got = repr(self.name)
+            require(_plain(self.name), "name is a plain folder name", got, "use letters, digits, '-', '_' and '.'")
         source, prior, (low, high) = self.data.source, self.model.prior, support(self)
         covers = not source.known or (low <= source.support[0] and source.support[1] <= high)
         require(
@@ -171,9 +176,11 @@ class RunConfig(Settings):
             self.data.n_segments,
             "the prior's parameters depend on the segment",
         )
+        if self.model.name == "conv":
+            image_side(self.data.observed)
         if self.model.decoder == "mixing":
             rule, remedy = "model.decoder=mixing needs a known mixing", "say model.decoder=learned"
-            require(self.data.mixing.known, rule, f"an {self.data.mixing.name} one", remedy)
+            require(self.data.mixing.known, rule, f"data.mixing.name={self.data.mixing.name}", remedy)
             require(
                 (low, high) == source.support,
                 "model.decoder=mixing needs a prior on the source's support",
@@ -186,6 +193,11 @@ class RunConfig(Settings):
                 f"members.data.seed={self.members.data.seed}",
                 "set data.seed instead",
             )
+
+
+def _plain(name: str) -> bool:
+    """Whether a folder can be called so, and lies where it seems to."""
+    return all(c.isalnum() or c in "-_." for c in name) and name[:1] not in ("", ".", "-")
 
 
 def support(config: RunConfig) -> tuple[float, float]:
@@ -307,6 +319,7 @@ class Cluster(Settings):
 class StudyConfig(RunConfig):
     """A study: the base that all points share, the space to search and how."""
 
+    dry_run: bool = False  # print the points and what they will cost here, and train none
     study: str = "study"  # what the search is called; so are its MLflow experiment and registered model
     search: dict[str, Any] = field(default_factory=dict)  # nested like this tree; each leaf a mapping with `type`
     objective: Objective = field(default_factory=Objective)
@@ -315,6 +328,13 @@ class StudyConfig(RunConfig):
     scheduler: Scheduler = field(default_factory=Scheduler)
     budget: Budget = field(default_factory=Budget)
     cluster: Cluster = field(default_factory=Cluster)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plain = all(_plain(part) for part in self.study.split("/"))
+        require(plain, "study is plain names between slashes", repr(self.study), "leave it to search=")
+        both = self.dry_run and self.resume
+        require(not both, "dry_run is not for a study that is resumed", "both", "drop one of them")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -381,17 +401,23 @@ def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def base_of(config: StudyConfig) -> RunConfig:
-    """The run configuration that all points of a study share."""
-    return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
+    """The run configuration that all points of a study share, whether it is resumed or not."""
+    shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
+    return RunConfig(**{**shared, "resume": False})
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
-    """A run configuration with some dotted keys (``model.gamma``) set to other values, all rules checked again."""
+    """A run configuration with some dotted keys (``model.gamma``) set to other values, all rules checked again.
+
+    Another variant (``model.prior.name``) comes with its own defaults, as when it is chosen by its group.
+    """
     mapping = to_mapping(config)
-    for key, value in values.items():
+    for key, value in sorted(values.items(), key=lambda item: item[0] not in VARIANT_NAMES):  # these first
         *path, leaf = key.split(".")
         node = mapping
         for part in path:
             node = node[part]
+        if key in VARIANT_NAMES and node[leaf] != value:
+            node.clear()
         node[leaf] = value
     return run_config(mapping)

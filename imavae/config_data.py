@@ -12,6 +12,7 @@ from imavae.errors import require
 from imavae.families import (
     MIXINGS,
     SOURCES,
+    Factor,
     MixingSettings,
     MoebiusMixing,
     Settings,
@@ -32,7 +33,7 @@ class Data(Settings):
     :func:`run_config` reads from the file what is left open (null) of columns, n_obs, dim and n_segments.
     """
 
-    dim: int = 3  # number of sources and of latents; of observed dimensions, too, but for a file
+    dim: int = 3  # number of sources and of latents; of observed dimensions, too, but for a file and for images
     n_obs: int = 60_000  # observations, over all splits
     seed: int = 1  # of the mixing, the sources and the split; all members share them, unless members.data.seed is set
     train: float = 0.7  # share of the observations to train on
@@ -71,7 +72,7 @@ class Data(Settings):
         self.mixing.check(self.dim, self.source)
 
     def _check_file(self) -> None:
-        unknown = not self.mixing.known
+        unknown = isinstance(self.mixing, UnknownMixing)
         require(
             (self.path is not None) == unknown,
             "data.path is set exactly when the mixing is unknown",
@@ -97,7 +98,12 @@ class Data(Settings):
     @property
     def observed(self) -> int:
         """Number of observed dimensions, at least that of latents."""
-        return self.dim if self.columns is None else len(self.columns)
+        return self.mixing.observed(self.dim) if self.columns is None else len(self.columns)
+
+    @property
+    def factors(self) -> tuple[Factor, ...]:
+        """What each source stands for."""
+        return self.mixing.factors_of(self.dim)
 
     @property
     def has_sources(self) -> bool:

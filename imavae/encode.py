@@ -21,12 +21,11 @@ from torch import Tensor
 from imavae.config_encode import EncodeConfig
 from imavae.data import files
 from imavae.errors import require
-from imavae.families import load_plugins
+from imavae.families import SpritesMixing, load_plugins
 from imavae.model.export import Model
 from imavae.run import locate
 from imavae.training.checkpoint import load_member
-
-CHUNK = 2048  # rows that go through the networks at once: their activations stay in the processor's cache
+from imavae.training.ensemble import evaluated
 
 
 class Encoded(NamedTuple):
@@ -44,7 +43,7 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
 
     Raises:
         UserError: a bad checkpoint, a file without the model's columns (known before anything is written), or a value
-            in it that is not a finite number.
+            in it that is not a finite number, or of an image not in [0, 1].
     """
     load_plugins(config.plugins)
     table = files.open_table(config.data.path)
@@ -59,6 +58,9 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
     try:
         with _writer(aside, out.suffix, schema) as writer:
             for block in files.blocks(table, columns):
+                if isinstance(model.config.data.mixing, SpritesMixing):
+                    proper, remedy = bool(block.min() >= 0 and block.max() <= 1), "divide bytes by 255"
+                    require(proper, "images are numbers in [0, 1]", f"others in {table.path}", remedy)
                 values = encoded(model, torch.from_numpy(block))
                 writer.write_batch(pa.record_batch([pa.array(row) for row in values.numpy()], schema))
                 rows, total = rows + values.shape[1], total + float(values[-1].double().sum())
@@ -76,7 +78,8 @@ def encoded(model: Model, x: Float[Tensor, "o n"]) -> Float[Tensor, "r n"]:
     architecture, weights, dim = model.architecture, model.weights, model.config.data.dim
     standard = ((x - model.column_mean[:, None]) / model.column_std[:, None]).to(next(model.parameters()).dtype)
     result = standard.new_empty(2 * dim + 1, x.shape[1])
-    for part, into in zip(torch.split(standard, CHUNK, 1), torch.split(result, CHUNK, 1), strict=True):
+    size = 2 * evaluated(len(x))  # rows at once: their activations stay in the processor's cache
+    for part, into in zip(torch.split(standard, size, 1), torch.split(result, size, 1), strict=True):
         q = architecture.posterior(weights, part[None])
         location = architecture.prior.latent(q.mean)
         into[:dim] = location[0]

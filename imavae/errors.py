@@ -23,3 +23,12 @@ def known(value: str, valid: Iterable[str], what: str) -> None:
         near = difflib.get_close_matches(value, valid, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(valid)}"
         raise UserError(f"`{what}` must be one of {', '.join(valid)}, but got {value!r}; {hint}")
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, raised wherever the main thread is; see signals.py."""
+
+    def __init__(self, number: int) -> None:
+        """Take the signal's number; by convention the exit code is 128 more."""
+        super().__init__(number)
+        self.code = 128 + number

@@ -1,14 +1,13 @@
 """From a configuration to trained, evaluated, tracked and saved members: what a trial and a solo run have in common.
 
-A :class:`Session` is an ensemble in its world, which trains, scores itself and is saved and restored whole. The
-:class:`Outcome` of a run or study holds its trials' records, writes its tables and picks the champion.
+A :class:`Session` is an ensemble in its world, which trains, scores itself and is saved and restored whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,25 +16,27 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from imavae.config import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
 from imavae.config_encode import EncodeConfig
 from imavae.data import dataset
+from imavae.data.cache import Cache
+from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require
-from imavae.families import load_plugins
+from imavae.families import SpritesMixing, load_plugins
 from imavae.mapping import to_mapping
-from imavae.metrics.evaluate import evaluate
+from imavae.metrics.evaluate import evaluate, shortened
+from imavae.metrics.gallery import Gallery, gallery
 from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
 from imavae.metrics.portrait import Portrait, portrait
 from imavae.model.export import Model
-from imavae.model.vae import GAMMA
-from imavae.tracking import Row, Tracker, TrialRecord, Value, fetch_model, member_name, open_tracker
+from imavae.model.vae import GAMMA, torch_dtype
+from imavae.outcome import COLUMNS, Outcome, best_member, chosen_by, tracker_of
+from imavae.records import create, reopen
+from imavae.tracking import Row, TrialRecord, Value, fetch_model, member_name
 from imavae.training import checkpoint
-from imavae.training.ensemble import CRITERIA, Ensemble, State, ensemble, from_plain, initial_state, to_plain
+from imavae.training.ensemble import Ensemble, State, ensemble, from_plain, initial_state, to_plain
 from imavae.training.loop import Progress, freeze, train
-
-COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called
 
 
 def resolve_device(name: str) -> torch.device:
@@ -45,6 +46,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache:
+    """Where the images of an output folder lie; ``progress`` is told while some are rendered."""
+    return Cache(Path(output_dir).resolve() / "cache", progress)
+
+
 @dataclass
 class Session:
     """An ensemble of one or several points (which share all but gamma, learning rate and seeds) in its world."""
@@ -52,32 +58,53 @@ class Session:
     points: list[RunConfig]
     ensemble: Ensemble
     state: State
-    data: dataset.Dataset
+    cache: Cache  # where its images lie, if its observations are images
     stopped: set[int] = field(default_factory=set)  # points that a study's scheduler has stopped
 
     @classmethod
-    def start(cls, points: list[RunConfig], device: torch.device) -> Session:
-        """A session whose members stand at their random starts."""
+    def start(cls, points: list[RunConfig], device: torch.device, cache: Cache | None = None) -> Session:
+        """A session whose members stand at their random starts. Images are in ``cache``; by default in that of the
+        points' own output.
+        """
         members = ensemble(points, device)
-        data = dataset.make(points[0].data, members.worlds, members.dtype, device)
-        return cls(points, members, initial_state(members), data)
+        return cls(points, members, initial_state(members), cache or cache_of(points[0].output_dir))
 
     @classmethod
-    def load(cls, path: Path, device: torch.device) -> Session:
+    def load(cls, path: Path, device: torch.device, cache: Cache | None = None) -> Session:
         """The session that :meth:`save` wrote; it goes on to the same numbers. Raises UserError for a bad file."""
         content = checkpoint.load(path)
         if content["kind"] != "ensemble":
             raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
-        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device)
+        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device, cache)
         session.state = from_plain(content["state"], device)
         session.stopped = set(content.get("stopped", ()))
         return session
 
-    def save(self, path: Path) -> None:
-        """Write all that is needed to go on, and both best states of every member."""
+    @classmethod
+    def resume(
+        cls, path: Path, points: list[RunConfig], device: torch.device, cache: Cache | None = None
+    ) -> Session | None:
+        """The session that was saved last at ``path``, or before it where that file is damaged; None without any, or
+        where it is of other points.
+        """
+        newest = checkpoint.SEAL.newest(path)
+        if newest is None:
+            return None
+        session = cls.load(newest, device, cache)
+        same = [_trains(point) for point in session.points] == [_trains(point) for point in points]
+        return session if same else None
+
+    @functools.cached_property
+    def data(self) -> dataset.Dataset:
+        """Its world; made when it is first asked for, since curves and best states need none."""
+        points, members = self.points, self.ensemble
+        return dataset.make(points[0].data, members.worlds, members.dtype, members.device, self.cache)
+
+    def save(self, path: Path, keep: bool = False) -> None:
+        """Write all that is needed to go on, and both best states of every member; see :func:`checkpoint.save`."""
         points = [to_mapping(point) for point in self.points]
         content = {"points": points, "state": to_plain(self.state), "stopped": sorted(self.stopped)}
-        checkpoint.save(path, "ensemble", content)
+        checkpoint.save(path, "ensemble", content, keep)
 
     def train(self) -> Iterator[Progress]:
         """Train until every member has stopped; yields after each epoch."""
@@ -91,7 +118,10 @@ class Session:
         self, split: str, weights: torch.Tensor, rows: torch.Tensor, stage: Stage = "validation"
     ) -> dict[str, torch.Tensor]:
         """``SPLIT/METRIC`` of the members in ``rows``, at the given weights; the later the stage, the more."""
-        values = evaluate(self.ensemble, weights, rows, getattr(self.data, split), stage)
+        points = getattr(self.data, split)
+        if split == "val":
+            points = shortened(points, self.points[0].data.observed)
+        values = evaluate(self.ensemble, weights, rows, points, stage)
         return {f"{split}/{name}": value for name, value in values.items()}
 
     @property
@@ -217,6 +247,14 @@ class Session:
         weights = self.state.best[self.criteria[0]].weights
         return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
 
+    def gallery(self, best: int, flat: torch.Tensor | None = None) -> Gallery:
+        """Images of the validation split under the members, and traversals of the ``best``-th one's latents; at the
+        weights ``flat``, by default their best states (first criterion). Only where observations are images.
+        """
+        rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
+        weights = self.state.best[self.criteria[0]].weights if flat is None else flat
+        return gallery(self.ensemble, weights, rows, self.data.val, best)
+
     def partial_record(self, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
         """What is known of one point while it trains: no members yet."""
         rows, (score, *others) = self.history_rows(point, trial), self.scores(objectives)[point]
@@ -238,34 +276,63 @@ class Session:
         checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling)
 
 
-def run_point(config: RunConfig, notify: Callable[[Session, Progress], None]) -> tuple[Outcome, Session]:
-    """Train one point's members here, without Ray; ``notify`` is told of each epoch. The folder has a checkpoint after
-    each validation, the tables and the champion; the tracker has the run with one trial.
+def render(config: RunConfig, rendering: Rendering | None) -> None:
+    """Put the images of a point's worlds into the cache; ``rendering`` is told of those that are not there yet."""
+    if isinstance(config.data.mixing, SpritesMixing):
+        worlds = config.members.data.seed or (config.data.seed,)
+        dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
+
+
+def _trains(point: RunConfig) -> tuple[object, ...]:
+    """What decides a point's numbers; where it runs does not."""
+    training = dataclasses.replace(point.training, threads=1, device="auto")
+    return point.data, point.model, training, point.members
+
+
+def run_point(
+    config: RunConfig, notify: Callable[[Session, Progress], None], rendering: Rendering | None = None
+) -> tuple[Outcome, Session]:
+    """Train one point's members here, without Ray; ``notify`` is told of each epoch, and ``rendering`` of images that
+    are not in the cache. The folder has a checkpoint after each validation, the tables and the champion; the tracker
+    has the run with one trial.
+
+    Raises:
+        UserError: a mistake in the configuration, or nothing can be resumed.
+        Interrupted: the run can be resumed from its last validation.
     """
     device = resolve_device(config.training.device)
     torch.set_num_threads(config.training.threads)
+    home = reopen(config, "runs", "train") if config.resume else None
     tracker = tracker_of(config, "train")
-    session = Session.start([config], device)
+    render(config, rendering)  # before the folder is made: there may be no room for it
+    home = home or create(config, "runs", config.name or "train")
+    state, cache = home.path / "checkpoint.pt", cache_of(config.output_dir)
+    session = Session.resume(state, [config], device, cache) or Session.start([config], device, cache)
     objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
-    outcome = Outcome.start(config, "runs", "train", tracker, objective)
-    state = outcome.folder / "checkpoint.pt"
+    outcome = Outcome.start(config, home, tracker, objective)
     try:
         for progress in session.train():
             if progress.validated:
-                session.save(state)
+                session.save(state, keep=True)
                 outcome.tracker.progress(session.partial_record(0, 0, {}, [outcome.objective]))
             notify(session, progress)
     except BaseException:
         outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
+        outcome.close(finished=False)
         raise
-    session.save(state)
-    outcome.add(session.record(0, 0, {}, [outcome.objective]), state, 0)
-    outcome.crown()
+    if not outcome.has(0):
+        session.save(state, keep=True)
+        outcome.add(session.record(0, 0, {}, [outcome.objective]), state, 0)
+    outcome.write_tables()
+    crown(outcome)
     return outcome, session
 
 
-def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split.
+def evaluate_checkpoint(
+    config: EvaluateConfig, rendering: Rendering | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Every metric of a stored model, or of each member of a stored ensemble at its best state, on one split;
+    ``rendering`` is told of images that are not in the cache.
 
     Returns:
         A row per member, with its axes and the gamma of its point; and the metrics that can't be had, with the reason.
@@ -275,13 +342,11 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
     """
     load_plugins(config.plugins)
     path = locate(config.checkpoint, config)
-    content = checkpoint.load(path)
-    if content["kind"] == "model":
-        model = checkpoint.load_member(path)
-        session = Session.start([model.config], torch.device("cpu"))
-        flat = torch.cat([weight.flatten() for weight in model.weights.values()])[None]
+    cache = cache_of(config.output_dir, rendering)
+    if checkpoint.load(path)["kind"] == "model":
+        session, flat = model_session(path, cache)
     else:
-        session = Session.load(path, torch.device("cpu"))
+        session = Session.load(path, torch.device("cpu"), cache)
         require(
             config.select is None or config.select in session.criteria,
             f"select is one of the best states' criteria, {', '.join(session.criteria)}",
@@ -289,173 +354,44 @@ def evaluate_checkpoint(config: EvaluateConfig) -> tuple[pd.DataFrame, dict[str,
             "leave select at null",
         )
         flat = session.state.best[config.select or session.criteria[0]].weights
-    values = session.evaluate(config.split, flat.detach(), torch.arange(len(flat)), "probes")
+    values = session.evaluate(config.split, flat, torch.arange(len(flat)), "probes")
     axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
     frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
     return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, "probes")
 
 
-def new_folder(output_dir: Path, kind: str, name: str) -> Path:
-    """A new folder OUTPUT_DIR/KIND/NAME, with -2, -3, ... added where the name is taken."""
-    base = output_dir.resolve() / kind
-    base.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 10_000):
-        folder = base / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
+def model_session(path: Path, cache: Cache) -> tuple[Session, torch.Tensor]:
+    """An ensemble of one in the world of a stored model, and that model's weights as its own are laid out."""
+    model = checkpoint.load_member(path)
+    session = Session.start([model.config], torch.device("cpu"), cache)
+    return session, torch.cat([weight.detach().flatten() for weight in model.weights.values()])[None]
+
+
+def crown(outcome: Outcome, count: int = 5) -> None:
+    """Store the best member of each of the ``count`` best trials as a model; the first of them is the champion."""
+    for place, record in enumerate(outcome.ranked()[:count]):
+        row = best_member(record)
+        if row is None:
             continue
-        return folder
-    raise UserError(f"`name is free` must hold, but {base / name} to -9999 are taken; choose another name=")
-
-
-@dataclass
-class Outcome:
-    """A run or study: its folder, its tracker and its trials' records so far."""
-
-    folder: Path
-    tracker: Tracker
-    objective: Objective
-    records: list[TrialRecord] = field(default_factory=list)
-    checkpoints: dict[int, tuple[Path, int]] = field(
-        default_factory=dict
-    )  # trial -> its ensemble's file, its point there
-    champion: str = ""  # the address that load_model takes
-    interrupted: bool = False  # before its budget was spent
-    work_seconds: float = 0.0  # spent in training and validation, by each of the trials that run at once
-
-    @classmethod
-    def start(cls, config: RunConfig, kind: str, name: str, tracker: Tracker, objective: Objective) -> Outcome:
-        """Make the folder and start the tracked run; nothing may be left to check."""
-        folder = new_folder(Path(config.output_dir), kind, config.name or name.replace("/", "-"))
-        mapping = to_mapping(config)
-        write_text(folder / "config.yaml", yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
-        tracker.start(folder.name, mapping, {"imavae.folder": str(folder)})
-        return cls(folder, tracker, objective)
-
-    @property
-    def members(self) -> pd.DataFrame:
-        """The rows of ``members.csv``, by trial."""
-        return pd.DataFrame([row for record in self.sorted() for row in record.members])
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """The rows of ``history.csv``, by trial."""
-        return pd.DataFrame([row for record in self.sorted() for row in record.history])
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """A row per trial: trial, score, status, epochs, further objectives by metric, then the searched values."""
-        rows: list[dict[str, object]] = []
-        for record in self.sorted():
-            epochs = max((int(row["epochs"]) for row in record.members), default=0)
-            row = {"trial": record.number, "score": record.score, "status": record.status, "epochs": epochs}
-            rows.append({**row, **record.further, **record.values})
-        return pd.DataFrame(rows)
-
-    def sorted(self) -> list[TrialRecord]:
-        """The records by trial number: they arrive in the order in which trials end."""
-        return sorted(self.records, key=lambda record: record.number)
-
-    def ranked(self) -> list[TrialRecord]:
-        """The records that have members and a score, best first; the earlier trial wins a tie."""
-        sign = -1 if self.objective.mode == "max" else 1
-        scored = [record for record in self.sorted() if record.score is not None and record.members]
-        return sorted(scored, key=lambda record: sign * (record.score or 0.0))
-
-    def front(self, objectives: Sequence[Objective]) -> list[TrialRecord]:
-        """The records that no other dominates: is as good by every objective, and better by one. Best by the first one
-        first.
-        """
-        signs = [1 if objective.mode == "max" else -1 for objective in objectives]
-        ranked = self.ranked()
-        found = np.array([[r.score or 0.0, *(r.further[o.metric] for o in objectives[1:])] for r in ranked]) * signs
-        rivals = found[:, None]  # [i, j]: is i as good as j, and better by something?
-        dominated = np.any((rivals >= found).all(2) & (rivals > found).any(2), axis=0)
-        return [record for record, out in zip(ranked, dominated.tolist(), strict=True) if not out]
-
-    def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
-        """Take in a trial that has ended: its rows go to the tracker and to the folder's tables at once.
-
-        Its best states lie in ``checkpoint``, where it is the ensemble's ``point``-th point.
-        """
-        self.records.append(record)
-        if checkpoint is not None:
-            self.checkpoints[record.number] = checkpoint, point
-        self.tracker.finish_trial(record)
-        self.write_tables()
-
-    def crown(self, count: int = 5) -> None:
-        """Store the best member of each of the ``count`` best trials as a model; the first of them is the champion."""
-        for place, record in enumerate(self.ranked()[:count]):
-            row = best_member(record)
-            if row is None:
-                continue
-            path, point = self.checkpoints[record.number]
-            criterion = chosen_by(row)
-            model = self.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
-            about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
-            session = Session.load(path, torch.device("cpu"))
-            member = session.members_of(point)[record.members.index(row)]
-            session.save_best(model, member, criterion, about)
-            suffix = f" at {COLUMNS[criterion]}"
-            metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
-            address = self.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
-            if place == 0:
-                self.champion = address
-
-    def write_tables(self) -> None:
-        """Write ``members.csv`` and ``history.csv``."""
-        write_text(self.folder / "members.csv", self.members.to_csv(index=False))
-        write_text(self.folder / "history.csv", self.history.to_csv(index=False))
-
-
-def failed_record(trial: int, values: Row) -> TrialRecord:
-    """A trial that ended without a result."""
-    return TrialRecord(trial, values, "failed", None, [], [])
-
-
-def tracker_of(config: RunConfig, experiment: str) -> Tracker:
-    """The tracker that answers at the configured address. Raises UserError, within seconds, where none does."""
-    try:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"`output_dir can be written` must hold, but got {config.output_dir} ({error.strerror}); choose another"
-        ) from None
-    return open_tracker(config.tracking, Path(config.output_dir), experiment)
-
-
-def best_member(record: TrialRecord) -> dict[str, Value] | None:
-    """The member with the highest val/mcc of a trial or, without sources, with the lowest val/neg_elbo; diverged ones
-    are left out. None where none is left.
-    """
-
-    def value(row: dict[str, Value]) -> float:
+        path, point = outcome.checkpoints[record.number]
         criterion = chosen_by(row)
-        return float(row[COLUMNS[criterion]]) * (1 if CRITERIA[criterion] == "max" else -1)
-
-    sound = [row for row in record.members if row["status"] != "diverged"]
-    return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
-
-
-def chosen_by(row: Row) -> str:
-    """The criterion by which a member and its state are chosen: val/mcc is not there without sources."""
-    return next(criterion for criterion in CRITERIA if COLUMNS[criterion] in row)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that a reader finds the old or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+        model = outcome.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
+        about = {"trial": record.number, "score": record.score, "folder": outcome.folder.name}
+        session = Session.load(path, torch.device("cpu"), cache_of(outcome.folder.parent.parent))
+        member = session.members_of(point)[record.members.index(row)]
+        session.save_best(model, member, criterion, about)
+        suffix = f" at {COLUMNS[criterion]}"
+        metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
+        address = outcome.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
+        if place == 0:
+            outcome.champion = address
 
 
 def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
     """The model behind a file's path, a run's or study's folder (its champion), or an MLflow address.
 
     Args:
-        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID/…``.
+        address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID``.
         output_dir: where the tracking database lies, unless MLFLOW_TRACKING_URI says otherwise.
 
     Returns:

@@ -84,6 +84,9 @@ class Tracker(Protocol):
     def progress(self, trial: TrialRecord) -> None:
         """Write the curves so far of a running trial, at most every :data:`PROGRESS_PERIOD` seconds."""
 
+    def is_complete(self, trial: int) -> bool:
+        """Whether all of a trial is written already."""
+
     def finish_trial(self, trial: TrialRecord) -> None:
         """Write all of a trial and its members, and end their runs. A trial that is complete there is left alone."""
 
@@ -104,6 +107,10 @@ class NullTracker:
 
     def progress(self, trial: TrialRecord) -> None:
         """Do nothing."""
+
+    def is_complete(self, trial: int) -> bool:
+        """There is nothing to write."""
+        return True
 
     def finish_trial(self, trial: TrialRecord) -> None:
         """Do nothing."""
@@ -178,6 +185,7 @@ class _TrialRun:
     run_id: str
     start: int  # milliseconds
     done: bool = False
+    named: bool = False  # its point's values are written
     epoch: int = -1  # the last one whose curves are written
     written: float = -math.inf  # when that was, seconds of the monotonic clock
     members: dict[str, str] = field(default_factory=dict)  # run ids by name
@@ -198,12 +206,22 @@ class MLflowTracker:
             )
         location = None if artifacts is None else artifacts.as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}  # the page opens on runs, not on language models
-        self._experiment: str = (
-            found.experiment_id if found else self._client.create_experiment(experiment, location, kind)
-        )
+        self._experiment: str = found.experiment_id if found else self._create(experiment, location, kind)
         self._study = ""  # its run's id
         self._start = 0  # of its run, milliseconds
         self._trials: dict[int, _TrialRun] = {}
+
+    def _create(self, experiment: str, location: str | None, tags: dict[str, str]) -> str:
+        """Make the experiment, unless another process has just done so."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self._client.create_experiment(experiment, location, tags))
+        except MlflowException as error:
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
+                raise error from None
+            return str(found.experiment_id)
 
     def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
         """See :class:`Tracker`."""
@@ -227,6 +245,10 @@ class MLflowTracker:
         run = self._trial(trial)
         if not run.done and time.monotonic() - run.written >= PROGRESS_PERIOD:
             self._write_curves(run, trial)
+
+    def is_complete(self, trial: int) -> bool:
+        """See :class:`Tracker`."""
+        return trial in self._trials and self._trials[trial].done
 
     def finish_trial(self, trial: TrialRecord) -> None:
         """See :class:`Tracker`."""
@@ -291,12 +313,16 @@ class MLflowTracker:
             tags = {PARENT: self._study, "imavae.kind": "trial", "imavae.trial": str(trial.number)}
             info = self._new_run(f"trial {trial.number}", tags).info
             self._trials[trial.number] = _TrialRun(info.run_id, info.start_time)
-            self._log(info.run_id, params=trial.values)
-        return self._trials[trial.number]
+        run = self._trials[trial.number]
+        if not run.named:
+            self._log(run.run_id, params=trial.values)
+            run.named = True
+        return run
 
     def _found(self, run: Run) -> _TrialRun:
         """What an earlier driver has left of a trial's run."""
         known = _TrialRun(run.info.run_id, run.info.start_time, done=run.info.status == "FINISHED")
+        known.named = bool(run.data.params)
         if not known.done:
             members = self._search({PARENT: known.run_id})
             known.members = {member.data.tags["imavae.member"]: member.info.run_id for member in members}

@@ -2,7 +2,7 @@
 
 Hydra ends here. It composes one plain mapping per job; all of them are checked before the first one runs, and only then
 is anything heavy imported. Exit codes: 0, done; 1, a bug (with its traceback); 2, a person's mistake (one message, no
-traceback); 130, interrupted.
+traceback); 130 and 143, interrupted by SIGINT (Ctrl-C) or SIGTERM.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 import os
 import re
 import sys
@@ -75,17 +76,19 @@ def launch(command: Command[C]) -> int:
 
 
 def exit_code(action: Callable[[], None]) -> int:
-    """Carry out an action; a person's mistake becomes one message and 2, an interruption 130. Bugs pass through."""
-    from imavae.errors import UserError
+    """Carry out an action. A person's mistake gives one message and 2, an interruption 130 or 143; bugs pass."""
+    from imavae import signals
+    from imavae.errors import Interrupted, UserError
 
     try:
+        signals.handle()  # also where a shell has made its background job deaf to SIGINT
         action()
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         sys.stderr.write("interrupted\n")
-        return 130
+        return error.code if isinstance(error, Interrupted) else 130
     return 0
 
 
@@ -115,14 +118,22 @@ def compose_jobs(command: Command[C]) -> list[tuple[list[str], dict[str, Any]]]:
         return [(overrides, _plain(config)) for overrides, config in jobs]
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, rather than print its own text and exit with 1
-    if command.searches:
-        register_searches()
+    _register(command)
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name=command.name)
     with tempfile.TemporaryDirectory() as scratch:  # conf/ sends here what Hydra insists on writing
         OmegaConf.register_new_resolver("scratch", lambda: scratch, replace=True)
-        # ${range:1,101} is [1, ..., 100]: a hundred seeds need no hundred numbers
-        OmegaConf.register_new_resolver("range", lambda start, stop: list(range(start, stop)), replace=True)
         return _explained(resolved, command)
+
+
+def register_resolvers() -> None:
+    """Make known what a value may be computed by: a hundred seeds need no hundred numbers.
+
+    ``${range:1,101}`` is [1, ..., 100]; ``${gammas:1e3,1e4}`` the gammas of these squares, which are the paper's axis.
+    """
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("range", lambda start, stop: list(range(start, stop)), replace=True)
+    OmegaConf.register_new_resolver("gammas", lambda *squares: [math.sqrt(square) for square in squares], replace=True)
 
 
 def register_searches() -> None:
@@ -133,6 +144,18 @@ def register_searches() -> None:
         group, _, option = f"search/{name}".rpartition("/")
         node = {"study": name, **read_search(path)}
         ConfigStore.instance().store(group=group, name=option, node=node, package="_global_")
+
+
+def _register(command: Command[C]) -> None:
+    register_resolvers()
+    if command.searches:
+        register_searches()
+
+
+def composed(command: Command[C], overrides: list[str]) -> dict[str, Any]:
+    """The mapping that overrides make, for a command that composes more than once. Raises UserError."""
+    _register(command)
+    return _explained(lambda: _compose(command, overrides)[1], command)
 
 
 def read_search(path: Path) -> dict[str, Any]:
@@ -164,8 +187,7 @@ def read_search(path: Path) -> dict[str, Any]:
 
 def help_text(command: Command[C], overrides: list[str]) -> str:
     """Usage, groups with their options, and every setting with its value and its meaning, after the overrides."""
-    if command.searches:
-        register_searches()
+    _register(command)
     choices, settings = _explained(lambda: _compose(command, overrides), command)
     meanings = dict(_meanings(choices))
     return "\n".join(

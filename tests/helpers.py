@@ -147,3 +147,13 @@ def text_of(output: Console) -> str:
     """What it has printed."""
     assert isinstance(output.file, io.StringIO)
     return output.file.getvalue()
+
+
+def sprites(folder: Path, model: dict[str, Any] | None = None, **other: Any) -> RunConfig:
+    """A point of 640 small images, whose cache lies in a folder; ``other`` may have data, mixing, members, training."""
+    mixing = {"name": "sprites", "side": 16, **other.pop("mixing", {})}
+    data = {"dim": 4, "n_obs": 640, "source": {"name": "beta"}, "mixing": mixing, **other.pop("data", {})}
+    network = {"name": "conv", "gamma": 1.0, "n_layers": 2, "hidden_factor": 4, "prior": {"name": "beta"}}
+    training = {"max_epochs": 1, "validate_every": 1, "learning_rate": 0.003, **other.pop("training", {})}
+    rest = {"members": {"seed": [1, 2]}, "output_dir": str(folder), "training": training, **other}
+    return run_config({"data": data, "model": {**network, **(model or {})}, **rest})

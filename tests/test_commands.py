@@ -15,11 +15,14 @@ import pytest
 
 import encode
 import evaluate
+import reproduce
 import train
 import tune
 from _launch import ROOT, Command, exit_code, launch, searches
 
-COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND)}
+COMMANDS: dict[str, Command[Any]] = {
+    c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND, reproduce.COMMAND)
+}
 
 
 class Outcome(NamedTuple):
@@ -57,7 +60,7 @@ BAD_INPUT = [
     ("train", "modell=mlp", ["`modell`", "neither a group nor a setting", "did you mean model?"]),
     ("train", "model/priro=gaussian", ["`model/priro`", "neither a group nor a setting", "model/prior"]),
     ("train", "nets/encoder=big", ["`nets/encoder`", "neither a group nor a setting", "data/source"]),
-    ("train", "model=transformer", ["`model=transformer`", "must name an option of model", "choose one of mlp"]),
+    ("train", "model=transformer", ["`model=transformer`", "must name an option of model", "choose one of conv, mlp"]),
     ("train", "data/source=cauchy", ["`data/source=cauchy`", "an option of data/source", "gaussian"]),
     ("train", "model.gama=3", ["`model.gama`", "not a setting", "model.gamma"]),
     ("train", "gamma=3", ["`gamma`", "not a setting", "model.gamma"]),
@@ -81,7 +84,7 @@ BAD_INPUT = [
     ("train", "model.prior.low=0 model.prior.high=1", ["[0, 1]", "covers the source's", "widen model.prior.low"]),
     ("train", "data.train=0.8 data.val=0.3", ["train=0.8, val=0.3", "data.train + data.val < 1", "test split"]),
     ("train", "-m model.gamma=10,-3", ["gamma=-3", "0 < model.gamma", "precision"]),
-    ("train", "-m model=mlp,transformer", ["`model=transformer`", "an option of model", "choose one of mlp"]),
+    ("train", "-m model=mlp,transformer", ["`model=transformer`", "an option of model", "choose one of conv, mlp"]),
     ("train", "--config-name=trian", ["trian", "can't be composed", "--help"]),
     ("tune", "", ["got none", "search is one of gamma_uniform, own_data", "say search="]),
     ("tune", "search=gama_uniform", ["`search=gama_uniform`", "none so called", "paper/moebius_gamma_uniform"]),

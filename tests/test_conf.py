@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from _launch import CONF, options, read_search, register_searches, searches
+from _launch import CONF, options, read_search, register_resolvers, register_searches, searches
 from imavae.config import (
     EvaluateConfig,
     RunConfig,
@@ -22,6 +23,7 @@ from imavae.config import (
     study_config,
 )
 from imavae.config_encode import encode_config
+from imavae.config_reproduce import ReproduceConfig
 from imavae.errors import UserError
 from imavae.mapping import keys_of, to_mapping
 from tests.helpers import file_data, observations
@@ -29,6 +31,7 @@ from tests.helpers import file_data, observations
 
 @pytest.fixture(autouse=True)
 def hydra() -> Iterator[None]:
+    register_resolvers()
     register_searches()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         yield
@@ -43,6 +46,7 @@ def test_defaults_of_the_files_are_those_of_the_dataclasses() -> None:
     assert composed("train") == to_mapping(RunConfig())
     assert composed("tune") == to_mapping(StudyConfig())
     assert composed("evaluate", "checkpoint=x") == to_mapping(EvaluateConfig(checkpoint="x"))
+    assert composed("reproduce") == to_mapping(ReproduceConfig())
 
 
 def test_evaluate_states_every_setting() -> None:
@@ -59,6 +63,8 @@ def variants(group: str) -> list[str]:
 @pytest.mark.parametrize("prior", variants("model/prior"))
 @pytest.mark.parametrize("source", variants("data/source"))
 def test_every_variant_is_stated_in_full_and_leaves_nothing_of_another(data: str, source: str, prior: str) -> None:
+    if data == "sprites":  # they need sources on an interval
+        source = {"gaussian": "uniform", "laplace": "beta"}.get(source, source)
     overrides = [f"data={data}", f"data/source={source}", f"model/prior={prior}"]
     if source in ("gaussian", "laplace") and prior in ("uniform", "beta"):
         overrides += ["data/source=uniform", "data.source.low=-2", "data.source.high=2"]  # that pair is refused
@@ -85,7 +91,8 @@ def test_encode_states_every_setting(tmp_path: Path) -> None:
     [f"{group}={name}" for group in ("model", "training", "tracking", "experiment") for name in options(group)],
 )
 def test_every_option_of_a_run_is_valid(override: str) -> None:
-    mapping = composed("train", override)
+    images = ["data=sprites"] if override == "model=conv" else []
+    mapping = composed("train", override, *images)
     assert mapping == to_mapping(run_config(mapping))
 
 
@@ -112,6 +119,12 @@ def test_a_command_line_goes_over_a_search_and_a_search_over_an_experiment() -> 
     config = study_config(composed("tune", "search=gamma_uniform", "experiment=quick", "budget.trials=4"))
     assert config.budget.trials == 4
     assert config.data.n_obs == study_config(composed("tune", "search=gamma_uniform")).data.n_obs
+
+
+def test_what_a_value_is_computed_by() -> None:
+    mapping = composed("train", "members.seed=${range:1,4}", "+model.gamma_list=${gammas:10,1e4}")
+    assert mapping["members"]["seed"] == [1, 2, 3]
+    assert mapping["model"]["gamma_list"] == [math.sqrt(10), 100.0]
 
 
 def test_the_published_grid_is_even_in_log_gamma_squared() -> None:

@@ -25,7 +25,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "posterior": ({"model": {"posterior": "low-rank"}}, ["`model.posterior`", "'diagonal' or 'full'", "'low-rank'"]),
     "decoder": ({"model": {"decoder": True}}, ["`model.decoder`", "'learned' or 'mixing'", "True"]),
     "activation": ({"model": {"activation": "relu"}}, ["`model.activation`", "'leaky_relu', 'tanh'", "'relu'"]),
-    "network": ({"model": {"name": "mpl"}}, ["`model.name`", "one of mlp", "'mpl'", "mean mlp?"]),
+    "network": ({"model": {"name": "mpl"}}, ["`model.name`", "must be one of", "'mpl'", "mean mlp?"]),
     "beta 0": ({"model": {"beta": 0.0}}, ["model.beta > 0", "got 0.0", "weighs the KL"]),
     "beta -1": ({"model": {"beta": -1.0}}, ["model.beta > 0", "got -1.0"]),
     "slope": ({"model": {"slope": 1.5}}, ["0 <= model.slope <= 1", "1.5"]),

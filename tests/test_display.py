@@ -10,7 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from imavae.report.display import Display, clock, compact, point_text, short_names
+from imavae.report.display import Display, RenderingBar, clock, compact, point_text, short_names
 from imavae.search.progress import Snapshot
 from tests.helpers import console, text_of
 
@@ -135,3 +135,32 @@ def test_names_are_as_short_as_they_can_be_told_apart() -> None:
 
 def test_clock() -> None:
     assert [clock(s) for s in (0.0, 59.6, 61.0, 3723.0)] == ["0:00", "1:00", "1:01", "1:02:03"]
+
+
+def test_rendering_is_told_once_it_is_done_in_a_pipe_and_in_place_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    pipe, terminal = console(), console(terminal=True)
+    with Display(pipe) as one, Display(terminal) as other:
+        for display in (one, other):
+            for done in (500, 1000, 1200):
+                display.rendered(done, 1200)
+    assert text_of(pipe).splitlines() == ["rendered 1,200/1,200 images"]
+    assert "rendered 1,200/1,200 images" in text_of(terminal)
+    silent = console()
+    with Display(silent):
+        pass
+    assert text_of(silent) == ""
+
+
+def test_the_bar_of_rendering_is_there_only_if_something_is_rendered() -> None:
+    output = console()
+    with RenderingBar(output):
+        pass
+    assert text_of(output) == ""
+    with RenderingBar(output) as bar:
+        for done in (500, 1000):
+            bar.update(done, 1000)
+    [line] = [line for line in text_of(output).splitlines() if line.strip()]
+    assert line.startswith("rendered 1,000/1,000 images")

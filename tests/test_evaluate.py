@@ -336,6 +336,15 @@ def test_a_unit_is_active_above_a_hundredth_of_the_priors_variance() -> None:
     assert evaluated(at, flat, split)["active_units"].tolist() == [2.0]
 
 
+def test_a_unit_is_compared_with_its_own_priors_variance() -> None:
+    at = point(2, {**GAUSSIAN, "parameters": "learned"}, n_layers=1)
+    split, flat = split_of(at), torch.zeros(1, vae.build(at).layout.size, dtype=torch.float64)
+    weights = vae.build(at).layout.views(flat)
+    weights["encoder.0.weight"][0, :2] = torch.diag(1 / split.observations[0].std(0, correction=0))
+    weights["prior.offset"][0, -1] = torch.tensor([8.0, 0.0])  # log std: the first prior is far wider
+    assert evaluated(at, flat, split)["active_units"].tolist() == [1.0]
+
+
 def test_a_member_that_is_not_finite_disturbs_no_other() -> None:
     at = POINTS[0]
     split, flat = split_of(at), random_members(at, [1, 2, 3])

@@ -123,7 +123,7 @@ def _ensemble(path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.with_name("other").touch(), "is a file"),
     "folder": (lambda path: path.mkdir(), "is a file"),
-    "empty": (_truncated(0), "written by something else"),
+    "empty": (_truncated(0), "is empty"),
     "half a header": (lambda path: path.write_bytes(b"imavae checkpoint 1 d0"), "truncated or damaged"),
     "a tenth": (_truncated(0.1), "truncated or damaged"),
     "a half": (_truncated(0.5), "truncated or damaged"),

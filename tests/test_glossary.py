@@ -6,6 +6,7 @@ import pytest
 
 from imavae.errors import UserError
 from imavae.metrics.glossary import FINAL, GLOSSARY, PROBES, absent, check_metric
+from imavae.metrics.identifiability import AGREEMENT_POINTS
 from tests.helpers import UNIFORM, config
 
 
@@ -24,6 +25,10 @@ def test_the_glossary_says_what_is_better_and_objectives_are_checked_against_it(
     for bad in ("val/mc", "test/mcc", "mcc", "val/kl", "val/self_consistency"):
         with pytest.raises(UserError, match=r"objective\.metric"):
             check_metric(at, bad, "max")
+
+
+def test_the_bound_of_agreements_points_is_what_the_glossary_says() -> None:
+    assert f"on {AGREEMENT_POINTS:,} points at the most" in GLOSSARY["agreement"].definition
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,22 @@ def test_chance_is_near_zero_on_the_whole_split_but_not_in_batches(score: Score,
     assert low < float(scores.mean()) < high
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_values_share_a_rank_whatever_their_sign_and_size(dtype: torch.dtype) -> None:
+    s = normal(1, 500).to(dtype)
+    z = (normal(6, 500, seed=1) * 3).round().to(dtype)  # with many ties, and both zeros
+    z[1] *= 1e30
+    z[2, ::7] = torch.tensor(float("inf"), dtype=dtype)
+    z[3, ::5] = -torch.tensor(float("inf"), dtype=dtype)
+    z[4] *= 1e-40  # denormal in float32
+    assert (torch.signbit(z[0]) & (z[0] == 0)).any()
+    expected = [abs(scipy.stats.spearmanr(s[0].numpy(), row.numpy()).statistic) for row in z]
+    assert mcc_spearman(s, z[:, None]).tolist() == pytest.approx(expected, rel=1e-12)
+    for nan in (torch.nan, -torch.nan):
+        z[5, 17] = nan
+        assert mcc_spearman(s, z[5][None, None]).item() == 0
+
+
 def test_spearman_ignores_monotone_maps_and_pearson_does_not() -> None:
     s, z = related(3)
     bent = torch.stack([z[:, 0].exp(), -(z[:, 1] ** 3), z[:, 2].sigmoid()], 1)
@@ -283,3 +299,53 @@ def test_a_latent_that_is_constant_or_not_finite_agrees_with_nothing(value: floa
     z[:, 1] = value
     assert agreement(z, [0] * 3).tolist() == pytest.approx([2 / 3] * 3)
     assert agreement(torch.full_like(z, value), [0] * 3).tolist() == [0.0] * 3
+
+
+def classes(count: int, n: int = 500) -> Tensor:
+    return torch.randint(count, (n,), generator=torch.Generator().manual_seed(5)).double()
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_discrete_sources_ratio_is_the_best_correlation_over_all_numbers_for_its_classes(count: int) -> None:
+    s, z = normal(3, 500), normal(2, 3, 500, seed=3)
+    s[1] = classes(count)
+    z[:, 2] += 0.6 * torch.sin(3 * s[1])  # of no order
+    table = correlation(s, z, [False, True, False])
+    plain = correlation(s, z)
+    assert torch.equal(table[:, [0, 2]], plain[:, [0, 2]])
+    one_hot = torch.eye(count, dtype=torch.float64)[s[1].long()]
+    for member in range(2):
+        for latent in range(3):
+            fitted = one_hot @ torch.linalg.lstsq(one_hot, z[member, latent][:, None]).solution  # the best numbers
+            expected = abs(float(correlation(fitted.T, z[member, latent : latent + 1])))
+            assert float(table[member, 1, latent]) == pytest.approx(expected, rel=1e-9)
+    assert (table[:, 1] >= plain[:, 1].abs() - 1e-12).all()
+    if count == 2:
+        torch.testing.assert_close(table[:, 1], plain[:, 1].abs())
+
+
+@every_score
+def test_the_order_of_a_discrete_sources_names_means_nothing(score: Any) -> None:
+    s, z = related(3)
+    s[0] = classes(3)
+    z[:, 1] = (s[0] == 1) + 0.3 * z[:, 1]
+    again = s.clone()
+    again[0] = torch.tensor([7.0, -1.0, 0.0], dtype=torch.float64)[s[0].long()]
+    kinds = [True, False, False]
+    torch.testing.assert_close(score(s, z, discrete=kinds), score(again, z, discrete=kinds))
+    assert (score(s, z, discrete=kinds) > score(s, z) + 0.1).all()  # a middle class is no correlation
+
+
+def test_each_world_has_discrete_sources_of_its_own() -> None:
+    s, z = normal(2, 3, 400), normal(2, 3, 400, seed=1)
+    for world in range(2):
+        s[world, 0] = classes(3, 400).roll(world)
+    z[:, 0] = (s[:, 0] == 2) + 0.5 * z[:, 0]
+    together = mcc(s, z, [True, False, False])
+    alone = [float(mcc(s[world], z[world][None], [True, False, False])) for world in range(2)]
+    assert together.tolist() == pytest.approx(alone, rel=1e-12)
+
+
+def test_a_constant_latent_knows_nothing_of_a_discrete_source() -> None:
+    table = correlation(classes(3)[None], torch.full((1, 1, 500), 0.1, dtype=torch.float64), [True])
+    assert table.tolist() == [[[0.0]]]

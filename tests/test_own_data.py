@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from imavae.addresses import open_client, tracking_uri
 from imavae.config import EvaluateConfig, RunConfig, run_config, study_config
 from imavae.data import dataset
 from imavae.errors import UserError
 from imavae.mapping import to_mapping
+from imavae.metrics import identifiability
 from imavae.metrics.evaluate import BATCH
 from imavae.metrics.glossary import GLOSSARY, SOURCES, TRUTH, absent
 from imavae.metrics.portrait import portrait
@@ -116,6 +119,28 @@ def test_metrics_are_right_with_more_columns_than_latents(path: Path) -> None:
     assert (gap < 0).all()
 
 
+@pytest.mark.parametrize("bound", [90, 200, 5000])
+def test_agreement_is_of_the_first_points_and_no_others_are_kept(
+    bound: int, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session.start([own(path)], CPU)
+    agreement, n = identifiability.agreement, min(bound, len(session.data.val))
+    kept: list[float] = []
+
+    def watched(locations: Tensor, groups: list[Any]) -> Tensor:
+        every = [t for t in gc.get_objects() if type(t) is Tensor and t.shape[1:] == (3, n)]
+        kept.extend(t.untyped_storage().nbytes() / (t.numel() * t.itemsize) for t in every)
+        return agreement(locations, groups)
+
+    monkeypatch.setattr(identifiability, "AGREEMENT_POINTS", bound)
+    monkeypatch.setattr(identifiability, "agreement", watched)
+    values = session.evaluate("val", session.state.weights, session.state.active)["val/agreement"]
+    x = session.data.val.observations[0, :n]
+    few = torch.stack([plain_model(own(path), row).encode(x).T for row in session.state.weights])
+    torch.testing.assert_close(values, agreement(few, [0] * 3))
+    assert set(kept) == {1.0}  # no view, which would keep all points
+
+
 def test_a_member_with_more_columns_than_latents_does_not_depend_on_its_company(path: Path) -> None:
     together = trained([own(path)])
     mapping = own(path)
@@ -180,6 +205,24 @@ def test_a_run_without_sources_chooses_by_neg_elbo_and_its_model_needs_no_file(p
         predictor.predict(raw.drop(columns="b"))
 
 
+def test_a_tracked_run_without_sources_is_found_by_its_address(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    config = run_config({**to_mapping(own(path)), "tracking": {"name": "mlflow"}})
+    outcome, _ = run_point(config, lambda *_: None)
+    client = open_client(tracking_uri(config.tracking, Path(config.output_dir)))
+    (experiment,) = client.search_experiments(filter_string="name = 'train'")
+    best = outcome.members.sort_values("min val/neg_elbo").iloc[0]
+    rules = ("tags.`imavae.kind` = 'study'", f"tags.`imavae.member` = '{best['seed']:.0f}'")
+    for rule in rules:
+        (run,) = client.search_runs([experiment.experiment_id], rule)
+        model = load_model(f"runs:/{run.info.run_id}", config.output_dir)
+        assert (model.about["seed"], model.about["chosen by"]) == (best["seed"], "val/neg_elbo")
+    (logged,) = client.search_logged_models([experiment.experiment_id])
+    values = {metric.key: metric.value for metric in logged.metrics or []}
+    assert values["val/neg_elbo"] == pytest.approx(best["min val/neg_elbo"])
+    assert "val/mcc" not in values
+
+
 def test_reports_say_that_there_are_no_sources(path: Path) -> None:
     outcome, _ = run_point(own(path), lambda *_: None)
     members = outcome.members
@@ -207,7 +250,7 @@ def test_reports_say_that_there_are_no_sources(path: Path) -> None:
 def test_figures_are_drawn_without_sources_and_with_a_single_seed(seeds: list[int], path: Path, tmp_path: Path) -> None:
     outcome, session = run_point(run_config({**to_mapping(own(path)), "members": {"seed": seeds}}), lambda *_: None)
     names, points = session.portrait()
-    drawn = solo_figures(outcome.history, tmp_path) + run_figures(points, names, outcome.history, tmp_path)
+    drawn = solo_figures(outcome.history, tmp_path) + run_figures(points, names, [], outcome.history, tmp_path)
     drawn += study_figures(outcome.members, outcome.trials, [], outcome.objective, tmp_path)
     found = {file.stem for file in drawn}
     assert {"learning_curves", "posterior_variance", "agreement_vs_gamma", "cima_vs_gamma"} <= found

@@ -21,7 +21,7 @@ def _cell(text: str) -> str:
 
 
 def test_the_table_of_metrics_is_the_glossary() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Metrics\n")[2]
     rows = [line for line in text.splitlines() if re.match(r"\| `[a-z0-9_]+` \|", line)]
     expected = [
         f"| `{name}` | {_cell(metric.definition)} | {ARROWS[metric.direction]} | {_cell(metric.equation)} |".replace(
@@ -71,3 +71,11 @@ def test_the_search_that_the_readme_shows_is_accepted() -> None:
     parameters, known = check(study_config(search))
     assert len(parameters) == 3
     assert known == [{"model.gamma": 100.0, "model.n_layers": 2}]
+
+
+def test_every_figure_that_the_readme_names_can_be_reproduced() -> None:
+    from imavae.report.reproduce.registry import FIGURES
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"FIGURE=([a-z_]+)", text)
+    assert set(named) == set(FIGURES)

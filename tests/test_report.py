@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 from rich.console import RenderableType
 
-from imavae.config import Objective
+from imavae.config import Objective, run_config
+from imavae.outcome import Outcome
+from imavae.records import create
 from imavae.report.drawing import write
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.over_gamma import MCC, over_gamma
@@ -24,7 +26,6 @@ from imavae.report.tables import (
     three_numbers,
     three_numbers_table,
 )
-from imavae.run import Outcome
 from imavae.tracking import NullTracker, TrialRecord
 from tests.helpers import console, text_of
 
@@ -305,7 +306,8 @@ def test_no_trial_of_the_front_is_dominated_and_every_other_is(tmp_path: Path) -
     rng = np.random.default_rng(1)
     values = rng.integers(0, 4, (40, 3)).astype(float)  # with ties
     row: dict[str, str | float] = {"status": "finished"}
-    outcome = Outcome(tmp_path, NullTracker(), objectives[0])
+    home = create(run_config({"output_dir": str(tmp_path)}), "studies", "any")
+    outcome = Outcome(home, NullTracker(), objectives[0])
     for n, (score, cima, energy) in enumerate(values.tolist()):
         further = {"val/cima": cima, "val/neg_elbo": energy}
         outcome.records.append(TrialRecord(n, {}, "finished", score, [], [row], further))

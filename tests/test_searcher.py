@@ -11,11 +11,12 @@ import pytest
 
 from imavae.config import StudyConfig, study_config
 from imavae.errors import UserError
+from imavae.records import create
 from imavae.search import study
 from imavae.search.samplers import open_study
 from imavae.search.searcher import Searcher
 from imavae.search.space import Point
-from imavae.search.stopping import note_of
+from imavae.search.stopping import note_of, write_note
 
 GAMMA = {"type": "float", "low": 1.0, "high": 256.0, "log": True}
 LAYERS = {"type": "int", "low": 2, "high": 5}
@@ -35,17 +36,18 @@ def started(settings: StudyConfig, name: str = "tiny", resume: bool = False) -> 
     """A searcher of a new study, as the driver makes it; with ``resume``, of what another one has left."""
     parameters, points = study.check(settings)
     found = open_study(Path(settings.output_dir), name, settings.objectives, resume)
+    home = create(settings, "studies", name)
     if resume:
-        return Searcher(found, parameters, settings, [], Path(settings.output_dir)), found
+        return Searcher(found, parameters, settings, [], home), found
     for point in points:
         found.enqueue_trial(dict(point))
     packs = study.packs_of(settings, parameters, points, 1)
-    return Searcher(found, parameters, settings, packs, Path(settings.output_dir)), found
+    return Searcher(found, parameters, settings, packs, home), found
 
 
 def trained(searcher: Searcher, count: int = 1000) -> list[list[tuple[int, Point]]]:
     """The points of the next trials, one trial after the other; a point's score is its number's sine."""
-    packs = []
+    packs: list[list[tuple[int, Point]]] = []
     for _ in range(count):
         suggested = searcher.suggest(f"trial-{len(packs)}")
         if suggested == Searcher.FINISHED:
@@ -94,7 +96,7 @@ def test_what_an_earlier_driver_was_training_is_trained_again_as_it_was(tmp_path
     settings = config(tmp_path, SPACE, 6, sampler={"pack": 3})
     first, found = started(settings)
     points = first.suggest("a")
-    second = Searcher(found, study.check(settings)[0], settings, [[0, 1, 2]], tmp_path)
+    second = Searcher(found, study.check(settings)[0], settings, [[0, 1, 2]], create(settings, "studies", "tiny"))
     assert second.suggest("b") == points
     second.on_trial_complete("b", {"scores": [[0.1], [0.2], [0.3]]})
     assert [number for pack in trained(second) for number, _ in pack] == [3, 4, 5]
@@ -103,9 +105,7 @@ def test_what_an_earlier_driver_was_training_is_trained_again_as_it_was(tmp_path
 def test_points_end_complete_pruned_or_failed_each_with_its_own_score(tmp_path: Path) -> None:
     searcher, found = started(config(tmp_path, SPACE, 4, sampler={"pack": 3}))
     searcher.suggest("a")
-    note = note_of(tmp_path, 0)
-    note.parent.mkdir()
-    note.write_text('{"1": 20}')
+    write_note(note_of(tmp_path / "studies" / "tiny", 0), {1: 20})
     searcher.on_trial_complete("a", {"scores": [[0.1], [0.2], [0.3]]})
     searcher.suggest("b")
     searcher.on_trial_complete("b", None, error=True)

@@ -18,7 +18,8 @@ from mlflow.entities import Run
 
 from imavae.config import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.run import Outcome, Session, load_model, run_point
+from imavae.outcome import Outcome
+from imavae.run import Session, crown, load_model, run_point
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
 from imavae.training.loop import Progress
@@ -50,7 +51,7 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: 
     snapshots: list[Snapshot] = []
     settings = config(tmp_path, scheduler={"name": "asha", "grace": 1, "reduction": 2}, budget={"trials": 4})
     outcome = run_study(settings, snapshots.append)
-    outcome.crown()
+    crown(outcome)
     outcome.tracker.finish("finished", {}, [])
 
     assert outcome.folder == tmp_path / "studies" / "paper-tiny"
@@ -107,7 +108,7 @@ def runs_of(tmp_path: Path, kind: str) -> list[Run]:
 
 
 def finished(outcome: Outcome) -> Outcome:
-    outcome.crown()
+    crown(outcome)
     outcome.tracker.finish("finished", {}, [])
     return outcome
 
@@ -179,7 +180,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     study = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db")
     front = [record.number for record in outcome.front(config(tmp_path, further_objectives=further).objectives)]
     assert sorted(front) == sorted(trial.number for trial in study.best_trials)
-    assert front[0] == trials["trial"][trials["score"].idxmax()]
+    assert front[0] == trials["trial"].iloc[int(trials["score"].argmax())]
     metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs_of(tmp_path, "trial")}
     assert [metrics[str(n)]["score cima"] for n in range(6)] == pytest.approx(trials["val/cima"].tolist())
 

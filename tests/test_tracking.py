@@ -297,6 +297,19 @@ def test_winners_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) -
         assert fetch_model(address, SETTINGS, output_dir).read_text() == f"weights {seed}"
 
 
+def test_without_sources_a_study_stands_for_its_model_of_lowest_neg_elbo(output_dir: Path) -> None:
+    tracker = started(output_dir)
+    tracker.finish_trial(a_trial(0))
+    for member, neg_elbo in {"1": 7.0, "2": -5.5, "3": -4.0}.items():
+        path = output_dir / f"member{member}.pt"
+        path.write_text(member)
+        tracker.log_winner(path, 0, member, {"val/neg_elbo": neg_elbo, "val/kl": 1.0}, champion=False)
+    (study,) = runs(output_dir, "study")
+    expected = {run.info.run_id: run.data.params["seed"] for run in runs(output_dir, "member")}
+    for run_id, seed in {**expected, study.info.run_id: "2"}.items():
+        assert fetch_model(f"runs:/{run_id}", SETTINGS, output_dir).read_text() == seed
+
+
 @pytest.mark.parametrize(
     "address", ["models:/paper-grid@champion", "models:/m-0", "runs:/0", "runs:/STUDY", "models:/", "models:/a/b"]
 )

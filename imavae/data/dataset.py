@@ -5,6 +5,8 @@ over the segments, and each (segment, component) a variance factor v ~ U(data.va
 multiplied by v; that of a bounded source by v / data.variances[1], so that it stays within its support.
 
 A file's rows are split by the seed, too: its world n is the n-th split of it, standardised by its own training rows.
+
+Images lie in the order of the splits, a cached file for each world.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from imavae.config import Data
-from imavae.data import files, mixing, sources
+from imavae.data import files, mixing, sources, sprites
+from imavae.data.cache import Cache, Progress
+from imavae.data.images import Images
 from imavae.data.mixing import Mixing
 from imavae.data.sources import Scalable, Source
 from imavae.errors import UserError, require
+from imavae.families import SpritesMixing
 from imavae.streams import stream
 
 
@@ -40,13 +45,41 @@ class Split:
     """Sources and the observations made of them, row by row, in each world."""
 
     sources: Float[Tensor, "world n s"]  # without columns where nobody knows them
-    observations: Float[Tensor, "world n o"]
+    observations: Float[Tensor, "world n o"]  # without columns where they are images
     segments: Int[Tensor, "world n"] | None  # u, from 0 up; None where there is one segment
     support: tuple[float, float] | None  # the interval that each source lives on; None where nobody knows
-    truth: Truth | None  # None for the training split, and where the mixing is unknown
+    truth: Truth | None  # None for the training split, and where the mixing has none
+    images: Images | None = None
 
     def __len__(self) -> int:
         return self.observations.shape[1]
+
+    def block(self, world: Int[Tensor, " member"], at: slice) -> Float[Tensor, "member o batch"]:
+        """Observations, one after the other, of each member's world; nobody may write into them."""
+        if self.images is not None:
+            return self.images.block(world, at)
+        return chunk(self.observations, world, at)
+
+    def first(self, count: int) -> Split:
+        """The first rows of each world."""
+        truth = self.truth
+        return Split(
+            sources=self.sources[:, :count],
+            observations=self.observations[:, :count],
+            segments=None if self.segments is None else self.segments[:, :count],
+            support=self.support,
+            truth=None if truth is None else Truth(truth.log_px[:, :count], truth.jacobian[..., :count]),
+            images=None if self.images is None else self.images.first(count),
+        )
+
+
+def chunk(
+    rows: Float[Tensor, "world n d"], world: Int[Tensor, " member"], at: slice
+) -> Float[Tensor, "member d chunk"]:
+    """Some points of each member's world; a single world is shared, not copied for each of them."""
+    if len(rows) == 1:
+        return rows[0, at].T.contiguous().expand(len(world), -1, -1)
+    return rows[world, at].transpose(1, 2).contiguous()
 
 
 class Scaling(NamedTuple):
@@ -60,7 +93,7 @@ class Scaling(NamedTuple):
 class Dataset:
     """The exact mixing of each world (its shift centres the observations) and the splits made with them."""
 
-    mixings: tuple[Mixing, ...]  # none where they are unknown
+    mixings: tuple[Mixing, ...]  # none of a file and of images
     train: Split
     val: Split
     test: Split
@@ -77,28 +110,44 @@ class World(NamedTuple):
     segments: Int[Tensor, " n"] | None
 
 
-def make(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Dataset:
+class Place(NamedTuple):
+    """As what numbers rest, and where."""
+
+    dtype: torch.dtype
+    device: torch.device | str
+
+
+def make(
+    data: Data,
+    seeds: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    cache: Cache | None = None,
+) -> Dataset:
     """The world of each seed (``data.seed`` is not used), with its splits on ``device`` as ``dtype``.
 
-    The last dataset is kept and shared: nobody may write into it.
+    The last dataset is kept and shared: nobody may write into it. Images are in ``cache``, rendered if need be.
 
     Raises:
         UserError: a person's own source or mixing that gives no such numbers, segments that it can't have, or a file
-            that can't be used.
+            that can't be used or written.
     """
-    return _make(data, seeds, dtype, device, files.stamp(data.path))
+    return _make(data, seeds, Place(dtype, device), cache or Cache(), files.stamp(data.path))
 
 
 @functools.lru_cache(maxsize=1)  # a study's trials share their data
 def _make(
     data: Data,
     seeds: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device | str,
+    place: Place,
+    cache: Cache,
     stamp: files.Stamp,  # noqa: ARG001  -- it tells a file that has changed since
 ) -> Dataset:
+    dtype, device = place
     if data.path is not None:
         return _from_file(data, seeds, dtype, device)
+    if isinstance(data.mixing, SpritesMixing):
+        return _images(data, data.mixing, seeds, place, cache)
     empty = functools.partial(_empty, data, len(seeds), dtype=dtype, device=device)
     sizes = data.sizes
     splits = empty(sizes[0], known=False), empty(sizes[1], known=True), empty(sizes[2], known=True)
@@ -138,6 +187,36 @@ def _from_file(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: t
     return Dataset((), train, val, test, tuple(scalings))
 
 
+def _images(data: Data, settings: SpritesMixing, seeds: tuple[int, ...], place: Place, cache: Cache) -> Dataset:
+    """The splits of images, in memory maps."""
+    splits, maps = [_empty(data, len(seeds), n, False, *place) for n in data.sizes], []
+    for number, seed in enumerate(seeds):
+        drawn = _drawn(dataclasses.replace(data, seed=seed))
+        order = torch.randperm(data.n_obs, generator=stream(seed, "split"))
+        s = sprites.settled(settings, data.source.support, drawn.sources)
+        scenes = sprites.scenes(settings, data.source.support, s[order], stream(seed, "mixing"))
+        maps.append(sprites.images(scenes, settings, cache.folder, _part(cache.progress, number, len(seeds))))
+        for split, rows in zip(splits, torch.split(order, list(data.sizes)), strict=True):
+            split.sources[number] = s[rows]
+            if split.segments is not None and drawn.segments is not None:
+                split.segments[number] = drawn.segments[rows]
+    first, last = data.sizes[0], data.n_obs - data.sizes[2]
+    places = slice(first), slice(first, last), slice(last, None)
+    train, val, test = (
+        dataclasses.replace(split, images=Images(tuple(images[at] for images in maps), *place))
+        for split, at in zip(splits, places, strict=True)
+    )
+    return Dataset((), train, val, test)
+
+
+def _part(progress: Progress | None, number: int, worlds: int) -> Progress | None:
+    """The progress of all worlds, told that of one of them."""
+    if progress is None:
+        return None
+    told = progress
+    return lambda done, of: told(number * of + done, worlds * of)
+
+
 def _scaling(x: Float64[Tensor, "n o"], data: Data) -> Scaling:
     mean, std = x.mean(0), x.std(0, correction=0)
     constant = [name for name, zero in zip(data.columns or (), (std <= 0).tolist(), strict=True) if zero]
@@ -146,14 +225,27 @@ def _scaling(x: Float64[Tensor, "n o"], data: Data) -> Scaling:
     return Scaling(mean, std)
 
 
-def world(data: Data) -> World:
-    """The world of ``data.seed``. Raises as :func:`make` does."""
+class Drawn(NamedTuple):
+    """The sources of one world in float64."""
+
+    source: Source
+    sources: Float64[Tensor, "n d"]
+    segments: Int[Tensor, " n"] | None
+
+
+def _drawn(data: Data) -> Drawn:
     source, segments = sources.build(data.source), None
     if data.n_segments > 1:
         segments, factors = _segments(data)
         source = _scaled(source, factors, data)
     s = source.sample(data.n_obs, data.dim, stream(data.seed, "sources"))
     _check(s, "source", data)
+    return Drawn(source, s, segments)
+
+
+def world(data: Data) -> World:
+    """The world of ``data.seed``. Raises as :func:`make` does."""
+    source, s, segments = _drawn(data)
     f = mixing.build(data)
     f = f.shifted(-f.forward(s).mean(0))
     x = f.forward(s)
@@ -196,7 +288,7 @@ def _empty(data: Data, worlds: int, n: int, known: bool, dtype: torch.dtype, dev
     jacobian = (worlds, data.observed, data.dim, n)
     return Split(
         sources=empty(worlds, n, data.dim if data.has_sources else 0, dtype=dtype),
-        observations=empty(worlds, n, data.observed, dtype=dtype),
+        observations=empty(worlds, n, 0 if isinstance(data.mixing, SpritesMixing) else data.observed, dtype=dtype),
         segments=empty(worlds, n, dtype=torch.int64) if data.n_segments > 1 else None,
         support=data.source.support if data.source.known else None,
         truth=Truth(empty(worlds, n, dtype=torch.float64), empty(*jacobian, dtype=dtype)) if known else None,

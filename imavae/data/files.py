@@ -25,7 +25,8 @@ Floats = NDArray[np.float64]
 Stamp = tuple[int, int]
 
 ENDINGS = (".npy", ".csv", ".parquet")
-BLOCK = 65_536  # rows of a block
+BLOCK = 65_536  # rows of a block, at the most
+NUMBERS = 4 << 20  # in it, at the most: a row may be an image
 CSV_BYTES = 4 << 20  # of a block of text
 
 
@@ -241,17 +242,18 @@ def _survey(
 
 
 def _raw_blocks(table: Table, columns: Sequence[str]) -> Iterator[Floats]:
+    size = min(BLOCK, max(1, NUMBERS // len(columns)))
     match table.path.suffix:
         case ".npy":
             array, at = np.load(table.path, mmap_mode="r"), [int(name) for name in columns]
-            for start in range(0, len(array), BLOCK):
-                yield np.ascontiguousarray(array[start : start + BLOCK, at].T, dtype=np.float64)
+            for start in range(0, len(array), size):
+                yield np.ascontiguousarray(array[start : start + size, at].T, dtype=np.float64)
         case ".csv":
             for batch in _csv_reader(table.path, dict.fromkeys(columns, pa.float64())):
                 yield _stacked(batch, columns)
         case _:
             file = parquet.ParquetFile(table.path)
-            for batch in file.iter_batches(BLOCK, columns=list(columns), use_threads=False):
+            for batch in file.iter_batches(size, columns=list(columns), use_threads=False):
                 yield _stacked(batch, columns)
 
 

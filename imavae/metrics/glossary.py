@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from imavae.config import WORST_SCORE, RunConfig, support
 from imavae.errors import UserError, known
-from imavae.families import UniformPrior, UniformSource
+from imavae.families import SpritesMixing, UniformPrior, UniformSource
 
 Stage = Literal["validation", "final", "probes"]  # while training; at the end; at the end, if they are asked for
 
@@ -23,8 +23,9 @@ GLOSSARY = {
     "neg_elbo": Metric("negative ELBO, with one posterior sample a point, in nats", "min", "kl − log_px_z"),
     "kl": Metric("divergence of the posterior from the prior, in nats", "none", "KL(q(z|x) ‖ p(z))"),
     "log_px_z": Metric("reconstruction term, in nats", "max", "E_q[log N(x; g(z), γ⁻² I)]"),
-    "mcc": Metric("mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance ≈ 0",
-                  "max", "max_π (1/d) Σ_k |corr(s_k, z_π(k))|"),
+    "mcc": Metric("mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance ≈ 0; "
+                  "of a discrete source the correlation ratio counts, √(Var E[z|s] / Var z)", "max",
+                  "max_π (1/d) Σ_k |corr(s_k, z_π(k))|"),
     "mcc_spearman": Metric("the same with rank correlations", "max", "max_π (1/d) Σ_k |ρ(s_k, z_π(k))|"),
     "mcc_mean": Metric("the same with the posterior's location", "max", "max_π (1/d) Σ_k |corr(s_k, μ_π(k)(x))|"),
     "mcc_cdf": Metric("the same with samples put through the prior's CDF; uniform sources under another prior", "max",
@@ -35,8 +36,9 @@ GLOSSARY = {
                         "scored on the second", "max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²"),
     "r2_nonlinear": Metric("the same of a nonlinear map (kernel ridge regression), on a few thousand points", "max",
                            "as r2_linear, ŝ a function of all of μ(x)"),
-    "agreement": Metric("median MCC between a member's locations and those of the other seeds of its point; needs no "
-                        "sources", "max", "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|"),
+    "agreement": Metric("median MCC between a member's locations and those of the other seeds of its point, on 20,000 "
+                        "points at the most; needs no sources", "max",
+                        "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|"),
     "dci_disentanglement": Metric("each latent codes one factor at the most (random forests)", "max",
                                   "Σ_l ρ_l (1 − H(P_l·)), Eastwood and Williams 2018"),
     "dci_completeness": Metric("each factor lies in one latent", "max", "mean_k (1 − H(P_·k))"),
@@ -73,6 +75,8 @@ GLOSSARY = {
     "mse_source": Metric("squared error of the encoded decoding of the sources, per dimension; only where prior and "
                          "source share their support", "min", "mean (μ(g(s)) − s)²"),
     "gamma": Metric("root of the decoder's precision; moves where model.precision is learned or mle", "none", "γ"),
+    "prior_variance": Metric("variance of a latent under the prior; moves where model.prior.parameters is learned",
+                             "none", "mean_k Var p(z_k)"),
     "active_units": Metric("latents in use", "none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}"),
 }  # fmt: skip
 FINAL = ("amari", "conformal_contrast")  # evaluated at a member's best states alone: each costs half a validation
@@ -81,6 +85,9 @@ TRUTH = ("cima_truth", "amari", "log_px", "l_ima", "gap_log_px", "gap_ima")  # n
 
 
 SOURCES = ("mcc", "mcc_spearman", "mcc_mean", "mcc_cdf", "mcc_batch", "r2_linear", "mse_source", *PROBES)  # need them
+
+
+SLOW = "slow: members.csv and evaluate.py have it, no validation does"
 
 
 def worst(name: str) -> float:
@@ -102,18 +109,22 @@ def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
         reasons["mse_source"] = "the sources' own scale is unknown"
     elif support(config) != source.support:
         reasons["mse_source"] = "prior and source have different supports"
+    elif stage == "validation" and isinstance(config.data.mixing, SpritesMixing):
+        reasons["mse_source"] = SLOW
     if not isinstance(source, UniformSource) or isinstance(prior, UniformPrior):
         reasons["mcc_cdf"] = "a CDF maps onto the sources only if they are uniform, and the prior is not"
     if len(config.members.seed) == 1:
         reasons["agreement"] = "one seed has no other to agree with"
-    if not config.data.mixing.known:
-        reasons |= dict.fromkeys(TRUTH, "the mixing is unknown, and so are its likelihoods and Jacobians")
-    elif not truth:
-        reasons |= dict.fromkeys(TRUTH, "likelihoods and Jacobians of the mixing are kept for val and test alone")
     if stage == "validation":
-        reasons |= dict.fromkeys(FINAL, "slow: members.csv and evaluate.py have it, no validation does")
+        reasons |= dict.fromkeys(FINAL, SLOW)
     if stage != "probes":
         reasons |= dict.fromkeys(PROBES, "slow: evaluate.py has it, and members.csv with training.probes=true")
+    if not config.data.mixing.known:
+        nobody = "the mixing is unknown, and so are its likelihoods and Jacobians"
+        drawn = "images have no likelihood, and their rendering no Jacobian that is known"
+        reasons |= dict.fromkeys(TRUTH, drawn if isinstance(config.data.mixing, SpritesMixing) else nobody)
+    elif not truth:
+        reasons |= dict.fromkeys(TRUTH, "likelihoods and Jacobians of the mixing are kept for val and test alone")
     if not config.data.has_sources:
         reasons |= dict.fromkeys(SOURCES, "there are no sources to compare with (data.sources_path would name them)")
     return reasons

@@ -34,13 +34,13 @@ def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
     q, r = [], {}
     for k, norm in enumerate(norms):
         rest = _norm(columns[k]) if k else norm
-        good = (rest > rounding * norm) & torch.isfinite(rest)
+        good = (rest > rounding * norm) & (rest < torch.inf)  # neither holds for NaN
         full &= good
         r[k, k] = torch.where(good, rest, 1)
         q.append(columns[k] / r[k, k][:, None])
         for j in range(k + 1, len(columns)):
             r[k, j] = (q[k] * columns[j]).sum(1)
-            columns[j] = columns[j] - r[k, j][:, None] * q[k]
+            columns[j] = torch.addcmul(columns[j], r[k, j][:, None], q[k], value=-1)
     return _QR(q, r, norms, full)
 
 
@@ -104,12 +104,9 @@ class ColumnNorms(NamedTuple):
 
 def column_norms(norms: Float64[Tensor, "member d n"]) -> ColumnNorms:
     """How strongly, how evenly and how steadily the decoder depends on each latent; NaN if a norm is not finite."""
-    return ColumnNorms(
-        norms.mean((1, 2)),
-        norms.mean(2).var(1, correction=0),
-        norms.amax((1, 2)),
-        norms.var(2, correction=0).mean(1),
-    )
+    means = norms.mean(2)
+    spread = (norms - means[..., None]).square_().mean((1, 2))  # torch's var takes three times as long
+    return ColumnNorms(means.mean(1), means.var(1, correction=0), norms.amax((1, 2)), spread)
 
 
 def amari(jacobian: Float[Tensor, "member o d n"], truth: Float[Tensor, "*world o d n"]) -> Float64[Tensor, "member n"]:

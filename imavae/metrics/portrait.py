@@ -25,8 +25,8 @@ class Portrait(NamedTuple):
 
     sources: Float[Tensor, "member s n"]
     latents: Float[Tensor, "member d n"]  # locations, on the prior's support
-    variance: Float[Tensor, "member d n"]  # of the posterior
-    formula: Float[Tensor, "member d n"]  # sigma_k^2, see ima.inverse_variance
+    variance: Float[Tensor, "member d m"]  # of the posterior, where Jacobians are taken: at the first of the points
+    formula: Float[Tensor, "member d m"]  # sigma_k^2, see ima.inverse_variance
 
 
 @torch.no_grad()
@@ -34,24 +34,19 @@ def portrait(
     ensemble: Ensemble, flat: Float[Tensor, "member parameter"], rows: Int[Tensor, " member"], split: Split
 ) -> Portrait:
     """The first points of a split, as the members in ``rows`` with weights ``flat`` see them; on the CPU."""
-    few = dataclasses.replace(
-        split,
-        sources=split.sources[:, :POINTS],
-        observations=split.observations[:, :POINTS],
-        segments=None if split.segments is None else split.segments[:, :POINTS],
-        truth=None,
-    )
+    few = dataclasses.replace(split.first(POINTS), truth=None)
     world = ensemble.world_of(rows)
     sources = few.sources[world].transpose(1, 2)
     weights = ensemble.model.layout.views(flat)
     noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
-    _, points = forward(ensemble, weights, few, world, noise, ["variance"])
-    variance, inverse = points.variance, points.inverse_variance
+    _, points, local = forward(ensemble, weights, few, world, noise, ["variance"])
+    variance, inverse = local.variance, local.inverse_variance
     assert variance is not None  # noqa: S101  -- they were asked for
     assert inverse is not None  # noqa: S101
     if not ensemble.config.data.has_sources:
         return Portrait(sources.cpu(), points.location.cpu(), variance.cpu(), 1 / inverse.cpu())
-    tables = correlation(sources, points.location).abs().nan_to_num().cpu().numpy()
+    discrete = [factor.discrete for factor in ensemble.config.data.factors]
+    tables = correlation(sources, points.location, discrete).abs().nan_to_num().cpu().numpy()
     order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
     latents = torch.take_along_dim(points.location.cpu(), order[:, :, None], dim=1)
     return Portrait(sources.cpu(), latents, variance.cpu(), 1 / inverse.cpu())

@@ -15,7 +15,8 @@ from imavae.model import vae
 
 
 class Model(nn.Module):
-    """A trained VAE for rows of observations, as they are in a person's file: it standardises its columns itself.
+    """A trained VAE for rows of observations, as they are in a person's file: it standardises its columns itself. A row
+    of an image is 3 x side x side numbers in [0, 1], in the order (channel, row, column).
 
     Attributes:
         config: its point, with its own seeds.

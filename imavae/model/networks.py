@@ -19,12 +19,14 @@ from torch.nn.functional import leaky_relu_, silu, softplus
 from imavae.config import Model
 from imavae.families import NETWORKS, register_network
 
+leaky_relu_backward = torch.ops.aten.leaky_relu_backward  # one pass, where a comparison and a choice are two
+
 Weights = Mapping[str, Tensor]
 Function = Callable[[Tensor, float], Tensor]
 
 # Each activation, which may overwrite its input, and its derivative, as functions of the input and of the slope.
 ACTIVATIONS: dict[str, tuple[Function, Function]] = {
-    "leaky_relu": (leaky_relu_, lambda x, slope: torch.where(x > 0, torch.ones_like(x), slope)),
+    "leaky_relu": (leaky_relu_, lambda x, slope: leaky_relu_backward(x.new_ones(()).expand_as(x), x, slope, True)),
     "tanh": (lambda x, _: torch.tanh(x), lambda x, _: 1 - torch.tanh(x).square()),
     "silu": (lambda x, _: silu(x), lambda x, _: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))),
     "softplus": (lambda x, _: softplus(x), lambda x, _: torch.sigmoid(x)),
@@ -33,7 +35,8 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
 
 class Network(ABC):
     """A function of (member, feature, batch) with weights per member, found by name. Weights end in ``.weight`` (out,
-    in) or ``.bias`` (out), a bias after its weight, and start as :meth:`Layout.initial` says; others start at zero.
+    in, and the kernel of a convolution) or ``.bias`` (out), a bias after its weight, and start as
+    :meth:`Layout.initial` says; others start at zero.
     """
 
     @property
@@ -152,14 +155,15 @@ class Layout:
     def initial(self, generator: torch.Generator) -> Float[Tensor, " parameter"]:
         """One member's start, in float64, so that members of any precision start from the same numbers.
 
-        Xavier-uniform weights (Glorot and Bengio, 2010), biases U(+-1/sqrt(inputs)), zeros for what is neither.
+        Xavier-uniform weights (Glorot and Bengio, 2010), biases U(+-1/sqrt(inputs)), zeros for what is neither. Inputs
+        and outputs of a convolution count its kernel; a transposed one's are in the order of its shape, as in torch.
         """
         parts, inputs = [], 1
         for name, shape in self.shapes.items():
             if name.endswith((".weight", ".bias")):
                 uniform = 2 * torch.rand(math.prod(shape), generator=generator, dtype=torch.float64) - 1
                 if name.endswith(".weight"):
-                    outputs, inputs = shape
+                    outputs, inputs = (size * math.prod(shape[2:]) for size in shape[:2])
                     parts.append(uniform * math.sqrt(6 / (inputs + outputs)))
                 else:  # a bias follows its weight
                     parts.append(uniform / math.sqrt(inputs))

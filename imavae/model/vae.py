@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+import imavae.model.conv  # noqa: F401 - it registers its network
 from imavae.config import RunConfig, support
 from imavae.data import dataset
 from imavae.data.mixing import Mixing, moved

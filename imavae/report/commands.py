@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,16 +15,27 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
 from imavae.config_encode import EncodeConfig
-from imavae.report.display import Display, clock
+from imavae.errors import Interrupted
+from imavae.families import SpritesMixing
+from imavae.report.display import Display, RenderingBar, clock
+
+SUMMARY = "summary.json"  # in a study's folder: what its run was tracked with
+SELECTION = "selection.csv"  # there, too: what each criterion would choose
 
 if TYPE_CHECKING:
-    from imavae.run import Outcome, Session
+    import pandas as pd
+
+    from imavae.outcome import Outcome
+    from imavae.run import Session
+    from imavae.search.space import Parameter
     from imavae.training.loop import Progress as Epoch
 
 
 def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
+    from imavae.outcome import best_place
     from imavae.report.figures import solo_figures
+    from imavae.report.gallery import image_figures
     from imavae.report.portrait import run_figures
     from imavae.report.tables import member_table
     from imavae.run import run_point
@@ -35,14 +50,23 @@ def train(config: RunConfig) -> None:
         bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
 
     try:
-        outcome, session = run_point(config, notify)
+        with RenderingBar(console) as images:
+            outcome, session = run_point(config, notify, images.update)
+    except Interrupted:
+        bar.stop()
+        _say_how_to_go_on(console, config.name)
+        raise
     finally:
         bar.stop()
     figures = []
-    if outcome.records[0].history:
-        folder, history = outcome.folder / "figures", outcome.history
+    folder, history = outcome.folder / "figures", outcome.history
+    if len(history):
         names, portrait = session.portrait()
-        figures = solo_figures(history, folder) + run_figures(portrait, names, history, folder)
+        factors = [factor.name for factor in config.data.factors]
+        figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
+        if session.data.val.images is not None:
+            best = best_place(outcome.records[0])
+            figures += image_figures(session.gallery(best), names, best, folder)
     _finish(outcome, figures)
     console.print(member_table(outcome.members))
     _addresses(console, outcome, config)
@@ -53,35 +77,93 @@ def tune(config: StudyConfig) -> None:
 
     Raises:
         UserError: a mistake in the configuration, or no trial has a result.
-        KeyboardInterrupt: the study was interrupted; what had finished is reported first.
+        Interrupted: the study can be resumed; what had finished and how to go on is printed first.
     """
     from imavae.search.study import check, run_study
 
     parameters, _ = check(config)
+    if config.dry_run:
+        _show_cost(config, parameters)
+        return
     console = Console()
     start = time.monotonic()
     with Display(console) as display:
-        outcome = run_study(config, display.update)
-    from imavae.report.figures import study_figures
-    from imavae.report.tables import best_trials, chosen_numbers, chosen_table, front_table
-
-    outcome.crown()
-    members, trials = outcome.members, outcome.trials
+        outcome = run_study(config, display.update, display.say, display.rendered)
+    trials = outcome.trials
     keys = [parameter.key for parameter in parameters if parameter.key in trials]  # some condition may never have held
-    figures = study_figures(members, trials, keys, config.objective, outcome.folder / "figures")
-    winner = members[members["trial"] == outcome.ranked()[0].number]
-    metrics = chosen_numbers(winner)
-    seconds = time.monotonic() - start
-    _finish(outcome, figures, metrics | {"seconds": seconds, "seconds/training": outcome.work_seconds})
-    console.print(best_trials(members, trials, keys, config.objective.mode))
-    if config.further_objectives:
-        console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
-    console.print(chosen_table(winner))
+    try:
+        if outcome.interrupted is None:
+            _conclude(config, outcome, keys, start)
+        else:
+            _finish(outcome, [])
+    except Interrupted as error:
+        outcome.interrupted = error
+    if outcome.ranked():
+        from imavae.report.selection import choices, selection_table
+        from imavae.report.tables import best_trials, chosen_table, front_table
+
+        console.print(best_trials(outcome.members, trials, keys, config.objective.mode))
+        if config.further_objectives:
+            console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
+        console.print(chosen_table(_winner(outcome)))
+        chosen = choices(outcome.members, trials, keys)
+        if len(chosen):
+            console.print(selection_table(chosen))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
-    console.print(f"took {clock(seconds)}, of which {work} in training and validation", highlight=False)
-    if outcome.interrupted:
-        raise KeyboardInterrupt
+    console.print(
+        f"took {clock(time.monotonic() - start)}, of which {work} in training and validation", highlight=False
+    )
+    if outcome.interrupted is not None:
+        _say_how_to_go_on(console, outcome.folder.name)
+        raise outcome.interrupted
+
+
+def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
+    """Print what a study would train, and how long that would take here."""
+    from imavae.report.cost import cost_lines, points_table, space_table
+    from imavae.search.study import dry_run
+
+    console = Console()
+    console.print(space_table(parameters))
+    cost = dry_run(config)
+    console.print(points_table(cost))
+    for line in cost_lines(config, cost):
+        console.print(line, highlight=False)
+
+
+def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: float) -> None:
+    """Crown the champion of a study that has come to its end, draw its figures, and pass all of it on to the tracker.
+
+    ``start`` is when it began, in seconds of the monotonic clock.
+    """
+    from imavae.report.figures import study_figures
+    from imavae.report.selection import choices, selection_metrics
+    from imavae.report.tables import chosen_numbers
+    from imavae.run import crown
+
+    crown(outcome)
+    folder = outcome.folder / "figures"
+    members, trials = outcome.members, outcome.trials
+    figures = study_figures(members, trials, keys, outcome.objective, folder)
+    if isinstance(config.data.mixing, SpritesMixing):
+        figures += _champions_images(outcome.folder, config.output_dir)
+    chosen = choices(members, trials, keys)
+    metrics = chosen_numbers(_winner(outcome)) | selection_metrics(chosen)
+    metrics |= {"seconds": time.monotonic() - start, "seconds/training": outcome.work_seconds}
+    _finish(outcome, figures + _kept(outcome.folder, metrics, chosen), metrics)
+
+
+def _winner(outcome: Outcome) -> pd.DataFrame:
+    members = outcome.members
+    return members[members["trial"] == outcome.ranked()[0].number]
+
+
+def _say_how_to_go_on(console: Console, name: str | None) -> None:
+    """Print the command that resumes: this one, with the folder's name."""
+    words = [word for word in sys.orig_argv if not word.startswith(("resume=", "name="))]
+    words += ["resume=true"] if name is None else ["resume=true", f"name={name}"]
+    console.print(f"go on     {shlex.join(words)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -90,7 +172,8 @@ def evaluate(config: EvaluateConfig) -> None:
     from imavae.run import evaluate_checkpoint
 
     console = Console()
-    values, reasons = evaluate_checkpoint(config)
+    with RenderingBar(console) as images:
+        values, reasons = evaluate_checkpoint(config, images.update)
     console.print(metric_table(values, config.checkpoint))
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)
@@ -123,15 +206,37 @@ def encode(config: EncodeConfig) -> None:
     console.print(f"latents   {Path(config.out).resolve()}", soft_wrap=True, markup=False, highlight=False)
 
 
+def _champions_images(folder: Path, output_dir: str) -> list[Path]:
+    from imavae.report.gallery import image_figures
+    from imavae.run import cache_of, model_session
+
+    session, flat = model_session(folder / "champion.pt", cache_of(output_dir))
+    return image_figures(session.gallery(0, flat), ["champion"], 0, folder / "figures")
+
+
+def _kept(folder: Path, metrics: dict[str, float], chosen: pd.DataFrame) -> list[Path]:
+    """Write what a study's run is tracked with into its folder, too; return the table of choices, if there is one."""
+    from imavae.files import write_text
+
+    write_text(folder / SUMMARY, json.dumps(metrics, indent=1))
+    if not len(chosen):
+        return []
+    write_text(folder / SELECTION, chosen.to_csv(index=False))
+    return [folder / SELECTION]
+
+
 def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
     tables = [outcome.folder / name for name in ("members.csv", "history.csv")]
     status: Literal["finished", "stopped"] = "stopped" if outcome.interrupted else "finished"
     outcome.tracker.finish(status, metrics or {}, [*tables, *figures])
+    outcome.close(finished=outcome.interrupted is None)
 
 
 def _addresses(console: Console, outcome: Outcome, config: RunConfig) -> None:
     """Where the results are, one line each, never wrapped: they are meant to be copied."""
-    lines = [f"results   {outcome.folder}", f"figures   {outcome.folder / 'figures'}"]
+    lines = [f"results   {outcome.folder}"]
+    if (outcome.folder / "figures").exists():
+        lines.append(f"figures   {outcome.folder / 'figures'}")
     if outcome.champion:
         lines.append(f'champion  import imavae; model = imavae.load_model("{outcome.champion}")')
     if config.tracking.name == "mlflow":

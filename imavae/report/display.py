@@ -14,6 +14,7 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -55,7 +56,7 @@ class Display:
             self._live.stop()
         elif self._latest:
             for line in self._news(self._latest):
-                self._say(line)
+                self.say(line)
 
     def update(self, snapshot: Snapshot) -> None:
         """Show this snapshot in place of the last one."""
@@ -65,8 +66,17 @@ class Display:
         elif snapshot.seconds - self._said_at >= PLAIN_INTERVAL:
             for line in self._news(snapshot):
                 self._said_at = snapshot.seconds
-                self._say(line)
+                self.say(line)
                 break  # the rest is still news a second later
+
+    def rendered(self, done: int, images: int) -> None:
+        """Show how many images have been rendered, before the first trial starts."""
+        if self._live:
+            bar = Table.grid(padding=(0, 1))
+            bar.add_row(Text(_rendered(done, images)), ProgressBar(total=images, completed=done, width=28))
+            self._live.update(bar)
+        elif done == images:
+            self.say(_rendered(done, images))
 
     def _news(self, snapshot: Snapshot) -> Iterable[str]:
         """Lines that have not been said yet; each counts as said once it was taken."""
@@ -78,9 +88,43 @@ class Display:
             self._said_best = best
             yield f"{clock(snapshot.seconds)} best {snapshot.metric} {best}"
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a line of its own, above the panel."""
         wrapped = textwrap.fill(line, PLAIN_WIDTH, subsequent_indent=" " * 5, break_on_hyphens=False)
         self._console.print(wrapped, markup=False, highlight=False, soft_wrap=True)
+
+
+class RenderingBar:
+    """A progress bar of images that are rendered; nothing where the cache has them. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        """Write to ``console``."""
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console)
+        self._task = self._bar.add_task("")
+
+    def __enter__(self) -> RenderingBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def update(self, done: int, images: int) -> None:
+        """Show how many have been rendered; the bar is closed with the last of them."""
+        self._bar.start()
+        self._bar.update(self._task, completed=done, total=images, description=_rendered(done, images))
+        if done == images:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+
+def _rendered(done: int, images: int) -> str:
+    return f"rendered {done:,}/{images:,} images"
 
 
 def compact(value: object, digits: int = 3) -> str:

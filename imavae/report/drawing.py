@@ -63,13 +63,13 @@ def say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK)
 
 
-def write(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Save each figure as NAME.png (150 dpi) and NAME.pdf, without a date in them; return the files."""
+def write(figures: Mapping[str, Figure], folder: Path, dpi: int = 150) -> list[Path]:
+    """Save each figure as NAME.png and NAME.pdf, without a date in them; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
         png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-        figure.savefig(png, dpi=150, metadata={"Software": None})
+        figure.savefig(png, dpi=dpi, metadata={"Software": None})
         figure.savefig(pdf, metadata={"CreationDate": None})
         paths += [png, pdf]
     return paths

@@ -16,12 +16,15 @@ from imavae.report.figures import SEED_COLOURS
 SHOWN = 8  # members, at the most
 
 
-def run_figures(portrait: Portrait, names: list[str], history: pd.DataFrame, folder: Path) -> list[Path]:
+def run_figures(
+    portrait: Portrait, names: list[str], factors: list[str], history: pd.DataFrame, folder: Path
+) -> list[Path]:
     """Draw latents against sources, posterior variances against their formula and, where it moves, gamma over time.
 
     Args:
         portrait: points of the validation split at the members' best states; without sources, latents have no figure.
         names: what its members are called.
+        factors: what its sources are called.
         history: rows of ``history.csv``, with ``seed``, ``epoch`` and ``val/gamma``.
         folder: where the files go.
 
@@ -30,20 +33,20 @@ def run_figures(portrait: Portrait, names: list[str], history: pd.DataFrame, fol
     """
     figures = {"posterior_variance": _variances(portrait, names)}
     if portrait.sources.shape[1]:
-        figures = {"latents": _latents(portrait, names)} | figures
+        figures = {"latents": _latents(portrait, names, factors)} | figures
     if history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
     return write(figures, folder)
 
 
-def _latents(portrait: Portrait, names: list[str]) -> Figure:
+def _latents(portrait: Portrait, names: list[str], factors: list[str]) -> Figure:
     members, dim = min(len(names), SHOWN), portrait.sources.shape[1]
     figure = new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.45 * members + 0.9)
     panels = figure.subplots(members, dim, squeeze=False, sharex="col")
     for m in range(members):
         for k in range(dim):
             axes = panels[m, k]
-            dress(axes, f"source {k + 1}" if m == members - 1 else "", names[m] if k == 0 else "")
+            dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "")
             axes.plot(portrait.sources[m, k], portrait.latents[m, k], ".", color=BLUE, markersize=1.5, alpha=0.5)
             axes.tick_params(labelsize=7)
     return figure

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ QUIET = {  # what Ray would otherwise print, send, probe or write outside the st
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt is raised, like everywhere else
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # the study has a state of its own; Ray's grows with the trials
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -38,12 +42,22 @@ def running(cluster: Cluster) -> Iterator[int]:
 
     found = ray.is_initialized()
     if not found:
-        _start(cluster)
+        with _signals_kept():
+            _start(cluster)
     try:
         yield slots(cluster, ray.cluster_resources())  # type: ignore[no-untyped-call]
     finally:
         if not found:
             ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, to exit with 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _start(cluster: Cluster) -> None:
@@ -65,8 +79,21 @@ def _start(cluster: Cluster) -> None:
     # One thread per trial, unless training.threads says otherwise: more only get in each other's way on small models.
     workers = {"env_vars": {"OMP_NUM_THREADS": "1"}}
     cpus = cluster.cpus or len(os.sched_getaffinity(0))
-    ray.init(num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
+    # "local": one that someone has started on this machine, or RAY_ADDRESS, must not be joined
+    ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
     logging.getLogger("ray").setLevel(logging.ERROR)
+
+
+def expected_slots(cluster: Cluster) -> int:
+    """Trials that will run at once: counted on this machine, or asked of the running cluster."""
+    if cluster.name == "ray":
+        with running(cluster) as found:
+            return found
+    import torch
+
+    cpus = cluster.cpus or len(os.sched_getaffinity(0))
+    gpus = torch.cuda.device_count() if cluster.gpus is None else cluster.gpus
+    return slots(cluster, {"CPU": float(cpus), "GPU": float(gpus)})
 
 
 def resources_of(cluster: Cluster) -> dict[str, float]:

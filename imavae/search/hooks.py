@@ -28,6 +28,10 @@ class Hooks(Callback):
         """A trial has reported."""
         self.recorder.reported(trial, result)
 
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """A trial has failed, and will be started again."""
+        self.recorder.restarted(trial)
+
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial has ended by itself, or was stopped by the scheduler."""
         self.recorder.ended(trial, failed=False)

@@ -5,38 +5,45 @@ The driver alone writes: tables, checkpoints and tracked runs, in a thread besid
 
 from __future__ import annotations
 
+import functools
 import math
-import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from imavae import signals
 from imavae.config import StudyConfig
-from imavae.errors import UserError
-from imavae.run import Outcome, Session, failed_record, resolve_device
+from imavae.files import previous_of
+from imavae.outcome import Outcome, failed_record
+from imavae.run import Session, cache_of, resolve_device
 from imavae.search.progress import Snapshot
 from imavae.search.space import Point
 from imavae.search.stopping import note_of, read_note
-from imavae.search.trainable import STATE
+from imavae.search.trainable import lock_of, place_of
+from imavae.search.writer import Writer
 from imavae.tracking import PROGRESS_PERIOD
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
+
+RETRIES = 3  # times that a trial is started again without having got any further
+PATIENCE = 4.0  # seconds that what is being written gets when the study is interrupted
 
 
 @dataclass
 class _Running:
     """What the driver knows of a Ray trial."""
 
-    first: int  # number of its first point
+    place: Path  # of its checkpoint
     points: dict[int, Point]  # by their numbers in the study
     result: dict[str, Any] = field(default_factory=dict)
     past: dict[str, float] = field(default_factory=dict)  # work done before a restart
+    reached: int = 0  # the epoch where it was when it had to be started again
     shown: float = -math.inf  # when its curves were last passed on, in seconds of the monotonic clock
     ended: bool = False
 
@@ -44,23 +51,27 @@ class _Running:
 class Recorder:
     """Follows the trials: tells where the study stands, and records each trial as it ends."""
 
-    def __init__(
-        self, config: StudyConfig, outcome: Outcome, n_points: int, n_trials: int, notify: Callable[[Snapshot], None]
-    ) -> None:
+    def __init__(self, config: StudyConfig, outcome: Outcome, notify: Callable[[Snapshot], None]) -> None:
         self._config, self._outcome, self._notify = config, outcome, notify
-        self._n_points, self._n_trials = n_points, n_trials
+        self._n_points = self._n_trials = 0
         self._trials: dict[str, _Running] = {}
+        self._writer = Writer()
         # It evaluates beside workers that have every core: a second thread would wait for them at each operation.
-        self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
-        self._written: list[Future[None]] = []
+        self._writer.submit(functools.partial(torch.set_num_threads, 1))
         self._start = self._said = time.monotonic()
+        self._before = len(outcome.records)  # trials that an earlier process has finished
         self.failures: list[str] = []
 
+    def expect(self, n_points: int, n_trials: int) -> None:
+        """Know how many points the study has, and how many Ray trials are to come."""
+        self._n_points, self._n_trials = n_points, n_trials
+
     def started(self, trial: Trial) -> None:
-        """A trial has got a worker, its first or that after a restart."""
-        if trial.trial_id not in self._trials:
-            points = {number: dict(values) for number, values in trial.config["points"]}
-            self._trials[trial.trial_id] = _Running(min(points), points)
+        """A trial has got a worker: its first, or another one after a failure."""
+        if trial.trial_id in self._trials:
+            return
+        points = {number: dict(values) for number, values in trial.config["points"]}
+        self._trials[trial.trial_id] = _Running(place_of(self._outcome.folder, min(points)), points)
 
     def reported(self, trial: Trial, result: dict[str, Any]) -> None:
         """Remember a report, and pass the curves so far on to the tracker."""
@@ -70,23 +81,31 @@ class Recorder:
                 running.past[name] = running.past.get(name, 0) + running.result[name]
         running.result = result
         now = time.monotonic()
-        if trial.checkpoint and now - running.shown >= PROGRESS_PERIOD:  # a checkpoint is read for it
+        if now - running.shown >= PROGRESS_PERIOD:  # a checkpoint is read for it
             running.shown = now
-            self._writer.submit(self._progress, running, Path(trial.checkpoint.path))
+            self._writer.submit(functools.partial(self._progress, running))
+
+    def restarted(self, trial: Trial) -> None:
+        """A trial's worker has failed or died, and gets a successor. That ends when it gets no further any more."""
+        running = self._trials.get(trial.trial_id)
+        epoch = running.result.get("epoch", 0) if running else 0
+        if running and epoch > running.reached:
+            running.reached = epoch
+            trial.max_failures = trial.num_failures + RETRIES
 
     def ended(self, trial: Trial, failed: bool) -> None:
         """Record a trial that has completed, was stopped by the scheduler, or has failed for good."""
         running = self._trials[trial.trial_id]
         running.ended = True
-        if failed or not trial.checkpoint:
-            reason = str(trial.get_pickled_error() or "no checkpoint").strip().splitlines()[-1]
-            self.failures.append(reason)
-            self._written.append(self._writer.submit(self._record_failure, running))
+        if failed:
+            self.failures.append(str(trial.get_pickled_error() or "no checkpoint").strip().splitlines()[-1])
+            self._writer.submit(functools.partial(self._record_failure, running))
         else:
-            self._written.append(self._writer.submit(self._record, running, Path(trial.checkpoint.path)))
+            self._writer.submit(functools.partial(self._record, running))
 
     def tell(self) -> None:
         """Notify of where the study stands, once a second."""
+        signals.check()
         now = time.monotonic()
         if now - self._said >= 1:
             self._said = now
@@ -94,10 +113,12 @@ class Recorder:
 
     def close(self) -> None:
         """Wait until all is written; an error in writing surfaces here."""
-        self._writer.shutdown(wait=True)
+        self._writer.close()
         self._notify(self.snapshot())
-        for written in self._written:
-            written.result()
+
+    def abandon(self) -> None:
+        """End soon: a trial that has ended and is not recorded yet will be when the study is resumed."""
+        self._writer.abandon(PATIENCE)
 
     def total(self, *names: str) -> float:
         """Work done by all trials so far, what restarted workers did included."""
@@ -109,20 +130,21 @@ class Recorder:
         seconds = time.monotonic() - self._start
         trials = list(self._trials.values())
         work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
-        count = self._config.members.count
+        records, count = list(self._outcome.records), self._config.members.count
         stopped = [len(t.points) * count - sum(t.result["alive"]) for t in trials if t.result and not t.ended]
-        scores = {
+        scores = {record.number: record.score for record in records if record.score is not None} | {
             number: score
             for t in trials
             for number, (score, *_) in zip(t.points, t.result.get("scores", ()), strict=False)
         }
         pick = max if self._config.objective.mode == "max" else min
         best = pick(scores, key=lambda number: scores[number]) if scores else None
-        points = {number: point for t in trials for number, point in t.points.items()}
-        ended = sum(row["status"] != "finished" for r in self._outcome.records for row in r.members)
+        points: dict[int, Any] = {record.number: record.values for record in records}
+        points |= {number: point for t in trials for number, point in t.points.items()}
+        ended = sum(row["status"] != "finished" for record in records for row in record.members)
         return Snapshot(
             trials_total=self._n_points,
-            finished=sum(len(t.points) for t in trials if t.ended),
+            finished=self._before + sum(len(t.points) for t in trials if t.ended),
             running=sum(len(t.points) for t in trials if not t.ended),
             members_stopped=sum(stopped) + ended,
             best_score=None if best is None else scores[best],
@@ -133,26 +155,29 @@ class Recorder:
             metric=self._config.objective.metric,
         )
 
-    def _progress(self, running: _Running, checkpoint: Path) -> None:
-        try:
-            session = Session.load(checkpoint / STATE, resolve_device("cpu"))
-        except UserError:
-            return  # Ray has replaced it by a later one already, which will be shown
-        for i, (number, point) in enumerate(running.points.items()):
-            self._outcome.tracker.progress(session.partial_record(i, number, point, self._config.objectives))
+    def _progress(self, running: _Running) -> None:
+        with suppress(Exception):  # all of it is written again when the trial ends
+            session = self._session(running)
+            for i, (number, point) in enumerate(running.points.items()):
+                if not self._outcome.has(number):
+                    self._outcome.tracker.progress(session.partial_record(i, number, point, self._config.objectives))
 
-    def _record(self, running: _Running, checkpoint: Path) -> None:
-        folder = self._outcome.folder / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        kept = folder / f"ensemble-{running.first:03d}.pt"
-        shutil.copyfile(checkpoint / STATE, kept)
-        session = Session.load(kept, resolve_device("cpu"))
-        stopped = read_note(note_of(self._outcome.folder, running.first))
+    def _session(self, running: _Running) -> Session:
+        return Session.load(running.place, resolve_device("cpu"), cache_of(self._outcome.folder.parent.parent))
+
+    def _record(self, running: _Running) -> None:
+        session = self._session(running)
+        stopped = read_note(note_of(self._outcome.folder, min(running.points)))
         for i, (number, point) in enumerate(running.points.items()):
+            if self._outcome.has(number):
+                continue  # an earlier driver was cut off amid the points of a pack
             if number in stopped:
                 session.stop(i)  # the state is that from before the driver's last decision
-            self._outcome.add(session.record(i, number, point, self._config.objectives), kept, i)
+            self._outcome.add(session.record(i, number, point, self._config.objectives), running.place, i)
+        for needless in (previous_of(running.place), lock_of(running.place)):
+            needless.unlink(missing_ok=True)
 
     def _record_failure(self, running: _Running) -> None:
         for number, point in running.points.items():
-            self._outcome.add(failed_record(number, point), None, 0)
+            if not self._outcome.has(number):
+                self._outcome.add(failed_record(number, point), None, 0)

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
+from sqlalchemy.exc import DatabaseError
 
 from imavae.config import Objective, Sampler
+from imavae.errors import UserError
+from imavae.files import one_at_a_time
 from imavae.search.space import Parameter
 
 if TYPE_CHECKING:
@@ -42,10 +45,18 @@ class KnownBox(optuna.samplers.QMCSampler):
 
 
 def open_storage(output_dir: Path) -> optuna.storages.RDBStorage:
-    """The database of all studies below an output folder."""
+    """The database of all studies below an output folder. Raises UserError for a file that is damaged."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    address = f"sqlite:///{output_dir.resolve() / DATABASE}"
-    return optuna.storages.RDBStorage(address, engine_kwargs={"connect_args": {"timeout": TIMEOUT}})
+    path = output_dir.resolve() / DATABASE
+    try:
+        with one_at_a_time(path.with_name(f".{DATABASE}.lock")):  # a new database's tables are made once
+            return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": TIMEOUT}})
+    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"`{path} is a database of Optuna's` must hold, but it can't be read ({reason}); move it away: a study "
+            "that is resumed tells a new one what its own records say"
+        ) from None
 
 
 def open_study(output_dir: Path, name: str, objectives: Sequence[Objective], resume: bool = False) -> Study:

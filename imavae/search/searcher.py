@@ -7,7 +7,6 @@ with their numbers in Optuna's study, which are their numbers everywhere, and te
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -15,14 +14,13 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher as RaySearcher
 
 from imavae.config import StudyConfig
+from imavae.records import Folder, Numbered
 from imavae.search.samplers import sampler_for
 from imavae.search.space import Parameter, Point, shared
 from imavae.search.stopping import note_of, read_note
 
 if TYPE_CHECKING:
     from optuna.study import Study
-
-Numbered = list[Any]  # [number, values]: a point as Ray carries it
 
 
 class Searcher(RaySearcher):
@@ -34,7 +32,7 @@ class Searcher(RaySearcher):
         parameters: Sequence[Parameter],
         config: StudyConfig,
         waiting: Sequence[Sequence[int]],
-        folder: Path,
+        home: Folder | None,
     ) -> None:
         """Args:
         study: Optuna's.
@@ -42,10 +40,11 @@ class Searcher(RaySearcher):
         config: its sampler and its budget.
         waiting: numbers of points that the study has already and that must be trained: a trial for each list,
             before any point is proposed.
-        folder: the study's, where the scheduler notes which points it has stopped.
+        home: the study's folder, which remembers the points of each trial, and which of them the scheduler has stopped.
+            None: nothing is remembered, and no trial can end.
         """
         super().__init__()
-        self._study, self._parameters, self._folder = study, list(parameters), folder
+        self._study, self._parameters, self._home = study, list(parameters), home
         self._settings, self._budget = config.sampler, config.budget.trials or 0
         self._waiting = [list(numbers) for numbers in waiting]
         self._asked = len(study.get_trials(deepcopy=False))
@@ -63,6 +62,8 @@ class Searcher(RaySearcher):
             count = min(self._settings.pack or 1, self._budget - self._asked)
             points = [self._ask({})]
             points += [self._ask(shared(points[0][1])) for _ in range(count - 1)]
+            if self._home is not None:
+                self._home.ask(points)
         else:
             return RaySearcher.FINISHED
         self._numbers[trial_id] = [number for number, _ in points]
@@ -71,8 +72,11 @@ class Searcher(RaySearcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell each point's score: pruned, where it was stopped, failed, where there is none."""
         numbers = self._numbers.pop(trial_id)
-        stopped = read_note(note_of(self._folder, min(numbers)))
+        stopped = read_note(note_of(self._home.path, min(numbers))) if self._home else {}
+        told = {trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()}
         for i, number in enumerate(numbers):
+            if number in told:
+                continue  # by a driver that was broken off before it could record the trial
             if error or not result or "scores" not in result:
                 self._study.tell(number, state=TrialState.FAIL)
             elif number in stopped:
@@ -101,9 +105,10 @@ class Searcher(RaySearcher):
     def _existing(self, number: int) -> Numbered:
         """A point that the study has: a waiting one begins to run, one that an earlier driver has left goes on."""
         found = self._study.get_trials(deepcopy=False)[number]
-        if found.state != TrialState.WAITING:
+        if found.state.is_finished():
             return [number, dict(found.params)]
-        self._study._storage.set_trial_state_values(self._id(number), state=TrialState.RUNNING)
+        if found.state == TrialState.WAITING:
+            self._study._storage.set_trial_state_values(self._id(number), state=TrialState.RUNNING)
         self._study.sampler = sampler_for(self._settings, self._parameters, number)
         return [number, self._suggested(optuna.trial.Trial(self._study, self._id(number)))]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from imavae.config import StudyConfig
-from imavae.run import write_text
+from imavae.files import Seal
+
+AGAIN = "remove it: the point is judged again when it is resumed"
+NOTES = Seal(b"imavae note", 1, "note", AGAIN, AGAIN, "resume the study with the version of imavae that wrote it")
+
+Report = tuple[int, list[float], int]  # epoch, the point's scores, its members that are still training
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,16 @@ def note_of(folder: Path, first: int) -> Path:
 
 
 def read_note(note: Path) -> dict[int, int]:
-    """The epochs at which points were stopped, by their numbers."""
+    """The epochs at which points were stopped, by their numbers. Raises UserError for a note that is damaged."""
     if not note.exists():
         return {}
-    return {int(number): int(epoch) for number, epoch in json.loads(note.read_text()).items()}
+    return {int(number): int(epoch) for number, epoch in json.loads(NOTES.read(note)).items()}
+
+
+def write_note(note: Path, stopped: dict[int, int]) -> None:
+    """Note the epochs at which points were stopped, by their numbers."""
+    note.parent.mkdir(exist_ok=True)
+    NOTES.write(note, json.dumps(stopped).encode())
 
 
 class Stopping(FIFOScheduler):
@@ -60,12 +72,29 @@ class Stopping(FIFOScheduler):
         points = list(zip(numbers, result["scores"], result["alive"], strict=True))
         new = [number for number, scores, alive in points if self.judge(number, result["epoch"], scores, alive)]
         if new:
-            note = note_of(self._folder, min(numbers))
-            note.parent.mkdir(exist_ok=True)
-            write_text(note, json.dumps({n: self.stopped[n] for n in numbers if n in self.stopped}))
+            self.note(numbers)
         left = [number for number, _, alive in points if alive and number not in self.stopped]
         decision: str = TrialScheduler.CONTINUE if left or not new else TrialScheduler.STOP
         return decision
+
+    def note(self, numbers: Sequence[int]) -> None:
+        """Tell the worker that trains these points which of them are stopped."""
+        write_note(note_of(self._folder, min(numbers)), {n: self.stopped[n] for n in numbers if n in self.stopped})
+
+    def remember(self, number: int, reports: Sequence[Report]) -> None:
+        """Show the rule what an earlier driver has shown it; what was decided then stands in the notes."""
+        if self._rule is None:
+            return
+        point = StandIn(str(number))
+        self._rule.on_trial_add(None, point)
+        for epoch, scores, alive in reports:
+            self._seen[number] = epoch
+            result = {"epoch": epoch, "score": scores[0]}
+            if alive:
+                self._rule.on_trial_result(None, point, result)
+            else:
+                self._ended.add(number)
+                self._rule.on_trial_complete(None, point, result)
 
     def judge(self, number: int, epoch: int, scores: list[float], alive: int) -> bool:
         """Whether a point is to be stopped now, at this epoch, with this score and so many members in training.

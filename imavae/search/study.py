@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from imavae.config import StudyConfig, base_of
-from imavae.errors import UserError, require
+from imavae.data.cache import Progress as Rendering
+from imavae.errors import Interrupted, UserError, require
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
-from imavae.run import Outcome, tracker_of
+from imavae.outcome import Outcome, tracker_of
+from imavae.records import create, reopen
+from imavae.run import render
 from imavae.search import cluster, space
 from imavae.search.progress import Snapshot
-from imavae.search.recorder import Recorder
+from imavae.search.recorder import RETRIES, Recorder
 from imavae.search.starts import start_packs, start_points
 from imavae.search.trainable import trainable
-from imavae.tracking import Tracker
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+    from imavae.search.cost import Cost
 
 
 def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]]:
@@ -67,56 +77,164 @@ def packs_of(
     return start_packs(base, points, parameters, limit or 1)
 
 
-def run_study(config: StudyConfig, notify: Callable[[Snapshot], None]) -> Outcome:
-    """Run a study to its end, or until it is interrupted; ``notify`` is told where it stands, about once a second.
+def run_study(
+    config: StudyConfig,
+    notify: Callable[[Snapshot], None],
+    say: Callable[[str], None] = print,
+    rendering: Rendering | None = None,
+) -> Outcome:
+    """Run a study to its end, or until it is interrupted, or go on with one that was broken off.
+
+    Args:
+        config: all about it; with ``resume`` it must ask what the earlier one was asked.
+        notify: is told where it stands, about once a second.
+        say: is told what was found damaged on resuming, and what became of it.
+        rendering: is told of images that are not in the cache.
 
     Raises:
-        UserError: a mistake in the configuration, an address that can't be reached, or all trials failed.
+        UserError: a mistake in the configuration, an address that can't be reached, nothing that can be resumed, or all
+            trials failed.
     """
     parameters, points = check(config)
+    name = config.study.replace("/", "-")
+    home = reopen(config, "studies", name) if config.resume else None
     with ThreadPoolExecutor(max_workers=1) as beside:
         opened = beside.submit(tracker_of, config, config.study)  # it and Ray take seconds each to start
         with cluster.running(config.cluster) as slots:
-            return _run(config, parameters, points, opened.result(), slots, notify)
+            tracker = opened.result()
+            if not any(parameter.key.startswith("data.") for parameter in parameters):
+                render(base_of(config), rendering)  # here, once: workers would all begin with it
+            home = home or create(config, "studies", config.name or name)
+            outcome = Outcome.start(config, home, tracker, config.objective)
+            return _run(config, lambda: _Plan.of(config, parameters, points, outcome, slots), outcome, notify, say)
+
+
+def dry_run(config: StudyConfig) -> Cost:
+    """What a study would train and how long that would take here. Nothing is written, tracked or begun.
+
+    The points of a sampler are those that it would propose if it were told no score: the first ones are right.
+    """
+    import optuna
+
+    from imavae.search import cost
+    from imavae.search.samplers import DIRECTIONS
+    from imavae.search.searcher import Searcher
+
+    parameters, points = check(config)
+    slots = cluster.expected_slots(config.cluster)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=[DIRECTIONS[objective.mode] for objective in config.objectives])
+    for values in points:
+        study.enqueue_trial(dict(values))
+    searcher = Searcher(study, parameters, config, packs_of(config, parameters, points, slots), None)
+    packs: list[list[int]] = []
+    found: dict[int, space.Point] = {}
+    while isinstance(trial := searcher.suggest(str(len(packs))), dict):
+        packs.append([number for number, _ in trial["points"]])
+        found |= dict(trial["points"])
+    return cost.estimate(config, [found[number] for number in sorted(found)], packs, slots)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is left to be trained."""
+
+    searcher: Searcher
+    stopping: TrialScheduler
+    n_points: int  # of the whole study
+    n_trials: int  # of Ray's, from now on
+    slots: int  # trials that run at once
+
+    @classmethod
+    def of(
+        cls,
+        config: StudyConfig,
+        parameters: list[space.Parameter],
+        points: list[space.Point],
+        outcome: Outcome,
+        slots: int,
+    ) -> _Plan:
+        """All of a new study, or what an earlier driver has left."""
+        from imavae.search import resume
+        from imavae.search.searcher import Searcher
+        from imavae.search.stopping import Stopping
+
+        grid = config.sampler.name == "grid"
+        n_points = len(points) if grid else config.budget.trials or 0
+        study = resume.proposals(config, parameters, points, outcome)
+        trials = study.get_trials(deepcopy=False)
+        free = resume.unpacked(study, outcome, n_points)
+        known = [number for number in free if number < len(points)]
+        dealt = packs_of(config, parameters, [points[number] for number in known], slots)
+        packs = [[known[i] for i in pack] for pack in dealt]
+        packs += resume.runs_of([number for number in free if number >= len(points)])
+        for pack in sorted(packs):
+            outcome.home.ask([[n, trials[n].system_attrs.get("fixed_params", trials[n].params)] for n in pack])
+        waiting = resume.waiting(outcome, n_points)
+        resume.check_files(outcome, waiting)
+        stopping = Stopping(config, outcome.folder)
+        resume.remind(stopping, config, outcome)
+        n_trials = len(waiting) + math.ceil(max(0, n_points - len(trials)) / (config.sampler.pack or 1))
+        return cls(Searcher(study, parameters, config, waiting, outcome.home), stopping, n_points, n_trials, slots)
 
 
 def _run(
     config: StudyConfig,
-    parameters: list[space.Parameter],
-    points: list[space.Point],
-    tracker: Tracker,
-    slots: int,
+    plan_of: Callable[[], _Plan],
+    outcome: Outcome,
     notify: Callable[[Snapshot], None],
+    say: Callable[[str], None],
 ) -> Outcome:
-    """Train all points, ``slots`` trials at a time, on the Ray that is running."""
+    """Train what is left on the Ray that is running."""
+    recorder = Recorder(config, outcome, notify)
+    try:
+        plan = plan_of()
+        for notice in outcome.home.notices:
+            say(notice)
+        recorder.expect(plan.n_points, plan.n_trials)
+        if plan.n_trials:
+            _tuner(config, plan, outcome, recorder).fit()
+        recorder.close()
+        at_once = min(plan.slots, plan.n_trials or 1)
+        outcome.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
+    except KeyboardInterrupt as error:
+        outcome.interrupted = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        recorder.abandon()
+    except BaseException:
+        with suppress(Exception):
+            recorder.close()  # what had finished is written, whatever happened
+        outcome.tracker.finish("failed", {}, [])  # else the page would show it as running for ever
+        outcome.close(finished=False)
+        raise
+    outcome.write_tables()
+    if not outcome.ranked() and not outcome.interrupted:
+        outcome.tracker.finish("failed", {}, [])
+        outcome.close(finished=False)
+        reason = next(iter(recorder.failures), "nothing was trained")
+        raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
+    return outcome
+
+
+def _tuner(config: StudyConfig, plan: _Plan, outcome: Outcome, recorder: Recorder) -> Any:
+    """Ray's Tuner for all that is left."""
     from ray import tune
 
     from imavae.search.hooks import Hooks
-    from imavae.search.samplers import open_study
-    from imavae.search.searcher import Searcher
-    from imavae.search.stopping import Stopping
 
-    packs = packs_of(config, parameters, points, slots)
-    outcome = Outcome.start(config, "studies", config.study, tracker, config.objective)
-    proposals = open_study(Path(config.output_dir), outcome.folder.name, config.objectives)
-    for values in points:
-        proposals.enqueue_trial(dict(values))
-    n_points = len(points) if config.sampler.name == "grid" else config.budget.trials or 0
-    n_trials = len(packs) + math.ceil((n_points - len(points)) / (config.sampler.pack or 1))
-    recorder = Hooks.recorder = Recorder(config, outcome, n_points, n_trials, notify)
+    Hooks.recorder = recorder
     bound = tune.with_parameters(
         trainable,
         base=to_mapping(base_of(config)),
         objectives=[asdict(objective) for objective in config.objectives],
         folder=str(outcome.folder),
     )
-    tuner = tune.Tuner(
+    return tune.Tuner(
         tune.with_resources(bound, cluster.resources_of(config.cluster)),
         tune_config=tune.TuneConfig(
-            search_alg=Searcher(proposals, parameters, config, packs, outcome.folder),
-            scheduler=Stopping(config, outcome.folder),
-            num_samples=n_trials,
-            max_concurrent_trials=slots,
+            search_alg=plan.searcher,
+            scheduler=plan.stopping,
+            num_samples=plan.n_trials,
+            max_concurrent_trials=plan.slots,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
         ),
@@ -124,23 +242,7 @@ def _run(
             name="ray",
             storage_path=str(outcome.folder),
             callbacks=[Hooks()],
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            failure_config=tune.FailureConfig(max_failures=2),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),
     )
-    try:
-        try:
-            tuner.fit()
-        finally:
-            recorder.close()  # what had finished is written, whatever happened
-    except BaseException:
-        outcome.tracker.finish("failed", {}, [])  # else the page would show it as running for ever
-        raise
-    outcome.interrupted = len(outcome.records) < n_points  # Ray ends normally after an interrupt
-    outcome.work_seconds = recorder.total("train_seconds", "validate_seconds") / min(slots, n_trials)
-    if not outcome.ranked():
-        outcome.tracker.finish("failed", {}, [])
-        reason = next(iter(recorder.failures), "the study was interrupted before the first trial had ended")
-        raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
-    return outcome

@@ -6,9 +6,7 @@ MLflow's generic ``pyfunc`` loader finds :func:`_load_pyfunc` here.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,28 +21,27 @@ from torch import Tensor
 from imavae.config import RunConfig
 from imavae.data.dataset import Scaling
 from imavae.errors import UserError, require
+from imavae.files import Seal
 from imavae.mapping import build, to_mapping
 from imavae.model.export import Model
 
-FORMAT = 1  # of every file that save() writes; a change that old readers misread raises it
-MAGIC = b"imavae checkpoint"  # the first line goes on with the format and the SHA-256 of all that follows
+SEAL = Seal(
+    magic=b"imavae checkpoint",
+    format=1,
+    noun="checkpoint",
+    missing="look under outputs/ for one",
+    damaged="use another one",
+    other="use the version of imavae that wrote it, or train again",
+)
 
 
-def save(path: Path, kind: str, content: dict[str, Any]) -> None:
-    """Write ``content`` to ``path`` atomically: aside, to the disk, then renamed. ``kind`` is ensemble or model."""
+def save(path: Path, kind: str, content: dict[str, Any], keep: bool = False) -> None:
+    """Write ``content`` to ``path``, whole or not at all. ``kind`` is ensemble or model; with ``keep`` the file that is
+    replaced stays as the previous one.
+    """
     buffer = io.BytesIO()
     torch.save({"kind": kind, **content}, buffer)
-    body = buffer.getvalue()
-    header = b"%s %d %s\n" % (MAGIC, FORMAT, hashlib.sha256(body).hexdigest().encode())
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(header + body)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    SEAL.write(path, buffer.getvalue(), keep)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -53,25 +50,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, truncated, changed since, not a checkpoint, or of another format version.
     """
-    try:
-        header, _, body = path.read_bytes().partition(b"\n")
-    except OSError as error:
-        raise UserError(
-            f"`checkpoint is a file` must hold, but got {path} ({error.strerror}); look under outputs/ for one"
-        ) from None
-    version, _, digest = header.removeprefix(MAGIC).strip().partition(b" ")
-    if not header.startswith(MAGIC):
-        raise UserError(f"`checkpoint is one of imavae's` must hold, but got {path}; it was written by something else")
-    if version != b"%d" % FORMAT:
-        raise UserError(
-            f"`checkpoint format = {FORMAT}` must hold, but got {version.decode(errors='replace')} in {path}; "
-            "use the version of imavae that wrote it, or train again"
-        )
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        raise UserError(
-            f"`checkpoint is whole` must hold, but {path} does not match its own checksum; "
-            "it is truncated or damaged: use another one"
-        )
+    body = SEAL.read(path)
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it was made to run something: no file of save() is

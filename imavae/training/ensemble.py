@@ -29,9 +29,15 @@ CHUNK = (
 )
 GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
 EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
+NUMBERS = 2**20  # of observations that go through them, at the most
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by; the first
 # only where there are sources
+
+
+def evaluated(observed: int) -> int:
+    """The points that go through the networks at once, of so many numbers each: whole batches of 64."""
+    return min(EVALUATED, max(1, NUMBERS // observed // 64) * 64)
 
 
 class Member(NamedTuple):
@@ -198,8 +204,9 @@ def _set_gamma(ensemble: Ensemble, state: State, data: Split) -> None:
     weights = ensemble.model.layout.views(state.weights)
     worlds = ensemble.world_of(state.active)
     error = torch.zeros(len(state.active), dtype=torch.float64, device=ensemble.device)
-    for start in range(0, len(data), EVALUATED):
-        x = data.observations[worlds, start : start + EVALUATED].transpose(1, 2).contiguous()
+    size = evaluated(ensemble.config.data.observed)
+    for start in range(0, len(data), size):
+        x = data.block(worlds, slice(start, start + size))
         location = ensemble.model.prior.latent(ensemble.model.posterior(weights, x).mean)
         error += (x - ensemble.model.decoder(weights, location)).double().square().mean(1).sum(1)
     log_gamma = -0.5 * (error / len(data)).log()
@@ -251,13 +258,14 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
 
     The last batch holds what is left of the observations.
     """
-    n, dim = data.observations.shape[1:]
+    n, dim = len(data), ensemble.config.data.observed
     size, members, device = ensemble.config.training.batch_size, len(state.active), ensemble.device
     order = torch.empty(members, n, dtype=torch.int64, device=device)
     for row, generator in zip(order, state.batches, strict=True):
         torch.randperm(n, generator=generator, out=row)
-    order += n * ensemble.world_of(state.active)[:, None]  # the worlds lie one after the other
-    observations = data.observations.reshape(-1, dim)
+    worlds = ensemble.world_of(state.active)
+    order += n * worlds[:, None]  # the worlds lie one after the other
+    observations = data.observations.flatten(0, 1)
     segments = None if data.segments is None else data.segments.flatten()
     full = n // size
     plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
@@ -273,13 +281,17 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
             count = min(at_once, steps - first)
             begin = start + first * batch
             rows = order[:, begin : begin + count * batch]
-            flat = _room(buffers, "flat", observations, (members * count * batch, dim))
-            torch.index_select(observations, 0, rows.flatten(), out=flat)
-            x = _room(buffers, "x", observations, (members, count, dim, batch))
-            x.copy_(flat.view(members, count, batch, dim).transpose(2, 3))
+            if data.images is None:
+                flat = _room(buffers, "flat", observations, (members * count * batch, dim))
+                torch.index_select(observations, 0, rows.flatten(), out=flat)
+                x = _room(buffers, "x", observations, (members, count, dim, batch))
+                x.copy_(flat.view(members, count, batch, dim).transpose(2, 3))
+                parts = list(x.unbind(1))
+            else:
+                parts = [data.images.batch(worlds, part % n) for part in torch.split(rows, batch, 1)]
             u = None if segments is None else segments[rows].view(members, count, batch)
-            for step in range(count):
-                yield x[:, step], noise[:, first + step], None if u is None else u[:, step]
+            for step, part in enumerate(parts):
+                yield part, noise[:, first + step], None if u is None else u[:, step]
 
 
 def _room(buffers: dict[tuple[object, ...], Tensor], name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,0 +1,136 @@
+"""What `make reproduce` does: find or run a figure's studies, draw, judge, write, track and print."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from imavae.config import StudyConfig
+from imavae.config_reproduce import ReproduceConfig
+from imavae.errors import UserError, require
+from imavae.files import write_text
+from imavae.mapping import to_mapping
+from imavae.outcome import tracker_of
+from imavae.report.display import clock
+from imavae.report.drawing import write
+from imavae.report.reproduce import paper
+from imavae.report.reproduce.entry import Entry
+from imavae.report.reproduce.judge import FAIL, PASS, Row
+from imavae.report.reproduce.registry import FIGURES, entry
+from imavae.report.reproduce.studies import Study, find, unlike
+from imavae.report.reproduce.tables import frame, markdown_table, terminal_table
+from imavae.report.selection import choices, selection_table
+from imavae.report.tables import _table as plain_table
+
+DPI = 300  # for print
+
+
+def list_figures() -> None:
+    """Print the figures that there are, what each shows and how long it takes."""
+    table: Table = plain_table(
+        "Figures", "make reproduce FIGURE=NAME; minutes on 2 cores, unless its studies are there."
+    )
+    for name in ("figure", "shows", "minutes"):
+        table.add_column(name, justify="right" if name == "minutes" else "left")
+    for figure in FIGURES.values():
+        table.add_row(figure.name, figure.shows, str(figure.minutes))
+    Console().print(table)
+
+
+def reproduce_figure(config: ReproduceConfig, wanted: Sequence[StudyConfig]) -> bool:
+    """Reproduce the figure ``config.figure`` from its studies; False if a row of its table fails.
+
+    Raises:
+        UserError: a study that is not there with ``plot_only``, or that could not be finished.
+    """
+    figure = entry(config.figure or "")
+    console = Console()
+    studies = [study_for(one, config.plot_only, console) for one in wanted]
+    folder = Path(config.output_dir).resolve() / "reproduce" / figure.name
+    rows = figure.rows(studies)
+    with paper.style():
+        files = write({figure.name: figure.draw(studies)}, folder, DPI)
+    notes = [figure.differs, *(f"{study.name}: {study_note(study)}." for study in studies)]
+    text = markdown_table(rows) + "\n" + "\n\n".join(notes) + "\n"
+    write_text(folder / "table.md", text)
+    write_text(folder / "table.csv", frame(rows).to_csv(index=False))
+    _track(config, figure, rows, [*files, folder / "table.md", folder / "table.csv"])
+    _print(console, figure, studies, rows)
+    for note in notes:
+        console.print(note, highlight=False, markup=False)
+    console.print(f"figure    {folder / figure.name}.pdf", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"table     {folder / 'table.md'}, table.csv", soft_wrap=True, markup=False, highlight=False)
+    console.print(summary(rows), highlight=False, markup=False)
+    return all(row.verdict != FAIL for row in rows)
+
+
+def study_for(wanted: StudyConfig, plot_only: bool, console: Console) -> Study:
+    """The finished study of this configuration: one that is there, or else one that is run now."""
+    found = find(wanted)
+    if found is not None:
+        console.print(f"{wanted.study}: read from {found.folder}", soft_wrap=True, highlight=False, markup=False)
+        return found
+    require(not plot_only, f"{wanted.study} is there, finished, with these settings", unlike(wanted), "drop plot_only")
+    from imavae.report.commands import tune
+
+    console.print(f"{wanted.study}: running", highlight=False, markup=False)
+    tune(wanted)
+    found = find(wanted)
+    if found is None:
+        raise UserError(
+            f"`{wanted.study} is finished` must hold, but some of its trials failed; see {wanted.output_dir}"
+        )
+    return found
+
+
+def study_note(study: Study) -> str:
+    """Over what its intervals are, and how long it took."""
+    more = ""
+    if study.config.members.data.seed is None:
+        one = study.config.model.decoder == "mixing"  # several worlds have no one mixing
+        more = f" and one draw of its data; {'data.seed=2' if one else 'members.data.seed=[1,2,3]'} varies both"
+    took = "" if math.isnan(study.seconds) else f"; took {clock(study.seconds)}"
+    return f"intervals are over {study.over}{more}; {len(study.members)} members{took}"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many rows passed and failed."""
+    counts = Counter(row.verdict for row in rows)
+    return ", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items()))
+
+
+def _print(console: Console, figure: Entry, studies: Sequence[Study], rows: Sequence[Row]) -> None:
+    for study in studies:
+        own = [row for row in rows if row.study == study.name]
+        console.print(terminal_table(own, f"{figure.name}: {study.name}"))
+        points = study.members[["trial", *study.keys]].drop_duplicates()
+        chosen = choices(study.members, points, study.keys)
+        if len(chosen):
+            console.print(selection_table(chosen))
+
+
+def _track(config: ReproduceConfig, figure: Entry, rows: Sequence[Row], files: Sequence[Path]) -> None:
+    """A run of the experiment `reproduce`, with the rows' numbers, the table and the figure."""
+    tracker = tracker_of(config, "reproduce")
+    tracker.start(figure.name, to_mapping(config), {"imavae.figure": figure.name})
+    metrics = {f"rows/{verdict}": float(n) for verdict, n in Counter(row.verdict for row in rows).items()}
+    for row in rows:
+        name = _metric_name(f"{row.study}/{row.quantity}/{row.point}")
+        known = {"ours": row.ours.median, "expected": row.expected, "tolerance": row.tolerance}
+        metrics |= {f"{name}/{key}": value for key, value in known.items() if value is not None}
+        if row.verdict in (PASS, FAIL):
+            metrics[f"{name}/passes"] = float(row.verdict == PASS)
+    tracker.finish("finished", metrics, files)
+
+
+def _metric_name(text: str) -> str:
+    """Text in the characters that MLflow takes in a metric's name."""
+    known = {"γ²=": "gamma_sq ", "−": "neg ", "θ": "theta", "ρ": "rho", "=": " "}
+    for sign, word in known.items():
+        text = text.replace(sign, word)
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-. /") else "" for c in text)

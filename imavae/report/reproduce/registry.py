@@ -1,0 +1,18 @@
+"""The figures that can be reproduced, by name."""
+
+from __future__ import annotations
+
+from imavae.errors import UserError
+from imavae.report.reproduce import gamma, gap, likelihood, mixings
+from imavae.report.reproduce.entry import Entry
+
+FIGURES: dict[str, Entry] = {
+    entry.name: entry for entry in (*gamma.ENTRIES, *likelihood.ENTRIES, *gap.ENTRIES, *mixings.ENTRIES)
+}
+
+
+def entry(name: str) -> Entry:
+    """The figure of this name. Raises UserError where there is none."""
+    if name not in FIGURES:
+        raise UserError(f"`figure` must be one of {', '.join(FIGURES)}, but got {name!r}")
+    return FIGURES[name]

@@ -1,0 +1,201 @@
+"""Studies that are run as a person runs them, in processes of their own, and killed; what came of them is compared.
+
+Used by the kill tests and by ``python tests/soak.py``. The processes are looked up under Linux's /proc.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from imavae.config import Objective
+from imavae.run import Session
+
+ROOT = Path(__file__).resolve().parent.parent
+GRID = (  # three points in two packs, some seconds of training
+    "search=paper/moebius_gamma_uniform",
+    "search.model.gamma.values=[10.0,100.0,1000.0]",
+    "data.n_obs=2000",
+    "members.seed=[1,2]",
+    "training.max_epochs=40",
+    "training.validate_every=1",
+    "training.patience=1000",
+    "cluster.cpus=2",
+)
+
+
+@dataclass
+class Run:
+    """A started ``scripts/tune.py``."""
+
+    process: subprocess.Popen[bytes]
+    said: Path  # what it has printed
+
+    def wait(self, seconds: float = 500) -> int:
+        """Its exit code."""
+        return self.process.wait(seconds)
+
+    def processes(self) -> dict[int, str]:
+        """Process id -> command line of all that it has started."""
+        return dict(_below(self.process.pid))
+
+    def workers(self) -> list[int]:
+        """Processes that train, or are about to."""
+        return [pid for pid, line in self.processes().items() if line.startswith("ray::ImplicitFunc")]
+
+    def kill(self, number: int = signal.SIGKILL) -> float:
+        """Send it a signal, and wait until all that it has started is gone; seconds that took.
+
+        Of a process that is killed, two helpers of Ray's stay for up to a minute; they do nothing.
+        """
+        if self.process.poll() is not None:
+            return 0.0
+        started, start = self.processes(), time.monotonic()
+        self.process.send_signal(number)
+        self.wait()
+        staying = "Agent" if number == signal.SIGKILL else "nothing"
+        until(lambda: not any(_is(pid, line) for pid, line in started.items() if staying not in line))
+        return time.monotonic() - start
+
+    def text(self) -> str:
+        """What it has printed."""
+        return self.said.read_text()
+
+
+STARTED: list[Run] = []
+
+
+def tune(folder: Path, *overrides: str) -> Run:
+    """Start a study whose output goes to ``folder``."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "scripts/tune.py", f"output_dir={folder}", *overrides]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    said = folder / f"said-{len(list(folder.glob('said-*')))}.txt"
+    with said.open("wb") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True)
+    STARTED.append(Run(process, said))
+    return STARTED[-1]
+
+
+def until(holds: Callable[[], object], seconds: float = 300) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not within {seconds:g} s")
+        time.sleep(0.02)
+
+
+def studies(folder: Path) -> list[Path]:
+    """The folders of the studies that have begun."""
+    return sorted((folder / "studies").glob("[!.]*"))
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that trials have written."""
+    return [path for study in studies(folder) for path in (study / "checkpoints").glob("ensemble-*[0-9].pt")]
+
+
+def faults(folder: Path) -> list[str]:
+    """Whatever is otherwise than it would have been undisturbed, of grid studies that have ended."""
+    wrong = []
+    for study in studies(folder):
+        for name, table in _undisturbed(study).items():
+            if (study / name).read_text() != table:
+                wrong.append(f"{study.name}: {name} differs")
+        if not json.loads(_body(study / "study.json"))["finished"]:
+            wrong.append(f"{study.name} is not finished")
+    return wrong + list(_tracking_faults(folder))
+
+
+def _body(path: Path) -> str:
+    """What a sealed file holds."""
+    return path.read_text().partition("\n")[2]
+
+
+def _undisturbed(study: Path) -> dict[str, str]:
+    """The tables of the same packs, trained here without Ray, workers or interruptions."""
+    members, history = [], []
+    for file in sorted((study / "records").glob("ensemble-*.json")):
+        pack = [number for number, _ in json.loads(_body(file))]
+        stored = Session.load(study / "checkpoints" / f"ensemble-{min(pack):03d}.pt", torch.device("cpu"))
+        session = Session.start(stored.points, torch.device("cpu"))
+        for _ in session.train():
+            pass
+        for point, number in enumerate(pack):
+            record = session.record(point, number, {}, [Objective()])
+            members += record.members
+            history += record.history
+    tables = {"members.csv": members, "history.csv": history}
+    return {
+        name: str(pd.DataFrame(rows).sort_values("trial", kind="stable").to_csv(index=False))
+        for name, rows in tables.items()
+    }
+
+
+def _tracking_faults(folder: Path) -> Iterator[str]:
+    """What is doubled or missing in MLflow."""
+    members, history = (
+        pd.concat([pd.read_csv(study / name).assign(study=study.name) for study in studies(folder)])
+        for name in ("members.csv", "history.csv")
+    )
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        kinds = "SELECT value, COUNT(*) FROM tags WHERE key = 'imavae.kind' GROUP BY value"
+        runs = dict(connection.execute(kinds))
+        unended = connection.execute("SELECT COUNT(*) FROM runs WHERE status != 'FINISHED'").fetchone()[0]
+        doubled = "SELECT 1 FROM metrics GROUP BY run_uuid, key, step HAVING COUNT(*) > 1 AND key NOT LIKE 'seconds%'"
+        twice = len(connection.execute(doubled).fetchall())
+        curves = "SELECT COUNT(*) FROM metrics WHERE key = 'val/mcc/q25'"
+        points = connection.execute(curves).fetchone()[0]
+    trials = len(members.drop_duplicates(["study", "trial"]))
+    expected_points = len(history.drop_duplicates(["study", "trial", "epoch"]))
+    expected = {"study": len(studies(folder)), "trial": trials, "member": len(members)}
+    if runs != expected:
+        yield f"MLflow has {runs}, not {expected}"
+    if unended:
+        yield f"{unended} MLflow runs are not finished"
+    if twice:
+        yield f"{twice} values of MLflow's curves are doubled"
+    if points != expected_points:
+        yield f"MLflow's curves have {points} points, not {expected_points}"
+
+
+def _below(parent: int) -> Iterator[tuple[int, str]]:
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it has ended meanwhile
+        parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    waiting = [parent]
+    while waiting:
+        for pid in parents.get(waiting.pop(), []):
+            waiting.append(pid)
+            if line := _line(pid):
+                yield pid, line
+
+
+def _line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
+def _is(pid: int, line: str) -> bool:
+    """Whether the process is still there; Ray's change their command lines."""
+    now = _line(pid)
+    return now == line or (now.startswith("ray::") and line.startswith("ray::"))

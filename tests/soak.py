@@ -1,0 +1,83 @@
+"""Kill workers and drivers of real studies at random moments, again and again, and compare with undisturbed ones.
+
+Examples:
+  python tests/soak.py                  20 kills of workers, 20 of drivers
+  python tests/soak.py kills=3 seed=7
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.killing import GRID, faults, studies, tune
+
+LONG = (*GRID, "training.max_epochs=150")  # long enough for several kills
+
+
+def kill_workers(folder: Path, moments: random.Random, left: int) -> int:
+    """Run a study to its end, some of its workers killed on the way; the number of kills."""
+    run, kills = tune(folder, *LONG), 0
+    while run.process.poll() is None:
+        time.sleep(0.5 + 4 * moments.random())
+        workers = run.workers()
+        if workers and kills < left:
+            with suppress(ProcessLookupError):
+                os.kill(moments.choice(workers), signal.SIGKILL)
+                kills += 1
+    if run.wait() != 0:
+        print(run.text())
+    return kills
+
+
+def kill_drivers(folder: Path, moments: random.Random, left: int) -> int:
+    """Start a study and kill its driver, and go on with it, until it has come to its end; the number of kills."""
+    kills = 0
+    while True:
+        run = tune(folder, *LONG, *(["resume=true"] if studies(folder) else []))
+        end = time.monotonic() + 25 * moments.random()
+        while run.process.poll() is None and (kills == left or time.monotonic() < end):
+            time.sleep(0.05)
+        if run.process.poll() is not None:
+            if run.wait() != 0:
+                print(run.text())
+            return kills
+        run.kill()
+        kills += 1
+
+
+def soak(name: str, kill: Callable[[Path, random.Random, int], int], total: int, seed: int) -> int:
+    """Kill so many times, in as many studies as it takes; the number of differences from undisturbed studies."""
+    moments, kills, different, count = random.Random(seed), 0, 0, 0  # noqa: S311
+    while kills < total:
+        with tempfile.TemporaryDirectory() as folder:
+            done, count = kill(Path(folder), moments, total - kills), count + 1
+            wrong = faults(Path(folder))
+        kills, different = kills + done, different + len(wrong)
+        print(
+            f"{name}: study {count}, {done} kills ({kills} of {total}), {'; '.join(wrong) or 'no difference'}",
+            flush=True,
+        )
+    print(f"{name}: {kills} kills in {count} studies, {different} differences", flush=True)
+    return different
+
+
+def main() -> int:
+    """Read the command line and soak; the exit code says whether there was a difference."""
+    settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+    total, seed = int(settings.get("kills", 20)), int(settings.get("seed", 1))
+    different = soak("workers", kill_workers, total, seed) + soak("drivers", kill_drivers, total, seed)
+    return int(different > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Laws of judging: what was published passes, what is wrong fails, and more seeds are judged more strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from imavae.report.published import FOLDER, Spread, origins, table
+from imavae.report.reproduce.judge import (
+    FAIL,
+    NOT_JUDGED,
+    NOT_PUBLISHED,
+    PASS,
+    Row,
+    beside,
+    correlation_tolerance,
+    tolerance,
+)
+from imavae.report.reproduce.statistics import Summary, interval, summarise
+
+GAMMA_TABLES = ("moebius_gamma_uniform", "rotation_gamma_gaussian", "sprites_gamma")
+QUANTITIES = {
+    "val/mcc_batch at min val/neg_elbo",
+    "val/cima_batch at min val/neg_elbo",
+    "min val/neg_elbo",
+    "val/mse_obs at min val/neg_elbo",
+    "posterior variance over its self-consistency formula at min val/neg_elbo",
+}
+
+
+def row(median: float, n: int = 20) -> Row:
+    return Row("study", "γ²=1", "MCC", Summary(n, median, median, median, median, median))
+
+
+def spread(values: np.ndarray) -> Spread:
+    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return Spread(len(values), float(median), float(low), float(high))
+
+
+def published_rows() -> list[tuple[str, float, str]]:
+    return [
+        (name, float(entry["gamma_sq"]), str(entry["quantity"]))
+        for name in GAMMA_TABLES
+        for entry in table(name).rows.to_dict("records")
+    ]
+
+
+# ---- what was published
+
+
+def test_every_table_has_its_origin_and_every_origin_its_table() -> None:
+    assert {path.stem for path in FOLDER.glob("*.csv")} == set(origins())
+    for name in origins():
+        known = table(name)
+        assert "published with the original code" in known.origin
+        assert len(known.setting) > 40
+        assert len(known.rows) > 0
+        assert all(deviation > 0 for deviation in known.draw.values())
+
+
+@pytest.mark.parametrize(("name", "gamma_sq", "quantity"), published_rows())
+def test_every_published_row_is_found_in_order_and_passes_its_own_judgement(
+    name: str, gamma_sq: float, quantity: str
+) -> None:
+    found = table(name).spread(gamma_sq, quantity)
+    assert quantity in QUANTITIES
+    assert found is not None
+    assert found.q25 <= found.median <= found.q75
+    assert table(name).spread(gamma_sq * (1 + 1e-9), quantity) == found  # a gamma is stored, not its square
+    assert beside(row(found.median), found).verdict == (PASS if found.n >= 5 else NOT_JUDGED)
+
+
+def test_what_was_not_published_is_not_there() -> None:
+    assert table("moebius_gamma_uniform").spread(1e6, "min val/neg_elbo") is None
+    assert table("moebius_gamma_uniform").spread(1e5, "val/mse_obs at min val/neg_elbo") is None
+    assert beside(row(0.5), None).verdict == NOT_PUBLISHED
+
+
+def test_a_table_of_runs_gives_their_quartiles() -> None:
+    known = table("moebius_linear_map")
+    found = known.column("mcc_batch_at_min_neg_elbo")
+    values = known.rows["mcc_batch_at_min_neg_elbo"]
+    assert tuple(found) == pytest.approx((98, values.median(), values.quantile(0.25), values.quantile(0.75)))
+
+
+# ---- judging
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+def test_a_row_passes_up_to_its_tolerance_and_fails_beyond(direction: int) -> None:
+    known = Spread(20, 0.8, 0.75, 0.83)
+    limit = tolerance(known, 20)
+    assert beside(row(0.8 + direction * 0.999 * limit), known).verdict == PASS
+    assert beside(row(0.8 + direction * 1.001 * limit), known).verdict == FAIL
+
+
+def test_chance_is_no_pass_where_recovery_was_published() -> None:
+    known = table("moebius_gamma_uniform").spread(1e4, "val/mcc_batch at min val/neg_elbo")
+    assert beside(row(0.15), known).verdict == FAIL
+
+
+@pytest.mark.parametrize("median", [math.nan, math.inf])
+def test_a_median_that_is_no_number_fails(median: float) -> None:
+    assert beside(row(median), Spread(20, 0.8, 0.7, 0.9)).verdict == FAIL
+
+
+def test_three_published_runs_do_not_judge() -> None:
+    assert beside(row(0.1), Spread(3, 0.8, 0.79, 0.81)).verdict == NOT_JUDGED
+
+
+def test_tolerance_shrinks_with_seeds_and_with_published_runs_and_grows_with_their_spread() -> None:
+    by_seeds = [tolerance(Spread(20, 0.0, -1.0, 1.0), seeds) for seeds in (1, 2, 5, 20, 100, 1000)]
+    by_runs = [tolerance(Spread(runs, 0.0, -1.0, 1.0), 20) for runs in (5, 10, 20, 100)]
+    by_spread = [tolerance(Spread(20, 0.0, -width, width), 20) for width in (2.0, 1.0, 0.5, 0.0)]
+    for series in (by_seeds, by_runs, by_spread):
+        assert all(later < earlier for earlier, later in itertools.pairwise(series))
+    assert by_spread[-1] == 0
+    assert by_spread[0] == pytest.approx(2 * by_spread[1])
+
+
+def test_what_all_seeds_share_stays_however_many_there_are() -> None:
+    known = Spread(10**6, 0.0, -1.0, 1.0)
+    assert tolerance(known, 10**6, draw=0.5) == pytest.approx(3 * math.sqrt(2) * 0.5, rel=1e-3)
+    assert tolerance(known, 20, draw=0.5) > tolerance(known, 20)
+    assert tolerance(known, 10**6, 0.5, worlds=10**6) == pytest.approx(3 * 0.5, rel=1e-3)  # the published draw is one
+
+
+def test_for_many_runs_it_is_three_standard_errors_of_two_medians() -> None:
+    q75 = float(stats.norm.ppf(0.75))
+    error = math.sqrt(math.pi / 2 * (1 / 10_000 + 1 / 20))
+    assert tolerance(Spread(10_000, 0.0, -q75, q75), 20) == pytest.approx(3 * error, rel=5e-3)
+
+
+@pytest.mark.parametrize(("runs", "away"), [(10, 6.0), (20, 3.0), (60, 2.0)])
+def test_the_same_distribution_fails_once_in_370_and_one_that_is_away_nearly_always(runs: int, away: float) -> None:
+    rng = np.random.default_rng(0)
+    known = [spread(rng.normal(size=runs)) for _ in range(1500)]
+    same = [beside(row(float(np.median(rng.normal(size=20)))), one).verdict == FAIL for one in known]
+    other = [beside(row(float(np.median(rng.normal(away, 1, size=20)))), one).verdict == FAIL for one in known]
+    assert np.mean(same) < 3 / 370
+    assert np.mean(other) > 0.95
+
+
+def test_a_correlation_is_judged_more_strictly_with_more_mixings() -> None:
+    limits = [correlation_tolerance(rho, 98, mixings) for rho, mixings in ((-0.5, 100), (-0.5, 20), (0.0, 20))]
+    assert limits == sorted(limits)
+
+
+def test_a_law_judges_like_a_published_number() -> None:
+    law = dataclasses.replace(row(0.1), expected=0.0, tolerance=0.2)
+    assert law.verdict == PASS
+    assert dataclasses.replace(law, tolerance=0.05).verdict == FAIL
+
+
+# ---- medians and their intervals
+
+
+def members(values: list[float], **columns: object) -> pd.DataFrame:
+    return pd.DataFrame({"status": "finished", "val/mcc at min val/neg_elbo": values, **columns})
+
+
+def test_an_interval_holds_the_median_and_narrows_with_members() -> None:
+    rng = np.random.default_rng(1)
+    widths = []
+    for n in (10, 40, 160):
+        found = summarise(members(list(rng.normal(0.5, 0.1, n))), "val/mcc at min val/neg_elbo")
+        assert found.q25 < found.median < found.q75
+        assert found.low < found.median < found.high
+        widths.append(found.high - found.low)
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_an_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(2)
+    ends = [interval(rng.normal(size=25), np.arange(25)) for _ in range(60)]
+    assert 0.85 <= np.mean([low <= 0 <= high for low, high in ends]) <= 1
+
+
+def test_members_of_one_mixing_are_drawn_together() -> None:
+    values = list(np.repeat([0.2, 0.5, 0.6, 0.8, 0.9], 10))  # ten initialisations that add nothing to five mixings
+    worlds = list(np.repeat([1, 2, 3, 4, 5], 10))
+    alone = summarise(members(values), "val/mcc at min val/neg_elbo")
+    together = summarise(members(values, **{"data.seed": worlds}), "val/mcc at min val/neg_elbo")
+    assert together.high - together.low > alone.high - alone.low
+    once = summarise(members([0.2, 0.5, 0.6, 0.8, 0.9]), "val/mcc at min val/neg_elbo")
+    assert (together.low, together.high) == pytest.approx((once.low, once.high), abs=0.15)
+
+
+def test_one_member_has_no_interval_and_a_diverged_one_counts_as_worst() -> None:
+    alone = summarise(members([0.5]), "val/mcc at min val/neg_elbo")
+    assert (alone.n, alone.median) == (1, 0.5)
+    assert math.isnan(alone.low)
+    failed = pd.DataFrame({"status": ["finished", "diverged", "diverged"], "min val/neg_elbo": [1.0, 2.0, np.nan]})
+    found = summarise(failed, "min val/neg_elbo")
+    assert (found.median, found.low, found.high) == (math.inf, 1.0, math.inf)
+
+
+def test_the_same_members_give_the_same_interval() -> None:
+    one, again = (summarise(members([0.1, 0.4, 0.5, 0.9]), "val/mcc at min val/neg_elbo") for _ in range(2))
+    assert one == again
+    assert summarise(members([]), "val/mcc at min val/neg_elbo").n == 0
+    assert summarise(members([0.1]), "val/cima at min val/neg_elbo").n == 0

@@ -1,0 +1,187 @@
+"""A study that was broken off goes on where it was, whatever proposes its points and whatever stops them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from imavae.config import StudyConfig, Tracking, base_of, study_config
+from imavae.errors import UserError
+from imavae.outcome import Outcome
+from imavae.run import Session, run_point
+from imavae.search.progress import Snapshot
+from imavae.search.study import run_study
+from imavae.training.loop import Progress
+
+GAMMA = {"type": "float", "low": 1.0, "high": 300.0, "log": True}
+LAYERS = {"type": "choice", "values": [2, 3]}
+
+
+def config(tmp_path: Path, **other: Any) -> StudyConfig:
+    """One trial at a time, so that all of it can be repeated to the byte."""
+    base: dict[str, Any] = {
+        "output_dir": str(tmp_path),
+        "study": "tiny",
+        "data": {"n_obs": 2000},
+        "members": {"seed": [1, 2]},
+        "training": {"max_epochs": 6, "validate_every": 1},
+        "search": {"model": {"gamma": GAMMA, "n_layers": LAYERS}},
+        "sampler": {"startup": 3, "pack": 2},
+        "scheduler": {"name": "asha", "grace": 1, "reduction": 2},
+        "budget": {"trials": 8},
+        "cluster": {"cpus": 1},
+        "tracking": {"name": "none"},
+    }
+    return study_config(base | other)
+
+
+def run(settings: StudyConfig, until: Callable[[Snapshot], bool] = lambda _: False, **other: Any) -> Outcome:
+    """Run a study, or break it off once a snapshot is such."""
+
+    def watch(snapshot: Snapshot) -> None:
+        if until(snapshot):
+            raise KeyboardInterrupt
+
+    outcome = run_study(dataclasses.replace(settings, **other), watch, say=said.append)
+    outcome.close(finished=outcome.interrupted is None)
+    return outcome
+
+
+said: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    said.clear()
+
+
+def tables(outcome: Outcome) -> list[bytes]:
+    return [(outcome.folder / name).read_bytes() for name in ("members.csv", "history.csv")]
+
+
+def told(outcome: Outcome) -> list[tuple[Any, ...]]:
+    """What Optuna knows."""
+    database = outcome.folder.parent.parent / "optuna.db"
+    study = optuna.load_study(study_name=outcome.folder.name, storage=f"sqlite:///{database}")
+    return [(trial.number, trial.state, trial.params, trial.values) for trial in study.trials]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """An undisturbed study."""
+    return run(config(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a study that was broken off while its second or third ensemble trained."""
+    folder = tmp_path_factory.mktemp("broken")
+    outcome = run(config(folder), lambda snapshot: snapshot.finished >= 2)
+    assert outcome.interrupted is not None
+    assert 0 < len(outcome.records) < 8
+    return folder
+
+
+@pytest.fixture
+def left(broken_off: Path, tmp_path: Path) -> StudyConfig:
+    """The settings that resume a copy of it."""
+    shutil.copytree(broken_off, tmp_path, dirs_exist_ok=True)
+    return dataclasses.replace(config(tmp_path), resume=True)
+
+
+def test_it_ends_as_if_it_had_not_been_broken_off(whole: Outcome, left: StudyConfig) -> None:
+    """Proposals by TPE, points stopped by ASHA, packs: all of it to the byte."""
+    resumed = run(left)
+    assert tables(resumed) == tables(whole)
+    assert told(resumed) == told(whole)
+    assert said == []
+
+
+def test_what_optuna_has_lost_it_is_told_again(whole: Outcome, left: StudyConfig) -> None:
+    (Path(left.output_dir) / "optuna.db").unlink()
+    resumed = run(left)
+    assert tables(resumed) == tables(whole)
+    assert told(resumed) == told(whole)
+    assert said == ["Optuna had not all of tiny: it was told again what the study's records say"]
+
+
+def test_damaged_parts_are_said_and_made_again(whole: Outcome, left: StudyConfig) -> None:
+    folder = Path(left.output_dir) / "studies" / "tiny"
+    for path in [folder / "records" / "trial-000.json", *folder.glob("checkpoints/ensemble-*[0-9].pt")]:
+        path.write_bytes(path.read_bytes()[:-1])
+    for path in [folder / "records" / "ensemble-000.json", *folder.glob("stopped/*.json")]:
+        path.write_bytes(b"")
+    resumed = run(left)
+    numbers = resumed.trials["trial"].tolist()
+    assert numbers == list(range(8))
+    assert not resumed.history.duplicated(["trial", "seed", "epoch"]).any()
+    assert tables(whole)[0].splitlines()[1] in tables(resumed)[0]
+    assert len(said) >= 3
+
+
+def test_a_damaged_database_of_optuna_is_refused(left: StudyConfig) -> None:
+    (Path(left.output_dir) / "optuna.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match=r"optuna\.db is a database of Optuna's.*move it away"):
+        run(left)
+
+
+def test_a_raised_budget_adds_trials_and_leaves_the_others(whole: Outcome, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder.parent.parent, tmp_path, dirs_exist_ok=True)
+    again = run(config(tmp_path, budget={"trials": 11}), resume=True)
+    assert again.trials["trial"].tolist() == list(range(11))
+    for table, before in zip(tables(again), tables(whole), strict=True):
+        assert table.startswith(before.rstrip())
+    with sqlite3.connect(tmp_path / "optuna.db") as connection:
+        assert connection.execute("SELECT COUNT(*) FROM trials").fetchone() == (11,)
+
+
+def test_a_finished_study_is_reported_again(whole: Outcome, tmp_path: Path) -> None:
+    shutil.copytree(whole.folder.parent.parent, tmp_path, dirs_exist_ok=True)
+    again = run(config(tmp_path), resume=True)
+    assert tables(again) == tables(whole)
+    assert json.loads((again.folder / "study.json").read_text().partition("\n")[2])["finished"]
+
+
+def test_a_grid_goes_on_in_the_packs_that_it_began_with(tmp_path: Path) -> None:
+    gamma = {"type": "choice", "values": [1.0, 10.0, 100.0]}
+    grid = {"search": {"model": {"gamma": gamma, "n_layers": LAYERS}}, "scheduler": {"name": "none"}}
+    settings = config(tmp_path, **grid, sampler={"name": "grid"}, budget={}, cluster={"cpus": 2})
+    first = run(settings, lambda snapshot: snapshot.running > 0, tracking=Tracking())
+    assert first.interrupted is not None
+    second = run(settings, resume=True, cluster=dataclasses.replace(settings.cluster, cpus=1))
+    files = sorted(path.name for path in (second.folder / "checkpoints").glob("*.pt"))
+    assert files == ["ensemble-000.pt", "ensemble-003.pt"] or len(files) == 2
+    assert second.trials["trial"].tolist() == list(range(6))
+
+
+def test_a_run_goes_on_too(tmp_path: Path) -> None:
+    settings = base_of(config(tmp_path, training={"max_epochs": 6, "validate_every": 2, "patience": 9}))
+    epochs: list[int] = []
+
+    def note(session: Session, progress: Progress) -> None:  # noqa: ARG001
+        epochs.append(progress.epoch)
+
+    def break_off(session: Session, progress: Progress) -> None:  # noqa: ARG001
+        if progress.epoch == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_point(settings, break_off)
+    epochs: list[int] = []
+    resumed, _ = run_point(
+        dataclasses.replace(settings, resume=True), lambda _, progress: epochs.append(progress.epoch)
+    )
+    assert resumed.folder.name == "train-2"
+    assert epochs == [5, 6]
+    assert tables(resumed) == tables(whole)
+    resumed.close(finished=True)
+    again, _ = run_point(dataclasses.replace(settings, resume=True, name="train-2"), break_off)
+    assert tables(again) == tables(whole)
