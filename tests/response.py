@@ -1,9 +1,9 @@
 """A response that a search has really met: val/mcc over gamma, learning rate, width and depth, as a table.
 
 ``python -m tests.response`` trains all of it anew and writes ``response.csv`` beside this file: 6,000 observations of
-the default MLP mixing of five uniform sources, five epochs, three seeds, float32; the median over seeds of val/mcc, as a
-study scores it. Few points are good after so short a time, so that there is something to search for. Between its nodes
-the response is linear in log gamma, log rate, log width and depth.
+the default MLP mixing of five uniform sources, five epochs, three seeds, float32; the median over seeds of val/mcc, as
+a study scores it. Few points are good after so short a time, so that there is something to search for. Between its
+nodes the response is linear in log gamma, log rate, log width and depth.
 """
 
 from __future__ import annotations
