@@ -8,6 +8,7 @@ PORT ?= 5000
 SEARCH ?=
 RESUME ?=
 KILLS ?= 20
+JOBS ?= 2
 FIGURE ?=
 ARGS ?=
 
@@ -42,8 +43,8 @@ reproduce: $(READY) ## a figure of the paper beside the published numbers: FIGUR
 ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
 	@$(BIN)/python scripts/ui.py --port $(PORT)
 
-test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest
+test: $(READY) ## run the tests, JOBS=2 files of them at once
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(READY) ## lint, check the format and the types
 	@$(BIN)/ruff check .
