@@ -8,6 +8,7 @@ PORT ?=
 SEARCH ?=
 RESUME ?=
 KILLS ?= 20
+JOBS ?= 2
 FIGURE ?=
 ARGS ?=
 
@@ -45,8 +46,8 @@ ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
 dashboard: $(READY) ## open Optuna's page on the studies: PORT=8080
 	@$(BIN)/python scripts/dashboard.py $(if $(PORT),--port $(PORT))
 
-test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest
+test: $(READY) ## run the tests, JOBS=2 files of them at once
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(READY) ## lint, check the format and the types
 	@$(BIN)/ruff check .

@@ -304,8 +304,9 @@ def run_point(
     torch.set_num_threads(config.training.threads)
     home = reopen(config, "runs", "train") if config.resume else None
     tracker = tracker_of(config, "train")
+    render(config, rendering)  # before the folder is made: there may be no room for it
     home = home or create(config, "runs", config.name or "train")
-    state, cache = home.path / "checkpoint.pt", cache_of(config.output_dir, rendering)
+    state, cache = home.path / "checkpoint.pt", cache_of(config.output_dir)
     session = Session.resume(state, [config], device, cache) or Session.start([config], device, cache)
     objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
     outcome = Outcome.start(config, home, tracker, objective)
@@ -317,6 +318,7 @@ def run_point(
             notify(session, progress)
     except BaseException:
         outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
+        outcome.close(finished=False)
         raise
     if not outcome.has(0):
         session.save(state, keep=True)

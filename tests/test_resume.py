@@ -13,12 +13,14 @@ from typing import Any
 import optuna
 import pytest
 
-from imavae.config import StudyConfig, Tracking, study_config
+from imavae.config import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
 from imavae.outcome import Outcome
+from imavae.run import Session, run_point
 from imavae.search import recorder
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
+from imavae.training.loop import Progress
 
 GAMMA = {"type": "float", "low": 1.0, "high": 300.0, "log": True}
 LAYERS = {"type": "choice", "values": [2, 3]}
@@ -161,3 +163,24 @@ def test_a_grid_goes_on_in_the_packs_that_it_began_with(tmp_path: Path) -> None:
     files = sorted(path.name for path in (second.folder / "checkpoints").glob("*.pt"))
     assert files == ["ensemble-000.pt", "ensemble-003.pt"] or len(files) == 2
     assert second.trials["trial"].tolist() == list(range(6))
+
+
+def test_a_run_goes_on_too(tmp_path: Path) -> None:
+    settings = base_of(config(tmp_path, training={"max_epochs": 6, "validate_every": 2, "patience": 9}))
+    epochs: list[int] = []
+
+    def note(_: Session, progress: Progress) -> None:
+        epochs.append(progress.epoch)
+
+    def break_off(_: Session, progress: Progress) -> None:
+        if progress.epoch == 5:
+            raise KeyboardInterrupt
+
+    whole, _ = run_point(dataclasses.replace(settings, name="whole"), note)
+    with pytest.raises(KeyboardInterrupt):
+        run_point(settings, break_off)
+    epochs.clear()
+    resumed, _ = run_point(dataclasses.replace(settings, resume=True), note)
+    assert resumed.folder.name == "train"
+    assert epochs == [5, 6]  # from the last validation
+    assert tables(resumed) == tables(whole)

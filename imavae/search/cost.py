@@ -29,6 +29,8 @@ import torch
 from scipy.optimize import nnls
 
 from imavae.config import RunConfig, StudyConfig, base_of, run_config, with_values
+from imavae.data.cache import Cache
+from imavae.families import SpritesMixing
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import Stage
 from imavae.model import vae
@@ -37,6 +39,7 @@ from imavae.search.space import Point
 from imavae.training.ensemble import train_epoch
 
 SECONDS = 10.0  # of calibration, over all ensembles
+IMAGES = 6000  # that are rendered to measure, at most
 ENSEMBLES = 3  # that are timed: the cheapest, the middle and the dearest
 PROCESSES = 16  # that measure at once, at most
 # Measured on the reference machine, whose speed in plain Python is PYTHON; elsewhere they are scaled by its ratio.
@@ -215,15 +218,19 @@ def _measure(points: list[RunConfig], seconds: float, on_gpu: bool) -> Times:
     """One ensemble's times, measured for so many seconds, or somewhat longer where one validation takes so long."""
     training = points[0].training
     torch.set_num_threads(training.threads)
-    session = Session.start(points, resolve_device(training.device if on_gpu else "cpu"))
-    data = _timed(lambda: session.data)
-    step = _step_seconds(session, seconds / 2)
-    validation = _evaluation_seconds(session, "val", "validation", seconds / 4)
-    test = _evaluation_seconds(session, "test", "probes" if training.probes else "final", seconds / 4)
-    final = 2 * test * (1 + len(session.data.val) / len(session.data.test))
+    images = isinstance(points[0].data.mixing, SpritesMixing)
+    if images:  # some are enough, and a study renders all of them once, before its first trial
+        few = min(points[0].data.n_obs, IMAGES)
+        points = [dataclasses.replace(p, data=dataclasses.replace(p.data, n_obs=few)) for p in points]
     with tempfile.TemporaryDirectory() as folder:
+        session = Session.start(points, resolve_device(training.device if on_gpu else "cpu"), Cache(Path(folder)))
+        data = _timed(lambda: session.data)
+        step = _step_seconds(session, seconds / 2)
+        validation = _evaluation_seconds(session, "val", "validation", seconds / 4)
+        test = _evaluation_seconds(session, "test", "probes" if training.probes else "final", seconds / 4)
+        final = 2 * test * (1 + len(session.data.val) / len(session.data.test))
         report = _timed(lambda: session.save(Path(folder) / "state.pt"))
-    return Times(data, step, validation, report, final)
+    return Times(0.0 if images else data, step, validation, report, final)
 
 
 def _step_seconds(session: Session, seconds: float) -> float:
@@ -231,11 +238,7 @@ def _step_seconds(session: Session, seconds: float) -> float:
     split, size = session.data.train, session.points[0].training.batch_size
     steps, taken, done, begun = 8, 0.0, 0, time.perf_counter()
     while not done or time.perf_counter() - begun < seconds:
-        few = dataclasses.replace(
-            split,
-            observations=split.observations[:, : steps * size],
-            segments=None if split.segments is None else split.segments[:, : steps * size],
-        )
+        few = split.first(steps * size)
         epoch = _timed(functools.partial(train_epoch, session.ensemble, session.state, few))
         if steps > 8:
             taken, done = taken + epoch, done + math.ceil(len(few) / size)

@@ -20,7 +20,7 @@ from imavae import signals
 from imavae.config import StudyConfig
 from imavae.files import previous_of
 from imavae.outcome import Outcome, failed_record
-from imavae.run import Session, resolve_device
+from imavae.run import Session, cache_of, resolve_device
 from imavae.search.progress import Snapshot
 from imavae.search.space import Point
 from imavae.search.stopping import note_of, read_note
@@ -158,13 +158,16 @@ class Recorder:
 
     def _progress(self, running: _Running) -> None:
         with suppress(Exception):  # all of it is written again when the trial ends
-            session = Session.load(running.place, resolve_device("cpu"))
+            session = self._session(running)
             for i, (number, point) in enumerate(running.points.items()):
                 if not self._outcome.has(number):
                     self._outcome.tracker.progress(session.partial_record(i, number, point, self._config.objectives))
 
+    def _session(self, running: _Running) -> Session:
+        return Session.load(running.place, resolve_device("cpu"), cache_of(self._outcome.folder.parent.parent))
+
     def _record(self, running: _Running) -> None:
-        session = Session.load(running.place, resolve_device("cpu"))
+        session = self._session(running)
         stopped = read_note(note_of(self._outcome.folder, min(running.points)))
         for i, (number, point) in enumerate(running.points.items()):
             if self._outcome.has(number):

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from imavae.config import NUMBERS_ONLY, RunConfig, StudyConfig, base_of, with_values
+from imavae.config import RunConfig, StudyConfig, base_of, with_values
+from imavae.config_search import NUMBERS_ONLY
 from imavae.errors import UserError, known, require
 from imavae.mapping import keys_of, nearest
 from imavae.search.conditions import Condition, conditions, in_order

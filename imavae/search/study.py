@@ -102,9 +102,9 @@ def run_study(
         opened = beside.submit(tracker_of, config, config.study)  # it and Ray take seconds each to start
         with cluster.running(config.cluster) as slots:
             tracker = opened.result()
-            home = home or create(config, "studies", config.name or name)
             if not any(parameter.key.startswith("data.") for parameter in parameters):
                 render(base_of(config), rendering)  # here, once: workers would all begin with it
+            home = home or create(config, "studies", config.name or name)
             outcome = Outcome.start(config, home, tracker, config.objective)
             return _run(config, lambda: _Plan.of(config, parameters, points, outcome, slots), outcome, notify, say)
 
@@ -204,10 +204,12 @@ def _run(
         with suppress(Exception):
             recorder.close()  # what had finished is written, whatever happened
         outcome.tracker.finish("failed", {}, [])  # else the page would show it as running for ever
+        outcome.close(finished=False)
         raise
     outcome.write_tables()
     if not outcome.ranked() and not outcome.interrupted:
         outcome.tracker.finish("failed", {}, [])
+        outcome.close(finished=False)
         reason = next(iter(recorder.failures), "nothing was trained")
         raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
     return outcome

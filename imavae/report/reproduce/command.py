@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ from imavae.errors import UserError, require
 from imavae.files import write_text
 from imavae.mapping import to_mapping
 from imavae.outcome import tracker_of
+from imavae.report.commands import tune
 from imavae.report.display import clock
 from imavae.report.drawing import write
 from imavae.report.reproduce import paper
 from imavae.report.reproduce.entry import Entry
 from imavae.report.reproduce.judge import FAIL, PASS, Row
 from imavae.report.reproduce.registry import FIGURES, entry
-from imavae.report.reproduce.studies import Study, find, unlike
+from imavae.report.reproduce.studies import Study, broken_off, find, unlike
 from imavae.report.reproduce.tables import frame, markdown_table, terminal_table
 from imavae.report.selection import choices, selection_table
 from imavae.report.tables import _table as plain_table
@@ -47,9 +49,16 @@ def reproduce_figure(config: ReproduceConfig, wanted: Sequence[StudyConfig]) -> 
 
     Raises:
         UserError: a study that is not there with ``plot_only``, or that could not be finished.
+        Interrupted: the same command goes on.
     """
     figure = entry(config.figure or "")
     console = Console()
+    if config.dry_run:
+        for one in wanted:
+            console.print(f"{one.study}:", highlight=False, markup=False)
+            tune(one)
+        return True
+    wanted = [dataclasses.replace(one, resume=False, name=None if one.resume else one.name) for one in wanted]
     studies = [study_for(one, config.plot_only, console) for one in wanted]
     folder = Path(config.output_dir).resolve() / "reproduce" / figure.name
     rows = figure.rows(studies)
@@ -70,21 +79,19 @@ def reproduce_figure(config: ReproduceConfig, wanted: Sequence[StudyConfig]) -> 
 
 
 def study_for(wanted: StudyConfig, plot_only: bool, console: Console) -> Study:
-    """The finished study of this configuration: one that is there, or else one that is run now."""
+    """The finished study of this configuration: one that is there, else one that is resumed or run now."""
     found = find(wanted)
     if found is not None:
         console.print(f"{wanted.study}: read from {found.folder}", soft_wrap=True, highlight=False, markup=False)
         return found
     require(not plot_only, f"{wanted.study} is there, finished, with these settings", unlike(wanted), "drop plot_only")
-    from imavae.report.commands import tune
-
-    console.print(f"{wanted.study}: running", highlight=False, markup=False)
-    tune(wanted)
+    begun = broken_off(wanted)
+    console.print(f"{wanted.study}: {f'going on with {begun}' if begun else 'running'}", highlight=False, markup=False)
+    tune(wanted if begun is None else dataclasses.replace(wanted, resume=True, name=begun))
     found = find(wanted)
     if found is None:
-        raise UserError(
-            f"`{wanted.study} is finished` must hold, but some of its trials failed; see {wanted.output_dir}"
-        )
+        where = f"some of its trials failed; see {wanted.output_dir}"
+        raise UserError(f"`{wanted.study} is finished` must hold, but {where}")
     return found
 
 
@@ -107,7 +114,9 @@ def summary(rows: Sequence[Row]) -> str:
 def _print(console: Console, figure: Entry, studies: Sequence[Study], rows: Sequence[Row]) -> None:
     for study in studies:
         own = [row for row in rows if row.study == study.name]
-        console.print(terminal_table(own, f"{figure.name}: {study.name}"))
+        took = "" if math.isnan(study.seconds) else f", took {clock(study.seconds)}"
+        title = f"{figure.name}: {study.name}, {study.config.members.count} members a point{took}"
+        console.print(terminal_table(own, title))
         points = study.members[["trial", *study.keys]].drop_duplicates()
         chosen = choices(study.members, points, study.keys)
         if len(chosen):

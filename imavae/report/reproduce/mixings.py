@@ -217,8 +217,8 @@ ENTRIES = (
         minutes=5,
         rows=linear_map_rows,
         draw=linear_map,
-        differs=estimators()
-        + " The −ELBO is not judged: its entropy depends on the Möbius maps' poles, whose law was not published.",
+        differs=estimators().removesuffix(".")
+        + "; the −ELBO is not judged, since the entropy depends on the maps' poles, whose law was not published.",
     ),
     Entry(
         name="moebius_unit_columns",

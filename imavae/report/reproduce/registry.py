@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from imavae.errors import UserError
-from imavae.report.reproduce import gamma, gap, likelihood, mixings
+from imavae.report.reproduce import gamma, gap, likelihood, mixings, sprites
 from imavae.report.reproduce.entry import Entry
 
 FIGURES: dict[str, Entry] = {
-    entry.name: entry for entry in (*gamma.ENTRIES, *likelihood.ENTRIES, *gap.ENTRIES, *mixings.ENTRIES)
+    entry.name: entry
+    for entry in (*gamma.ENTRIES, *likelihood.ENTRIES, *gap.ENTRIES, *mixings.ENTRIES, *sprites.ENTRIES)
 }
 
 

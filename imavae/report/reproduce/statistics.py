@@ -45,19 +45,23 @@ def summarise(members: pd.DataFrame, column: str) -> Summary:
 
 def interval(values: Floats, units: np.ndarray) -> tuple[float, float]:
     """The 95 % bootstrap interval of the median; values of one unit are drawn together."""
-    finite = np.nan_to_num(values, posinf=HUGE)
-    groups = [finite[units == unit] for unit in np.unique(units)]
+    groups = [np.nan_to_num(values[units == unit], posinf=HUGE) for unit in np.unique(units)]
     if len(groups) < 2:
         return np.nan, np.nan
+    table = np.full((len(groups), max(map(len, groups))), np.nan)  # a row each; a place without a value has none
+    for row, group in zip(table, groups, strict=True):
+        row[: len(group)] = group
 
-    def median(drawn: np.ndarray) -> float:
-        return float(np.median(np.concatenate([groups[int(i)] for i in drawn])))
+    def median(drawn: np.ndarray, axis: int) -> np.ndarray:
+        """Of the rows that were drawn, (..., rows) along the last axis."""
+        found: np.ndarray = np.nanmedian(table[drawn].reshape(*drawn.shape[:-1], -1), axis=axis)
+        return found
 
     with np.errstate(all="ignore"):
         found = stats.bootstrap(
             (np.arange(len(groups)),),
             median,
-            vectorized=False,
+            vectorized=True,
             n_resamples=RESAMPLES,
             confidence_level=CONFIDENCE,
             method="percentile",

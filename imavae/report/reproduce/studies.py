@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
 
-from imavae.config import StudyConfig, Tracking, study_config
+from imavae.config import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.mapping import to_mapping
 from imavae.report.commands import SUMMARY
@@ -54,47 +54,51 @@ class Study:
 
 def find(wanted: StudyConfig) -> Study | None:
     """The newest finished study in ``wanted.output_dir`` that ran just this; None where there is none."""
-    folders = sorted((Path(wanted.output_dir).resolve() / "studies").glob("*/config.yaml"), key=_age, reverse=True)
-    for path in folders:
-        stored = _stored(path)
-        if stored is not None and _essence(stored) == _essence(wanted):
-            study = _read(path.parent, stored)
-            if study is not None:
-                return study
-    return None
+    same = (_read(folder, stored) for folder, stored in _alike(wanted))
+    return next((study for study in same if study is not None), None)
+
+
+def broken_off(wanted: StudyConfig) -> str | None:
+    """The name of the newest study that was to run just this and can be resumed; None where there is none."""
+    from imavae.records import STATE
+
+    return next((folder.name for folder, _ in _alike(wanted) if (folder / STATE).is_file()), None)
 
 
 def unlike(wanted: StudyConfig) -> str:
     """Why :func:`find` finds none: which settings the newest study of this search has otherwise."""
-    folders = sorted((Path(wanted.output_dir).resolve() / "studies").glob("*/config.yaml"), key=_age, reverse=True)
-    for path in folders:
-        stored = _stored(path)
-        if stored is None or stored.study != wanted.study:
+    for folder, stored in _folders(wanted):
+        if stored.study != wanted.study:
             continue
-        ours, theirs = (dict(_leaves(to_mapping(_essence(config)))) for config in (wanted, stored))
+        ours, theirs = _essence(wanted), _essence(stored)
         other = [f"{key}={theirs.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key)]
-        return f"{path.parent} has {', '.join(other)}" if other else f"{path.parent} is not finished"
+        return f"{folder} has {', '.join(other)}" if other else f"{folder} is not finished"
     return f"there is none in {Path(wanted.output_dir).resolve() / 'studies'}"
 
 
-def _age(path: Path) -> float:
-    return path.stat().st_mtime
+def _alike(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig]]:
+    """The studies that were asked just this, the newest first."""
+    return ((folder, stored) for folder, stored in _folders(wanted) if _essence(stored) == _essence(wanted))
 
 
-def _stored(path: Path) -> StudyConfig | None:
-    """The configuration of a study's folder; None for one that this version can't read."""
-    try:
-        return study_config(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, UserError, TypeError):
-        return None
+def _folders(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig]]:
+    """All studies in ``wanted.output_dir`` that this version can read, the newest first."""
+    files = (Path(wanted.output_dir).resolve() / "studies").glob("[!.]*/config.yaml")
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            yield path.parent, study_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, yaml.YAMLError, UserError, TypeError):
+            continue
 
 
-def _essence(config: StudyConfig) -> StudyConfig:
-    """A configuration without what changes no result: name, places, and how the work is spread."""
-    nothing = StudyConfig()
-    spread = {"name": None, "output_dir": "", "plugins": (), "tracking": Tracking(), "cluster": nothing.cluster}
-    device = dataclasses.replace(config.training, device="auto", threads=1)
-    return dataclasses.replace(config, training=device, **spread)  # type: ignore[arg-type]
+def _essence(config: StudyConfig) -> dict[str, str]:
+    """What a study is asked, setting by setting: without its name, its places, and how the work is spread."""
+    from imavae.records import FREE
+
+    free = {*FREE} - {"budget.trials"}  # fewer trials are another grid
+    return {
+        key: text for key, text in _leaves(to_mapping(config)) if not any(f"{key}.".startswith(f"{k}.") for k in free)
+    }
 
 
 def _read(folder: Path, config: StudyConfig) -> Study | None:

@@ -62,8 +62,9 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 def _cells(row: Row) -> dict[str, str]:
     published, ours, corrected = row.published, row.ours, row.corrected
-    form = functools.partial(compact, digits=4 if row.quantity == "−ELBO" else 3)
-    about = functools.partial(compact, digits=3 if row.quantity in ("MCC", "−ELBO") else 2)
+    nats = row.quantity == "−ELBO"
+    form = functools.partial(_nats if nats else compact, digits=4 if nats else 3)
+    about = functools.partial(_nats if nats else compact, digits=3 if nats or row.quantity == "MCC" else 2)
     expected = MISSING if row.expected is None else f"{form(row.expected)} (by law)"
     if published is not None:
         expected = _with(form(published.median), _between(about, published.q25, published.q75))
@@ -78,6 +79,11 @@ def _cells(row: Row) -> dict[str, str]:
         "tolerance": MISSING if row.tolerance is None else f"±{compact(row.tolerance, 2)}",
         "verdict": row.verdict,
     }
+
+
+def _nats(value: float, digits: int) -> str:
+    """In whole nats where powers of ten would hide what differs: the −ELBO of images is in tens of thousands."""
+    return f"{value:.0f}" if 1000 <= abs(value) < math.inf else compact(value, digits)
 
 
 def _between(form: Callable[[float], str], low: float, high: float) -> str:
