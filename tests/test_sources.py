@@ -38,7 +38,7 @@ LAWS: list[tuple[SourceSettings, Any]] = [
     (BetaSource(alpha=0.8, beta=3.0, low=-2.0, high=1.0), scipy.stats.beta(0.8, 3.0, -2.0, 3.0)),
     (BetaSource(alpha=1.0, beta=1.0), scipy.stats.beta(1.0, 1.0, -0.5, 1.0)),
 ]
-each_law = pytest.mark.parametrize(("source", "law"), LAWS, ids=str)
+each_law = pytest.mark.parametrize(("source", "law"), LAWS, ids=[str(source) for source, _ in LAWS])
 
 
 @each_law
