@@ -122,7 +122,7 @@ def upright(axis: Axis, values: Iterable[object]) -> Upright:
 def upright_score(label: str, scores: Floats) -> Upright:
     """Scores on an upright axis as long as their range."""
     low, high = float(scores.min()), float(scores.max())
-    marks = _within(MaxNLocator(6), low, high)
+    marks = _within(MaxNLocator(6, steps=[1, 2, 5, 10]), low, high)
     at = _heights(np.array(marks), low, high)
     ticks = [(float(height), compact(mark)) for height, mark in zip(at, marks, strict=True)]
     return Upright(label, _heights(scores, low, high), ticks)

@@ -18,6 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from imavae.config import Objective
+from imavae.report.axes import LOG_RATIO
 from imavae.report.display import compact, short_names
 from imavae.report.drawing import (
     BLUE,
@@ -41,7 +42,6 @@ STYLE_OF = {"finished": ("o", "finished"), "stopped": ("v", "stopped early")}  #
 
 LABELS = {"val/mcc": "MCC", "val/agreement": "agreement of seeds", "val/neg_elbo": "−ELBO (nats)"}
 
-LOG_RATIO = 20  # a positive parameter whose values span more than this factor has a log axis
 FEW_VALUES = 8  # whole numbers in a range below it are jittered, like categories
 
 

@@ -38,6 +38,8 @@ GRID = 80  # points of a surface in each direction
 MOST = 400  # trials that a surface is fitted to, drawn at random from more: its time grows with their cube
 NEAR = 0.3  # of the searched range: a surface is shown as far as this from a trial
 
+Shares = dict[str, float]  # the importance of each parameter, by its key, the largest first
+
 
 class Goal(NamedTuple):
     """One of a study's scores."""
@@ -62,12 +64,8 @@ class Insight:
     trials: pd.DataFrame  # those that have every score, by number
     goals: tuple[Goal, ...]
     axes: tuple[Axis, ...]  # of the parameters that differ between trials
-    importances: tuple[
-        dict[str, float] | None, ...
-    ]  # for each goal, by key, the largest first; None: there is nothing to compare
-    pair: (
-        tuple[Axis, Axis] | None
-    )  # gamma and the width where both were searched, else the two numbers that matter most
+    importances: tuple[Shares | None, ...]  # for each goal; None: there is nothing to compare
+    pair: tuple[Axis, Axis] | None  # gamma and the width if both were searched, else the two numbers that matter most
     surfaces: tuple[Surface | None, ...]  # for each goal, over the pair; None: it is flat, or there are too few trials
     uprights: tuple[Upright, ...]  # the parameters and the goals, side by side; empty where there is nothing to compare
     front: NDArray[np.bool_]  # which trials no other beats in all goals
@@ -83,8 +81,8 @@ class Insight:
 
     @property
     def has_costs(self) -> bool:
-        """Whether there are costs to compare."""
-        return len(self.trials) > 1 and COST in self.trials
+        """Whether there are costs that differ."""
+        return COST in self.trials and self.trials[COST].nunique() > 1
 
 
 def insight(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Sequence[Goal]) -> Insight:
@@ -120,7 +118,7 @@ def member_steps(records: Iterable[TrialRecord], config: StudyConfig) -> dict[in
     return costs
 
 
-def importances(trials: pd.DataFrame, axes: Sequence[Axis], goal: Goal) -> dict[str, float] | None:
+def importances(trials: pd.DataFrame, axes: Sequence[Axis], goal: Goal) -> Shares | None:
     """The share of a score's variance that each parameter explains by itself, by its key, the largest first.
 
     None for one parameter, few trials, or a score that is always the same.
@@ -164,7 +162,7 @@ def _filled(axis: Axis, trials: pd.DataFrame) -> Floats:
     return np.where(np.isnan(places), other, places)
 
 
-def _pair(trials: pd.DataFrame, axes: Sequence[Axis], ranks: dict[str, float] | None) -> tuple[Axis, Axis] | None:
+def _pair(trials: pd.DataFrame, axes: Sequence[Axis], ranks: Shares | None) -> tuple[Axis, Axis] | None:
     order = [GAMMA, WIDTH, *(ranks or ())]
     numbers = [axis for axis in axes if not axis.choices and trials[axis.key].nunique() > 1]
     numbers.sort(key=lambda axis: order.index(axis.key) if axis.key in order else len(order))

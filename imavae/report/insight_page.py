@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from imavae.report.axes import LOG_RATIO, Axis
 from imavae.report.display import compact, point_text
 from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, floats
-from imavae.report.insight import COST, COST_LABEL, Goal, Insight, Surface, cost_front, drawable
+from imavae.report.insight import COST, COST_LABEL, Goal, Insight, Shares, Surface, cost_front, drawable
 from imavae.report.tables import Floats
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _sections(insight: Insight) -> Iterator[Section]:
         yield Section(f"Pareto front of {across.label} and {up.label}", reading, _front(insight, across, up))
 
 
-def _importances(insight: Insight, rank: dict[str, float]) -> Figure:
+def _importances(insight: Insight, rank: Shares) -> Figure:
     from plotly.graph_objects import Bar
 
     keys = list(rank)[::-1]
@@ -139,8 +139,8 @@ def _contour(insight: Insight, pair: tuple[Axis, Axis], field: Surface, goal: Go
     z = np.where(np.isnan(field.score), None, field.score)  # type: ignore[call-overload]
     surface = Contour(x=field.x, y=field.y, z=z, zmin=low, zmax=high, line=line, hoverinfo="skip")
     surface.update(colorbar=_bar(goal), **_colours(goal))
-    marker = {"color": score, "cmin": low, "cmax": high, "size": 9, "line": {"width": 1.5, "color": "white"}}
     best = np.arange(len(score)) == insight.best(goal)
+    marker = {"color": score[~best], "cmin": low, "cmax": high, "size": 9, "line": {"width": 1.5, "color": "white"}}
     star = {"color": VERMILLION, "size": 15, "symbol": "star", "line": marker["line"]}
     dots = [
         _dots(insight, places, ~best, "a trial", {**marker, **_colours(goal)}),
