@@ -77,7 +77,9 @@ def serve_dashboard(output_dir: Path, port: int) -> int:
     Raises:
         UserError: the port is out of range or in use, there is no database yet, or the dashboard is not installed.
     """
-    database = output_dir.resolve() / "optuna.db"
+    from imavae.search.samplers import DATABASE
+
+    database = output_dir.resolve() / DATABASE
     if not database.is_file():
         raise UserError(f"an Optuna database must exist to be shown, but {database} does not; run `make tune` first")
     if importlib.util.find_spec("optuna_dashboard") is None:

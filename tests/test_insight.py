@@ -26,7 +26,7 @@ from imavae.report.insight import (
     surface,
 )
 from imavae.report.insight_drawn import drawn
-from imavae.report.insight_page import page
+from imavae.report.insight_page import page, sections
 from imavae.report.tables import Floats
 from imavae.search.space import Parameter
 from imavae.tracking import NullTracker, TrialRecord
@@ -251,6 +251,10 @@ CASES = {
         points(9).assign(score=np.arange(9.0))[["trial", "status", "score", "model.n_layers", "model.activation"]],
         {"importances", "parallel_coordinates"},
     ),
+    "equal costs": (
+        points(9).assign(score=np.arange(9.0), **{COST: 5}),
+        {"importances", "parallel_coordinates", "contour"},
+    ),
     "a parameter that no trial has": (
         points(9).assign(score=np.arange(9.0)).drop(columns=["model.slope", COST]),
         {"importances", "parallel_coordinates", "contour"},
@@ -269,6 +273,14 @@ def test_where_there_is_nothing_to_show_there_is_no_figure(
     found = looked_at(trials)
     assert files(found, tmp_path) == {f"{name}.png" for name in expected}
     assert page(found, "study").count("<h2>") == len(expected)
+
+
+def test_on_the_page_a_dot_over_the_surface_has_the_colour_of_its_own_score() -> None:
+    trials = points(30).assign(score=np.random.default_rng(1).random(30))
+    [figure] = [section.figure for section in sections(looked_at(trials)) if " over " in section.heading]
+    [dots] = [trace for trace in figure.data if trace.name == "a trial"]
+    scores = dict(zip(trials["model.gamma"] ** 2, trials["score"], strict=True))
+    assert [scores[x] for x in dots.x] == list(dots.marker.color)
 
 
 def test_parallel_axes_have_gamma_squared_in_decades_and_a_place_for_what_is_missing() -> None:
@@ -298,12 +310,11 @@ def test_a_very_bad_score_does_not_flatten_the_others() -> None:
 
 def outcome(config: StudyConfig, count: int) -> Outcome:
     """A study of so many trials, of two members each."""
-    members: list[dict[str, float | int | str]] = [{"epochs": 3}, {"epochs": 4}]
     points: list[dict[str, float | int | str]] = [
         {"model.gamma": 10.0 * (n + 1), "model.n_layers": 2 + n % 2} for n in range(count)
     ]
     records = [
-        TrialRecord(n, point, "finished", 0.1 * n, [], members, {"val/cima": 0.1 * n * n})
+        TrialRecord(n, point, "finished", 0.1 * n, [], [{"epochs": 3}, {"epochs": 4 + n}], {"val/cima": 0.1 * n * n})
         for n, point in enumerate(points)
     ]
     return Outcome(create(config, "studies", "study"), NullTracker(), config.objective, records)

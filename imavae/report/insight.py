@@ -158,7 +158,9 @@ def _filled(axis: Axis, trials: pd.DataFrame) -> Floats:
     if axis.parameter.type == "choice":
         places, other = axis.place(trials[axis.key]), random.choice(axis.place(axis.parameter.values), len(trials))
     else:
-        places, other = axis.even(axis.place(trials[axis.key])), random.uniform(*axis.ends, len(trials))
+        even = axis.even(axis.place(trials[axis.key]))
+        # A value at an end may be rounded to beyond it, which Optuna would refuse.
+        places, other = np.clip(even, *axis.ends), random.uniform(*axis.ends, len(trials))
     return np.where(np.isnan(places), other, places)
 
 

@@ -60,10 +60,10 @@ def page(insight: Insight, title: str) -> str:
     import plotly.io
 
     parts = []
-    for number, section in enumerate(_sections(insight)):
+    for number, section in enumerate(sections(insight)):
         div = plotly.io.to_html(
             section.figure,
-            config={"displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]},
+            config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]},
             include_plotlyjs=number == 0,
             full_html=False,
             div_id=f"figure-{number}",
@@ -75,7 +75,8 @@ def page(insight: Insight, title: str) -> str:
     return PAGE.format(title=escape(title), font=FONT, ink=INK, summary=escape(summary), sections="\n".join(parts))
 
 
-def _sections(insight: Insight) -> Iterator[Section]:
+def sections(insight: Insight) -> Iterator[Section]:
+    """All that there is to show, in the order of the page."""
     goals = insight.goals
     for goal, rank in zip(goals, insight.importances, strict=True):
         if rank:
