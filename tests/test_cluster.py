@@ -42,11 +42,13 @@ def nodes() -> Iterator[RayCluster]:
         patch.setenv("RAY_TMPDIR", folder)  # short, for sockets lie in it; and no other Ray is told of this one
         for name, value in cluster.QUIET.items():
             patch.setenv(name, value)
-        ray.init(
-            "local", num_cpus=1, include_dashboard=False
-        )  # asks for Ray's token for all that this process starts ...
-        ray.shutdown()  # ... as `ray start` would do by itself
-        both = RayCluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "resources": {"rare": 1}})
+        # This asks for Ray's token for all that this process starts, as `ray start` would do by itself.
+        ray.init("local", num_cpus=1, include_dashboard=False)
+        ray.shutdown()
+        both = RayCluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "num_gpus": 1, "resources": {"rare": 1}, "include_dashboard": False},
+        )
         both.add_node(num_cpus=3, num_gpus=2, resources={"fast": 2})
         yield both
         both.shutdown()  # type: ignore[no-untyped-call]
