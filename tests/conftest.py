@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from imavae.families import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
 torch.set_num_threads(1)  # the models are tiny, and other processes want the machine's cores, too
 
 
-@pytest.fixture
-def forget_plugins() -> Iterator[None]:
-    """What a test registers is gone after it."""
+@contextmanager
+def plugins_forgotten() -> Iterator[None]:
+    """What is registered within is gone after it."""
     registries = (SOURCES, MIXINGS, PRIORS)
     before = [dict(registry.variants) for registry in registries]
     builders, names = dict(NETWORKS), set(NETWORK_NAMES)
@@ -26,3 +27,17 @@ def forget_plugins() -> Iterator[None]:
     NETWORK_NAMES.intersection_update(names)
     for name in [name for name in sys.modules if name.startswith("imavae_plugin_")]:
         del sys.modules[name]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_a_files_plugins() -> Iterator[None]:
+    """Files of tests run in any order."""
+    with plugins_forgotten():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def forget_plugins() -> Iterator[None]:
+    """Tests run in any order."""
+    with plugins_forgotten():
+        yield

@@ -32,8 +32,6 @@ from imavae.search.study import run_study
 from imavae.tracking import NullTracker
 from tests.helpers import trained
 
-pytestmark = pytest.mark.usefixtures("forget_plugins")
-
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayCluster]:
