@@ -27,6 +27,7 @@ from imavae.addresses import check_reachable, is_server, open_client, tracking_u
 from imavae.addresses import fetch_model as fetch_model  # for those who load what was tracked
 from imavae.config import Tracking
 from imavae.errors import UserError
+from imavae.patience import insist
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
@@ -252,7 +253,18 @@ class MLflowTracker:
         return trial in self._trials and self._trials[trial].done
 
     def finish_trial(self, trial: TrialRecord) -> None:
-        """See :class:`Tracker`."""
+        """See :class:`Tracker`. A database that is locked, or a server that is away, is waited for."""
+        insist(lambda: self._finish_trial(trial), again=lambda: self._finish_trial_again(trial))
+
+    def _finish_trial_again(self, trial: TrialRecord) -> None:
+        """After a call that failed, which may have been carried out all the same: look what is there."""
+        found = self._search({PARENT: self._study, "imavae.trial": str(trial.number)})
+        self._trials.pop(trial.number, None)
+        if found:
+            self._trials[trial.number] = self._found(found[0])
+        self._finish_trial(trial)
+
+    def _finish_trial(self, trial: TrialRecord) -> None:
         run = self._trial(trial)
         if run.done:
             return
@@ -272,6 +284,10 @@ class MLflowTracker:
         self, model_file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool
     ) -> str:
         """See :class:`Tracker`."""
+        values = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        return insist(lambda: self._log_winner(model_file, trial, member, values, champion))
+
+    def _log_winner(self, model_file: Path, trial: int, member: str, values: dict[str, float], champion: bool) -> str:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
         source = self._member_run(trial, member)
@@ -284,13 +300,16 @@ class MLflowTracker:
             self._upload(model_id, model_file)
             self._client.log_outputs(source, [LoggedModelOutput(model_id, step=0)])  # the link on the run's page
             self._client.finalize_logged_model(model_id, "READY")
-        values = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
         rows = [Metric(k, v, self._start, 0, model_id=model_id, run_id=source) for k, v in values.items()]
         self._client.log_batch(source, metrics=rows)
         return self._crown(model_id, source) if champion else f"models:/{model_id}"
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
         """See :class:`Tracker`. Unfinished trials are marked as killed, until a resume goes on with them."""
+        files = list(artifacts)
+        insist(lambda: self._finish(status, metrics, files))
+
+    def _finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
         for run in self._trials.values():
             if not run.done:
                 self._client.set_terminated(run.run_id, "KILLED")

@@ -5,6 +5,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
-from imavae import addresses, tracking
+from imavae import addresses, patience, tracking
 from imavae.addresses import fetch_model
 from imavae.config import Tracking
 from imavae.errors import UserError
@@ -26,6 +29,7 @@ SETTINGS = Tracking()
 CONFIG = {"study": "paper/grid", "model": {"gamma": 10.0}, "search": {"model": {"gamma": {"type": "float"}}}}
 METRICS = ("val/mcc", "val/neg_elbo")
 SEEDS = (1, 2, 3)
+LOCKED = 2.0  # seconds
 
 
 def a_trial(number: int, epochs: int = 3, status: tracking.Status = "finished") -> TrialRecord:
@@ -209,6 +213,69 @@ def test_a_resumed_study_doubles_nothing(output_dir: Path, calls_left: int, monk
         undisturbed.finish_trial(a_trial(number))
     undisturbed.finish("finished", {"score": 0.6}, [])
     assert stored_rows(output_dir) == 2 * resumed
+
+
+@pytest.mark.parametrize("calls_left", [0, 1, 3, 6, 10])
+def test_a_call_whose_answer_is_lost_is_not_carried_out_twice(
+    output_dir: Path, calls_left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "PAUSES", (0.01,))
+    left = [calls_left]
+
+    def losing(call: Any) -> Any:
+        def attempt(*args: Any, **kwargs: Any) -> Any:
+            answer = call(*args, **kwargs)
+            left[0] -= 1
+            if left[0] == -1:
+                raise MlflowException("no answer")
+            return answer
+
+        return attempt
+
+    tracker = started(output_dir)
+    for name in ("create_run", "log_batch", "set_terminated"):
+        monkeypatch.setattr(tracker._client, name, losing(getattr(tracker._client, name)))
+    tracker.finish_trial(a_trial(0))
+    assert left[0] < 0
+    assert [len(runs(output_dir, kind)) for kind in ("trial", "member")] == [1, len(SEEDS)]
+    lost = stored_rows(output_dir)
+    started(output_dir).finish_trial(a_trial(0))
+    assert stored_rows(output_dir) == 2 * lost
+
+
+def test_what_a_locked_database_refuses_arrives_later_and_once(
+    output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.db.utils import sql
+
+    text = sql.text  # MLflow itself waits for 20 s: here for 0.2 s
+    monkeypatch.setattr(
+        sql, "text", lambda statement: text(statement.replace("busy_timeout = 20000", "busy_timeout = 200"))
+    )
+    tracker = started(output_dir)
+    tracker.finish_trial(a_trial(0))
+    connection = sqlite3.connect(output_dir / "mlflow.db", isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN EXCLUSIVE")
+    begun = time.monotonic()
+    threading.Timer(LOCKED, connection.execute, ["ROLLBACK"]).start()
+    tracker.finish_trial(a_trial(1))
+    tracker.finish("finished", {"score": 0.6}, [])
+    assert time.monotonic() - begun >= LOCKED
+    connection.close()
+    once = stored_rows(output_dir)
+    assert [len(runs(output_dir, kind)) for kind in ("study", "trial", "member")] == [1, 2, 2 * len(SEEDS)]
+    undisturbed = started(output_dir)
+    for number in range(2):
+        undisturbed.finish_trial(a_trial(number))
+    undisturbed.finish("finished", {"score": 0.6}, [])
+    assert stored_rows(output_dir) == 2 * once
+
+
+def test_what_no_patience_mends_is_raised_at_once(output_dir: Path) -> None:
+    tracker = started(output_dir)
+    tracker._study = "0" * 32
+    with pytest.raises(MlflowException, match="not found"):
+        tracker.finish("finished", {}, [])
 
 
 def test_only_a_resume_takes_up_a_run_and_only_of_the_same_tags(output_dir: Path) -> None:
