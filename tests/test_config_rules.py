@@ -26,6 +26,11 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "decoder": ({"model": {"decoder": True}}, ["`model.decoder`", "'learned' or 'mixing'", "True"]),
     "activation": ({"model": {"activation": "relu"}}, ["`model.activation`", "'leaky_relu', 'tanh'", "'relu'"]),
     "network": ({"model": {"name": "mpl"}}, ["`model.name`", "must be one of", "'mpl'", "mean mlp?"]),
+    "code": ({"model": {"_target_": "os.system"}}, ["`model._target_` is not a setting"]),
+    "code of a variant": (
+        {"data": {"mixing": {"_target_": "os.system", "name": "mlp"}}},
+        ["_target_", "not a setting"],
+    ),
     "beta 0": ({"model": {"beta": 0.0}}, ["model.beta > 0", "got 0.0", "weighs the KL"]),
     "beta -1": ({"model": {"beta": -1.0}}, ["model.beta > 0", "got -1.0"]),
     "slope": ({"model": {"slope": 1.5}}, ["0 <= model.slope <= 1", "1.5"]),

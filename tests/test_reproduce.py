@@ -269,6 +269,8 @@ def test_every_figure_is_read_drawn_and_told(figure: Entry, tmp_path: Path) -> N
     text = text_of(output)
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
+    assert all(row.verdict.split()[-1] in text for row in rows)  # nothing is cut off at the right
+    assert " verdict" in text
     assert len(frame(rows)) == markdown_table(rows).count("\n") - 2 == len(rows)
     assert figure.differs.count(". ") == 1  # two sentences
     assert figure.differs.endswith(".")

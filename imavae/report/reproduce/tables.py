@@ -15,20 +15,22 @@ from imavae.report.reproduce.judge import FAIL, Row
 from imavae.report.reproduce.statistics import Summary
 from imavae.report.tables import _table as plain_table
 
-INTERVAL = 13  # columns that two numbers and a dash take
-
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
     """A row each, in 80 columns: medians with what they lie between below them; the files have the rest."""
     table = plain_table(title, "Medians, their quartiles below; ours and its 95 % interval by the published estimator.")
     cells = [_cells(row) for row in rows]
-    names = ("at", "quantity", "published", "ours", "95 %", "corrected", "verdict")
-    for name in names:
-        interval = name in ("published", "ours", "95 %")  # numbers are never broken; words may be
-        left = name in ("at", "quantity", "verdict")
-        table.add_column(name, justify="left" if left else "right", min_width=INTERVAL if interval else None)
+    names = ["at", "quantity", "published", "ours", "95 %", "corrected", "verdict"]
+    if all(row.corrected is None for row in rows):
+        names.remove("corrected")
     for row in cells:
         row |= {name: row[name].replace(" (", "\n").rstrip(")") for name in ("published", "ours")}
+    for name in names:
+        words = name in ("quantity", "verdict")  # which may be broken over lines, numbers never
+        header = {"corrected": "cor-\nrected", "quantity": "what"}.get(name, name)
+        left = words or name == "at"
+        table.add_column(header, justify="left" if left else "right", no_wrap=not words)
+    for row in cells:
         table.add_row(*(row[name] for name in names), style="bold" if row["verdict"] == FAIL else None)
     return table
 
