@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+FULL_DISK = ("no space left on device", "disk is full", "disk quota exceeded")
 
 
 class UserError(Exception):
@@ -23,6 +26,18 @@ def known(value: str, valid: Iterable[str], what: str) -> None:
         near = difflib.get_close_matches(value, valid, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(valid)}"
         raise UserError(f"`{what}` must be one of {', '.join(valid)}, but got {value!r}; {hint}")
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk is full."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        text = str(error).lower()
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(sign in text for sign in FULL_DISK):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Interrupted(KeyboardInterrupt):

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from imavae.errors import is_full_disk
+
 T = TypeVar("T")
 LIMIT = 600.0  # seconds after which an absence is an error; what was not tracked by then is when the study is resumed
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between two attempts, the last one again and again
@@ -29,7 +31,7 @@ def insist(action: Callable[[], T], again: Callable[[], T] | None = None) -> T:
         try:
             return (again or action)() if attempt else action()
         except MlflowException as error:
-            if error.error_code not in AWAY or time.monotonic() > end:
+            if error.error_code not in AWAY or is_full_disk(error) or time.monotonic() > end:
                 raise
         time.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
         attempt += 1

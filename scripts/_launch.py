@@ -77,9 +77,11 @@ def launch(command: Command[C]) -> int:
 
 
 def exit_code(action: Callable[[], None]) -> int:
-    """Carry out an action. A person's mistake gives one message and 2, an interruption 130 or 143; bugs pass."""
+    """Carry out an action. A person's mistake gives one message and 2, a full disk 1, an interruption 130 or 143; bugs
+    pass.
+    """
     from imavae import signals
-    from imavae.errors import UserError
+    from imavae.errors import UserError, is_full_disk
 
     try:
         signals.handle()  # also where a shell has made its background job deaf to SIGINT
@@ -90,6 +92,14 @@ def exit_code(action: Callable[[], None]) -> int:
     except KeyboardInterrupt as error:
         sys.stderr.write("interrupted\n")
         return signals.of(error).code
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        rule = (
+            "error: there must be room on the disk, but none is left; what has finished is kept: make some room, and "
+        )
+        sys.stderr.write(f"{rule}say resume=true\n")
+        return 1
     return 0
 
 

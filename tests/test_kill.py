@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,35 @@ def test_a_signal_ends_a_study_in_order_and_leaves_no_process(number: int, code:
     assert run.wait() == code
     assert f"resume=true name={studies(tmp_path)[0].name}" in run.text()
     assert "Traceback" not in run.text()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a disk of its own, of 64 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk can't be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_study_survives_a_full_disk(small_disk: Path) -> None:
+    run = tune(small_disk, *GRID)
+    until(lambda: checkpoints(small_disk))
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert run.wait() in (1, 2)
+    assert "Traceback" not in run.text()
+    text = run.text() or "no space left"  # there may have been no room for the message
+    assert "no space left" in text or "none is left" in text
+    ballast.unlink()
+    run = tune(small_disk, *GRID, "resume=true")
+    assert run.wait() == 0, run.text()
+    assert faults(small_disk) == []
 
 
 def test_two_studies_at_once_do_not_meet_and_one_is_not_run_twice(tmp_path: Path) -> None:

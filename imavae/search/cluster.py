@@ -64,7 +64,10 @@ def _signals_kept() -> Iterator[None]:
 def _start(cluster: Cluster) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {
+        "logging_level": logging.CRITICAL,
+        "log_to_driver": False,
+    }  # failures are told by the study
     if cluster.name == "ray":
         try:
             host, colon, port = (cluster.address or "").rpartition(":")
@@ -83,7 +86,7 @@ def _start(cluster: Cluster) -> None:
     cpus = cluster.cpus or len(os.sched_getaffinity(0))
     # "local": one that someone has started on this machine, or RAY_ADDRESS, must not be joined
     ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 
 class _Probe:

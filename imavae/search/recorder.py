@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +32,7 @@ from imavae.tracking import PROGRESS_PERIOD
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
+NO_ROOM = 2**18  # bytes; a disk with fewer is full
 RETRIES = 3  # times that a trial is started again without having got any further
 NOTICE_PERIOD = 1.0  # seconds between two notices of where the study stands
 PATIENCE = 4.0  # seconds that what is being written gets when the study is interrupted
@@ -99,7 +101,7 @@ class Recorder:
         running = self._trials[trial.trial_id]
         running.ended = True
         if failed:
-            self.failures.append(str(trial.get_pickled_error() or "no checkpoint").strip().splitlines()[-1])
+            self.failures.append(_reason(trial, self._outcome.folder))
             self._writer.submit(functools.partial(self._record_failure, running))
         else:
             self._writer.submit(functools.partial(self._record, running))
@@ -182,3 +184,10 @@ class Recorder:
         for number, point in running.points.items():
             if not self._outcome.has(number):
                 self._outcome.add(failed_record(number, point), None, 0)
+
+
+def _reason(trial: Trial, folder: Path) -> str:
+    """Why a trial has failed, in one line; a disk that is full has no room for Ray's account of it."""
+    if shutil.disk_usage(folder).free < NO_ROOM:
+        return "no space left on device"
+    return str(trial.get_pickled_error() or "no checkpoint").strip().splitlines()[-1]
