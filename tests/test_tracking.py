@@ -246,7 +246,7 @@ def test_a_call_whose_answer_is_lost_is_not_carried_out_twice(
 def test_what_a_locked_database_refuses_arrives_later_and_once(
     output_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow.store.db.utils import sql
+    from sqlalchemy import sql
 
     text = sql.text  # MLflow itself waits for 20 s: here for 0.2 s
     monkeypatch.setattr(
