@@ -205,6 +205,23 @@ def test_early_stops_are_counted_over_all_worlds(tmp_path: Path) -> None:
     assert all(0 <= snapshot.members_stopped <= 4 for snapshot in snapshots)
 
 
+@pytest.mark.parametrize("sampler", ["grid", "random", "qmc"])
+def test_the_numbers_do_not_depend_on_how_many_trials_run_at_once(sampler: str, tmp_path: Path) -> None:
+    """To the byte; a grid's points must be dealt out alike."""
+    grid = sampler == "grid"
+    own = {
+        "search": {"model": {"gamma": GRID if grid else GAMMA}},
+        "sampler": {"name": sampler, "pack": 2 if grid else None},
+        "budget": {} if grid else {"trials": 4},
+        "tracking": {"name": "none"},
+    }
+    tables = []
+    for cpus in (1, 2):
+        outcome = run_study(config(tmp_path / str(cpus), **own, cluster={"cpus": cpus}), ignore)
+        tables.append([(outcome.folder / name).read_bytes() for name in ("members.csv", "history.csv")])
+    assert tables[0] == tables[1]
+
+
 def test_trials_are_placed_on_the_shares_of_gpus_that_the_cluster_has(tmp_path: Path) -> None:
     """Four trials, two (fake) GPUs, half a GPU each: each worker sees exactly one GPU, and both GPUs are used."""
     from ray import tune

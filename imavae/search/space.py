@@ -120,8 +120,9 @@ def grid(parameters: Sequence[Parameter]) -> list[Point]:
 def packs(base: RunConfig, points: Sequence[Point], slots: int, limit: int | None = None) -> list[list[int]]:
     """Numbers of the points that train together: those that share all but what is a value per member.
 
-    Each group is dealt out, in turn, to so many packs that all ``slots`` (trials that run at once) have one, and none
-    has more than ``limit`` points; the count depends on shapes and slots alone, so a study's results can be repeated.
+    Each group is dealt out, in turn, to so many packs that all ``slots`` (trials that run at once) have one or, with a
+    ``limit``, that none has more points than that. The count depends on shapes, and on slots or limit, alone: a study's
+    results can be repeated, with a limit whatever the slots. (In an ensemble of another size sums round otherwise.)
     """
     groups: dict[RunConfig, list[int]] = {}
     for number, values in enumerate(points):
@@ -129,7 +130,7 @@ def packs(base: RunConfig, points: Sequence[Point], slots: int, limit: int | Non
     least = math.ceil(slots / len(groups)) if groups else 0
     dealt = []
     for group in groups.values():
-        each = max(least, math.ceil(len(group) / limit) if limit else 1)
+        each = math.ceil(len(group) / limit) if limit else least
         dealt += [pack for i in range(each) if (pack := group[i::each])]
     return dealt
 
