@@ -66,7 +66,9 @@ def _cells(row: Row) -> dict[str, str]:
     published, ours, corrected = row.published, row.ours, row.corrected
     nats = row.quantity == "−ELBO"
     form = functools.partial(_nats if nats else compact, digits=4 if nats else 3)
-    about = functools.partial(_nats if nats else compact, digits=3 if nats or row.quantity == "MCC" else 2)
+    about = functools.partial(
+        _nats if nats else compact, digits=3 if nats or row.quantity in ("MCC", "σ² ratio") else 2
+    )
     expected = MISSING if row.expected is None else f"{form(row.expected)} (by law)"
     if published is not None:
         expected = _with(form(published.median), _between(about, published.q25, published.q75))
