@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
 
 from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, finite_or_nan
 from imavae.report.reproduce.quantities import Quantity
@@ -141,8 +141,18 @@ def legend(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
     """One legend for all panels, under them; of equal labels the first."""
     found: dict[str, Any] = {}
     for one in axes:
+        _mark_short_logs(one)
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     figure.legend(
         list(found.values()), list(found), loc="outside lower center", ncols=min(columns, len(found)), frameon=False
     )
+
+
+def _mark_short_logs(axes: Axes) -> None:
+    """Give a log axis that spans no two powers of ten marks between them."""
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if axis.get_scale() == "log" and sum(low <= mark <= high for mark in axis.get_majorticklocs()) < 2:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(np.inf, np.inf)))
+            axis.set_minor_locator(NullLocator())
