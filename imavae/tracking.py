@@ -404,7 +404,10 @@ class MLflowTracker:
         version = next((v for v in versions if v.source == place), None)
         if version is None:
             version = self._client.create_model_version(self._model_name, place, run_id, model_id=model_id)
-        self._client.set_registered_model_alias(self._model_name, CHAMPION, version.version)
+        try:
+            self._client.set_registered_model_alias(self._model_name, CHAMPION, version.version)
+        except MlflowException:  # another study has made the alias in the same moment: now it can be moved
+            self._client.set_registered_model_alias(self._model_name, CHAMPION, version.version)
         return f"models:/{self._model_name}@{CHAMPION}"
 
     def _search(self, tags: Mapping[str, str]) -> list[Run]:

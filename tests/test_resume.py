@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a study that was broken off while its second or third ensemble trained."""
     folder = tmp_path_factory.mktemp("broken")
-    outcome = run(config(folder), lambda snapshot: snapshot.finished >= 2)
+    record = folder / "studies" / "tiny" / "records" / "trial-000.json"
+
+    def two_have_ended_and_one_is_recorded(snapshot: Snapshot) -> bool:
+        while snapshot.finished >= 2 and not record.exists():
+            time.sleep(0.01)  # the driver goes no further meanwhile
+        return snapshot.finished >= 2
+
+    outcome = run(config(folder), two_have_ended_and_one_is_recorded)
     assert outcome.interrupted is not None
     assert 0 < len(outcome.records) < 8
     return folder
