@@ -23,8 +23,9 @@ from imavae.errors import Interrupted, UserError
 from imavae.files import write_text, written_whole
 from imavae.mapping import to_mapping
 from imavae.records import Folder, Stored
-from imavae.tracking import Row, Tracker, TrialRecord, Value, open_tracker
+from imavae.tracking import Tracker, open_tracker
 from imavae.training.ensemble import CRITERIA
+from imavae.trial import Row, TrialRecord, Value
 
 COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called
 

@@ -25,8 +25,8 @@ from imavae.config import RunConfig, StudyConfig
 from imavae.errors import UserError
 from imavae.files import Lock, OtherFormatError, Seal, previous_of, write_text
 from imavae.mapping import build, to_mapping
-from imavae.tracking import TrialRecord
 from imavae.training import checkpoint
+from imavae.trial import TrialRecord
 
 STATE = "study.json"
 PARTS = ("records", "checkpoints")  # folders in the folder

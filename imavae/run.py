@@ -33,10 +33,11 @@ from imavae.model.export import Model
 from imavae.model.vae import GAMMA, torch_dtype
 from imavae.outcome import COLUMNS, Outcome, best_member, chosen_by, tracker_of
 from imavae.records import create, reopen
-from imavae.tracking import Row, TrialRecord, Value, fetch_model, member_name
+from imavae.tracking import fetch_model
 from imavae.training import checkpoint
 from imavae.training.ensemble import Ensemble, State, ensemble, from_plain, initial_state, to_plain
 from imavae.training.loop import Progress, freeze, train
+from imavae.trial import Row, TrialRecord, Value, member_name
 
 
 def resolve_device(name: str) -> torch.device:

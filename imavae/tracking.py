@@ -7,20 +7,16 @@ milliseconds, so that a replay after a resume adds nothing. MLflow is imported w
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import platform
-import subprocess
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
 import yaml
 
 from imavae.addresses import check_reachable, is_server, open_client, tracking_uri, where
@@ -28,52 +24,21 @@ from imavae.addresses import fetch_model as fetch_model  # for those who load wh
 from imavae.config import Tracking
 from imavae.errors import UserError
 from imavae.patience import insist
+from imavae.provenance import provenance
+from imavae.trial import Row, Status, TrialRecord, finite_metrics, member_name, quartile_curves
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
-Value = float | int | str
-Row = Mapping[str, Value]
-Status = Literal["finished", "stopped", "failed"]
-
 LOADER_MODULE = "imavae.training.checkpoint"  # has `_load_pyfunc(path)`, which MLflow's generic loader calls
 CHAMPION = "champion"  # the alias of the best model
 PROGRESS_PERIOD = 5.0  # seconds between two writes of a running trial's curves; a write takes 15 ms, however short
-PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")
 PARENT = "mlflow.parentRunId"
 FIGURES = (".png", ".pdf", ".html")  # files that come to lie under figures/
 BATCH = 1000  # entities in one of MLflow's batches, of which ...
 BATCH_PARAMS = 100  # ... so many parameters
 PARAM_LENGTH = 6000  # characters of a parameter's value
 NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """What is known of one trial.
-
-    Attributes:
-        number: its place in the study, from 0.
-        values: its point, dotted key to value (``model.gamma``).
-        status: how it ended; ``stopped`` means by the scheduler, before its members stopped.
-        score: the aggregate over its members, or None where it has none.
-        history: a row per member and validation, complete up to its last epoch: trial, seed, epoch, ``SPLIT/METRIC``.
-        members: the rows of ``members.csv``; empty while the trial runs.
-        further: the scores by a study's further objectives, metric to score.
-    """
-
-    number: int
-    values: Mapping[str, Value]
-    status: Status
-    score: float | None
-    history: list[dict[str, Value]]
-    members: list[dict[str, Value]]
-    further: Mapping[str, float] = field(default_factory=dict)
-
-
-def member_name(row: Row) -> str:
-    """What a member is called within its trial: its seed, and its world's (``1/7``) where there are several."""
-    return "/".join(str(row[axis]) for axis in ("seed", "data.seed") if axis in row)
 
 
 @runtime_checkable
@@ -146,40 +111,6 @@ def model_name(experiment: str) -> str:
     return experiment.replace("/", "-").replace(":", "-")
 
 
-def quartile_curves(history: Iterable[Row], after: int = -1) -> Iterator[tuple[int, dict[str, float]]]:
-    """Median, ``/q25`` and ``/q75`` over members of every ``SPLIT/METRIC``, for each epoch later than ``after``.
-
-    A member that has stopped, or whose value is not finite, stands with its last finite value: a curve is always over
-    all members, and does not jump when one of them leaves.
-    """
-    by_epoch: dict[int, list[Row]] = {}
-    for row in history:
-        by_epoch.setdefault(int(row["epoch"]), []).append(row)
-    latest: dict[Value, dict[str, float]] = {}
-    for epoch in sorted(by_epoch):
-        for row in by_epoch[epoch]:
-            latest.setdefault(member_name(row), {}).update(_finite(row))
-        if epoch > after:
-            yield epoch, _quartiles(list(latest.values()))
-
-
-def _quartiles(rows: list[dict[str, float]]) -> dict[str, float]:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if not names:
-        return {}
-    table = np.array([[row.get(name, math.nan) for name in names] for row in rows])
-    quantile = np.nanquantile if np.isnan(table).any() else np.quantile  # the first is much slower
-    curves: dict[str, float] = {}
-    for name, (low, middle, high) in zip(names, quantile(table, [0.25, 0.5, 0.75], axis=0).T.tolist(), strict=True):
-        curves |= {name: middle, f"{name}/q25": low, f"{name}/q75": high}
-    return curves
-
-
-def _finite(row: Row) -> dict[str, float]:
-    """The metrics of a row, which are the keys with a slash, as far as they are finite numbers."""
-    return {k: float(v) for k, v in row.items() if "/" in k and not isinstance(v, str) and math.isfinite(v)}
-
-
 @dataclass
 class _TrialRun:
     """What the tracker remembers of a trial's run."""
@@ -229,7 +160,7 @@ class MLflowTracker:
         """See :class:`Tracker`."""
         own = {**tags, "imavae.kind": "study"}
         found = self._search({**own, "mlflow.runName": name})[:1] if resume else []
-        study = found[0] if found else self._new_run(name, own | _provenance())
+        study = found[0] if found else self._new_run(name, own | provenance())
         self._study, self._start = study.info.run_id, study.info.start_time
         if found:
             self._client.update_run(self._study, status="RUNNING")
@@ -366,7 +297,7 @@ class MLflowTracker:
             tags |= {"imavae.trial": str(number), "imavae.member": member}
             trial.members[member] = self._new_run(f"trial {number} seed {member}", tags, trial.start).info.run_id
         axes = {k: v for k, v in row.items() if "/" not in k and k not in ("trial", "status", "epochs")}
-        self._log(trial.members[member], {**_finite(row), "epochs": float(row["epochs"])}, axes)
+        self._log(trial.members[member], {**finite_metrics(row), "epochs": float(row["epochs"])}, axes)
         self._end(trial.members[member], failed=status == "diverged")
 
     def _member_run(self, trial: int, member: str) -> str:
@@ -406,7 +337,9 @@ class MLflowTracker:
             version = self._client.create_model_version(self._model_name, place, run_id, model_id=model_id)
         try:
             self._client.set_registered_model_alias(self._model_name, CHAMPION, version.version)
-        except MlflowException:  # another study has made the alias in the same moment: now it can be moved
+        except MlflowException as error:  # another study has made the alias in the same moment: now it can be moved
+            if error.error_code != "BAD_REQUEST":
+                raise
             self._client.set_registered_model_alias(self._model_name, CHAMPION, version.version)
         return f"models:/{self._model_name}@{CHAMPION}"
 
@@ -454,24 +387,3 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     for key, value in config.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": str(value)}
     return flat
-
-
-def _provenance() -> dict[str, str]:
-    """Tags that say by which code: the git commit, where the package lies in a checkout, and the packages' versions."""
-    tags = {"imavae.version.python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            tags[f"imavae.version.{package}"] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # run from a folder, or not needed here
-    root = Path(__file__).parents[1]
-    if (root / ".git").exists():
-        try:
-            commit, changes = (
-                subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
-                for command in (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
-            )
-        except (OSError, subprocess.SubprocessError):  # no git on this machine, or no commit yet
-            return tags
-        tags |= {"mlflow.source.git.commit": commit, "imavae.git.modified": str(bool(changes)).lower()}
-    return tags

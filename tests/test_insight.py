@@ -29,7 +29,8 @@ from imavae.report.insight_drawn import drawn
 from imavae.report.insight_page import page, sections
 from imavae.report.tables import Floats
 from imavae.search.space import Parameter
-from imavae.tracking import NullTracker, TrialRecord
+from imavae.tracking import NullTracker
+from imavae.trial import TrialRecord
 
 GAMMA = Parameter("model.gamma", "float", 3.0, 1000.0, log=True)
 WIDTH = Parameter("model.hidden_factor", "int", 5, 40, log=True)

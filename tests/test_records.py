@@ -23,8 +23,9 @@ from imavae.files import Lock, Seal, previous_of, write_whole
 from imavae.outcome import Outcome
 from imavae.records import STATE, STATES, Folder, Stored, create, reopen
 from imavae.run import Session
-from imavae.tracking import NullTracker, TrialRecord
+from imavae.tracking import NullTracker
 from imavae.training import checkpoint
+from imavae.trial import TrialRecord
 
 GAMMA = {"type": "choice", "values": [3.0, 30.0]}
 SEAL = Seal(b"a test", 1, "test file", "make one", "restore it", "use another version")

@@ -26,7 +26,8 @@ from imavae.report.tables import (
     three_numbers,
     three_numbers_table,
 )
-from imavae.tracking import NullTracker, TrialRecord
+from imavae.tracking import NullTracker
+from imavae.trial import TrialRecord
 from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]

@@ -18,12 +18,14 @@ import yaml
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from imavae import addresses, patience, tracking
 from imavae.addresses import fetch_model
 from imavae.config import Tracking
 from imavae.errors import UserError
-from imavae.tracking import MLflowTracker, NullTracker, TrialRecord, open_tracker, quartile_curves
+from imavae.tracking import MLflowTracker, NullTracker, open_tracker
+from imavae.trial import Status, TrialRecord, Value, quartile_curves
 
 SETTINGS = Tracking()
 CONFIG = {"study": "paper/grid", "model": {"gamma": 10.0}, "search": {"model": {"gamma": {"type": "float"}}}}
@@ -32,16 +34,16 @@ SEEDS = (1, 2, 3)
 LOCKED = 2.0  # seconds
 
 
-def a_trial(number: int, epochs: int = 3, status: tracking.Status = "finished") -> TrialRecord:
+def a_trial(number: int, epochs: int = 3, status: Status = "finished") -> TrialRecord:
     rng = np.random.default_rng(number)
-    history: list[dict[str, tracking.Value]] = [
+    history: list[dict[str, Value]] = [
         {"trial": number, "seed": seed, "epoch": epoch, **{name: float(rng.random()) for name in METRICS}}
         for epoch in range(epochs)
         for seed in SEEDS
     ]
-    axes: dict[str, tracking.Value] = {"gamma": 10.0, "gamma_sq": 100.0, "status": "stopped", "epochs": epochs}
+    axes: dict[str, Value] = {"gamma": 10.0, "gamma_sq": 100.0, "status": "stopped", "epochs": epochs}
     finals = ("max val/mcc", "test/mcc at max val/mcc")
-    members: list[dict[str, tracking.Value]] = [
+    members: list[dict[str, Value]] = [
         {"trial": number, "seed": seed, **axes, **{name: float(rng.random()) for name in finals}} for seed in SEEDS
     ]
     return TrialRecord(number, {"model.gamma": 10.0 + number}, status, 0.5 + number / 10, history, members)
@@ -154,7 +156,7 @@ def test_a_member_has_its_axes_and_its_final_values(output_dir: Path) -> None:
 
 
 def test_a_curve_stands_still_for_a_member_that_has_stopped_or_diverged() -> None:
-    history: list[dict[str, tracking.Value]] = [
+    history: list[dict[str, Value]] = [
         {"trial": 0, "seed": seed, "epoch": epoch, "val/mcc": value}
         for seed, values in {1: [0.1, 0.2], 2: [0.5], 3: [0.9, math.nan]}.items()
         for epoch, value in enumerate(values)
@@ -271,6 +273,27 @@ def test_what_a_locked_database_refuses_arrives_later_and_once(
     assert stored_rows(output_dir) == 2 * once
 
 
+def test_an_alias_that_another_study_makes_in_the_same_moment_is_moved(
+    output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = started(output_dir)
+    model = output_dir / "model.pt"
+    model.write_bytes(b"a model")
+    tracker.finish_trial(a_trial(0))
+    set_alias, tried = tracker._client.set_registered_model_alias, []
+
+    def late(*arguments: str) -> None:
+        tried.append(arguments)
+        if len(tried) == 1:  # what the other one leaves, and what it makes of this call
+            set_alias(*arguments)
+            raise MlflowException("UNIQUE constraint failed", BAD_REQUEST)
+        set_alias(*arguments)
+
+    monkeypatch.setattr(tracker._client, "set_registered_model_alias", late)
+    assert tracker.log_winner(model, 0, "1", {}, champion=True) == "models:/paper-grid@champion"
+    assert len(tried) == 2
+
+
 def test_what_no_patience_mends_is_raised_at_once(output_dir: Path) -> None:
     tracker = started(output_dir)
     tracker._study = "0" * 32
@@ -293,7 +316,7 @@ def test_only_a_resume_takes_up_a_run_and_only_of_the_same_tags(output_dir: Path
 def test_batches_keep_to_mlflows_limits(output_dir: Path) -> None:
     tracker = started(output_dir)
     long = {f"key{i}": "x" * 10_000 for i in range(150)}
-    history: list[dict[str, tracking.Value]] = [
+    history: list[dict[str, Value]] = [
         {"trial": 0, "seed": 1, "epoch": epoch, **{f"val/m{i}": float(i) for i in range(10)}} for epoch in range(70)
     ]
     tracker.finish_trial(TrialRecord(0, long, "finished", None, history, []))

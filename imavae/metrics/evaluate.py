@@ -29,10 +29,8 @@ from imavae.training.ensemble import EVALUATED, Ensemble, evaluated
 
 ACTIVATIONS = 2**19  # per block of members and chunk of points
 BATCH = 64  # of the published estimators
-VALIDATED, DIFFERENTIATED = (
-    2**25,
-    2**22,
-)  # numbers in the images of a validation and of its Jacobians
+VALIDATED = 2**25  # numbers in the images that a validation takes
+DIFFERENTIATED = 2**22  # and in those at which Jacobians are taken
 
 
 class Points(NamedTuple):

@@ -26,7 +26,7 @@ from imavae.outcome import pareto
 from imavae.report.axes import GAMMA, WIDTH, Axis, Upright, axes_of, upright, upright_score
 from imavae.report.tables import Floats
 from imavae.search.space import Parameter
-from imavae.tracking import TrialRecord
+from imavae.trial import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -21,7 +21,7 @@ from imavae.report.display import MISSING, compact, short_names
 if TYPE_CHECKING:
     import pandas as pd
 
-    from imavae.tracking import TrialRecord
+    from imavae.trial import TrialRecord
 
 Floats = NDArray[np.float64]
 

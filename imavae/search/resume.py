@@ -24,8 +24,8 @@ from imavae.search.samplers import open_study
 from imavae.search.space import Parameter, Point
 from imavae.search.stopping import Report, Stopping, read_note
 from imavae.search.trainable import place_of
-from imavae.tracking import TrialRecord
 from imavae.training.checkpoint import SEAL
+from imavae.trial import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.study import Study

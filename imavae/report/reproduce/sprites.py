@@ -77,7 +77,7 @@ ENTRIES = (
         minutes=60,
         rows=small_rows,
         draw=lambda studies: recovery(studies, PUBLISHED),
-        differs=f"{ESTIMATORS}; nothing is judged, since these members have seen 0.3 million images each, and the "
+        differs=f"{ESTIMATORS}; nothing is judged, since these members have seen 0.25 million images each, and the "
         "published ones up to 29 million.",
     ),
     Entry(
