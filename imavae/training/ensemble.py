@@ -260,7 +260,7 @@ def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Te
     """
     n, dim = len(data), ensemble.config.data.observed
     size, members, device = ensemble.config.training.batch_size, len(state.active), ensemble.device
-    order = torch.empty(members, n, dtype=torch.int64, device=device)
+    order = torch.empty(members, n, dtype=torch.int32, device=device)  # the largest array there is
     for row, generator in zip(order, state.batches, strict=True):
         torch.randperm(n, generator=generator, out=row)
     worlds = ensemble.world_of(state.active)
