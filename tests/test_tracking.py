@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
-from imavae import addresses, patience, tracking
+from imavae import addresses, patience, tracking, winners
 from imavae.addresses import fetch_model
 from imavae.config import Tracking
 from imavae.errors import UserError
@@ -344,7 +344,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loader of models that are one number."""
     (tmp_path / "a_stand_in_loader.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(tracking, "LOADER_MODULE", "a_stand_in_loader")
+    monkeypatch.setattr(winners, "LOADER_MODULE", "a_stand_in_loader")
 
 
 @pytest.mark.usefixtures("stand_in")
