@@ -57,5 +57,6 @@ check: $(READY) ## lint, check the format and the types
 bench: $(READY) ## measure the ensemble trainer against the idiomatic loop
 	@$(BIN)/python scripts/bench.py
 
-soak: $(READY) ## kill workers and drivers of studies at random: KILLS=20 of each
+soak: $(READY) ## kill workers and drivers of studies at random, KILLS=20 of each, and measure the memory of a long one
 	@$(BIN)/python tests/soak.py kills=$(KILLS)
+	@$(BIN)/python tests/memory.py

@@ -20,6 +20,7 @@ import yaml
 from imavae.config import Tracking
 from imavae.errors import UserError
 from imavae.files import one_at_a_time
+from imavae.patience import NO_RETRIES
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -135,7 +136,7 @@ def open_client(uri: str) -> MlflowClient:
     Raises:
         UserError: what answers there is no MLflow that this version can talk to, or a database's driver is missing.
     """
-    os.environ.update(QUIET)
+    os.environ.update(QUIET | NO_RETRIES)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # MLflow may have been imported before the variables were set

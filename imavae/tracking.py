@@ -8,7 +8,6 @@ milliseconds, so that a replay after a resume adds nothing. MLflow is imported w
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,19 +18,18 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import yaml
 
+from imavae import winners
 from imavae.addresses import check_reachable, is_server, open_client, tracking_uri, where
 from imavae.addresses import fetch_model as fetch_model  # for those who load what was tracked
 from imavae.config import Tracking
 from imavae.errors import UserError
-from imavae.patience import insist
+from imavae.patience import insist, unless_away
 from imavae.provenance import provenance
 from imavae.trial import Row, Status, TrialRecord, finite_metrics, member_name, quartile_curves
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
-LOADER_MODULE = "imavae.training.checkpoint"  # has `_load_pyfunc(path)`, which MLflow's generic loader calls
-CHAMPION = "champion"  # the alias of the best model
 PROGRESS_PERIOD = 5.0  # seconds between two writes of a running trial's curves; a write takes 15 ms, however short
 PARENT = "mlflow.parentRunId"
 FIGURES = (".png", ".pdf", ".html")  # files that come to lie under figures/
@@ -143,6 +141,7 @@ class MLflowTracker:
         self._study = ""  # its run's id
         self._start = 0  # of its run, milliseconds
         self._trials: dict[int, _TrialRun] = {}
+        self._asked: set[int] = set()  # trials for which a run was asked for: it may be there, unanswered
 
     def _create(self, experiment: str, location: str | None, tags: dict[str, str]) -> str:
         """Make the experiment, unless another process has just done so."""
@@ -157,12 +156,26 @@ class MLflowTracker:
             return str(found.experiment_id)
 
     def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
-        """See :class:`Tracker`."""
-        own = {**tags, "imavae.kind": "study"}
-        found = self._search({**own, "mlflow.runName": name})[:1] if resume else []
-        study = found[0] if found else self._new_run(name, own | provenance())
+        """See :class:`Tracker`. As everywhere, a database that is locked, or a server that is away, is waited for."""
+        own, begun = {**tags, "imavae.kind": "study"}, int(1000 * time.time())
+
+        def search() -> list[Run]:
+            return self._search({**own, "mlflow.runName": name})
+
+        def create() -> Run:
+            return self._new_run(name, own | provenance(), begun)
+
+        def unanswered() -> Run:
+            return next((run for run in search() if run.info.start_time == begun), None) or create()
+
+        found = insist(search)[:1] if resume else []
+        study = found[0] if found else insist(create, again=unanswered)
         self._study, self._start = study.info.run_id, study.info.start_time
-        if found:
+        insist(lambda: self._describe(study, config))
+        self._trials = insist(self._trials_there) if found else {}
+
+    def _describe(self, study: Run, config: Mapping[str, Any]) -> None:
+        if study.info.status != "RUNNING":
             self._client.update_run(self._study, status="RUNNING")
         # MLflow refuses to change a parameter: what an earlier driver has logged stays.
         self._log(self._study, params={k: v for k, v in _flatten(config).items() if k not in study.data.params})
@@ -170,29 +183,25 @@ class MLflowTracker:
         if config.get("search"):
             space = yaml.safe_dump({"search": config["search"]}, sort_keys=False)
             self._client.log_text(self._study, space, "search_space.yaml")
-        trials = self._search({PARENT: self._study}) if found else []
-        self._trials = {int(run.data.tags["imavae.trial"]): self._found(run) for run in trials}
 
     def progress(self, trial: TrialRecord) -> None:
-        """See :class:`Tracker`."""
-        run = self._trial(trial)
-        if not run.done and time.monotonic() - run.written >= PROGRESS_PERIOD:
-            self._write_curves(run, trial)
+        """See :class:`Tracker`. Nothing is waited for: what is missing is written when the trial ends."""
+        with unless_away():
+            run = self._trial(trial)
+            if not run.done and time.monotonic() - run.written >= PROGRESS_PERIOD:
+                self._write_curves(run, trial)
 
     def is_complete(self, trial: int) -> bool:
         """See :class:`Tracker`."""
         return trial in self._trials and self._trials[trial].done
 
     def finish_trial(self, trial: TrialRecord) -> None:
-        """See :class:`Tracker`. A database that is locked, or a server that is away, is waited for."""
+        """See :class:`Tracker`."""
         insist(lambda: self._finish_trial(trial), again=lambda: self._finish_trial_again(trial))
 
     def _finish_trial_again(self, trial: TrialRecord) -> None:
         """After a call that failed, which may have been carried out all the same: look what is there."""
-        found = self._search({PARENT: self._study, "imavae.trial": str(trial.number)})
         self._trials.pop(trial.number, None)
-        if found:
-            self._trials[trial.number] = self._found(found[0])
         self._finish_trial(trial)
 
     def _finish_trial(self, trial: TrialRecord) -> None:
@@ -219,26 +228,29 @@ class MLflowTracker:
         return insist(lambda: self._log_winner(model_file, trial, member, values, champion))
 
     def _log_winner(self, model_file: Path, trial: int, member: str, values: dict[str, float], champion: bool) -> str:
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+        from mlflow.entities import LoggedModelStatus, Metric
 
         source = self._member_run(trial, member)
         tags = {"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": member}
         found = self._client.search_logged_models([self._experiment], where(tags))
-        model_id = next((model.model_id for model in found if model.status == LoggedModelStatus.READY), "")
-        if not model_id:
+        model = min(found, key=lambda known: known.status != LoggedModelStatus.READY, default=None)
+        if model is None:
             name = f"trial-{trial}-seed-{member}".replace("/", "-world-")
-            model_id = self._client.create_logged_model(self._experiment, name, source, tags).model_id
-            self._upload(model_id, model_file)
-            self._client.log_outputs(source, [LoggedModelOutput(model_id, step=0)])  # the link on the run's page
-            self._client.finalize_logged_model(model_id, "READY")
+            model = self._client.create_logged_model(self._experiment, name, source, tags)
+        winners.complete(self._client, model, source, model_file)
+        model_id = model.model_id
         rows = [Metric(k, v, self._start, 0, model_id=model_id, run_id=source) for k, v in values.items()]
         self._client.log_batch(source, metrics=rows)
-        return self._crown(model_id, source) if champion else f"models:/{model_id}"
+        return winners.crown(self._client, self._model_name, model_id, source) if champion else f"models:/{model_id}"
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
         """See :class:`Tracker`. Unfinished trials are marked as killed, until a resume goes on with them."""
         files = list(artifacts)
-        insist(lambda: self._finish(status, metrics, files))
+        if status == "stopped":  # whoever breaks off does not wait; a resume takes up the runs as they are
+            with unless_away():
+                self._finish(status, metrics, files)
+        else:
+            insist(lambda: self._finish(status, metrics, files))
 
     def _finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
         for run in self._trials.values():
@@ -262,13 +274,21 @@ class MLflowTracker:
         """The trial's run: known, found when the study was resumed, or new."""
         if trial.number not in self._trials:
             tags = {PARENT: self._study, "imavae.kind": "trial", "imavae.trial": str(trial.number)}
-            info = self._new_run(f"trial {trial.number}", tags).info
-            self._trials[trial.number] = _TrialRun(info.run_id, info.start_time)
+            found = self._search(tags)[:1] if trial.number in self._asked else []
+            self._asked.add(trial.number)
+            if found:
+                self._trials[trial.number] = self._found(found[0])
+            else:
+                info = self._new_run(f"trial {trial.number}", tags).info
+                self._trials[trial.number] = _TrialRun(info.run_id, info.start_time)
         run = self._trials[trial.number]
         if not run.named:
             self._log(run.run_id, params=trial.values)
             run.named = True
         return run
+
+    def _trials_there(self) -> dict[int, _TrialRun]:
+        return {int(run.data.tags["imavae.trial"]): self._found(run) for run in self._search({PARENT: self._study})}
 
     def _found(self, run: Run) -> _TrialRun:
         """What an earlier driver has left of a trial's run."""
@@ -307,41 +327,6 @@ class MLflowTracker:
             return known.members[member]
         found = self._search({"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": member})
         return str(found[0].info.run_id) if found else self._study
-
-    def _upload(self, model_id: str, model_file: Path) -> None:
-        """Store a model's file and the description by which MLflow's generic loader reads it; no code is pickled."""
-        from mlflow import pyfunc
-        from mlflow.models import Model
-
-        description = Model(model_id=model_id)
-        pyfunc.add_to_model(description, loader_module=LOADER_MODULE, data=model_file.name)
-        with tempfile.TemporaryDirectory() as folder:
-            description.save(f"{folder}/MLmodel")
-            self._client.log_model_artifact(model_id, f"{folder}/MLmodel")
-        self._client.log_model_artifact(model_id, str(model_file))
-
-    def _crown(self, model_id: str, run_id: str) -> str:
-        """Register a logged model, once, and give it the alias by which it is loaded."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self._client.create_registered_model(self._model_name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        # Not "models:/ID": MLflow would look that up in its global address, not in this client's.
-        place = self._client.get_logged_model(model_id).artifact_location
-        versions = self._client.search_model_versions(f"name = '{self._model_name}'")
-        version = next((v for v in versions if v.source == place), None)
-        if version is None:
-            version = self._client.create_model_version(self._model_name, place, run_id, model_id=model_id)
-        try:
-            self._client.set_registered_model_alias(self._model_name, CHAMPION, version.version)
-        except MlflowException as error:  # another study has made the alias in the same moment: now it can be moved
-            if error.error_code != "BAD_REQUEST":
-                raise
-            self._client.set_registered_model_alias(self._model_name, CHAMPION, version.version)
-        return f"models:/{self._model_name}@{CHAMPION}"
 
     def _search(self, tags: Mapping[str, str]) -> list[Run]:
         """All runs with these tags, the newest first."""

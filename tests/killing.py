@@ -5,6 +5,8 @@ Used by the kill tests and by ``python tests/soak.py``. The processes are looked
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import os
 import signal
@@ -12,15 +14,17 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from imavae.config import Objective
+from imavae.config import Objective, RunConfig
 from imavae.run import Session
+from imavae.search.recorder import RETRIES
+from imavae.trial import TrialRecord, Value
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = (  # three points in two packs, some seconds of training
@@ -33,6 +37,7 @@ GRID = (  # three points in two packs, some seconds of training
     "training.patience=1000",
     "cluster.cpus=2",
 )
+MODELS = ("logged_models", "logged_models WHERE status = 2", "inputs", "model_versions")  # 2: READY; inputs are links
 
 
 @dataclass
@@ -112,12 +117,28 @@ def faults(folder: Path) -> list[str]:
     """Whatever is otherwise than it would have been undisturbed, of grid studies that have ended."""
     wrong = []
     for study in studies(folder):
+        if not json.loads(_body(study / "study.json"))["finished"]:
+            wrong.append(f"{study.name} is not finished")
+            continue
         for name, table in _undisturbed(study).items():
             if (study / name).read_text() != table:
                 wrong.append(f"{study.name}: {name} differs")
-        if not json.loads(_body(study / "study.json"))["finished"]:
-            wrong.append(f"{study.name} is not finished")
     return wrong + list(_tracking_faults(folder))
+
+
+def may_be_killed(folder: Path, kills: Sequence[float]) -> bool:
+    """Whether every ensemble that trains has got further since the last few kills of workers, at these times.
+
+    One whose workers die again and again before that has failed, and rightly so.
+    """
+    for pack in (file for study in studies(folder) for file in (study / "records").glob("ensemble-*.json")):
+        checkpoint = pack.parents[1] / "checkpoints" / f"{pack.stem}.pt"
+        if pack.with_name(pack.name.replace("ensemble", "trial")).exists():
+            continue  # it has ended
+        written = checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
+        if sum(kill > written for kill in kills) >= RETRIES:
+            return False
+    return True
 
 
 def _body(path: Path) -> str:
@@ -127,15 +148,13 @@ def _body(path: Path) -> str:
 
 def _undisturbed(study: Path) -> dict[str, str]:
     """The tables of the same packs, trained here without Ray, workers or interruptions."""
-    members, history = [], []
+    members: list[dict[str, Value]] = []
+    history: list[dict[str, Value]] = []
     for file in sorted((study / "records").glob("ensemble-*.json")):
         pack = [number for number, _ in json.loads(_body(file))]
         stored = Session.load(study / "checkpoints" / f"ensemble-{min(pack):03d}.pt", torch.device("cpu"))
-        session = Session.start(stored.points, torch.device("cpu"))
-        for _ in session.train():
-            pass
-        for point, number in enumerate(pack):
-            record = session.record(point, number, {}, [Objective()])
+        points = [dataclasses.replace(point, output_dir="", name=None) for point in stored.points]
+        for record in _trained(tuple(points), tuple(pack)):
             members += record.members
             history += record.history
     tables = {"members.csv": members, "history.csv": history}
@@ -145,31 +164,42 @@ def _undisturbed(study: Path) -> dict[str, str]:
     }
 
 
+@functools.cache  # a soak runs the same study again and again
+def _trained(points: tuple[RunConfig, ...], pack: tuple[int, ...]) -> list[TrialRecord]:
+    session = Session.start(list(points), torch.device("cpu"))
+    for _ in session.train():
+        pass
+    return [session.record(point, number, {}, [Objective()]) for point, number in enumerate(pack)]
+
+
 def _tracking_faults(folder: Path) -> Iterator[str]:
     """What is doubled or missing in MLflow."""
-    members, history = (
-        pd.concat([pd.read_csv(study / name).assign(study=study.name) for study in studies(folder)])
-        for name in ("members.csv", "history.csv")
-    )
+    n_members = n_trials = n_epochs = 0
+    for study in studies(folder):
+        trials = pd.read_csv(study / "members.csv", usecols=["trial"])
+        epochs = pd.read_csv(study / "history.csv", usecols=["trial", "epoch"])
+        n_members, n_trials = n_members + len(trials), n_trials + trials["trial"].nunique()
+        n_epochs += len(epochs.drop_duplicates())
     with sqlite3.connect(folder / "mlflow.db") as connection:
         kinds = "SELECT value, COUNT(*) FROM tags WHERE key = 'imavae.kind' GROUP BY value"
         runs = dict(connection.execute(kinds))
         unended = connection.execute("SELECT COUNT(*) FROM runs WHERE status != 'FINISHED'").fetchone()[0]
         doubled = "SELECT 1 FROM metrics GROUP BY run_uuid, key, step HAVING COUNT(*) > 1 AND key NOT LIKE 'seconds%'"
         twice = len(connection.execute(doubled).fetchall())
-        curves = "SELECT COUNT(*) FROM metrics WHERE key = 'val/mcc/q25'"
-        points = connection.execute(curves).fetchone()[0]
-    trials = len(members.drop_duplicates(["study", "trial"]))
-    expected_points = len(history.drop_duplicates(["study", "trial", "epoch"]))
-    expected = {"study": len(studies(folder)), "trial": trials, "member": len(members)}
+        curves = "SELECT COUNT(*) FROM metrics WHERE key LIKE '%/q25' GROUP BY key"
+        points = {count for (count,) in connection.execute(curves)}
+        models = [connection.execute(f"SELECT COUNT(*) FROM {rows}").fetchone()[0] for rows in MODELS]  # noqa: S608
+    expected = {"study": len(studies(folder)), "trial": n_trials, "member": n_members}
     if runs != expected:
         yield f"MLflow has {runs}, not {expected}"
+    if models != (wanted := [*3 * [n_trials], len(studies(folder))]):  # a winner per trial, a champion per study
+        yield f"MLflow has {models} of {', '.join(MODELS)}, not {wanted}"
     if unended:
         yield f"{unended} MLflow runs are not finished"
     if twice:
         yield f"{twice} values of MLflow's curves are doubled"
-    if points != expected_points:
-        yield f"MLflow's curves have {points} points, not {expected_points}"
+    if points != {n_epochs}:
+        yield f"MLflow's curves have {sorted(points)} points, not {n_epochs}"
 
 
 def _below(parent: int) -> Iterator[tuple[int, str]]:

@@ -3,6 +3,7 @@
 Examples:
   python tests/soak.py                  20 kills of workers, 20 of drivers
   python tests/soak.py kills=3 seed=7
+  python tests/soak.py minutes=30       the same again, with other moments, until the time is over
 """
 
 from __future__ import annotations
@@ -19,24 +20,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.killing import GRID, faults, studies, tune
+from tests.killing import GRID, faults, may_be_killed, studies, tune
 
 LONG = (*GRID, "training.max_epochs=150")  # long enough for several kills
 
 
 def kill_workers(folder: Path, moments: random.Random, left: int) -> int:
     """Run a study to its end, some of its workers killed on the way; the number of kills."""
-    run, kills = tune(folder, *LONG), 0
+    run = tune(folder, *LONG)
+    kills: list[float] = []  # when they were
     while run.process.poll() is None:
         time.sleep(0.5 + 4 * moments.random())
         workers = run.workers()
-        if workers and kills < left:
+        if workers and len(kills) < left and may_be_killed(folder, kills):
             with suppress(ProcessLookupError):
                 os.kill(moments.choice(workers), signal.SIGKILL)
-                kills += 1
+                kills.append(time.time())
     if run.wait() != 0:
         print(run.text())
-    return kills
+    return len(kills)
 
 
 def kill_drivers(folder: Path, moments: random.Random, left: int) -> int:
@@ -75,8 +77,13 @@ def main() -> int:
     """Read the command line and soak; the exit code says whether there was a difference."""
     settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     total, seed = int(settings.get("kills", 20)), int(settings.get("seed", 1))
-    different = soak("workers", kill_workers, total, seed) + soak("drivers", kill_drivers, total, seed)
-    return int(different > 0)
+    end, different = time.monotonic() + 60 * float(settings.get("minutes", 0)), 0
+    while True:
+        for name, kill in {"workers": kill_workers, "drivers": kill_drivers}.items():
+            different += soak(name, kill, total, seed)
+        seed += 1
+        if time.monotonic() >= end:
+            return int(different > 0)
 
 
 if __name__ == "__main__":

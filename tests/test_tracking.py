@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
-from imavae import addresses, patience, tracking
+from imavae import addresses, patience, tracking, winners
 from imavae.addresses import fetch_model
 from imavae.config import Tracking
 from imavae.errors import UserError
@@ -66,9 +67,14 @@ def output_dir(database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return tmp_path
 
 
-def started(output_dir: Path, resume: bool = False) -> MLflowTracker:
+def opened(output_dir: Path) -> MLflowTracker:
     tracker = open_tracker(SETTINGS, output_dir, "paper/grid")
     assert isinstance(tracker, MLflowTracker)
+    return tracker
+
+
+def started(output_dir: Path, resume: bool = False) -> MLflowTracker:
+    tracker = opened(output_dir)
     tracker.start("grid", CONFIG, {"imavae.folder": str(output_dir)}, resume=resume)
     return tracker
 
@@ -92,10 +98,10 @@ def curve(output_dir: Path, run: Run, name: str) -> list[tuple[int, float]]:
     return sorted((metric.step, metric.value) for metric in history)
 
 
-def stored_rows(output_dir: Path) -> int:
-    """Rows of metrics in the database, however they came there."""
+def stored_rows(output_dir: Path, table: str = "metrics") -> int:
+    """Rows of a table in the database, however they came there."""
     with sqlite3.connect(output_dir / "mlflow.db") as connection:
-        return int(connection.execute("SELECT COUNT(*) FROM metrics").fetchone()[0])
+        return int(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])  # noqa: S608
 
 
 def test_members_lie_in_their_trial_and_trials_in_their_study(output_dir: Path) -> None:
@@ -217,12 +223,26 @@ def test_a_resumed_study_doubles_nothing(output_dir: Path, calls_left: int, monk
     assert stored_rows(output_dir) == 2 * resumed
 
 
-@pytest.mark.parametrize("calls_left", [0, 1, 3, 6, 10])
+CALLS = ("create_run", "log_batch", "set_terminated", "create_logged_model", "log_model_artifact", "log_outputs")
+CALLS += ("finalize_logged_model", "create_registered_model", "create_model_version", "set_registered_model_alias")
+
+
+def all_of_a_study(tracker: MLflowTracker, model: Path) -> None:
+    """Whatever a tracker is told of a study of one trial."""
+    tracker.start("grid", CONFIG, {"imavae.folder": str(model.parent)})
+    tracker.progress(a_trial(0, epochs=2))
+    tracker.finish_trial(a_trial(0))
+    tracker.log_winner(model, 0, "1", {"val/mcc": 0.5}, champion=True)
+    tracker.finish("finished", {"score": 0.6}, [])
+
+
+@pytest.mark.parametrize("calls_left", [0, 2, 4, 6, 10, 16, 17, 19, 20, 21, 23, 24, 25, 27])
 def test_a_call_whose_answer_is_lost_is_not_carried_out_twice(
     output_dir: Path, calls_left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "PAUSES", (0.01,))
-    left = [calls_left]
+    left, model = [calls_left], output_dir / "model.pt"
+    model.write_bytes(b"a model")
 
     def losing(call: Any) -> Any:
         def attempt(*args: Any, **kwargs: Any) -> Any:
@@ -234,15 +254,29 @@ def test_a_call_whose_answer_is_lost_is_not_carried_out_twice(
 
         return attempt
 
-    tracker = started(output_dir)
-    for name in ("create_run", "log_batch", "set_terminated"):
+    tracker = opened(output_dir)
+    for name in CALLS:
         monkeypatch.setattr(tracker._client, name, losing(getattr(tracker._client, name)))
-    tracker.finish_trial(a_trial(0))
+    all_of_a_study(tracker, model)
     assert left[0] < 0
-    assert [len(runs(output_dir, kind)) for kind in ("trial", "member")] == [1, len(SEEDS)]
-    lost = stored_rows(output_dir)
-    started(output_dir).finish_trial(a_trial(0))
-    assert stored_rows(output_dir) == 2 * lost
+    kinds = ("study", "trial", "member")
+    assert [len(runs(output_dir, kind)) for kind in kinds] == [1, 1, len(SEEDS)]
+    assert {run.info.status for kind in kinds for run in runs(output_dir, kind)} == {"FINISHED"}
+    tables = ("metrics", "logged_models", "inputs", "model_versions")
+    lost = [stored_rows(output_dir, table) for table in tables]
+    all_of_a_study(opened(output_dir), model)
+    assert [stored_rows(output_dir, table) for table in tables] == [2 * rows for rows in lost]
+
+
+def test_a_study_that_is_broken_off_does_not_wait_for_its_server(
+    output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = started(output_dir)
+    for name in CALLS:
+        monkeypatch.setattr(tracker._client, name, Mock(side_effect=MlflowException("no answer")))
+    tracker.progress(a_trial(0))
+    tracker.finish("stopped", {"score": 0.5}, [])
+    assert [len(runs(output_dir, kind)) for kind in ("study", "trial")] == [1, 0]
 
 
 def test_what_a_locked_database_refuses_arrives_later_and_once(
@@ -344,7 +378,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loader of models that are one number."""
     (tmp_path / "a_stand_in_loader.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(tracking, "LOADER_MODULE", "a_stand_in_loader")
+    monkeypatch.setattr(winners, "LOADER_MODULE", "a_stand_in_loader")
 
 
 @pytest.mark.usefixtures("stand_in")

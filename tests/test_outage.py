@@ -1,0 +1,102 @@
+"""A tracking server that goes away amid a study: training goes on, and what was to be logged arrives later, once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from imavae.addresses import QUIET, check_reachable
+from imavae.errors import UserError
+from tests.killing import GRID, STARTED, checkpoints, faults, studies, tune, until
+
+MOMENTS = random.Random(os.environ.get("IMAVAE_KILL_SEED", "1"))  # noqa: S311
+AWAY = float(os.environ.get("IMAVAE_AWAY_SECONDS", "4"))  # at least so long
+
+
+class Server:
+    """MLflow's own server, on a database and a folder of artifacts that outlive it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self._port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
+        command += ["--artifacts-destination", str(self._folder / "mlartifacts")]
+        environment = {**os.environ, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self._folder / "server.txt").open("ab") as said:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=said, stderr=said, cwd=self._folder, start_new_session=True
+            )
+        until(self._answers)
+
+    def kill(self) -> None:
+        """Kill it and its workers, whatever they are at."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _answers(self) -> bool:
+        try:
+            check_reachable(self.uri)
+        except UserError:
+            return False
+        return True
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server that answers; nothing is left of it, or of a study, whatever becomes of the test."""
+    server = Server(tmp_path)
+    server.start()
+    yield server
+    while STARTED:
+        STARTED.pop().kill()
+    server.kill()
+
+
+def artifacts(folder: Path) -> dict[str, list[bytes]]:
+    """The contents of all files that a server holds, by their names."""
+    found: dict[str, list[bytes]] = {}
+    for path in (folder / "mlartifacts").rglob("*"):
+        if path.is_file():
+            found.setdefault(path.name, []).append(path.read_bytes())
+    return found
+
+
+def test_a_study_outlives_an_absence_of_its_tracking_server(server: Server, tmp_path: Path) -> None:
+    run = tune(tmp_path, *GRID, "training.max_epochs=20", f"tracking.uri={server.uri}")
+    until(lambda: checkpoints(tmp_path))
+    time.sleep(MOMENTS.random())
+    server.kill()
+    gone = time.monotonic()
+    until(lambda: list(studies(tmp_path)[0].glob("records/trial-*.json")))  # a trial comes to its end meanwhile
+    time.sleep(max(0.0, AWAY - (time.monotonic() - gone)))
+    assert run.process.poll() is None, run.text()
+    server.start()
+    assert run.wait() == 0, run.text()
+    assert faults(tmp_path) == []
+    (study,) = studies(tmp_path)
+    files = [study / name for name in ("members.csv", "history.csv", "selection.csv", "champion.pt")]
+    files += [*study.glob("checkpoints/winner-*.pt"), *study.glob("figures/*")]
+    stored = artifacts(tmp_path)
+    written = {name: len(stored.pop(name)) for name in ("config.yaml", "search_space.yaml", "MLmodel")}
+    assert written == {"config.yaml": 1, "search_space.yaml": 1, "MLmodel": 3}
+    assert stored == {path.name: [path.read_bytes()] for path in files}
