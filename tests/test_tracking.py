@@ -223,7 +223,14 @@ def test_a_resumed_study_doubles_nothing(output_dir: Path, calls_left: int, monk
     assert stored_rows(output_dir) == 2 * resumed
 
 
-CALLS = ("create_run", "log_batch", "set_terminated", "create_logged_model", "log_model_artifact", "log_outputs")
+CALLS: tuple[str, ...] = (
+    "create_run",
+    "log_batch",
+    "set_terminated",
+    "create_logged_model",
+    "log_model_artifact",
+    "log_outputs",
+)
 CALLS += ("finalize_logged_model", "create_registered_model", "create_model_version", "set_registered_model_alias")
 
 
