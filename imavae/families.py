@@ -78,7 +78,12 @@ class BetaPrior(PriorSettings):
 
     def __post_init__(self) -> None:
         shapes = f"alpha={self.alpha}, beta={self.beta}"
-        require(min(self.alpha, self.beta) > 0, "model.prior.alpha and beta > 0", shapes, "(1, 1) is the uniform")
+        require(
+            min(self.alpha, self.beta) > 0,
+            "model.prior.alpha and beta > 0",
+            shapes,
+            "(1, 1) is the uniform: give numbers above 0",
+        )
 
 
 @PRIORS.register
@@ -93,7 +98,9 @@ class GaussianPrior(PriorSettings):
     analytic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.std > 0, "model.prior.std > 0", f"std={self.std}", "it is a standard deviation")
+        require(
+            self.std > 0, "model.prior.std > 0", f"std={self.std}", "it is a standard deviation: say model.prior.std=1"
+        )
 
 
 @PRIORS.register
@@ -108,7 +115,12 @@ class LaplacePrior(PriorSettings):
     analytic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.scale > 0, "model.prior.scale > 0", f"scale={self.scale}", "it is the mean distance from the mean")
+        require(
+            self.scale > 0,
+            "model.prior.scale > 0",
+            f"scale={self.scale}",
+            "it is the mean distance from the mean: say model.prior.scale=1",
+        )
 
 
 SHRUNK = 16  # the side of images over that of what four convolutions of stride 2 make of them

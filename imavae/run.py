@@ -75,7 +75,10 @@ class Session:
         """The session that :meth:`save` wrote; it goes on to the same numbers. Raises UserError for a bad file."""
         content = checkpoint.load(path)
         if content["kind"] != "ensemble":
-            raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
+            raise UserError(
+                f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}; "
+                "load it by imavae.load_model"
+            )
         session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device, cache)
         session.state = from_plain(content["state"], device)
         session.stopped = set(content.get("stopped", ()))

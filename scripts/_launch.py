@@ -199,7 +199,9 @@ def read_search(path: Path) -> dict[str, Any]:
         for token in yaml.scan(path.read_text(encoding="utf-8")):
             if isinstance(token, yaml.TagToken):
                 line = token.start_mark.line + 1
-                raise UserError(f"`{path}` must have no YAML tags, but has one in line {line}; it is plain data")
+                raise UserError(
+                    f"`{path}` must have no YAML tags, but has one in line {line}; it is plain data: drop the tag"
+                )
         config = OmegaConf.load(path)  # reads 1e3 as a number, which PyYAML does not
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
@@ -321,7 +323,7 @@ def _explain(error: Exception, command: Command[C]) -> str:
         return _unknown(match[1], command)
     reason = str(error) or str(error.__cause__)
     lines = [line.strip() for line in reason.splitlines() if line.strip() and "https://" not in line]
-    return f"the command line can't be composed: {' '.join(lines)}; `--help` shows groups and settings"
+    return f"the command line can't be composed: {' '.join(lines)}; see --help for groups and settings"
 
 
 def _unknown(key: str, command: Command[C]) -> str:
@@ -332,6 +334,6 @@ def _unknown(key: str, command: Command[C]) -> str:
     if "." not in key:
         near = difflib.get_close_matches(key, [*choices, *settings], n=1)
         if near or "/" in key:
-            hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(choices)}"
+            hint = f"did you mean {near[0]}?" if near else f"choose among the groups, {', '.join(choices)}"
             return f"`{key}` is neither a group nor a setting; {hint}"
     return f"`{key}` is not a setting; {nearest(key, command.kind)}"

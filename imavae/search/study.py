@@ -44,7 +44,12 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     points = start_points(config, parameters)
     if config.sampler.name == "grid":
         return parameters, space.grid(parameters)[: config.budget.trials]
-    require(config.budget.trials is not None, "budget.trials is a number", "null", "only a grid ends by itself")
+    require(
+        config.budget.trials is not None,
+        "budget.trials is a number",
+        "null",
+        "only a grid ends by itself: say budget.trials=32",
+    )
     space.check_pack(parameters, config.sampler.pack or 1)
     return parameters, points
 
@@ -63,7 +68,7 @@ def _check_objectives(config: StudyConfig) -> None:
             not (several and name == wrong),
             f"{key} is one that knows several objectives",
             f"{name} with {', '.join(metrics)}",
-            "sampler.name=tpe, qmc, random and grid do, scheduler.name=none does; or drop further_objectives",
+            "say sampler.name=tpe (or qmc, random, grid) and scheduler.name=none, or drop further_objectives",
         )
 
 

@@ -90,8 +90,9 @@ def study_for(wanted: StudyConfig, plot_only: bool, console: Console) -> Study:
     tune(wanted if begun is None else dataclasses.replace(wanted, resume=True, name=begun))
     found = find(wanted)
     if found is None:
-        where = f"some of its trials failed; see {wanted.output_dir}"
-        raise UserError(f"`{wanted.study} is finished` must hold, but {where}")
+        raise UserError(
+            f"`{wanted.study} is finished` must hold, but some of its trials failed; see {wanted.output_dir}"
+        )
     return found
 
 
