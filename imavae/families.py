@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,20 @@ def register_network(name: str) -> Callable[[F], F]:
     return register
 
 
+PLUGIN = "imavae_plugin_"  # how the modules of a person's own files begin
+
+
+def mistake_of_a_plugin(error: BaseException) -> UserError | None:
+    """What is said of an error that a person's own file has raised, or a library that it has called."""
+    frames = traceback.walk_tb(error.__traceback__)
+    own = [(frame, line) for frame, line in frames if str(frame.f_globals.get("__name__")).startswith(PLUGIN)]
+    if not own:
+        return None
+    frame, line = own[-1]
+    what = f"line {line} of {frame.f_code.co_filename} raises {type(error).__name__}: {error}"
+    return UserError(f"`plugins run without an error` must hold, but {what}; correct the file")
+
+
 def load_plugins(paths: Iterable[str]) -> None:
     """Import a person's own files, each once, so that they register their variants.
 
@@ -171,7 +186,7 @@ def load_plugins(paths: Iterable[str]) -> None:
     """
     for path in paths:
         file = Path(path).resolve()
-        name = f"imavae_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        name = f"{PLUGIN}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
         if name in sys.modules:
             continue
         spec = importlib.util.spec_from_file_location(name, file)

@@ -147,6 +147,7 @@ def _explain(error: Any, mapping: Mapping[str, Any], kind: type[Settings], prefi
 def _nearest(key: str, kind: type[Settings], prefix: str) -> str:
     if not prefix:
         return nearest(key, kind)
-    own = [f"{prefix}.{name}" for name in keys_of(kind)]
-    near = difflib.get_close_matches(key, own, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else f"choose among {', '.join(own)}"
+    own = list(keys_of(kind))
+    near = difflib.get_close_matches(key.removeprefix(f"{prefix}."), own, n=3, cutoff=0.6)
+    names = [f"{prefix}.{name}" for name in near or own]
+    return f"did you mean {' or '.join(names)}?" if near else f"choose among {', '.join(names)}"

@@ -57,7 +57,7 @@ def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     """
     address = tracking_uri(Tracking(uri=uri), output_dir)
     if is_server(address):
-        print(f"the MLflow page is at {address}: the tracking address is a server's, which shows it itself")
+        print(f"the MLflow page is at {address} (open it there: a server that is tracked to shows it itself)")
         return 0
     database = database_file(address)
     if database is not None and not database.is_file():

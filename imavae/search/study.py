@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imavae import signals
 from imavae.config import StudyConfig, base_of
 from imavae.data.cache import Progress as Rendering
-from imavae.errors import UserError, require
+from imavae.errors import UserError, require, resumable
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
 from imavae.outcome import Outcome, tracker_of
@@ -110,7 +110,8 @@ def run_study(
             if not any(parameter.key.startswith("data.") for parameter in parameters):
                 render(base_of(config), rendering)  # here, once: workers would all begin with it
             home = home or create(config, "studies", config.name or name)
-            outcome = Outcome.start(config, home, tracker, config.objective)
+            with resumable(home.path.name):
+                outcome = Outcome.start(config, home, tracker, config.objective)
             return _run(config, lambda: _Plan.of(config, parameters, points, outcome, slots), outcome, notify, say)
 
 
