@@ -71,8 +71,8 @@ def check_reachable(uri: str) -> None:
             _within(TIMEOUT, lambda: socket.create_connection(place, timeout=TIMEOUT).close())
         elif scheme != "databricks":  # its place is in a profile that MLflow reads
             raise UserError(
-                f"tracking.uri must be an address that MLflow can write to, but got {uri!r}; it takes http://, "
-                "https://, postgresql://, mysql://, mssql:// and sqlite:///"
+                f"tracking.uri must be an address that MLflow can write to, but got {uri!r}; say one that "
+                "begins with http://, https://, postgresql://, mysql://, mssql:// or sqlite:///"
             )
     except (OSError, ValueError, sqlite3.Error) as error:
         raise _unreachable(uri, error) from None
@@ -186,7 +186,7 @@ def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
     from mlflow import artifacts
 
     def explain(error: Exception) -> UserError:
-        return UserError(f"a model must lie behind {address}, but none does ({error}); `make ui` shows those in {uri}")
+        return UserError(f"a model must lie behind {address}, but none does ({error}); see those in {uri} by `make ui`")
 
     with mlflow_errors(explain):
         place = _place_of(client, address)

@@ -57,7 +57,7 @@ def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     """
     address = tracking_uri(Tracking(uri=uri), output_dir)
     if is_server(address):
-        print(f"the MLflow page is at {address}: the tracking address is a server's, which shows it itself")
+        print(f"the MLflow page is at {address} (open it there: a server that is tracked to shows it itself)")
         return 0
     database = database_file(address)
     if database is not None and not database.is_file():
@@ -84,7 +84,7 @@ def serve_dashboard(output_dir: Path, port: int) -> int:
         raise UserError(f"an Optuna database must exist to be shown, but {database} does not; run `make tune` first")
     if importlib.util.find_spec("optuna_dashboard") is None:
         raise UserError(
-            "the package optuna-dashboard must be installed to show a study, but is not; it is the extra `dashboard`: "
+            "the package optuna-dashboard must be installed to show a study, but is not; say "
             "`pip install -e '.[dashboard]'`"
         )
     code = "from optuna_dashboard._cli import main; main()"  # what its script does, which may not be on the path

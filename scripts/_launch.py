@@ -8,18 +8,22 @@ traceback); 130 and 143, interrupted by SIGINT (Ctrl-C) or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
 import importlib.util
+import io
 import json
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -47,7 +51,12 @@ class Command(Generic[C]):
 
 
 def require_environment() -> None:
-    """Leave with exit code 2 and one line that says how to activate the environment, unless it is active."""
+    """Leave with exit code 2 and one line that says how to activate the environment, unless it is active.
+
+    From here on Ctrl-C ends with one line, too, until :func:`exit_code` sees to it.
+    """
+    if Path(sys.argv[0]).resolve().parent == ROOT / "scripts":  # a test that imports a script is left alone
+        signal.signal(signal.SIGINT, _too_early)
     if all(importlib.util.find_spec(package) for package in ("hydra", "torch", "imavae")):
         return
     here = Path.cwd() == ROOT
@@ -57,6 +66,12 @@ def require_environment() -> None:
     steps = f"say `{activate}`" if ready else f"say `{setup}`, then `{activate}`"
     sys.stderr.write(f"error: the environment of imavae is not active; {steps}\n")
     sys.exit(2)
+
+
+def _too_early(_number: int, _frame: types.FrameType | None) -> None:
+    sys.stderr.write("interrupted; say the same again\n")
+    sys.stderr.flush()
+    os._exit(130)
 
 
 def launch(command: Command[C]) -> int:
@@ -76,13 +91,31 @@ def launch(command: Command[C]) -> int:
     return exit_code(action)
 
 
+LEGIBLE = str.maketrans("−–─━╸²", "-----2")
+
+
+def _legible(error: UnicodeError) -> tuple[str, int]:
+    """Something like the characters that a terminal's encoding lacks, each in one column; else a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(LEGIBLE)
+    return text.encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error(_legible.__name__, _legible)
+
+
 def exit_code(action: Callable[[], None]) -> int:
     """Carry out an action. A person's mistake gives one message and 2, a full disk 1, an interruption 130 or 143; bugs
     pass.
     """
     from imavae import signals
     from imavae.errors import UserError, is_full_disk
+    from imavae.families import mistake_of_a_plugin
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_legible.__name__)
     try:
         signals.handle()  # also where a shell has made its background job deaf to SIGINT
         action()
@@ -90,28 +123,41 @@ def exit_code(action: Callable[[], None]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt as error:
-        sys.stderr.write("interrupted\n")
-        return signals.of(error).code
+        interrupted = signals.of(error)
+        remedy = "say the same again" if interrupted.folder is None else "say what stands above behind `go on`"
+        sys.stderr.write(f"interrupted; {remedy}\n")
+        return interrupted.code
     except Exception as error:
-        if not is_full_disk(error):
+        mistake = mistake_of_a_plugin(error)
+        if is_full_disk(error):
+            rule = "there must be room on the disk, but none is left; what has finished is kept"
+            sys.stderr.write(f"error: {rule}: make some room, and say resume=true\n")
+            return 1
+        if mistake is None:
             raise
-        rule = (
-            "error: there must be room on the disk, but none is left; what has finished is kept: make some room, and "
-        )
-        sys.stderr.write(f"{rule}say resume=true\n")
-        return 1
+        sys.stderr.write(f"error: {mistake}\n")
+        return 2
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are a person's mistakes, like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        from imavae.errors import UserError
+
+        raise UserError(f"the command line must read [--port PORT] [--output-dir FOLDER], but {message}; see --help")
 
 
 def show(serve: Callable[[Path, int], int], summary: str, port: int) -> int:
     """Serve a page of an output folder on a port, ``port`` unless the command line says otherwise; the exit code."""
-    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=port, help="of the loopback interface")
     parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where the databases lie")
-    arguments = parser.parse_args()
     ended = [0]  # the server's own exit code
 
     def action() -> None:
+        arguments = parser.parse_args()
         ended[0] = serve(arguments.output_dir, arguments.port)
 
     return exit_code(action) or ended[0]
@@ -199,7 +245,9 @@ def read_search(path: Path) -> dict[str, Any]:
         for token in yaml.scan(path.read_text(encoding="utf-8")):
             if isinstance(token, yaml.TagToken):
                 line = token.start_mark.line + 1
-                raise UserError(f"`{path}` must have no YAML tags, but has one in line {line}; it is plain data")
+                raise UserError(
+                    f"`{path}` must have no YAML tags, but has one in line {line}; it is plain data: drop the tag"
+                )
         config = OmegaConf.load(path)  # reads 1e3 as a number, which PyYAML does not
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
@@ -321,7 +369,7 @@ def _explain(error: Exception, command: Command[C]) -> str:
         return _unknown(match[1], command)
     reason = str(error) or str(error.__cause__)
     lines = [line.strip() for line in reason.splitlines() if line.strip() and "https://" not in line]
-    return f"the command line can't be composed: {' '.join(lines)}; `--help` shows groups and settings"
+    return f"the command line can't be composed: {' '.join(lines)}; see --help for groups and settings"
 
 
 def _unknown(key: str, command: Command[C]) -> str:
@@ -332,6 +380,6 @@ def _unknown(key: str, command: Command[C]) -> str:
     if "." not in key:
         near = difflib.get_close_matches(key, [*choices, *settings], n=1)
         if near or "/" in key:
-            hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(choices)}"
+            hint = f"did you mean {near[0]}?" if near else f"choose among the groups, {', '.join(choices)}"
             return f"`{key}` is neither a group nor a setting; {hint}"
     return f"`{key}` is not a setting; {nearest(key, command.kind)}"

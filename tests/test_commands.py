@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ import reproduce
 import train
 import tune
 from _launch import ROOT, Command, exit_code, launch, searches
+from imavae.errors import Interrupted, resumable
+from imavae.families import load_plugins
+from tests.wording import advises
 
 COMMANDS: dict[str, Command[Any]] = {
     c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND, reproduce.COMMAND)
@@ -203,7 +207,7 @@ def test_multirun_runs_every_combination(call: Callable[..., Outcome]) -> None:
     assert "job 4 of 4: model.gamma=100 data=mlp" in outcome.out
 
 
-def test_a_bug_keeps_its_traceback_and_an_interruption_exits_with_130() -> None:
+def test_a_bug_keeps_its_traceback_and_an_interruption_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     def bug() -> None:
         raise ZeroDivisionError
 
@@ -213,6 +217,34 @@ def test_a_bug_keeps_its_traceback_and_an_interruption_exits_with_130() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code(bug)
     assert exit_code(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted; say the same again\n"
+
+    def begun() -> None:
+        with resumable("train-2"):
+            raise Interrupted(signal.SIGTERM)
+
+    assert exit_code(begun) == 143
+    assert "go on" in capsys.readouterr().err
+
+
+def test_an_error_in_a_persons_own_file_is_told_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import math\n\ndef build(x):\n    return math.sqrt(x)\n")
+    load_plugins([str(file)])
+    (plugin,) = [module for name, module in sys.modules.items() if name.startswith("imavae_plugin_")]
+    assert exit_code(lambda: plugin.build(-1)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"line 4 of {file} raises ValueError" in error
+    assert advises(error.strip())
+
+
+@pytest.mark.parametrize("arguments", [["--port", "abc"], ["port=3"], ["--port"], ["--output-dir", "nowhere"]])
+def test_a_page_is_refused_in_one_line(arguments: list[str], tmp_path: Path) -> None:
+    done = script("ui", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert advises(done.stderr.strip())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
 from imavae.config_encode import EncodeConfig
-from imavae.errors import Interrupted
+from imavae.errors import Interrupted, resumable
 from imavae.families import SpritesMixing
-from imavae.report.display import Display, RenderingBar, clock
+from imavae.report.display import Bar, Display, RenderingBar, clock, new_console
 
 SUMMARY = "summary.json"  # in a study's folder: what its run was tracked with
 SELECTION = "selection.csv"  # there, too: what each criterion would choose
@@ -33,31 +33,36 @@ if TYPE_CHECKING:
 
 def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
+    from imavae.report.tables import member_table
+    from imavae.run import run_point
+
+    console = new_console()
+    columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+    bar = Bar(console, *columns)
+
+    def notify(session: Session, epoch: Epoch) -> None:
+        text = f"{epoch.active} of {len(session.ensemble)} training"
+        bar.update(epoch.epoch, config.training.max_epochs, text)
+
+    try:
+        with RenderingBar(console) as images, bar:
+            outcome, session = run_point(config, notify, images.rendered)
+        with resumable(outcome.folder.name):
+            _finish(outcome, _run_figures(config, outcome, session))
+    except Interrupted as error:
+        _say_how_to_go_on(console, error)
+        raise
+    console.print(member_table(outcome.members))
+    _addresses(console, outcome, config)
+
+
+def _run_figures(config: RunConfig, outcome: Outcome, session: Session) -> list[Path]:
+    """Draw what a run has come to."""
     from imavae.outcome import best_place
     from imavae.report.figures import solo_figures
     from imavae.report.gallery import image_figures
     from imavae.report.portrait import run_figures
-    from imavae.report.tables import member_table
-    from imavae.run import run_point
 
-    console = Console()
-    columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=console)
-    task = bar.add_task("", total=config.training.max_epochs)
-
-    def notify(session: Session, epoch: Epoch) -> None:
-        bar.start()  # not before: a mistake that is found on the way must be all that is printed
-        bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
-
-    try:
-        with RenderingBar(console) as images:
-            outcome, session = run_point(config, notify, images.update)
-    except Interrupted:
-        bar.stop()
-        _say_how_to_go_on(console, config.name)
-        raise
-    finally:
-        bar.stop()
     figures = []
     folder, history = outcome.folder / "figures", outcome.history
     if len(history):
@@ -67,9 +72,7 @@ def train(config: RunConfig) -> None:
         if session.data.val.images is not None:
             best = best_place(outcome.records[0])
             figures += image_figures(session.gallery(best), names, best, folder)
-    _finish(outcome, figures)
-    console.print(member_table(outcome.members))
-    _addresses(console, outcome, config)
+    return figures
 
 
 def tune(config: StudyConfig) -> None:
@@ -85,7 +88,7 @@ def tune(config: StudyConfig) -> None:
     if config.dry_run:
         _show_cost(config, parameters)
         return
-    console = Console()
+    console = new_console()
     start = time.monotonic()
     with Display(console) as display:
         outcome = run_study(config, display.update, display.say, display.rendered)
@@ -115,7 +118,8 @@ def tune(config: StudyConfig) -> None:
         f"took {clock(time.monotonic() - start)}, of which {work} in training and validation", highlight=False
     )
     if outcome.interrupted is not None:
-        _say_how_to_go_on(console, outcome.folder.name)
+        outcome.interrupted.folder = outcome.folder.name
+        _say_how_to_go_on(console, outcome.interrupted)
         raise outcome.interrupted
 
 
@@ -124,7 +128,7 @@ def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
     from imavae.report.cost import cost_lines, points_table, space_table
     from imavae.search.study import dry_run
 
-    console = Console()
+    console = new_console()
     console.print(space_table(parameters))
     cost = dry_run(config)
     console.print(points_table(cost))
@@ -181,10 +185,12 @@ def _winner(outcome: Outcome) -> pd.DataFrame:
     return members[members["trial"] == outcome.ranked()[0].number]
 
 
-def _say_how_to_go_on(console: Console, name: str | None) -> None:
-    """Print the command that resumes: this one, with the folder's name."""
+def _say_how_to_go_on(console: Console, interrupted: Interrupted) -> None:
+    """Print the command that resumes, if anything has begun: this one, with the folder's name."""
+    if interrupted.folder is None:
+        return
     words = [word for word in sys.orig_argv if not word.startswith(("resume=", "name="))]
-    words += ["resume=true"] if name is None else ["resume=true", f"name={name}"]
+    words += ["resume=true", f"name={interrupted.folder}"]
     console.print(f"go on     {shlex.join(words)}", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -193,9 +199,9 @@ def evaluate(config: EvaluateConfig) -> None:
     from imavae.report.tables import metric_table
     from imavae.run import evaluate_checkpoint
 
-    console = Console()
+    console = new_console()
     with RenderingBar(console) as images:
-        values, reasons = evaluate_checkpoint(config, images.update)
+        values, reasons = evaluate_checkpoint(config, images.rendered)
     console.print(metric_table(values, config.checkpoint))
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)
@@ -206,20 +212,10 @@ def encode(config: EncodeConfig) -> None:
     """Write a file's latents under a progress bar, and say where they are."""
     from imavae.encode import encode_file
 
-    console = Console()
-    columns = (TextColumn("{task.completed:,.0f} rows"), BarColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console)
-    task = bar.add_task("", total=None)
-
-    def notify(rows: int, total: int | None) -> None:
-        bar.start()  # not before: a mistake that is found on the way must be all that is printed
-        bar.update(task, completed=rows, total=total)
-
+    console = new_console()
     start = time.monotonic()
-    try:
-        done = encode_file(config, notify)
-    finally:
-        bar.stop()
+    with Bar(console, TextColumn("{task.completed:,.0f} rows"), BarColumn()) as bar:
+        done = encode_file(config, bar.update)
     console.print(
         f"{done.rows:,} rows in {clock(time.monotonic() - start)}, mean reconstruction error {done.error:.4g}; "
         f"columns {', '.join(done.columns)}",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imavae import signals
 from imavae.config import StudyConfig, base_of
 from imavae.data.cache import Progress as Rendering
-from imavae.errors import UserError, require
+from imavae.errors import UserError, require, resumable
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
 from imavae.outcome import Outcome, tracker_of
@@ -44,7 +44,12 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     points = start_points(config, parameters)
     if config.sampler.name == "grid":
         return parameters, space.grid(parameters)[: config.budget.trials]
-    require(config.budget.trials is not None, "budget.trials is a number", "null", "only a grid ends by itself")
+    require(
+        config.budget.trials is not None,
+        "budget.trials is a number",
+        "null",
+        "only a grid ends by itself: say budget.trials=32",
+    )
     space.check_pack(parameters, config.sampler.pack or 1)
     return parameters, points
 
@@ -63,7 +68,7 @@ def _check_objectives(config: StudyConfig) -> None:
             not (several and name == wrong),
             f"{key} is one that knows several objectives",
             f"{name} with {', '.join(metrics)}",
-            "sampler.name=tpe, qmc, random and grid do, scheduler.name=none does; or drop further_objectives",
+            "say sampler.name=tpe (or qmc, random, grid) and scheduler.name=none, or drop further_objectives",
         )
 
 
@@ -105,7 +110,8 @@ def run_study(
             if not any(parameter.key.startswith("data.") for parameter in parameters):
                 render(base_of(config), rendering)  # here, once: workers would all begin with it
             home = home or create(config, "studies", config.name or name)
-            outcome = Outcome.start(config, home, tracker, config.objective)
+            with resumable(home.path.name):
+                outcome = Outcome.start(config, home, tracker, config.objective)
             return _run(config, lambda: _Plan.of(config, parameters, points, outcome, slots), outcome, notify, say)
 
 
