@@ -44,7 +44,12 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     points = start_points(config, parameters)
     if config.sampler.name == "grid":
         return parameters, space.grid(parameters)[: config.budget.trials]
-    require(config.budget.trials is not None, "budget.trials is a number", "null", "only a grid ends by itself")
+    require(
+        config.budget.trials is not None,
+        "budget.trials is a number, but for a grid",
+        "null",
+        "only a grid ends by itself",
+    )
     space.check_pack(parameters, config.sampler.pack or 1)
     return parameters, points
 
