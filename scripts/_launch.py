@@ -16,7 +16,6 @@ import re
 import shutil
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +217,7 @@ def read_search(path: Path) -> dict[str, Any]:
 def help_text(command: Command[C], overrides: list[str]) -> str:
     """Usage, groups with their options, and every setting with its value and its meaning, after the overrides."""
     from imavae.report.reference.comments import meanings
-    from imavae.report.reference.shortly import POINTER, group_lines, setting_lines
+    from imavae.report.reference.shortly import POINTER, group_lines, prose_lines, setting_lines
 
     _register(command)
     choices, settings = _explained(lambda: _compose(command, overrides), command)
@@ -226,11 +225,11 @@ def help_text(command: Command[C], overrides: list[str]) -> str:
     width = shutil.get_terminal_size((80, 24)).columns
     of_hydra = [
         "  --cfg job       print the composed settings and run nothing",
-        "  -m, --multirun  one job per combination of comma-separated values: model.gamma=10,100",
+        "  -m, --multirun  one job per combination of values: model.gamma=10,100",
     ]
     return "\n".join(
         [
-            command.summary.strip(),
+            *prose_lines(command.summary.strip(), width),
             "",
             f"usage: python scripts/{command.name}.py [GROUP=OPTION ...] [SETTING=VALUE ...]",
             "",
@@ -243,7 +242,7 @@ def help_text(command: Command[C], overrides: list[str]) -> str:
             "Settings:",
             *setting_lines(settings, meanings(CONF, command.name, choices), width),
             "",
-            *textwrap.wrap(POINTER, width),
+            *prose_lines(POINTER, width),
         ]
     )
 

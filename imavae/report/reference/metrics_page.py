@@ -22,8 +22,8 @@ SOURCES = {  # of the glossary's sources
     "NIPS 2016, [arXiv 1605.06336](https://arxiv.org/abs/1605.06336)",
     "Kingma and Welling 2014": "Auto-Encoding Variational Bayes, ICLR 2014, "
     "[arXiv 1312.6114](https://arxiv.org/abs/1312.6114)",
-    "Kumar et al. 2018": "Variational Inference of Disentangled Latent Concepts from Unlabeled Observations, ICLR 2018, "
-    "[arXiv 1711.00848](https://arxiv.org/abs/1711.00848)",
+    "Kumar et al. 2018": "Variational Inference of Disentangled Latent Concepts from Unlabeled Observations, "
+    "ICLR 2018, [arXiv 1711.00848](https://arxiv.org/abs/1711.00848)",
     "Reizinger et al. 2022": "Embrace the Gap: VAEs Perform Independent Mechanism Analysis, NeurIPS 2022, "
     "[arXiv 2206.02416](https://arxiv.org/abs/2206.02416)",
 }

@@ -54,8 +54,8 @@ goes over the defaults; the command line goes over it. Besides `defaults` it may
 nested, never dotted. For instance:
 """
 LEAVES = """\
-`defaults` chooses options of groups, each as `override /GROUP: OPTION`. `${range:1,101}` stands for the list 1, ..., 100,
-and `${gammas:1e3,1e4}` for the gammas of these squares.
+`defaults` chooses options of groups, each as `override /GROUP: OPTION`. `${range:1,101}` stands for the list 1, ...,
+100, and `${gammas:1e3,1e4}` for the gammas of these squares.
 
 Below `search` a leaf is a plain value, or a mapping with `type`:
 """
@@ -74,8 +74,8 @@ def search_section(root: Path) -> list[str]:
         "",
         LEAVES,
         *table(["in a leaf", "type", "meaning"], ([code(name), *told] for name, told in LEAF.items())),
-        f"A leaf can be any setting of `data`, `model` and `training`. {listed([code(key) for key in PER_MEMBER], 'and')}",
-        "may differ between the points of one ensemble (`sampler.pack`); all others are shared by the members of a trial.",
+        "A leaf can be any setting of `data`, `model` and `training`. Between points of one ensemble (`sampler.pack`)",
+        f"{listed([code(key) for key in PER_MEMBER], 'and')} may differ; all members share the others.",
         "",
         "These files are there:",
         "",

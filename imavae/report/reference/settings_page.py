@@ -42,9 +42,10 @@ after whatever stands before it on the command line.
 
 | command | settings |
 |---|---|
-| `train.py` | [run](#run), [data](#data), [model](#model), [training](#training), [members](#members), [tracking](#tracking) |
-| `tune.py` | the same, [study](#study), [objective](#objective), [sampler](#sampler), [scheduler](#scheduler), [budget](#budget), \
-[cluster](#cluster), and [files of search_spaces/](#files-of-search_spaces) |
+| `train.py` | [run](#run), [data](#data), [model](#model), [training](#training), [members](#members), \
+[tracking](#tracking) |
+| `tune.py` | the same, [study](#study), [objective](#objective), [sampler](#sampler), [scheduler](#scheduler), \
+[budget](#budget), [cluster](#cluster), and [files of search_spaces/](#files-of-search_spaces) |
 | `reproduce.py` | the same, and [its own](#reproduce); they go over those of all studies of the figure |
 | `evaluate.py` | [evaluate](#evaluate) |
 | `encode.py` | [encode](#encode) |
@@ -110,7 +111,7 @@ def _options(conf: Path, group: str) -> list[str]:
     for path in sorted((conf / group).glob("*.yaml")):
         values, chosen = _values(conf, group, path.stem), path.stem == DEFAULTS[group]
         changed = [code(f"{key}={value}") for key, value in values.items() if value != default.get(key, value)]
-        rows.append([code(f"{group}={path.stem}"), summary(path), "the default" if chosen else ", ".join(changed)])
+        rows.append([code(f"{group}={path.stem}"), summary(path), "the default" if chosen else "<br>".join(changed)])
     return [*table(["option", "what it is", "sets otherwise"], rows), *_otherwise(conf, group)]
 
 
@@ -169,7 +170,7 @@ def _experiments(conf: Path) -> list[str]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         groups = [f"{group}={option}" for entry in content.pop("defaults", []) for group, option in entry.items()]
         sets = [text.removeprefix("override /") for text in groups] + [f"{k}={v}" for k, v in _flat(content, "")]
-        rows.append([code(f"experiment={path.stem}"), summary(path), ", ".join(map(code, sets))])
+        rows.append([code(f"experiment={path.stem}"), summary(path), "<br>".join(map(code, sets))])
     return ["## Experiments", "", *table(["option", "what it is", "sets"], rows)]
 
 

@@ -11,6 +11,12 @@ COLUMN = 34  # where meanings begin
 POINTER = "docs/config.md has their types and rules, and what a search space is; docs/metrics.md has the metrics."
 
 
+def prose_lines(text: str, width: int) -> Iterator[str]:
+    """A text whose sentences keep to the width; commands, which are indented, stay as they are."""
+    for line in text.splitlines():
+        yield from [line] if line.startswith(" ") else textwrap.wrap(line, width) or [""]
+
+
 def group_lines(groups: Mapping[str, tuple[str | None, Sequence[str]]], width: int) -> Iterator[str]:
     """A line, or several, for each group: its options, the chosen one with a star."""
     for group, (chosen, names) in groups.items():
