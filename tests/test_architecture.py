@@ -40,7 +40,7 @@ def test_what_a_recipe_calls_by_name_stands_in_the_file_that_it_names() -> None:
         "imavae/metrics/evaluate.py": ("def _metrics(", "def _identifiability(", "def forward(", "def add("),
         "imavae/config_search.py": ("SAMPLERS", "NUMBERS_ONLY"),
         "imavae/search/samplers.py": ("def _sampler(",),
-        "tests/test_mixing.py": ("EVERY",),
+        "tests/test_mixing.py": ("NONLINEAR",),
         "tests/test_priors.py": ("LAWS",),
     }
     for path, parts in words.items():
