@@ -1,7 +1,7 @@
 # One command each; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup tune reproduce ui dashboard test check bench soak
+.PHONY: help setup tune reproduce ui dashboard test check docs bench soak
 
 PYTHON ?= python3
 PORT ?=
@@ -53,6 +53,9 @@ check: $(READY) ## lint, check the format and the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy imavae scripts tests
+
+docs: $(READY) ## write docs/config.md and docs/metrics.md anew from the code
+	@$(BIN)/python scripts/docs.py
 
 bench: $(READY) ## measure the ensemble trainer against the idiomatic loop
 	@$(BIN)/python scripts/bench.py

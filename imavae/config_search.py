@@ -64,7 +64,7 @@ class Scheduler(Settings):
     def __post_init__(self) -> None:
         require(
             self.name not in POPULATION,
-            "scheduler.name is asha, median or none",
+            "scheduler.name is one of asha, median, none",
             f"{self.name!r}: population-based training changes gamma within a member's life, so that no result would "
             "belong to any one gamma, nor a seed to its curve",
             "search gamma, and stop bad points early by asha or median",

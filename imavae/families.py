@@ -135,7 +135,7 @@ def image_side(observed: int) -> int:
     """
     side = math.isqrt(observed // 3)
     whole = observed == 3 * side**2 and side > 0 and side % SHRUNK == 0
-    rule = f"observations are 3 x side x side with a side of {SHRUNK}, {2 * SHRUNK}, ... for model.name=conv"
+    rule = f"observations are 3 x side x side, with a side that {SHRUNK} divides, for model.name=conv"
     require(
         whole, rule, f"{observed} numbers", "say data=sprites, or model=mlp for observations that are no such images"
     )

@@ -44,7 +44,7 @@ class UniformSource(SourceSettings):
     high: float = 0.5
 
     def __post_init__(self) -> None:
-        _interval("data.source", self.low, self.high)
+        _interval(self.low, self.high)
 
     @property
     def support(self) -> tuple[float, float]:
@@ -107,7 +107,7 @@ class BetaSource(SourceSettings):
     high: float = 0.5
 
     def __post_init__(self) -> None:
-        _interval("data.source", self.low, self.high)
+        _interval(self.low, self.high)
         shapes = f"alpha={self.alpha}, beta={self.beta}"
         require(
             min(self.alpha, self.beta) > 0,
@@ -386,5 +386,5 @@ class UnknownMixing(MixingSettings):
         require(not source.known, "data.source is unknown where the mixing is", source.name, "say data=file alone")
 
 
-def _interval(key: str, low: float, high: float) -> None:
-    require(low < high, f"{key}.low < {key}.high", f"low={low}, high={high}", "give the lower end first")
+def _interval(low: float, high: float) -> None:
+    require(low < high, "data.source.low < data.source.high", f"low={low}, high={high}", "give the lower end first")

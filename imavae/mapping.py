@@ -104,11 +104,16 @@ def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def registry_of(hint: Any) -> Registry | None:
+    """The registry whose variants a field can hold; None for a field of another kind."""
+    readers = (getattr(mark, "func", None) for mark in getattr(hint, "__metadata__", ()))
+    return next((reader.registry for reader in readers if isinstance(reader, _Chosen)), None)
+
+
 def _nodes(hint: Any) -> list[Any]:
     """The settings classes that a field can hold; none for a plain value."""
-    for mark in getattr(hint, "__metadata__", ()):
-        if isinstance(reader := getattr(mark, "func", None), _Chosen):
-            return list(reader.registry.variants.values())
+    if registry := registry_of(hint):
+        return list(registry.variants.values())
     return [hint] if dataclasses.is_dataclass(hint) else []
 
 

@@ -12,15 +12,15 @@ import codecs
 import difflib
 import importlib.util
 import io
-import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
@@ -48,6 +48,7 @@ class Command(Generic[C]):
     check: Callable[[Mapping[str, Any]], C]  # raises UserError
     run: Callable[[C], None]  # imports what is heavy in its body
     searches: bool = False  # whether `search=` chooses a file of search_spaces/
+    own_studies: bool = False  # whether it composes several, one by one, so that Hydra's own options have no place
 
 
 def require_environment() -> None:
@@ -151,9 +152,10 @@ class _Parser(argparse.ArgumentParser):
 
 def show(serve: Callable[[Path, int], int], summary: str, port: int) -> int:
     """Serve a page of an output folder on a port, ``port`` unless the command line says otherwise; the exit code."""
-    parser = _Parser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=port, help="of the loopback interface")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where the databases lie")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(f"python scripts/{Path(sys.argv[0]).name}", description=summary, formatter_class=raw)
+    parser.add_argument("--port", type=int, default=port, help="of the loopback interface; %(default)s")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where databases lie; %(default)s")
     ended = [0]  # the server's own exit code
 
     def action() -> None:
@@ -260,27 +262,33 @@ def read_search(path: Path) -> dict[str, Any]:
 
 def help_text(command: Command[C], overrides: list[str]) -> str:
     """Usage, groups with their options, and every setting with its value and its meaning, after the overrides."""
+    from imavae.report.reference.comments import meanings
+    from imavae.report.reference.shortly import POINTER, group_lines, prose_lines, setting_lines
+
     _register(command)
     choices, settings = _explained(lambda: _compose(command, overrides), command)
-    meanings = dict(_meanings(choices))
+    groups = {g: (chosen, options(g)) for g, chosen in choices.items() if not (command.own_studies and g == "search")}
+    width = shutil.get_terminal_size((80, 24)).columns
+    of_hydra = [
+        "  --cfg job       print the composed settings and run nothing",
+        "  -m, --multirun  one job per combination of values: model.gamma=10,100",
+    ]
     return "\n".join(
         [
-            command.summary.strip(),
+            *prose_lines(command.summary.strip(), width),
             "",
             f"usage: python scripts/{command.name}.py [GROUP=OPTION ...] [SETTING=VALUE ...]",
             "",
             "  -h, --help      this text; overrides before it show in it",
-            "  --cfg job       print the composed settings and run nothing",
-            "  -m, --multirun  one job per combination of comma-separated values: model.gamma=10,100",
+            *([] if command.own_studies else of_hydra),
             "",
             "Groups (* marks the chosen option):",
-            *(
-                f"  {group:<16}{', '.join('*' * (name == chosen) + name for name in options(group))}"
-                for group, chosen in choices.items()
-            ),
+            *group_lines(groups, width),
             "",
             "Settings:",
-            *_setting_lines(settings, meanings, ()),
+            *setting_lines(settings, meanings(CONF, command.name, choices), width),
+            "",
+            *prose_lines(POINTER, width),
         ]
     )
 
@@ -308,34 +316,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def options(group: str) -> list[str]:
     """The names that a group takes; those of nested searches with their folder."""
     return list(searches()) if group == "search" else sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def _meanings(choices: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
-    """Dotted keys with the comments beside them, from the primary files and from each group's chosen option."""
-    files: list[tuple[tuple[str, ...], Path]] = [((), path) for path in CONF.glob("*.yaml")]
-    files += [(tuple(group.split("/")), CONF / group / f"{chosen}.yaml") for group, chosen in choices.items()]
-    for prefix, path in files:
-        if not path.exists():  # no option chosen, or one that is no file of conf/
-            continue
-        parents: list[str] = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            match = re.match(r"^((?:  )*)(\w+):.*?(?: # (.*))?$", line)
-            if match:
-                indent, key, comment = match.groups()
-                parents[len(indent) // 2 :] = [key]
-                if comment:
-                    yield ".".join([*prefix, *parents]), comment
-
-
-def _setting_lines(node: Mapping[str, Any], meanings: Mapping[str, str], path: tuple[str, ...]) -> Iterator[str]:
-    for key, value in node.items():
-        inner = isinstance(value, Mapping) and len(value) > 0
-        shown = "" if inner else value if isinstance(value, str) and value else json.dumps(value)
-        line = f"{'  ' * (len(path) + 1)}{key}: {shown}".rstrip()
-        comment = meanings.get(".".join([*path, key]))
-        yield f"{line:<35} # {comment}" if comment else line
-        if inner:
-            yield from _setting_lines(value, meanings, (*path, key))
 
 
 def _explained(compose: Callable[[], T], command: Command[C]) -> T:

@@ -46,7 +46,7 @@ def run(config: ReproduceConfig) -> None:
     """Nothing: a figure's studies are composed one by one, by :func:`reproduce`."""
 
 
-COMMAND = Command("reproduce", __doc__, ReproduceConfig, reproduce_config, run, searches=True)
+COMMAND = Command("reproduce", __doc__, ReproduceConfig, reproduce_config, run, searches=True, own_studies=True)
 
 
 def main() -> int:

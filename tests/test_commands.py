@@ -160,8 +160,53 @@ def test_help_shows_groups_and_every_setting_with_its_meaning(name: str, call: C
     groups, _, settings = rest.partition("Settings:\n")
     assert f"python scripts/{name}.py" in usage
     assert "*mlflow, none" in groups
+    settings, _, pointer = settings.partition("\n\n")
+    assert "docs/config.md" in pointer
     values = [line for line in settings.splitlines() if not line.rstrip().endswith(":")]
     assert [line for line in values if " # " not in line] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_holds_in_80_columns(name: str, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = ["search=paper/moebius_gamma_uniform"] if name == "tune" else []  # of twenty seeds, too
+    lines = call(name, *long, "--help").out.splitlines()
+    text = [line for line in lines if not line.startswith("  python scripts/")]  # commands can't be broken
+    assert [line for line in text if len(line) > 80 and " # " in line] == []
+    assert [line for line in text if len(line) > 80 and ":" not in line] == []
+
+
+def test_help_says_what_a_setting_means_to_this_command(call: Callable[..., Outcome]) -> None:
+    assert "plugins: []                      # Python files that register your own" in call("tune", "--help").out
+    assert "# Python files that register the variants" in call("encode", "--help").out
+    assert "# Affine coupling layers" in call("train", "data=flow", "--help").out
+
+
+def test_reproduce_offers_no_option_that_it_refuses(call: Callable[..., Outcome]) -> None:
+    outcome = call("reproduce", "--help").out
+    assert "--multirun" not in outcome
+    assert "\n  search " not in outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("ui", ["--port PORT", "5000", "--output-dir"]),
+        ("dashboard", ["--port PORT", "8080", "--output-dir"]),
+        ("bench", ["compare=FILE"]),
+        ("docs", ["docs/config.md"]),
+    ],
+)
+def test_help_of_the_other_scripts_is_light_and_says_what_they_take(
+    name: str, parts: list[str], tmp_path: Path
+) -> None:
+    done = script(name, "--help", cwd=tmp_path, python=("-X", "importtime"))
+    assert done.returncode == 0
+    assert f"usage: python scripts/{name}.py" in done.stdout
+    assert [part for part in parts if part not in done.stdout] == []
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert imported & {"torch", "ray", "mlflow", "numpy", "pandas", "scipy", "matplotlib", "optuna"} == set()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_shows_what_the_overrides_make_of_it(call: Callable[..., Outcome]) -> None:

@@ -46,7 +46,7 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
         return parameters, space.grid(parameters)[: config.budget.trials]
     require(
         config.budget.trials is not None,
-        "budget.trials is a number",
+        "budget.trials is a number, but for a grid",
         "null",
         "only a grid ends by itself: say budget.trials=32",
     )
