@@ -1,4 +1,4 @@
-"""What the pages that a person reads hold: their blocks, their command lines, their links; and what must not be said."""
+"""What the pages that a person reads hold: their blocks, their command lines, their links; what must not be said."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FOREIGN = re.compile(  # what Ray, MLflow, Optuna, torch or Python itself would say among our own lines
-    r"warn(ing)?\b|\bINFO\b|\bDEBUG\b|\bERROR\b|Traceback|deprecat|alembic|\((pid|raylet|\w+ pid)=|ray::"
-    r"|^\[[IWED] ?\d{4}|^\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:|^[A-Z]\d{4} \d\d:\d\d|site-packages",
-    re.IGNORECASE | re.MULTILINE,
+    r"(?i:warning|deprecat|alembic|traceback)|\b(WARN|INFO|DEBUG|ERROR|CRITICAL)\b|\(.*pid=\d|ray::|site-packages"
+    r"|^\[[IWED] ?\d{4}|^\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:|^[IWEF]\d{4} \d\d:\d\d"
 )
 
 
