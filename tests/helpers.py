@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,3 +158,10 @@ def sprites(folder: Path, model: dict[str, Any] | None = None, **other: Any) -> 
     training = {"max_epochs": 1, "validate_every": 1, "learning_rate": 0.003, **other.pop("training", {})}
     rest = {"members": {"seed": [1, 2]}, "output_dir": str(folder), "training": training, **other}
     return run_config({"data": data, "model": {**network, **(model or {})}, **rest})
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

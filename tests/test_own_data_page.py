@@ -16,6 +16,7 @@ import encode
 import train
 import tune
 from _launch import Command, launch
+from tests.pages import foreign
 
 PAGE = Path(__file__).parent.parent / "docs/own_data.md"
 COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, encode.COMMAND)}
@@ -37,7 +38,8 @@ def test_its_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         assert launch(dataclasses.replace(COMMANDS[name])) == 0, capsys.readouterr().err
         ran.append(name)
     assert ran == ["tune", "encode", "train"]
-    said = capsys.readouterr().out
+    said, errors = capsys.readouterr()
+    assert foreign(said + errors) == []
     assert "There are no sources, hence no MCC" in said
     assert "agreement of seeds" in said
     latents, z = pd.read_parquet("latents.parquet"), names["z"]

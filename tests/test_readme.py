@@ -1,4 +1,4 @@
-"""The README's claims that can be checked without running anything."""
+"""The claims of the README and of the pages that can be checked without running anything."""
 
 from __future__ import annotations
 
@@ -11,46 +11,61 @@ from pathlib import Path
 import pytest
 import yaml
 
-from imavae.metrics.glossary import GLOSSARY
+from _launch import searches
+from tests.pages import PAGES, README, ROOT, anchors, blocks, links, text_of
 
-ROOT = Path(__file__).parent.parent
-ARROWS = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")  # else Markdown begins a new column
-
-
-def test_the_table_of_metrics_is_the_glossary() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Metrics\n")[2]
-    rows = [line for line in text.splitlines() if re.match(r"\| `[a-z0-9_]+` \|", line)]
-    expected = [
-        f"| `{name}` | {_cell(metric.definition)} | {ARROWS[metric.direction]} | {_cell(metric.equation)} |".replace(
-            "  ", " "
-        )
-        for name, metric in GLOSSARY.items()
-    ]
-    assert rows == expected
+CLUSTER = ROOT / "docs" / "cluster.md"
+ORIGINAL = ROOT / "docs" / "original.md"
+STUDIES = ROOT / "docs" / "studies.md"
+MAKE = re.compile(r"\bmake ([a-z]+)")
+OTHERS = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
-def test_every_file_that_the_readme_shows_is_there() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    pictures = [part.split(")")[0] for part in text.split("](")[1:] if part.startswith("docs/")]
-    assert pictures
-    for picture in pictures:
-        assert (ROOT / picture).is_file(), picture
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.name)
+def test_what_a_page_links_or_shows_is_there(page: Path) -> None:
+    lost = []
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            lost.append(link)
+    assert lost == []
 
 
-def _train_commands() -> list[str]:
-    """The command lines of train.py in the README: in code blocks and in tables."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.findall(r"python scripts/train\.py ([^`\n]+)", text)
-    lines = [line for line in dict.fromkeys(found) if not line.startswith("--")]
-    return [line for line in lines if "data=file" not in line]  # it needs the file; test_own_data_page.py has one
+def test_every_page_is_linked_by_the_readme() -> None:
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(README)}
+    assert [page.name for page in PAGES if page.resolve() not in linked | {README.resolve()}] == []
 
 
-@pytest.mark.parametrize("arguments", _train_commands())
-def test_every_train_command_is_accepted(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_is_in_order_and_short() -> None:
+    headings = re.findall(r"^## (.+)$", text_of(README), flags=re.MULTILINE)
+    assert headings == ["Two commands", "Results", "What is different here", "Where to read on", "Limits"]
+    assert len(text_of(README).splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: page.name)
+def test_what_a_page_names_for_make_and_python_is_there(page: Path) -> None:
+    text = text_of(page)
+    code = "\n".join(re.findall(r"`[^`]+`", text) + blocks(page, "bash"))
+    known = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(MAKE.findall(code)) <= known
+    assert [name for name in re.findall(r"scripts/\w+\.py", code) if not (ROOT / name).is_file()] == []
+    assert set(re.findall(r"\b(?:SEARCH|search)=([\w/]+)", code)) - {"NAME"} <= set(searches())
+
+
+def test_the_readme_and_its_page_name_every_figure_and_study_of_the_paper() -> None:
+    from imavae.report.reproduce.registry import FIGURES
+
+    assert set(re.findall(r"FIGURE=([a-z_]+)", text_of(README))) == set(FIGURES)
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text_of(ROOT / "docs/figures.md"), flags=re.MULTILINE))
+    assert set(rows) == set(FIGURES)
+    for name, figure in FIGURES.items():
+        named = {f"paper/{study}" for study in re.findall(r"`(\w+)`", rows[name])}
+        assert set(figure.searches) <= named <= set(searches())
+
+
+@pytest.mark.parametrize("arguments", re.findall(r"`python scripts/train\.py ([^`\n]+)`", text_of(ORIGINAL)))
+def test_every_command_of_the_originals_is_accepted(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It composes, and every rule about its values holds; other tests train."""
     import train  # the script
     from _launch import compose_jobs
@@ -61,12 +76,11 @@ def test_every_train_command_is_accepted(arguments: str, monkeypatch: pytest.Mon
         train.COMMAND.check(mapping)
 
 
-def test_the_search_that_the_readme_shows_is_accepted() -> None:
+def test_the_search_that_is_shown_is_accepted() -> None:
     from imavae.config import study_config
     from imavae.search.study import check
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    [example] = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "\nsearch:" in block]
+    [example] = blocks(STUDIES, "yaml")
     search = yaml.safe_load(example)
     del search["defaults"]  # Hydra's
     parameters, known = check(study_config(search))
@@ -74,18 +88,7 @@ def test_the_search_that_the_readme_shows_is_accepted() -> None:
     assert known == [{"model.gamma": 100.0, "model.n_layers": 2}]
 
 
-def test_every_figure_that_the_readme_names_can_be_reproduced() -> None:
-    from imavae.report.reproduce.registry import FIGURES
-
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = re.findall(r"FIGURE=([a-z_]+)", text)
-    assert set(named) == set(FIGURES)
-
-
-CLUSTER = (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("line", re.findall(r"python scripts/tune\.py (.+)", CLUSTER.replace("\\\n", "")))
+@pytest.mark.parametrize("line", re.findall(r"python scripts/tune\.py (.+)", text_of(CLUSTER).replace("\\\n", "")))
 def test_every_study_on_a_cluster_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import tune  # the script
     from _launch import compose_jobs
@@ -97,9 +100,8 @@ def test_every_study_on_a_cluster_is_accepted(line: str, monkeypatch: pytest.Mon
 
 
 def test_the_job_script_for_slurm_can_be_read_by_its_shell(tmp_path: Path) -> None:
-    found = re.search(r"```bash\n(#!/bin/bash.*?)```", CLUSTER, re.DOTALL)
-    assert found
+    [job] = [block for block in blocks(CLUSTER, "bash") if block.startswith("#!/bin/bash")]
     script = tmp_path / "job.sh"
-    script.write_text(found[1])
+    script.write_text(job)
     done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -359,6 +359,7 @@ def test_what_agrees_exits_with_0_and_one_wrong_row_with_1(call: Callable[..., O
     assert (outcome.code, outcome.err) == (0, "")
     assert "15 PASS, 3 not published" in outcome.out
     assert "Choosing without ground truth" in outcome.out
+    assert "A FAIL is" not in outcome.out
     assert "20 initialisations that share one mixing" in " ".join(outcome.out.split())
     assert "took 1:15" in " ".join(outcome.out.split())
     results = tmp_path / "reproduce" / "moebius_gamma"
@@ -375,6 +376,7 @@ def test_what_agrees_exits_with_0_and_one_wrong_row_with_1(call: Callable[..., O
     outcome = call(*line)
     assert outcome.code == 1
     assert "1 FAIL, 14 PASS" in outcome.out
+    assert "A FAIL is further from the published number than chance allows" in " ".join(outcome.out.split())
 
 
 def test_a_figure_is_tracked(call: Callable[..., Outcome], tmp_path: Path) -> None:

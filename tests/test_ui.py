@@ -17,18 +17,13 @@ from imavae import tracking
 from imavae.config import Tracking
 from imavae.errors import UserError
 from imavae.ui import serve, serve_dashboard
+from tests.helpers import free_port
 
 
 @pytest.fixture
 def output_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return tmp_path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("page", [serve, serve_dashboard])

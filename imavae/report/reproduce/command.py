@@ -30,6 +30,10 @@ from imavae.report.selection import choices, selection_table
 from imavae.report.tables import _table as plain_table
 
 DPI = 300  # for print
+FAILED = (
+    "A FAIL is further from the published number than chance allows (docs/figures.md); with other settings than the "
+    "study's own, such as fewer observations or epochs, that is to be expected."
+)
 
 
 def list_figures() -> None:
@@ -75,7 +79,10 @@ def reproduce_figure(config: ReproduceConfig, wanted: Sequence[StudyConfig]) -> 
     console.print(f"figure    {folder / figure.name}.pdf", soft_wrap=True, markup=False, highlight=False)
     console.print(f"table     {folder / 'table.md'}, table.csv", soft_wrap=True, markup=False, highlight=False)
     console.print(summary(rows), highlight=False, markup=False)
-    return all(row.verdict != FAIL for row in rows)
+    failed = any(row.verdict == FAIL for row in rows)
+    if failed:
+        console.print(FAILED, highlight=False, markup=False)
+    return not failed
 
 
 def study_for(wanted: StudyConfig, plot_only: bool, console: Console) -> Study:
