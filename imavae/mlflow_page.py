@@ -49,7 +49,7 @@ def note(config: Mapping[str, Any], model: str) -> str:
 - **Trials** are the child runs, **members** (seeds) are theirs. *Model metrics* of a trial has its curves: medians and
   quartiles over members.
 - **Artifacts** has the figures, every value (`members.csv`, `history.csv`) and the settings (`config.yaml`).
-- **Champion**: the registered model `{model}`, alias `champion`.
+- **Champion**: the registered model [{model}](#/models/{model}), alias `champion`.
 """
 
 

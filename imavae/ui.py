@@ -91,7 +91,8 @@ def serve_dashboard(output_dir: Path, port: int) -> int:
     code = "from optuna_dashboard._cli import main; main()"  # what its script does, which may not be on the path
     command = [sys.executable, "-c", code, f"sqlite:///{database}", "--host", HOST, "--port", str(port)]
     command += ["--server", "wsgiref", "--quiet"]
-    return _run(Page("Optuna dashboard", "dashboard", port, command, {}, "/api/meta", lambda _: "/dashboard"), output_dir)
+    page = Page("Optuna dashboard", "dashboard", port, command, {}, "/api/meta", opens=lambda _: "/dashboard")
+    return _run(page, output_dir)
 
 
 def _run(page: Page, folder: Path) -> int:
