@@ -46,7 +46,7 @@ ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
 dashboard: $(READY) ## open Optuna's page on the studies: PORT=8080
 	@$(BIN)/python scripts/dashboard.py $(if $(PORT),--port $(PORT))
 
-test: $(READY) ## run the tests, JOBS=2 files of them at once
+test: $(READY) ## run the tests, JOBS=2 files of them at once; MLflow's page too, where a Chromium is
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(READY) ## lint, check the format and the types
