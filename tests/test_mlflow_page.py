@@ -44,6 +44,7 @@ def test_a_study_is_tracked_with_both(tmp_path: Path, monkeypatch: pytest.Monkey
     tracker.start("grid", STUDY, {})
     client = tracker._client
     experiment = client.get_experiment_by_name("paper/grid")
+    assert experiment is not None
     [run] = client.search_runs([experiment.experiment_id])
     assert run.data.tags[NOTE] == note(STUDY, "paper-grid")
     assert experiment.tags[VIEW] == view(STUDY)
