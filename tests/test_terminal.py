@@ -146,7 +146,7 @@ def renderables() -> dict[str, RenderableType]:
     members["min val/neg_elbo"] *= 1e7
     trials = trials.assign(**dict.fromkeys(LONG, "a-rather-long-value"))
     keys = ["model.gamma", *LONG]
-    plain = members.drop(columns=[c for c in members if "mcc" in c])
+    plain = members.drop(columns=[c for c in members if "mcc" in str(c)])
     plain["val/agreement at min val/neg_elbo"] = 0.5
     objectives = [Objective(), *(Objective(metric=f"val/{m}", mode="min") for m in ("cima", "neg_elbo"))]
     point = dict.fromkeys(LONG, 1234567.0)
