@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from imavae.report.insight_page import page, sections
 
 from imavae.config import StudyConfig, study_config
 from imavae.outcome import Outcome, pareto
@@ -26,7 +27,6 @@ from imavae.report.insight import (
     surface,
 )
 from imavae.report.insight_drawn import drawn
-from imavae.report.insight_page import page, sections
 from imavae.report.tables import Floats
 from imavae.search.space import Parameter
 from imavae.tracking import NullTracker
