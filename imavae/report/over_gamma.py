@@ -105,7 +105,7 @@ class Reading:
     def few(self) -> bool:
         """Whether each gamma can have a column of its own."""
         at = np.unique(self.x)
-        return len(at) <= FEW_GAMMAS and self.gap >= np.log10(at[-1] / at[0]) / 25
+        return len(at) <= FEW_GAMMAS and self.gap >= float(np.log10(at[-1] / at[0])) / 25
 
     def lines(self) -> tuple[Floats, Band, Band]:
         """Gammas squared and, there, the quartiles by either protocol: at each of a few, or else along all of them."""

@@ -40,13 +40,14 @@ p {{ margin: 0.4rem 0 0.8rem; }}
 .answer {{ margin: 1.2rem 0; padding: 0.6rem 1rem; background: var(--card); border-left: 4px solid var(--best); }}
 .answer p:first-child {{ font-size: 1.12rem; }}
 .wide {{ overflow-x: auto; }}
-.figure {{ overflow-x: auto; background: #fff; border-radius: 6px; padding: 6px; margin-bottom: 1.2rem; }}
+.figure {{ overflow-x: auto; background: #fff; border-radius: 6px; padding: 6px; margin: 1.2rem 0; }}
 .figure img {{ display: block; height: auto; max-width: 100%; }}
 table {{ border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }}
 th, td {{ padding: 0.3rem 1.1rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   white-space: pre-line; min-width: 5rem; }}
 th {{ color: var(--faint); font-weight: 600; vertical-align: bottom; }}
-.right {{ text-align: right; white-space: pre; min-width: 0; }}
+.right {{ text-align: right; min-width: 0; }}
+.right, .lines {{ white-space: pre; }}
 .bold td {{ font-weight: 700; }}
 dl {{ display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 0.25rem 1.1rem; margin: 0.6rem 0; }}
 dt {{ color: var(--faint); }}
@@ -100,7 +101,8 @@ def table(shown: Table) -> str:
     lines = [f"<tr>{heads}</tr>"]
     for row, cells in zip(shown.rows, zip(*(column.cells for column in shown.columns), strict=True), strict=True):
         bold = ' class="bold"' if row.style == "bold" else ""
-        texts = "".join(f"<td{c}>{_plain(cell)}</td>" for c, cell in zip(columns, cells, strict=True))
+        kinds = [c or ' class="lines"' * ("\n" in str(cell)) for c, cell in zip(columns, cells, strict=True)]
+        texts = "".join(f"<td{kind}>{_plain(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True))
         lines.append(f"<tr{bold}>{texts}</tr>")
     about = [f"<h2>{_plain(shown.title or '')}</h2>"]
     if shown.caption:

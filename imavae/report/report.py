@@ -97,13 +97,16 @@ def _run_parts(outcome: Outcome, config: RunConfig, ending: Ending) -> Iterator[
     members = outcome.members
     yield page.table(member_table(members))
     yield page.table(chosen_table(members))
+    chosen = choices(members, outcome.trials, [])
+    if len(chosen):
+        yield page.table(selection_table(chosen))
     yield from _pictures(ending.figures)
     yield page.heading("What was asked")
     yield page.facts(_asked(config))
+    yield from _ends(outcome.sorted(), members)
     yield page.heading("Cost")
     steps = sum(member_steps(outcome.records, config).values())
     yield page.facts({"Time": clock(ending.seconds), "Member-steps": f"{steps:,}"})
-    yield from _ends(outcome.sorted(), members)
     yield from _again(outcome, config, ending)
 
 
