@@ -302,6 +302,7 @@ class StudyConfig(RunConfig):
 
     dry_run: bool = False  # print the points and what they will cost here, and train none
     study: str = "study"  # what the search is called; so are its MLflow experiment and registered model
+    question: str = ""  # what it asks, in one sentence, for the report
     search: dict[str, Any] = field(default_factory=dict)  # nested like this tree; each leaf a mapping with `type`
     objective: Objective = field(default_factory=Objective)
     further_objectives: tuple[Objective, ...] = ()  # objective ranks the points and names the champion; these do not

@@ -42,6 +42,7 @@ FREE = (  # settings that a resumed study may have otherwise than before: where 
     "output_dir",
     "resume",
     "dry_run",
+    "question",
     "plugins",  # their contents are compared, not where they lie
     "tracking",
     "cluster",

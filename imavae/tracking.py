@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PROGRESS_PERIOD = 5.0  # seconds between two writes of a running trial's curves; a write takes 15 ms, however short
 PARENT = "mlflow.parentRunId"
-FIGURES = (".png", ".pdf", ".html")  # files that come to lie under figures/
+FIGURES = (".png", ".pdf")  # files that come to lie under figures/
 BATCH = 1000  # entities in one of MLflow's batches, of which ...
 BATCH_PARAMS = 100  # ... so many parameters
 PARAM_LENGTH = 6000  # characters of a parameter's value
@@ -61,7 +61,7 @@ class Tracker(Protocol):
         """Store a model with the metrics that rank it, and return its address (``models:/…``)."""
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
-        """End the study's run with its metrics and files; figures (png, pdf, html) come to lie under ``figures/``."""
+        """End the study's run with its metrics and files; figures (png, pdf) come to lie under ``figures/``."""
 
 
 class NullTracker:

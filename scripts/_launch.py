@@ -12,6 +12,7 @@ import codecs
 import difflib
 import importlib.util
 import io
+import itertools
 import math
 import os
 import re
@@ -84,9 +85,11 @@ def launch(command: Command[C]) -> int:
             return
         jobs = compose_jobs(command)
         configs = [command.check(mapping) for _, mapping in jobs]  # all of them, before the first one runs
+        words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]  # the interpreter and the script
         for number, ((overrides, _), config) in enumerate(zip(jobs, configs, strict=True), start=1):
             if len(jobs) > 1:
                 print(f"job {number} of {len(jobs)}: {' '.join(overrides)}", flush=True)
+                sys.orig_argv = [*words, *overrides]  # of this job alone: what it can be repeated by, or gone on with
             command.run(config)
 
     return exit_code(action)
@@ -215,8 +218,16 @@ def register_searches() -> None:
 
     for name, path in searches().items():
         group, _, option = f"search/{name}".rpartition("/")
-        node = {"study": name, **read_search(path)}
+        content = read_search(path)
+        node = {"study": name, "question": question_of(path), **content}
         ConfigStore.instance().store(group=group, name=option, node=node, package="_global_")
+
+
+def question_of(path: Path) -> str:
+    """What a search space asks: the first sentence of the comment that it begins with; empty without one."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.lstrip("# ") for line in lines).strip()
+    return re.split(r"(?<=[.?!])\s", text)[0]
 
 
 def _register(command: Command[C]) -> None:

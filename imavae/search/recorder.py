@@ -63,7 +63,6 @@ class Recorder:
         self._writer.submit(functools.partial(torch.set_num_threads, 1))
         self._start = self._said = time.monotonic()
         self._before = len(outcome.records)  # trials that an earlier process has finished
-        self.failures: list[str] = []
 
     def expect(self, n_points: int, n_trials: int) -> None:
         """Know how many points the study has, and how many Ray trials are to come."""
@@ -101,8 +100,8 @@ class Recorder:
         running = self._trials[trial.trial_id]
         running.ended = True
         if failed:
-            self.failures.append(_reason(trial, self._outcome.folder))
-            self._writer.submit(functools.partial(self._record_failure, running))
+            reason = _reason(trial, self._outcome.folder)
+            self._writer.submit(functools.partial(self._record_failure, running, reason))
         else:
             self._writer.submit(functools.partial(self._record, running))
 
@@ -180,10 +179,10 @@ class Recorder:
         for needless in (previous_of(running.place), lock_of(running.place)):
             needless.unlink(missing_ok=True)
 
-    def _record_failure(self, running: _Running) -> None:
+    def _record_failure(self, running: _Running, reason: str) -> None:
         for number, point in running.points.items():
             if not self._outcome.has(number):
-                self._outcome.add(failed_record(number, point), None, 0)
+                self._outcome.add(failed_record(number, point, reason), None, 0)
 
 
 def _reason(trial: Trial, folder: Path) -> str:

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from imavae.search.cost import Cost
 
 
+class NoResultError(UserError):
+    """A study of which every trial has failed, with what has come of it: its tracked run and its folder are closed."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        """Take the message and the outcome."""
+        super().__init__(message)
+        self.outcome = outcome
+
+
 def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]]:
     """The parameters of a study, and the points that are known beforehand: a grid's, or those to start from.
 
@@ -97,8 +106,8 @@ def run_study(
         rendering: is told of images that are not in the cache.
 
     Raises:
-        UserError: a mistake in the configuration, an address that can't be reached, nothing that can be resumed, or all
-            trials failed.
+        NoResultError: all trials failed.
+        UserError: a mistake in the configuration, an address that can't be reached, or nothing that can be resumed.
     """
     parameters, points = check(config)
     name = config.study.replace("/", "-")
@@ -216,8 +225,10 @@ def _run(
     if not outcome.ranked() and not outcome.interrupted:
         outcome.tracker.finish("failed", {}, [])
         outcome.close(finished=False)
-        reason = next(iter(recorder.failures), "nothing was trained")
-        raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
+        reason = next((record.failure for record in outcome.records if record.failure), "nothing was trained")
+        raise NoResultError(
+            f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}", outcome
+        )
     return outcome
 
 
