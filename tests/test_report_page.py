@@ -231,7 +231,7 @@ def test_a_study_of_which_all_failed_leaves_its_report(
     failed.records.append(failed_record(0, {"model.gamma": 5.0}, "RuntimeError: no luck"))
 
     def run_study(*_: object) -> Outcome:
-        raise NoResultError("no trial has a result: look at its log", failed)
+        raise NoResultError("no trial has a result; see its log", failed)
 
     monkeypatch.setattr(searching, "run_study", run_study)
     with pytest.raises(UserError, match="no trial has a result"):
