@@ -21,11 +21,7 @@ LIST = "/#/experiments?workflowType=machine_learning"
 
 def test_the_columns_are_scores_and_what_is_searched() -> None:
     columns = json.loads(view(STUDY))["selectedColumns"]
-    assert [c for c in columns if c.startswith("params")] == [
-        "params.`model.gamma`",
-        "params.`training.beta`",
-        "params.`gamma`",
-    ]
+    assert [c for c in columns if c.startswith("params")] == ["params.`model.gamma`", "params.`training.beta`"]
     assert {"metrics.`score`", "metrics.`max val/mcc`"} < set(columns)
 
 
@@ -44,6 +40,7 @@ def test_a_study_is_tracked_with_both(tmp_path: Path, monkeypatch: pytest.Monkey
     tracker.start("grid", STUDY, {})
     client = tracker._client
     experiment = client.get_experiment_by_name("paper/grid")
+    assert experiment is not None
     [run] = client.search_runs([experiment.experiment_id])
     assert run.data.tags[NOTE] == note(STUDY, "paper-grid")
     assert experiment.tags[VIEW] == view(STUDY)
