@@ -24,7 +24,7 @@ TIMEOUT = 10.0  # seconds that the server may take to say which study is the new
 def view(config: Mapping[str, Any]) -> str:
     """The view's value, JSON: scores of trials, best values of members, what is searched, how each has ended."""
     metrics = ["score", "max val/mcc"]
-    params = [*_searched(config.get("search", {})), "gamma"]  # the last is a member's, and has what its trial learned
+    params = list(_searched(config.get("search", {}))) or ["gamma"]  # of the only point
     columns = [f"metrics.`{name}`" for name in metrics] + [f"params.`{name}`" for name in params]
     return json.dumps({"selectedColumns": [*columns, "tags.`imavae.status`"]})
 

@@ -21,11 +21,7 @@ LIST = "/#/experiments?workflowType=machine_learning"
 
 def test_the_columns_are_scores_and_what_is_searched() -> None:
     columns = json.loads(view(STUDY))["selectedColumns"]
-    assert [c for c in columns if c.startswith("params")] == [
-        "params.`model.gamma`",
-        "params.`training.beta`",
-        "params.`gamma`",
-    ]
+    assert [c for c in columns if c.startswith("params")] == ["params.`model.gamma`", "params.`training.beta`"]
     assert {"metrics.`score`", "metrics.`max val/mcc`"} < set(columns)
 
 
