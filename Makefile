@@ -1,7 +1,7 @@
 # One command each; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup tune reproduce ui dashboard test check bench soak
+.PHONY: help setup tune reproduce ui dashboard test check docs bench soak
 
 PYTHON ?= python3
 PORT ?=
@@ -46,13 +46,16 @@ ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
 dashboard: $(READY) ## open Optuna's page on the studies: PORT=8080
 	@$(BIN)/python scripts/dashboard.py $(if $(PORT),--port $(PORT))
 
-test: $(READY) ## run the tests, JOBS=2 files of them at once
+test: $(READY) ## run the tests, JOBS=2 files of them at once; MLflow's page too, where a Chromium is
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 check: $(READY) ## lint, check the format and the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy imavae scripts tests
+
+docs: $(READY) ## write docs/config.md and docs/metrics.md anew from the code
+	@$(BIN)/python scripts/docs.py
 
 bench: $(READY) ## measure the ensemble trainer against the idiomatic loop
 	@$(BIN)/python scripts/bench.py

@@ -63,7 +63,7 @@ class SwirlMixing(MixingSettings):
 
     def check(self, dim: int, source: SourceSettings) -> None:
         """Refuse, before any work, what can't be."""
-        require(dim == 2, "data.dim is 2 for the swirl", dim, "it turns a plane")
+        require(dim == 2, "data.dim is 2 for the swirl", dim, "it turns a plane: say data.dim=2")
 
     def build(self, data: Data, generator: torch.Generator) -> Swirl:
         """The mixing itself; what it draws, it draws from ``generator``, so that ``data.seed`` decides it."""

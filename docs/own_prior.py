@@ -60,7 +60,7 @@ class LogisticPrior(PriorSettings):
     parameters: Literal["fixed", "learned", "conditional"] = "fixed"
 
     def __post_init__(self) -> None:
-        require(self.scale > 0, "model.prior.scale > 0", f"scale={self.scale}", "it stretches the latents")
+        require(self.scale > 0, "model.prior.scale > 0", f"scale={self.scale}", "it stretches the latents: say 1")
 
     def build(self, support: Interval) -> Logistic:
         """The prior itself; ``support``, the interval of its latents, is the whole line unless it is ``bounded``."""

@@ -52,7 +52,7 @@ class LogisticSource(SourceSettings):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.scale > 0, "data.source.scale > 0", f"scale={self.scale}", "it stretches the sources")
+        require(self.scale > 0, "data.source.scale > 0", f"scale={self.scale}", "it stretches the sources: say 1")
 
     @property
     def extent(self) -> tuple[float, float]:

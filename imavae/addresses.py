@@ -6,11 +6,12 @@ import logging
 import os
 import socket
 import sqlite3
+import tempfile
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = 4.0  # seconds that an address may take to answer
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+POOL = "MLFLOW_SQLALCHEMYSTORE_POOLCLASS"  # MLflow's variable for how it keeps connections to a database
 QUIET = {  # no calls home, and nothing on the terminal
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -71,8 +73,8 @@ def check_reachable(uri: str) -> None:
             _within(TIMEOUT, lambda: socket.create_connection(place, timeout=TIMEOUT).close())
         elif scheme != "databricks":  # its place is in a profile that MLflow reads
             raise UserError(
-                f"tracking.uri must be an address that MLflow can write to, but got {uri!r}; it takes http://, "
-                "https://, postgresql://, mysql://, mssql:// and sqlite:///"
+                f"tracking.uri must be an address that MLflow can write to, but got {uri!r}; say one that "
+                "begins with http://, https://, postgresql://, mysql://, mssql:// or sqlite:///"
             )
     except (OSError, ValueError, sqlite3.Error) as error:
         raise _unreachable(uri, error) from None
@@ -87,20 +89,33 @@ def _unreachable(uri: str, error: Exception) -> UserError:
 
 
 def _open_sqlite(path: Path) -> None:
-    """Open a database file for writing, which is where a wrong file or folder shows.
-
-    A new file gets a write-ahead log, which it keeps: MLflow commits five times per run, and that halves their time.
-    """
-    new = not path.exists()
+    """Open a database file for writing, which is where a wrong file or folder shows. A new one is not made yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(path, timeout=TIMEOUT)
-    try:
-        if new:
-            connection.execute("PRAGMA journal_mode = WAL")
+    if not path.exists():
+        tempfile.TemporaryFile(dir=path.parent).close()
+        return
+    with closing(sqlite3.connect(path, timeout=TIMEOUT)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.rollback()
+
+
+def _make_sqlite(path: Path) -> None:
+    """Make a new database with MLflow's tables, which takes seconds: aside, so that one whose making was broken off is
+    never taken for whole.
+
+    It gets a write-ahead log, which it keeps: MLflow commits five times per run, and that halves their time.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    for rest in path.parent.glob(f"{aside.name}*"):
+        rest.unlink()
+    with closing(sqlite3.connect(aside)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    os.environ[POOL] = "NullPool"  # no connection stays open to a file that is about to be renamed
+    try:
+        _answering_client(f"sqlite:///{aside}")
     finally:
-        connection.close()
+        del os.environ[POOL]
+    aside.replace(path)
 
 
 def _get(url: str) -> None:
@@ -137,7 +152,7 @@ def open_client(uri: str) -> MlflowClient:
         UserError: what answers there is no MLflow that this version can talk to, or a database's driver is missing.
     """
     os.environ.update(QUIET | NO_RETRIES)
-    from mlflow import MlflowClient
+    import mlflow  # noqa: F401  -- it sets its loggers up when it is imported
 
     for name in ("mlflow", "alembic"):  # MLflow may have been imported before the variables were set
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -145,8 +160,16 @@ def open_client(uri: str) -> MlflowClient:
     # A new database's tables are made by whoever opens it first; two at a time would get in each other's way.
     alone = nullcontext() if path is None else one_at_a_time(path.with_name(f".{path.name}.lock"))
     with alone, mlflow_errors(lambda error: _unreachable(uri, error)):
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
+        if path is not None and not path.exists():
+            _make_sqlite(path)
+        return _answering_client(uri)
+
+
+def _answering_client(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)
     return client
 
 
@@ -186,7 +209,7 @@ def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
     from mlflow import artifacts
 
     def explain(error: Exception) -> UserError:
-        return UserError(f"a model must lie behind {address}, but none does ({error}); `make ui` shows those in {uri}")
+        return UserError(f"a model must lie behind {address}, but none does ({error}); see those in {uri} by `make ui`")
 
     with mlflow_errors(explain):
         place = _place_of(client, address)

@@ -51,7 +51,12 @@ class Encoder(Settings):
     def __post_init__(self) -> None:
         for name in ("n_layers", "hidden_factor"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"model.encoder.{name} >= 1", value, "null takes the decoder's")
+            require(
+                value is None or value >= 1,
+                f"model.encoder.{name} >= 1",
+                value,
+                f"say model.encoder.{name}=null to take the decoder's",
+            )
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,25 @@ class Model(Settings):
     def __post_init__(self) -> None:
         gamma, factor = self.gamma, self.hidden_factor
         known(self.name, sorted(NETWORK_NAMES), "model.name")
-        require(0 < gamma < 1e9, "0 < model.gamma < 1e9", f"gamma={gamma}", "gamma² is the decoder's precision")
-        require(self.beta > 0, "model.beta > 0", self.beta, "it weighs the KL divergence")
-        require(self.n_layers >= 1, "model.n_layers >= 1", self.n_layers, "it counts the linear maps")
-        require(factor >= 1, "model.hidden_factor >= 1", factor, "width = factor x data.dim")
-        require(0 <= self.slope <= 1, "0 <= model.slope <= 1", self.slope, "it is the leaky ReLU's, below zero")
+        require(
+            0 < gamma < 1e9,
+            "0 < model.gamma < 1e9",
+            f"gamma={gamma}",
+            "gamma² is the decoder's precision: say model.gamma=30",
+        )
+        require(self.beta > 0, "model.beta > 0", self.beta, "it weighs the KL divergence: say model.beta=1")
+        require(
+            self.n_layers >= 1, "model.n_layers >= 1", self.n_layers, "it counts the linear maps: say model.n_layers=2"
+        )
+        require(
+            factor >= 1, "model.hidden_factor >= 1", factor, "width = factor x data.dim: say model.hidden_factor=10"
+        )
+        require(
+            0 <= self.slope <= 1,
+            "0 <= model.slope <= 1",
+            self.slope,
+            "it is the leaky ReLU's, below zero: say model.slope=0.2",
+        )
         require(
             self.kl == "sampled" or self.prior.analytic,
             "model.kl is analytic only where there is a closed form",
@@ -106,9 +125,14 @@ class Training(Settings):
     def __post_init__(self) -> None:
         for name in ("max_epochs", "batch_size", "validate_every", "patience", "threads"):
             value = getattr(self, name)
-            require(value >= 1, f"training.{name} >= 1", value, "it is a count")
+            require(value >= 1, f"training.{name} >= 1", value, "it is a count: give 1 or more")
         rate = self.learning_rate
-        require(0 < rate < 1, "0 < training.learning_rate < 1", rate, "Adam's default is 1e-3")
+        require(
+            0 < rate < 1,
+            "0 < training.learning_rate < 1",
+            rate,
+            "Adam's default is 1e-3: say training.learning_rate=1e-3",
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +161,7 @@ class Members(Settings):
             got = list(seeds)
             require(len(seeds) >= 1, f"{key} has at least one seed", got, f"say {key}=[1,2,3]")
             require(len(set(seeds)) == len(seeds), f"{key} has no seed twice", got, "drop the copy")
-            require(min(seeds) >= 0, f"{key} >= 0", got, "a seed is a whole number from 0 up")
+            require(min(seeds) >= 0, f"{key} >= 0", got, "give whole numbers from 0 up")
 
 
 @dataclass(frozen=True)
@@ -179,7 +203,7 @@ class RunConfig(Settings):
             not conditional or self.data.n_segments > 1,
             "data.n_segments > 1 for a conditional prior",
             self.data.n_segments,
-            "the prior's parameters depend on the segment",
+            "the prior's parameters depend on the segment: say data.n_segments=5, or model.prior.parameters=fixed",
         )
         if self.model.name == "conv":
             image_side(self.data.observed)
@@ -190,7 +214,7 @@ class RunConfig(Settings):
                 (low, high) == source.support,
                 "model.decoder=mixing needs a prior on the source's support",
                 f"{[low, high]} for sources on {list(source.support)}",
-                "the mixing takes latents for sources",
+                "the mixing takes latents for sources: leave the prior's ends at null, or say model.decoder=learned",
             )
             require(
                 self.members.data.seed is None,
@@ -236,10 +260,19 @@ class Cluster(Settings):
             f"cluster={self.name}, address={self.address}",
             "say cluster=ray cluster.address=auto to join a running cluster",
         )
-        require(self.cpus is None or self.cpus >= 1, "cluster.cpus >= 1", self.cpus, "null takes all")
-        require(self.gpus is None or self.gpus >= 0, "cluster.gpus >= 0", self.gpus, "null takes all")
+        require(
+            self.cpus is None or self.cpus >= 1, "cluster.cpus >= 1", self.cpus, "say cluster.cpus=null to take all"
+        )
+        require(
+            self.gpus is None or self.gpus >= 0, "cluster.gpus >= 0", self.gpus, "say cluster.gpus=null to take all"
+        )
         cpus = self.cpus_per_trial
-        require(cpus > 0, "cluster.cpus_per_trial > 0", cpus, "it is a number of cores, or a share of one")
+        require(
+            cpus > 0,
+            "cluster.cpus_per_trial > 0",
+            cpus,
+            "it is a number of cores, or a share of one: say cluster.cpus_per_trial=1",
+        )
         share = self.gpus_per_trial
         require(
             0 <= share <= 1 or share == int(share),
@@ -252,7 +285,7 @@ class Cluster(Settings):
             self.name == "ray" or not named,
             "cluster.resources is null unless cluster=ray",
             named,
-            "only a running cluster has resources of its own names",
+            "only a running cluster has resources of its own names: drop them, or say cluster=ray cluster.address=auto",
         )
         require(
             not {"cpu", "gpu"} & {name.lower() for name in named},
@@ -269,6 +302,7 @@ class StudyConfig(RunConfig):
 
     dry_run: bool = False  # print the points and what they will cost here, and train none
     study: str = "study"  # what the search is called; so are its MLflow experiment and registered model
+    question: str = ""  # what it asks, in one sentence, for the report
     search: dict[str, Any] = field(default_factory=dict)  # nested like this tree; each leaf a mapping with `type`
     objective: Objective = field(default_factory=Objective)
     further_objectives: tuple[Objective, ...] = ()  # objective ranks the points and names the champion; these do not
@@ -330,7 +364,12 @@ def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
         search, constants = split_constants(space)
         mapping = {**merged(constants, mapping), "search": search}
     config = build(StudyConfig, with_file(_with_plugins(mapping)))
-    require(bool(config.search), "search has a parameter", config.search, "a study needs something to search")
+    require(
+        bool(config.search),
+        "search has a parameter",
+        config.search,
+        "list a setting to search, as search_spaces/gamma_uniform.yaml does",
+    )
     return config
 
 

@@ -53,12 +53,12 @@ class Data(Settings):
 
     def __post_init__(self) -> None:
         self._check_file()
-        require(self.dim >= 2, "data.dim >= 2", self.dim, "one source alone is not mixed with anything")
+        require(self.dim >= 2, "data.dim >= 2", self.dim, "one source alone is not mixed with anything: say data.dim=3")
         require(
             self.train > 0 and self.val > 0 and self.train + self.val < 1,
             "data.train + data.val < 1, both above 0",
             f"train={self.train}, val={self.val}",
-            "what they leave is the test split",
+            "what they leave is the test split: say data.train=0.7 data.val=0.2",
         )
         require(
             min(self.sizes) >= 64,
@@ -66,9 +66,19 @@ class Data(Settings):
             f"train, val, test of {self.sizes}",
             f"{'raise data.n_obs' if self.path is None else 'take a longer file'} or change data.train and data.val",
         )
-        require(self.n_segments >= 1, "data.n_segments >= 1", self.n_segments, "1 means no auxiliary variable")
+        require(
+            self.n_segments >= 1,
+            "data.n_segments >= 1",
+            self.n_segments,
+            "1 means no auxiliary variable: say data.n_segments=1",
+        )
         low, high = self.variances
-        require(0 < low <= high, "0 < data.variances[0] <= data.variances[1]", self.variances, "they are a range")
+        require(
+            0 < low <= high,
+            "0 < data.variances[0] <= data.variances[1]",
+            self.variances,
+            "they are a range: say data.variances=[0.5,3]",
+        )
         self.mixing.check(self.dim, self.source)
 
     def _check_file(self) -> None:
@@ -83,7 +93,10 @@ class Data(Settings):
             value = getattr(self, key)
             require(value is None or unknown, f"data.{key} is set only with data.path", value, "say data=file")
         require(
-            self.source.known or unknown, "data.source is known where the mixing is", "unknown", "choose data/source="
+            self.source.known or unknown,
+            "data.source is known where the mixing is",
+            "unknown",
+            "choose one, as in data/source=uniform",
         )
         require(
             self.path is None or (self.segment_column is not None) == (self.n_segments > 1),
@@ -93,7 +106,12 @@ class Data(Settings):
         )
         if self.columns is not None:
             observed, rule = len(self.columns), "data.dim <= the number of data.columns"
-            require(self.dim <= observed, rule, f"{self.dim} latents of {observed}", "null: as many as columns")
+            require(
+                self.dim <= observed,
+                rule,
+                f"{self.dim} latents of {observed}",
+                "say data.dim=null for as many as columns",
+            )
 
     @property
     def observed(self) -> int:

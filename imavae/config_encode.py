@@ -36,12 +36,16 @@ class EncodeConfig(Settings):
     def __post_init__(self) -> None:
         remedy = "say checkpoint=PATH, or checkpoint=models:/NAME@champion"
         require(self.checkpoint.strip() != "", "checkpoint is not empty", repr(self.checkpoint), remedy)
-        require(self.data.path.strip() != "", "data.path is not empty", repr(self.data.path), "name a file of rows")
+        require(
+            self.data.path.strip() != "", "data.path is not empty", repr(self.data.path), "say data.path=FILE.parquet"
+        )
         require(self.out.strip() != "", "out is not empty", repr(self.out), "say out=latents.parquet")
         known(Path(self.out).suffix, (".parquet", ".csv"), "the ending of out")
         folder, same = Path(self.out).resolve().parent, Path(self.out).resolve() == Path(self.data.path).resolve()
-        require(folder.is_dir(), "the folder of out is there", folder, "make it")
-        require(not same, "out is another file than data.path", self.out, "the observations would be lost")
+        require(folder.is_dir(), "the folder of out is there", folder, "make it, or say another out=")
+        require(
+            not same, "out is another file than data.path", self.out, "the observations would be lost: say another out="
+        )
 
 
 def encode_config(mapping: Mapping[str, Any]) -> EncodeConfig:

@@ -42,10 +42,14 @@ class Sampler(Settings):
 
     def __post_init__(self) -> None:
         known(self.name, SAMPLERS, "sampler.name")
-        require(self.startup >= 1, "sampler.startup >= 1", self.startup, "TPE needs points to model")
-        require(self.seed >= 0, "sampler.seed >= 0", self.seed, "a seed is a whole number from 0 up")
+        require(
+            self.startup >= 1, "sampler.startup >= 1", self.startup, "TPE needs points to model: say sampler.startup=10"
+        )
+        require(self.seed >= 0, "sampler.seed >= 0", self.seed, "give a whole number from 0 up")
         pack = self.pack
-        require(pack is None or pack >= 1, "sampler.pack >= 1", pack, "it counts the points of an ensemble")
+        require(
+            pack is None or pack >= 1, "sampler.pack >= 1", pack, "it counts the points of an ensemble: give 1 or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,20 @@ class Scheduler(Settings):
     def __post_init__(self) -> None:
         require(
             self.name not in POPULATION,
-            "scheduler.name is asha, median or none",
+            "scheduler.name is one of asha, median, none",
             f"{self.name!r}: population-based training changes gamma within a member's life, so that no result would "
             "belong to any one gamma, nor a seed to its curve",
             "search gamma, and stop bad points early by asha or median",
         )
         known(self.name, ("asha", "median", "none"), "scheduler.name")
-        require(self.grace >= 1, "scheduler.grace >= 1", self.grace, "it is a number of epochs")
-        require(self.reduction >= 2, "scheduler.reduction >= 2", self.reduction, "one of so many points is kept")
-        require(self.samples >= 1, "scheduler.samples >= 1", self.samples, "it counts points")
+        require(self.grace >= 1, "scheduler.grace >= 1", self.grace, "it is a number of epochs: give 1 or more")
+        require(
+            self.reduction >= 2,
+            "scheduler.reduction >= 2",
+            self.reduction,
+            "one of so many points is kept: give 2 or more",
+        )
+        require(self.samples >= 1, "scheduler.samples >= 1", self.samples, "it counts points: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -79,4 +88,6 @@ class Budget(Settings):
 
     def __post_init__(self) -> None:
         trials = self.trials
-        require(trials is None or trials >= 1, "budget.trials >= 1", trials, "it counts the points to train")
+        require(
+            trials is None or trials >= 1, "budget.trials >= 1", trials, "it counts the points to train: give 1 or more"
+        )

@@ -65,7 +65,7 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
                 writer.write_batch(pa.record_batch([pa.array(row) for row in values.numpy()], schema))
                 rows, total = rows + values.shape[1], total + float(values[-1].double().sum())
                 notify(rows, table.rows)
-        require(rows > 0, "data.path has rows", f"{table.path} is empty", "has it been written to its end?")
+        require(rows > 0, "data.path has rows", f"{table.path} is empty", "write it to its end, or name another")
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 FULL_DISK = ("no space left on device", "disk is full", "disk quota exceeded")
 
@@ -47,3 +48,14 @@ class Interrupted(KeyboardInterrupt):
         """Take the signal's number; by convention the exit code is 128 more."""
         super().__init__(number)
         self.code = 128 + number
+        self.folder: str | None = None  # of what has begun, and can be resumed
+
+
+@contextmanager
+def resumable(folder: str) -> Iterator[None]:
+    """Whoever interrupts the block can go on with what lies in the folder of this name."""
+    try:
+        yield
+    except Interrupted as error:
+        error.folder = folder
+        raise

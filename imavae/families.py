@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,12 @@ class BetaPrior(PriorSettings):
 
     def __post_init__(self) -> None:
         shapes = f"alpha={self.alpha}, beta={self.beta}"
-        require(min(self.alpha, self.beta) > 0, "model.prior.alpha and beta > 0", shapes, "(1, 1) is the uniform")
+        require(
+            min(self.alpha, self.beta) > 0,
+            "model.prior.alpha and beta > 0",
+            shapes,
+            "(1, 1) is the uniform: give numbers above 0",
+        )
 
 
 @PRIORS.register
@@ -93,7 +99,9 @@ class GaussianPrior(PriorSettings):
     analytic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.std > 0, "model.prior.std > 0", f"std={self.std}", "it is a standard deviation")
+        require(
+            self.std > 0, "model.prior.std > 0", f"std={self.std}", "it is a standard deviation: say model.prior.std=1"
+        )
 
 
 @PRIORS.register
@@ -108,7 +116,12 @@ class LaplacePrior(PriorSettings):
     analytic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require(self.scale > 0, "model.prior.scale > 0", f"scale={self.scale}", "it is the mean distance from the mean")
+        require(
+            self.scale > 0,
+            "model.prior.scale > 0",
+            f"scale={self.scale}",
+            "it is the mean distance from the mean: say model.prior.scale=1",
+        )
 
 
 SHRUNK = 16  # the side of images over that of what four convolutions of stride 2 make of them
@@ -122,7 +135,7 @@ def image_side(observed: int) -> int:
     """
     side = math.isqrt(observed // 3)
     whole = observed == 3 * side**2 and side > 0 and side % SHRUNK == 0
-    rule = f"observations are 3 x side x side with a side of {SHRUNK}, {2 * SHRUNK}, ... for model.name=conv"
+    rule = f"observations are 3 x side x side, with a side that {SHRUNK} divides, for model.name=conv"
     require(
         whole, rule, f"{observed} numbers", "say data=sprites, or model=mlp for observations that are no such images"
     )
@@ -151,6 +164,20 @@ def register_network(name: str) -> Callable[[F], F]:
     return register
 
 
+PLUGIN = "imavae_plugin_"  # how the modules of a person's own files begin
+
+
+def mistake_of_a_plugin(error: BaseException) -> UserError | None:
+    """What is said of an error that a person's own file has raised, or a library that it has called."""
+    frames = traceback.walk_tb(error.__traceback__)
+    own = [(frame, line) for frame, line in frames if str(frame.f_globals.get("__name__")).startswith(PLUGIN)]
+    if not own:
+        return None
+    frame, line = own[-1]
+    what = f"line {line} of {frame.f_code.co_filename} raises {type(error).__name__}: {error}"
+    return UserError(f"`plugins run without an error` must hold, but {what}; correct the file")
+
+
 def load_plugins(paths: Iterable[str]) -> None:
     """Import a person's own files, each once, so that they register their variants.
 
@@ -159,7 +186,7 @@ def load_plugins(paths: Iterable[str]) -> None:
     """
     for path in paths:
         file = Path(path).resolve()
-        name = f"imavae_plugin_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        name = f"{PLUGIN}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
         if name in sys.modules:
             continue
         spec = importlib.util.spec_from_file_location(name, file)

@@ -44,7 +44,7 @@ class UniformSource(SourceSettings):
     high: float = 0.5
 
     def __post_init__(self) -> None:
-        _interval("data.source", self.low, self.high)
+        _interval(self.low, self.high)
 
     @property
     def support(self) -> tuple[float, float]:
@@ -62,7 +62,9 @@ class GaussianSource(SourceSettings):
     std: float = 1.0  # a standard deviation, not a variance
 
     def __post_init__(self) -> None:
-        require(self.std > 0, "data.source.std > 0", f"std={self.std}", "it is a standard deviation")
+        require(
+            self.std > 0, "data.source.std > 0", f"std={self.std}", "it is a standard deviation: say data.source.std=1"
+        )
 
     @property
     def extent(self) -> tuple[float, float]:
@@ -80,7 +82,12 @@ class LaplaceSource(SourceSettings):
     scale: float = 1.0  # the standard deviation is sqrt(2) times it
 
     def __post_init__(self) -> None:
-        require(self.scale > 0, "data.source.scale > 0", f"scale={self.scale}", "it is the mean distance from the mean")
+        require(
+            self.scale > 0,
+            "data.source.scale > 0",
+            f"scale={self.scale}",
+            "it is the mean distance from the mean: say data.source.scale=1",
+        )
 
     @property
     def extent(self) -> tuple[float, float]:
@@ -100,9 +107,14 @@ class BetaSource(SourceSettings):
     high: float = 0.5
 
     def __post_init__(self) -> None:
-        _interval("data.source", self.low, self.high)
+        _interval(self.low, self.high)
         shapes = f"alpha={self.alpha}, beta={self.beta}"
-        require(min(self.alpha, self.beta) > 0, "data.source.alpha and beta > 0", shapes, "(1, 1) is the uniform")
+        require(
+            min(self.alpha, self.beta) > 0,
+            "data.source.alpha and beta > 0",
+            shapes,
+            "(1, 1) is the uniform: give numbers above 0",
+        )
 
     @property
     def support(self) -> tuple[float, float]:
@@ -171,8 +183,18 @@ class MoebiusMixing(MixingSettings):
 
     def __post_init__(self) -> None:
         rule = "data.mixing.distance > 1"
-        require(self.distance > 1, rule, self.distance, "the pole must lie outside the sources' support")
-        require(-1 < self.cosine < 1, "-1 < data.mixing.cosine < 1", self.cosine, "parallel columns lose a source")
+        require(
+            self.distance > 1,
+            rule,
+            self.distance,
+            "the pole must lie outside the sources' support: say data.mixing.distance=2.5",
+        )
+        require(
+            -1 < self.cosine < 1,
+            "-1 < data.mixing.cosine < 1",
+            self.cosine,
+            "parallel columns lose a source: say data.mixing.cosine=0.5",
+        )
         unused = self.linear == "cosine" or self.cosine == 0
         require(unused, "data.mixing.cosine is 0 but for linear=cosine", self.cosine, "say data.mixing.linear=cosine")
 
@@ -180,9 +202,9 @@ class MoebiusMixing(MixingSettings):
         """Raise UserError where these settings don't go with the sources."""
         if self.linear == "cosine":
             rule = "data.dim is 2 for data.mixing.linear=cosine"
-            require(dim == 2, rule, dim, "in more dimensions say unit_determinant or unit_columns")
+            require(dim == 2, rule, dim, "say unit_determinant or unit_columns in more dimensions")
         middle, half_width = source.extent
-        remedy = f"{source.name} sources need a property extent (middle, half-width); the pole lies beyond"
+        remedy = f"the pole lies beyond it: give {type(source).__name__} a property extent (middle, half-width)"
         require(math.isfinite(half_width), "data.source has a finite extent", (middle, half_width), remedy)
         matrix, centre = self.matrix, self.centre
         if matrix is not None:
@@ -197,7 +219,12 @@ class MoebiusMixing(MixingSettings):
             low, high = middle - half_width, middle + half_width
             beyond = math.hypot(*(max(low - a, a - high, 0) for a in centre))
             rule = f"data.mixing.centre lies outside the sources' box [{low:g}, {high:g}], by 5 % of its width"
-            require(beyond > 0.05 * (high - low), rule, centre, "the map has its pole there")
+            require(
+                beyond > 0.05 * (high - low),
+                rule,
+                centre,
+                "the map has its pole there: move it away, or leave it null to draw it",
+            )
 
 
 @MIXINGS.register
@@ -212,9 +239,24 @@ class MLPMixing(MixingSettings):
     off_diagonal: float = 1.0  # standard deviation of what stands below the unit diagonal of a triangular weight
 
     def __post_init__(self) -> None:
-        require(self.n_layers >= 1, "data.mixing.n_layers >= 1", self.n_layers, "it counts the linear maps")
-        require(0 < self.slope <= 1, "0 < data.mixing.slope <= 1", self.slope, "other slopes have no inverse")
-        require(self.off_diagonal > 0, "data.mixing.off_diagonal > 0", self.off_diagonal, "0 would mix nothing")
+        require(
+            self.n_layers >= 1,
+            "data.mixing.n_layers >= 1",
+            self.n_layers,
+            "it counts the linear maps: say data.mixing.n_layers=2",
+        )
+        require(
+            0 < self.slope <= 1,
+            "0 < data.mixing.slope <= 1",
+            self.slope,
+            "other slopes have no inverse: say data.mixing.slope=0.2",
+        )
+        require(
+            self.off_diagonal > 0,
+            "data.mixing.off_diagonal > 0",
+            self.off_diagonal,
+            "0 would mix nothing: say data.mixing.off_diagonal=1",
+        )
 
 
 @MIXINGS.register
@@ -236,13 +278,22 @@ class FlowMixing(MixingSettings):
     width: int = 8  # hidden units of the random network that gives scale and shift
 
     def __post_init__(self) -> None:
-        require(self.n_layers >= 2, "data.mixing.n_layers >= 2", self.n_layers, "one layer leaves half of s as it is")
-        require(self.width >= 1, "data.mixing.width >= 1", self.width, "it counts hidden units")
+        require(
+            self.n_layers >= 2,
+            "data.mixing.n_layers >= 2",
+            self.n_layers,
+            "one layer leaves half of s as it is: say data.mixing.n_layers=4",
+        )
+        require(
+            self.width >= 1, "data.mixing.width >= 1", self.width, "it counts hidden units: say data.mixing.width=8"
+        )
 
     def check(self, dim: int, source: SourceSettings) -> None:
         """Raise UserError where these settings don't go with the sources."""
         rule = "data.dim is even and above 2 for the flow"
-        require(dim > 2 and dim % 2 == 0, rule, dim, "its layers need two halves of two dimensions or more")
+        require(
+            dim > 2 and dim % 2 == 0, rule, dim, "its layers need two halves of two dimensions or more: say data.dim=4"
+        )
 
 
 @MIXINGS.register
@@ -270,19 +321,39 @@ class SpritesMixing(MixingSettings):
         factors, shapes, (smallest, largest) = self.factors, self.shapes, self.size
         require(len(set(factors)) == len(factors), "data.mixing.factors has none twice", factors, "drop the copy")
         proper = len(set(shapes)) == len(shapes) >= 1 and (len(shapes) > 1) == ("shape" in factors)
-        remedy = "the factor shape chooses among two or three; without it there is one"
+        remedy = "the factor shape chooses among two or three: list as many, or one without it"
         require(proper, "data.mixing.shapes are as many as the factors need", f"{shapes} for {factors}", remedy)
         round_ = "angle" in factors and "circle" in shapes
-        require(not round_, "data.mixing.shapes has no circle for the factor angle", shapes, "a circle has no angle")
-        require(self.side >= 16, "data.mixing.side >= 16", self.side, "it is the image's side in pixels, as in 64")
+        require(
+            not round_,
+            "data.mixing.shapes has no circle for the factor angle",
+            shapes,
+            "a circle has no angle: drop one of them",
+        )
+        require(
+            self.side >= 16,
+            "data.mixing.side >= 16",
+            self.side,
+            "it is the image's side in pixels: say data.mixing.side=64",
+        )
         fits = smallest * self.side >= 1 and smallest < largest <= 0.25
         rule = "1/side <= data.mixing.size[0] < size[1] <= 0.25"
-        require(fits, rule, self.size, "a sprite has a pixel or more, and room to move")
+        require(fits, rule, self.size, "a sprite has a pixel or more, and room to move: say data.mixing.size=[0.1,0.2]")
         for key in ("hue", "angle"):
             low, high = getattr(self, key)
             once = low < high < low + 1
-            require(once, f"data.mixing.{key} rises by less than 1", (low, high), "a whole turn is seen twice")
-        require(min(self.jitter) >= 0, "data.mixing.jitter >= 0", self.jitter, "they are standard deviations")
+            require(
+                once,
+                f"data.mixing.{key} rises by less than 1",
+                (low, high),
+                f"a whole turn is seen twice: say data.mixing.{key}=[0,0.8]",
+            )
+        require(
+            min(self.jitter) >= 0,
+            "data.mixing.jitter >= 0",
+            self.jitter,
+            "they are standard deviations: say data.mixing.jitter=[0,0,0]",
+        )
         mixed = self.transform == "none" or len(set(factors) - {"shape"}) >= 2
         require(mixed, "data.mixing.transform has two factors to mix, besides shape", factors, "say transform=none")
 
@@ -315,5 +386,5 @@ class UnknownMixing(MixingSettings):
         require(not source.known, "data.source is unknown where the mixing is", source.name, "say data=file alone")
 
 
-def _interval(key: str, low: float, high: float) -> None:
-    require(low < high, f"{key}.low < {key}.high", f"low={low}, high={high}", "it is a finite interval")
+def _interval(low: float, high: float) -> None:
+    require(low < high, "data.source.low < data.source.high", f"low={low}, high={high}", "give the lower end first")

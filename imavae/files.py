@@ -100,9 +100,11 @@ class Seal:
                 f"`{noun} is a file` must hold, but got {path} ({error.strerror}); {self.missing}"
             ) from None
         if not header:
-            raise UserError(f"`{noun} is whole` must hold, but {path} is empty: {self.damaged}")
+            raise UserError(f"`{noun} is whole` must hold, but {path} is empty; {self.damaged}")
         if not header.startswith(self.magic):
-            raise UserError(f"`{noun} is one of imavae's` must hold, but got {path}; it was written by something else")
+            raise UserError(
+                f"`{noun} is one of imavae's` must hold, but got {path}; something else has written it: {self.missing}"
+            )
         version, _, digest = header.removeprefix(self.magic).strip().partition(b" ")
         whole_header = newline and version.isdigit() and len(digest) == DIGEST
         if whole_header and int(version) != self.format:

@@ -47,7 +47,7 @@ class _Chosen:
         if not isinstance(value, Mapping):
             raise UserError(
                 f"`{self.registry.what}` must be a mapping, but got {value!r}; "
-                f"a variant is chosen by its group, as in {self.registry.group}=NAME"
+                f"choose a variant by its group, as in {self.registry.group}=NAME"
             )
         return build(self.registry.variant(value), value, self.registry.what)
 
@@ -104,11 +104,16 @@ def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
+def registry_of(hint: Any) -> Registry | None:
+    """The registry whose variants a field can hold; None for a field of another kind."""
+    readers = (getattr(mark, "func", None) for mark in getattr(hint, "__metadata__", ()))
+    return next((reader.registry for reader in readers if isinstance(reader, _Chosen)), None)
+
+
 def _nodes(hint: Any) -> list[Any]:
     """The settings classes that a field can hold; none for a plain value."""
-    for mark in getattr(hint, "__metadata__", ()):
-        if isinstance(reader := getattr(mark, "func", None), _Chosen):
-            return list(reader.registry.variants.values())
+    if registry := registry_of(hint):
+        return list(registry.variants.values())
     return [hint] if dataclasses.is_dataclass(hint) else []
 
 
@@ -120,7 +125,7 @@ def nearest(key: str, kind: type[Settings]) -> str:
         return f"another variant of `{node}` has it: choose that one by its group (`--help` lists them)"
     leaf = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6) or [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
-    return f"the nearest settings are {', '.join(near)}" if near else "`--help` lists the settings"
+    return f"did you mean {' or '.join(near)}?" if near else "see --help, which lists the settings"
 
 
 def _explain(error: Any, mapping: Mapping[str, Any], kind: type[Settings], prefix: str) -> str:
@@ -135,16 +140,19 @@ def _explain(error: Any, mapping: Mapping[str, Any], kind: type[Settings], prefi
     if error["type"] == "unexpected_keyword_argument":
         return f"`{key}` is not a setting (got {node!r}); {_nearest(key, kind, prefix)}"
     if error["type"] in ("dataclass_type", "model_attributes_type"):
-        return f"`{key}` must be a mapping, but got {node!r}; `--help` shows the settings in it"
+        return f"`{key}` must be a mapping, but got {node!r}; see --help for the settings in it"
     rule = error["msg"][0].lower() + error["msg"][1:]
     if error["type"] == "missing":
-        return f"`{'.'.join(map(str, error['loc']))}` must be given, but is missing; `--help` shows every setting"
-    return f"`{key}` has the wrong type or value: {rule}, but got {node!r}; `--help` shows each setting's meaning"
+        return (
+            f"`{'.'.join(map(str, error['loc']))}` must be given, but is missing; see --help, which shows every setting"
+        )
+    return f"`{key}` has the wrong type or value: {rule}, but got {node!r}; see --help for each setting's meaning"
 
 
 def _nearest(key: str, kind: type[Settings], prefix: str) -> str:
     if not prefix:
         return nearest(key, kind)
-    own = [f"{prefix}.{name}" for name in keys_of(kind)]
-    near = difflib.get_close_matches(key, own, n=3, cutoff=0.6)
-    return f"the nearest settings are {', '.join(near)}" if near else f"this variant has {', '.join(own)}"
+    own = list(keys_of(kind))
+    near = difflib.get_close_matches(key.removeprefix(f"{prefix}."), own, n=3, cutoff=0.6)
+    names = [f"{prefix}.{name}" for name in near or own]
+    return f"did you mean {' or '.join(names)}?" if near else f"choose among {', '.join(names)}"

@@ -169,9 +169,9 @@ def pareto(values: NDArray[np.float64], modes: Sequence[str]) -> NDArray[np.bool
     return ~beaten
 
 
-def failed_record(trial: int, values: Row) -> TrialRecord:
+def failed_record(trial: int, values: Row, reason: str) -> TrialRecord:
     """A trial that ended without a result."""
-    return TrialRecord(trial, values, "failed", None, [], [])
+    return TrialRecord(trial, values, "failed", None, [], [], failure=reason)
 
 
 def best_member(record: TrialRecord) -> dict[str, Value] | None:

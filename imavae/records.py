@@ -36,12 +36,13 @@ Numbered = list[Any]  # [number, values]: a point with its place in the study
 OTHER = "resume it with the version of imavae that wrote it, or start a new one without resume=true"
 STATES = Seal(b"imavae study", 1, "study state", "name another study", "restore the folder from a copy", OTHER)
 RECORDS = Seal(b"imavae record", 1, "record", "train the trial again", "train the trial again", OTHER)
-PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "it is made again", "it is made again", OTHER)
+PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make it again", OTHER)
 FREE = (  # settings that a resumed study may have otherwise than before: where and how long it runs, not what it asks
     "name",
     "output_dir",
     "resume",
     "dry_run",
+    "question",
     "plugins",  # their contents are compared, not where they lie
     "tracking",
     "cluster",
@@ -158,7 +159,8 @@ def reopen(config: RunConfig, kind: str, name: str) -> Folder:
         raise UserError(f"`there is a {path}` must hold, but there is none; drop resume=true to start it")
     lock = Lock(path)
     state, from_backup = _read_state(path)
-    notices = [f"{path / STATE} was damaged or missing: its backup was used"] if from_backup else []
+    used = f"{path / STATE} was damaged or missing: its backup was used (nothing is left to do)"
+    notices = [used] if from_backup else []
     _check_same(path.name, state, config)
     for leftover in (file for part in (".", "stopped", *PARTS) for file in (path / part).glob(".*.[0-9]*")):
         leftover.unlink()  # of a write that was cut off
@@ -182,7 +184,7 @@ def _read_state(path: Path) -> tuple[State, bool]:
         try:
             STATES.read(file)
         except UserError as error:
-            raise UserError(f"{error} (its backup, {previous_of(file).name}, is no better)") from None
+            raise UserError(f"the backup {previous_of(file).name} is no better, and {error}") from None
     return State(**json.loads(STATES.read(good or file))), good != file
 
 

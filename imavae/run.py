@@ -22,7 +22,7 @@ from imavae.config_encode import EncodeConfig
 from imavae.data import dataset
 from imavae.data.cache import Cache
 from imavae.data.cache import Progress as Rendering
-from imavae.errors import UserError, require
+from imavae.errors import UserError, require, resumable
 from imavae.families import SpritesMixing, load_plugins
 from imavae.mapping import to_mapping
 from imavae.metrics.evaluate import evaluate, shortened
@@ -75,7 +75,10 @@ class Session:
         """The session that :meth:`save` wrote; it goes on to the same numbers. Raises UserError for a bad file."""
         content = checkpoint.load(path)
         if content["kind"] != "ensemble":
-            raise UserError(f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}")
+            raise UserError(
+                f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}; "
+                "load it by imavae.load_model"
+            )
         session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device, cache)
         session.state = from_plain(content["state"], device)
         session.stopped = set(content.get("stopped", ()))
@@ -307,26 +310,27 @@ def run_point(
     tracker = tracker_of(config, "train")
     render(config, rendering)  # before the folder is made: there may be no room for it
     home = home or create(config, "runs", config.name or "train")
-    state, cache = home.path / "checkpoint.pt", cache_of(config.output_dir)
-    session = Session.resume(state, [config], device, cache) or Session.start([config], device, cache)
-    objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
-    outcome = Outcome.start(config, home, tracker, objective)
-    try:
-        for progress in session.train():
-            if progress.validated:
-                session.save(state, keep=True)
-                outcome.tracker.progress(session.partial_record(0, 0, {}, [outcome.objective]))
-            notify(session, progress)
-    except BaseException:
-        outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
-        outcome.close(finished=False)
-        raise
-    if not outcome.has(0):
-        session.save(state, keep=True)
-        outcome.add(session.record(0, 0, {}, [outcome.objective]), state, 0)
-    outcome.write_tables()
-    crown(outcome)
-    return outcome, session
+    with resumable(home.path.name):
+        state, cache = home.path / "checkpoint.pt", cache_of(config.output_dir)
+        session = Session.resume(state, [config], device, cache) or Session.start([config], device, cache)
+        objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
+        outcome = Outcome.start(config, home, tracker, objective)
+        try:
+            for progress in session.train():
+                if progress.validated:
+                    session.save(state, keep=True)
+                    outcome.tracker.progress(session.partial_record(0, 0, {}, [outcome.objective]))
+                notify(session, progress)
+        except BaseException:
+            outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
+            outcome.close(finished=False)
+            raise
+        if not outcome.has(0):
+            session.save(state, keep=True)
+            outcome.add(session.record(0, 0, {}, [outcome.objective]), state, 0)
+        outcome.write_tables()
+        crown(outcome)
+        return outcome, session
 
 
 def evaluate_checkpoint(

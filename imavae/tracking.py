@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import yaml
 
-from imavae import winners
+from imavae import mlflow_page, winners
 from imavae.addresses import check_reachable, is_server, open_client, tracking_uri, where
 from imavae.addresses import fetch_model as fetch_model  # for those who load what was tracked
 from imavae.config import Tracking
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PROGRESS_PERIOD = 5.0  # seconds between two writes of a running trial's curves; a write takes 15 ms, however short
 PARENT = "mlflow.parentRunId"
-FIGURES = (".png", ".pdf", ".html")  # files that come to lie under figures/
+FIGURES = (".png", ".pdf")  # files that come to lie under figures/
 BATCH = 1000  # entities in one of MLflow's batches, of which ...
 BATCH_PARAMS = 100  # ... so many parameters
 PARAM_LENGTH = 6000  # characters of a parameter's value
@@ -61,7 +61,7 @@ class Tracker(Protocol):
         """Store a model with the metrics that rank it, and return its address (``models:/…``)."""
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
-        """End the study's run with its metrics and files; figures (png, pdf, html) come to lie under ``figures/``."""
+        """End the study's run with its metrics and files; figures (png, pdf) come to lie under ``figures/``."""
 
 
 class NullTracker:
@@ -183,6 +183,9 @@ class MLflowTracker:
         if config.get("search"):
             space = yaml.safe_dump({"search": config["search"]}, sort_keys=False)
             self._client.log_text(self._study, space, "search_space.yaml")
+        if config.get("members"):  # a run that has trials
+            self._log(self._study, tags={mlflow_page.NOTE: mlflow_page.note(config, self._model_name)})
+            self._client.set_experiment_tag(self._experiment, mlflow_page.VIEW, mlflow_page.view(config))
 
     def progress(self, trial: TrialRecord) -> None:
         """See :class:`Tracker`. Nothing is waited for: what is missing is written when the trial ends."""
@@ -315,7 +318,7 @@ class MLflowTracker:
         if member not in trial.members:
             tags = {PARENT: trial.run_id, "imavae.kind": "member", "imavae.study": self._study, "imavae.status": status}
             tags |= {"imavae.trial": str(number), "imavae.member": member}
-            trial.members[member] = self._new_run(f"trial {number} seed {member}", tags, trial.start).info.run_id
+            trial.members[member] = self._new_run(f"seed {member} of trial {number}", tags, trial.start).info.run_id
         axes = {k: v for k, v in row.items() if "/" not in k and k not in ("trial", "status", "epochs")}
         self._log(trial.members[member], {**finite_metrics(row), "epochs": float(row["epochs"])}, axes)
         self._end(trial.members[member], failed=status == "diverged")

@@ -26,6 +26,7 @@ class TrialRecord:
         history: a row per member and validation, complete up to its last epoch: trial, seed, epoch, ``SPLIT/METRIC``.
         members: the rows of ``members.csv``; empty while the trial runs.
         further: the scores by a study's further objectives, metric to score.
+        failure: why it has failed, in one line; empty for one that has not.
     """
 
     number: int
@@ -35,6 +36,7 @@ class TrialRecord:
     history: list[dict[str, Value]]
     members: list[dict[str, Value]]
     further: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
 
 
 def member_name(row: Row) -> str:

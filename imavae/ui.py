@@ -13,15 +13,16 @@ import time
 import types
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from imavae.addresses import QUIET, check_reachable, database_file, is_server, tracking_uri
 from imavae.config import Tracking
 from imavae.errors import UserError, require
+from imavae.mlflow_page import opens
 
 HOST = "127.0.0.1"
-OPENS = "/#/experiments?workflowType=machine_learning"  # MLflow's own start is about language models
 START = 60.0  # seconds after which a page that does not answer is given up; it takes 5 to 10
 STOP = 5.0  # seconds that the server gets to end by itself
 
@@ -36,7 +37,7 @@ class Page:
     command: list[str]
     environment: dict[str, str]
     health: str  # the path that answers when it is up
-    opens: str  # the path to look at
+    opens: Callable[[str], str]  # from the address, once it answers, to the path to look at
 
     @property
     def address(self) -> str:
@@ -57,7 +58,7 @@ def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     """
     address = tracking_uri(Tracking(uri=uri), output_dir)
     if is_server(address):
-        print(f"the MLflow page is at {address}: the tracking address is a server's, which shows it itself")
+        print(f"the MLflow page is at {address} (open it there: a server that is tracked to shows it itself)")
         return 0
     database = database_file(address)
     if database is not None and not database.is_file():
@@ -68,7 +69,7 @@ def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     command += ["--backend-store-uri", address, "--registry-store-uri", address]
     command += ["--artifacts-destination", str(output_dir / "mlartifacts")]
     quiet = {**QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return _run(Page("MLflow page", "ui", port, command, quiet, "/health", OPENS), output_dir)
+    return _run(Page("MLflow page", "ui", port, command, quiet, "/health", opens), output_dir)
 
 
 def serve_dashboard(output_dir: Path, port: int) -> int:
@@ -84,13 +85,14 @@ def serve_dashboard(output_dir: Path, port: int) -> int:
         raise UserError(f"an Optuna database must exist to be shown, but {database} does not; run `make tune` first")
     if importlib.util.find_spec("optuna_dashboard") is None:
         raise UserError(
-            "the package optuna-dashboard must be installed to show a study, but is not; it is the extra `dashboard`: "
+            "the package optuna-dashboard must be installed to show a study, but is not; say "
             "`pip install -e '.[dashboard]'`"
         )
     code = "from optuna_dashboard._cli import main; main()"  # what its script does, which may not be on the path
     command = [sys.executable, "-c", code, f"sqlite:///{database}", "--host", HOST, "--port", str(port)]
     command += ["--server", "wsgiref", "--quiet"]
-    return _run(Page("Optuna dashboard", "dashboard", port, command, {}, "/api/meta", "/dashboard"), output_dir)
+    page = Page("Optuna dashboard", "dashboard", port, command, {}, "/api/meta", opens=lambda _: "/dashboard")
+    return _run(page, output_dir)
 
 
 def _run(page: Page, folder: Path) -> int:
@@ -144,7 +146,7 @@ def _watch(server: subprocess.Popen[bytes], page: Page) -> int:
             )
         time.sleep(0.2)
     if server.poll() is None:
-        print(f"the {page.name} is at {page.address}{page.opens} (Ctrl-C ends it)", flush=True)
+        print(f"the {page.name} is at {page.address}{page.opens(page.address)} (Ctrl-C ends it)", flush=True)
     return server.wait()
 
 

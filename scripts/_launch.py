@@ -8,18 +8,23 @@ traceback); 130 and 143, interrupted by SIGINT (Ctrl-C) or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import codecs
 import difflib
 import importlib.util
-import json
+import io
+import itertools
 import math
 import os
 import re
+import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import types
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,10 +49,16 @@ class Command(Generic[C]):
     check: Callable[[Mapping[str, Any]], C]  # raises UserError
     run: Callable[[C], None]  # imports what is heavy in its body
     searches: bool = False  # whether `search=` chooses a file of search_spaces/
+    own_studies: bool = False  # whether it composes several, one by one, so that Hydra's own options have no place
 
 
 def require_environment() -> None:
-    """Leave with exit code 2 and one line that says how to activate the environment, unless it is active."""
+    """Leave with exit code 2 and one line that says how to activate the environment, unless it is active.
+
+    From here on Ctrl-C ends with one line, too, until :func:`exit_code` sees to it.
+    """
+    if Path(sys.argv[0]).resolve().parent == ROOT / "scripts":  # a test that imports a script is left alone
+        signal.signal(signal.SIGINT, _too_early)
     if all(importlib.util.find_spec(package) for package in ("hydra", "torch", "imavae")):
         return
     here = Path.cwd() == ROOT
@@ -59,6 +70,12 @@ def require_environment() -> None:
     sys.exit(2)
 
 
+def _too_early(_number: int, _frame: types.FrameType | None) -> None:
+    sys.stderr.write("interrupted; say the same again\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
 def launch(command: Command[C]) -> int:
     """Run a command on ``sys.argv``: once, or once per job of ``--multirun``; return its exit code."""
 
@@ -68,12 +85,28 @@ def launch(command: Command[C]) -> int:
             return
         jobs = compose_jobs(command)
         configs = [command.check(mapping) for _, mapping in jobs]  # all of them, before the first one runs
+        words = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]  # the interpreter and the script
         for number, ((overrides, _), config) in enumerate(zip(jobs, configs, strict=True), start=1):
             if len(jobs) > 1:
                 print(f"job {number} of {len(jobs)}: {' '.join(overrides)}", flush=True)
+                sys.orig_argv = [*words, *overrides]  # of this job alone: what it can be repeated by, or gone on with
             command.run(config)
 
     return exit_code(action)
+
+
+LEGIBLE = str.maketrans("−–─━╸²", "-----2")
+
+
+def _legible(error: UnicodeError) -> tuple[str, int]:
+    """Something like the characters that a terminal's encoding lacks, each in one column; else a question mark."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(LEGIBLE)
+    return text.encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error(_legible.__name__, _legible)
 
 
 def exit_code(action: Callable[[], None]) -> int:
@@ -82,7 +115,11 @@ def exit_code(action: Callable[[], None]) -> int:
     """
     from imavae import signals
     from imavae.errors import UserError, is_full_disk
+    from imavae.families import mistake_of_a_plugin
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_legible.__name__)
     try:
         signals.handle()  # also where a shell has made its background job deaf to SIGINT
         action()
@@ -90,28 +127,42 @@ def exit_code(action: Callable[[], None]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt as error:
-        sys.stderr.write("interrupted\n")
-        return signals.of(error).code
+        interrupted = signals.of(error)
+        remedy = "say the same again" if interrupted.folder is None else "say what stands above behind `go on`"
+        sys.stderr.write(f"interrupted; {remedy}\n")
+        return interrupted.code
     except Exception as error:
-        if not is_full_disk(error):
+        mistake = mistake_of_a_plugin(error)
+        if is_full_disk(error):
+            rule = "there must be room on the disk, but none is left; what has finished is kept"
+            sys.stderr.write(f"error: {rule}: make some room, and say resume=true\n")
+            return 1
+        if mistake is None:
             raise
-        rule = (
-            "error: there must be room on the disk, but none is left; what has finished is kept: make some room, and "
-        )
-        sys.stderr.write(f"{rule}say resume=true\n")
-        return 1
+        sys.stderr.write(f"error: {mistake}\n")
+        return 2
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are a person's mistakes, like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        from imavae.errors import UserError
+
+        raise UserError(f"the command line must read [--port PORT] [--output-dir FOLDER], but {message}; see --help")
 
 
 def show(serve: Callable[[Path, int], int], summary: str, port: int) -> int:
     """Serve a page of an output folder on a port, ``port`` unless the command line says otherwise; the exit code."""
-    parser = argparse.ArgumentParser(description=summary, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=port, help="of the loopback interface")
-    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where the databases lie")
-    arguments = parser.parse_args()
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(f"python scripts/{Path(sys.argv[0]).name}", description=summary, formatter_class=raw)
+    parser.add_argument("--port", type=int, default=port, help="of the loopback interface; %(default)s")
+    parser.add_argument("--output-dir", type=Path, default=Path("outputs"), help="where databases lie; %(default)s")
     ended = [0]  # the server's own exit code
 
     def action() -> None:
+        arguments = parser.parse_args()
         ended[0] = serve(arguments.output_dir, arguments.port)
 
     return exit_code(action) or ended[0]
@@ -167,8 +218,16 @@ def register_searches() -> None:
 
     for name, path in searches().items():
         group, _, option = f"search/{name}".rpartition("/")
-        node = {"study": name, **read_search(path)}
+        content = read_search(path)
+        node = {"study": name, "question": question_of(path), **content}
         ConfigStore.instance().store(group=group, name=option, node=node, package="_global_")
+
+
+def question_of(path: Path) -> str:
+    """What a search space asks: the first sentence of the comment that it begins with; empty without one."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    text = " ".join(line.lstrip("# ") for line in lines).strip()
+    return re.split(r"(?<=[.?!])\s", text)[0]
 
 
 def _register(command: Command[C]) -> None:
@@ -199,7 +258,9 @@ def read_search(path: Path) -> dict[str, Any]:
         for token in yaml.scan(path.read_text(encoding="utf-8")):
             if isinstance(token, yaml.TagToken):
                 line = token.start_mark.line + 1
-                raise UserError(f"`{path}` must have no YAML tags, but has one in line {line}; it is plain data")
+                raise UserError(
+                    f"`{path}` must have no YAML tags, but has one in line {line}; it is plain data: drop the tag"
+                )
         config = OmegaConf.load(path)  # reads 1e3 as a number, which PyYAML does not
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
@@ -212,27 +273,33 @@ def read_search(path: Path) -> dict[str, Any]:
 
 def help_text(command: Command[C], overrides: list[str]) -> str:
     """Usage, groups with their options, and every setting with its value and its meaning, after the overrides."""
+    from imavae.report.reference.comments import meanings
+    from imavae.report.reference.shortly import POINTER, group_lines, prose_lines, setting_lines
+
     _register(command)
     choices, settings = _explained(lambda: _compose(command, overrides), command)
-    meanings = dict(_meanings(choices))
+    groups = {g: (chosen, options(g)) for g, chosen in choices.items() if not (command.own_studies and g == "search")}
+    width = shutil.get_terminal_size((80, 24)).columns
+    of_hydra = [
+        "  --cfg job       print the composed settings and run nothing",
+        "  -m, --multirun  one job per combination of values: model.gamma=10,100",
+    ]
     return "\n".join(
         [
-            command.summary.strip(),
+            *prose_lines(command.summary.strip(), width),
             "",
             f"usage: python scripts/{command.name}.py [GROUP=OPTION ...] [SETTING=VALUE ...]",
             "",
             "  -h, --help      this text; overrides before it show in it",
-            "  --cfg job       print the composed settings and run nothing",
-            "  -m, --multirun  one job per combination of comma-separated values: model.gamma=10,100",
+            *([] if command.own_studies else of_hydra),
             "",
             "Groups (* marks the chosen option):",
-            *(
-                f"  {group:<16}{', '.join('*' * (name == chosen) + name for name in options(group))}"
-                for group, chosen in choices.items()
-            ),
+            *group_lines(groups, width),
             "",
             "Settings:",
-            *_setting_lines(settings, meanings, ()),
+            *setting_lines(settings, meanings(CONF, command.name, choices), width),
+            "",
+            *prose_lines(POINTER, width),
         ]
     )
 
@@ -260,34 +327,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def options(group: str) -> list[str]:
     """The names that a group takes; those of nested searches with their folder."""
     return list(searches()) if group == "search" else sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def _meanings(choices: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
-    """Dotted keys with the comments beside them, from the primary files and from each group's chosen option."""
-    files: list[tuple[tuple[str, ...], Path]] = [((), path) for path in CONF.glob("*.yaml")]
-    files += [(tuple(group.split("/")), CONF / group / f"{chosen}.yaml") for group, chosen in choices.items()]
-    for prefix, path in files:
-        if not path.exists():  # no option chosen, or one that is no file of conf/
-            continue
-        parents: list[str] = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            match = re.match(r"^((?:  )*)(\w+):.*?(?: # (.*))?$", line)
-            if match:
-                indent, key, comment = match.groups()
-                parents[len(indent) // 2 :] = [key]
-                if comment:
-                    yield ".".join([*prefix, *parents]), comment
-
-
-def _setting_lines(node: Mapping[str, Any], meanings: Mapping[str, str], path: tuple[str, ...]) -> Iterator[str]:
-    for key, value in node.items():
-        inner = isinstance(value, Mapping) and len(value) > 0
-        shown = "" if inner else value if isinstance(value, str) and value else json.dumps(value)
-        line = f"{'  ' * (len(path) + 1)}{key}: {shown}".rstrip()
-        comment = meanings.get(".".join([*path, key]))
-        yield f"{line:<35} # {comment}" if comment else line
-        if inner:
-            yield from _setting_lines(value, meanings, (*path, key))
 
 
 def _explained(compose: Callable[[], T], command: Command[C]) -> T:
@@ -321,7 +360,7 @@ def _explain(error: Exception, command: Command[C]) -> str:
         return _unknown(match[1], command)
     reason = str(error) or str(error.__cause__)
     lines = [line.strip() for line in reason.splitlines() if line.strip() and "https://" not in line]
-    return f"the command line can't be composed: {' '.join(lines)}; `--help` shows groups and settings"
+    return f"the command line can't be composed: {' '.join(lines)}; see --help for groups and settings"
 
 
 def _unknown(key: str, command: Command[C]) -> str:
@@ -332,6 +371,6 @@ def _unknown(key: str, command: Command[C]) -> str:
     if "." not in key:
         near = difflib.get_close_matches(key, [*choices, *settings], n=1)
         if near or "/" in key:
-            hint = f"did you mean {near[0]}?" if near else f"the groups are {', '.join(choices)}"
+            hint = f"did you mean {near[0]}?" if near else f"choose among the groups, {', '.join(choices)}"
             return f"`{key}` is neither a group nor a setting; {hint}"
     return f"`{key}` is not a setting; {nearest(key, command.kind)}"

@@ -2,9 +2,14 @@
 
 Writes outputs/bench.json; takes some minutes on one core.
 
+usage: python scripts/bench.py [compare=FILE]
+
+  -h, --help      this text
+  compare=FILE    print the new numbers beside those of an earlier outputs/bench.json, copied aside
+
 Examples:
   python scripts/bench.py
-  python scripts/bench.py compare=old.json    beside an earlier run's numbers, copied aside
+  python scripts/bench.py compare=old.json
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def reproduce(arguments: list[str]) -> bool:
         return True
     odd = [argument for argument in arguments if argument.startswith(("-", "search="))]
     require(
-        not odd, "an argument reads figure=NAME or SETTING=VALUE", " ".join(odd), "see --help; a figure has its studies"
+        not odd, "an argument reads figure=NAME or SETTING=VALUE", " ".join(odd), "a figure has its studies: see --help"
     )
     config = reproduce_config(composed(COMMAND, arguments))
     from imavae.report.reproduce.command import list_figures, reproduce_figure
@@ -46,7 +46,7 @@ def run(config: ReproduceConfig) -> None:
     """Nothing: a figure's studies are composed one by one, by :func:`reproduce`."""
 
 
-COMMAND = Command("reproduce", __doc__, ReproduceConfig, reproduce_config, run, searches=True)
+COMMAND = Command("reproduce", __doc__, ReproduceConfig, reproduce_config, run, searches=True, own_studies=True)
 
 
 def main() -> int:

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from imavae.errors import UserError
 from imavae.families import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
+from tests.wording import advises
 
 torch.set_num_threads(1)  # the models are tiny, and other processes want the machine's cores, too
 
@@ -41,3 +43,17 @@ def forget_plugins() -> Iterator[None]:
     """Tests run in any order."""
     with plugins_forgotten():
         yield
+
+
+@pytest.fixture(autouse=True)
+def every_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test makes the package say of a mistake ends with what to do next; each line, where there are more."""
+    said: list[str] = []
+
+    def noted(self: UserError, *arguments: object) -> None:
+        said.extend(line for text in arguments for line in str(text).splitlines())
+        Exception.__init__(self, *arguments)
+
+    monkeypatch.setattr(UserError, "__init__", noted)
+    yield
+    assert [line for line in said if not advises(line)] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,9 @@ import reproduce
 import train
 import tune
 from _launch import ROOT, Command, exit_code, launch, searches
+from imavae.errors import Interrupted, resumable
+from imavae.families import load_plugins
+from tests.wording import advises
 
 COMMANDS: dict[str, Command[Any]] = {
     c.name: c for c in (train.COMMAND, tune.COMMAND, evaluate.COMMAND, encode.COMMAND, reproduce.COMMAND)
@@ -156,8 +160,53 @@ def test_help_shows_groups_and_every_setting_with_its_meaning(name: str, call: C
     groups, _, settings = rest.partition("Settings:\n")
     assert f"python scripts/{name}.py" in usage
     assert "*mlflow, none" in groups
+    settings, _, pointer = settings.partition("\n\n")
+    assert "docs/config.md" in pointer
     values = [line for line in settings.splitlines() if not line.rstrip().endswith(":")]
     assert [line for line in values if " # " not in line] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_holds_in_80_columns(name: str, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    long = ["search=paper/moebius_gamma_uniform"] if name == "tune" else []  # of twenty seeds, too
+    lines = call(name, *long, "--help").out.splitlines()
+    text = [line for line in lines if not line.startswith("  python scripts/")]  # commands can't be broken
+    assert [line for line in text if len(line) > 80 and " # " in line] == []
+    assert [line for line in text if len(line) > 80 and ":" not in line] == []
+
+
+def test_help_says_what_a_setting_means_to_this_command(call: Callable[..., Outcome]) -> None:
+    assert "plugins: []                      # Python files that register your own" in call("tune", "--help").out
+    assert "# Python files that register the variants" in call("encode", "--help").out
+    assert "# Affine coupling layers" in call("train", "data=flow", "--help").out
+
+
+def test_reproduce_offers_no_option_that_it_refuses(call: Callable[..., Outcome]) -> None:
+    outcome = call("reproduce", "--help").out
+    assert "--multirun" not in outcome
+    assert "\n  search " not in outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("ui", ["--port PORT", "5000", "--output-dir"]),
+        ("dashboard", ["--port PORT", "8080", "--output-dir"]),
+        ("bench", ["compare=FILE"]),
+        ("docs", ["docs/config.md"]),
+    ],
+)
+def test_help_of_the_other_scripts_is_light_and_says_what_they_take(
+    name: str, parts: list[str], tmp_path: Path
+) -> None:
+    done = script(name, "--help", cwd=tmp_path, python=("-X", "importtime"))
+    assert done.returncode == 0
+    assert f"usage: python scripts/{name}.py" in done.stdout
+    assert [part for part in parts if part not in done.stdout] == []
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert imported & {"torch", "ray", "mlflow", "numpy", "pandas", "scipy", "matplotlib", "optuna"} == set()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_shows_what_the_overrides_make_of_it(call: Callable[..., Outcome]) -> None:
@@ -203,7 +252,7 @@ def test_multirun_runs_every_combination(call: Callable[..., Outcome]) -> None:
     assert "job 4 of 4: model.gamma=100 data=mlp" in outcome.out
 
 
-def test_a_bug_keeps_its_traceback_and_an_interruption_exits_with_130() -> None:
+def test_a_bug_keeps_its_traceback_and_an_interruption_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:
     def bug() -> None:
         raise ZeroDivisionError
 
@@ -213,6 +262,34 @@ def test_a_bug_keeps_its_traceback_and_an_interruption_exits_with_130() -> None:
     with pytest.raises(ZeroDivisionError):
         exit_code(bug)
     assert exit_code(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted; say the same again\n"
+
+    def begun() -> None:
+        with resumable("train-2"):
+            raise Interrupted(signal.SIGTERM)
+
+    assert exit_code(begun) == 143
+    assert "go on" in capsys.readouterr().err
+
+
+def test_an_error_in_a_persons_own_file_is_told_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import math\n\ndef build(x):\n    return math.sqrt(x)\n")
+    load_plugins([str(file)])
+    (plugin,) = [module for name, module in sys.modules.items() if name.startswith("imavae_plugin_")]
+    assert exit_code(lambda: plugin.build(-1)) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"line 4 of {file} raises ValueError" in error
+    assert advises(error.strip())
+
+
+@pytest.mark.parametrize("arguments", [["--port", "abc"], ["port=3"], ["--port"], ["--output-dir", "nowhere"]])
+def test_a_page_is_refused_in_one_line(arguments: list[str], tmp_path: Path) -> None:
+    done = script("ui", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert advises(done.stderr.strip())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

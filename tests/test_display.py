@@ -161,6 +161,6 @@ def test_the_bar_of_rendering_is_there_only_if_something_is_rendered() -> None:
     assert text_of(output) == ""
     with RenderingBar(output) as bar:
         for done in (500, 1000):
-            bar.update(done, 1000)
+            bar.rendered(done, 1000)
     [line] = [line for line in text_of(output).splitlines() if line.strip()]
     assert line.startswith("rendered 1,000/1,000 images")

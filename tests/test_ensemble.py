@@ -67,6 +67,20 @@ def test_compaction_changes_no_remaining_member() -> None:
             torch.testing.assert_close(alone.state.best[name].value[0], company.state.best[name].value[row])
 
 
+def test_blocks_of_members_train_as_they_do_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [config([1, 2, 3], gamma, dtype="float64") for gamma in (10.0, 50.0)]
+    together = trained(points)
+    monkeypatch.setattr("imavae.training.gradient.NUMBERS", 4 * 30 * 64)
+    apart = Session.start(points, CPU)
+    apart.state.weights[4] = 1e300  # it diverges in the second block, of 3 as the first
+    for _ in apart.train():
+        pass
+    assert [status == "diverged" for status in apart.state.status] == [row == 4 for row in range(6)]
+    others = [0, 1, 2, 3, 5]
+    assert (apart.state.frozen[others] - together.state.frozen[others]).abs().max() < 1e-12
+    assert apart.state.epochs[others].tolist() == together.state.epochs[others].tolist()
+
+
 def test_every_seed_has_its_own_start_batches_and_noise() -> None:
     state = Session.start([config([1, 2])], CPU).state
     assert not torch.equal(state.weights[0], state.weights[1])

@@ -133,8 +133,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         _changed(lambda content: content.replace(b"checkpoint 1 ", b"checkpoint 99 ", 1)),
         "format = 1.* got 99",
     ),
-    "text": (lambda path: path.write_text("no checkpoint at all\n"), "written by something else"),
-    "torch's own": (lambda path: torch.save(torch.zeros(3), path), "written by something else"),
+    "text": (lambda path: path.write_text("no checkpoint at all\n"), "something else has written it"),
+    "torch's own": (lambda path: torch.save(torch.zeros(3), path), "something else has written it"),
     "ensemble": (_ensemble, "holds one model.* got an ensemble"),
 }
 

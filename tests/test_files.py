@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Callable[[], pd.DataFrame], dict[str, Any], list[str]]] = {
     "no row": (lambda: frame()[:0], {}, ["has rows", "is empty"]),
     "missing column": (frame, {"columns": ["a", "bb"]}, ["must be one of a, b", "'bb'", "mean b?"]),
     "column twice": (frame, {"columns": ["a", "a"]}, ["taken once", "drop the copy"]),
-    "too many rows": (frame, {"n_obs": 501}, ["data.n_obs <= the rows", "501 of 500", "null: all"]),
+    "too many rows": (frame, {"n_obs": 501}, ["data.n_obs <= the rows", "501 of 500", "say data.n_obs=null"]),
     "no such label": (frame, {"segment_column": "c"}, ["data.segment_column", "a, b", "'c'"]),
     "a label asked for": (frame, {"segment_column": "a", "columns": ["a", "b"]}, ["none of data.columns", "got a"]),
     "no label": (lambda: frame(c=["x"] * 499 + [None]), {"segment_column": "c"}, ["no label in column 'c'", "row 500"]),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import RunConfig
+from imavae.config import RunConfig, run_config
 from imavae.model import vae
 from imavae.training.gradient import NUMBERS, ByAutograd, WrittenOut, members_at_once, written_out
 from tests.helpers import BETA, GAUSSIAN, LAPLACE, UNIFORM, normal, point, random_members
@@ -83,18 +83,10 @@ def test_batches_of_different_sizes_and_weights_that_move_are_followed() -> None
 
 
 @pytest.mark.parametrize(
-    ("members", "numbers", "size"), [(7, NUMBERS // 3, 3), (8, NUMBERS // 8, 8), (1, 2 * NUMBERS, 1), (240, 1920, 120)]
+    ("members", "batch", "size"), [(7, NUMBERS // 90, 3), (8, 64, 8), (1, NUMBERS, 1), (480, 64, 240)]
 )
-def test_a_block_has_no_more_members_than_fit(members: int, numbers: int, size: int) -> None:
-    assert members_at_once(members, numbers) == size
-
-
-def test_blocks_of_members_have_the_gradients_that_they_have_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    at = COMMON[0]
-    flat, beta = random_members(at, list(range(7))), torch.linspace(0.5, 3.0, 7, dtype=torch.float64)
-    together = gradient(at, flat, beta, WrittenOut, steps=2)
-    monkeypatch.setattr("imavae.training.gradient.NUMBERS", 3 * 30 * 33)  # blocks of 3, 3 and 1
-    torch.testing.assert_close(gradient(at, flat, beta, WrittenOut, steps=2), together, rtol=1e-12, atol=1e-14)
+def test_a_block_has_no_more_members_than_fit(members: int, batch: int, size: int) -> None:
+    assert members_at_once(vae.build(run_config({})), batch, members) == size  # its width is 30
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from imavae.config import StudyConfig, study_config
 from imavae.outcome import Outcome, pareto
 from imavae.records import create
 from imavae.report.axes import MISSING_AT
-from imavae.report.commands import insights
 from imavae.report.drawing import write
 from imavae.report.insight import (
     COST,
@@ -22,11 +20,13 @@ from imavae.report.insight import (
     cost_front,
     drawable,
     insight,
+    insight_of,
     member_steps,
     surface,
 )
 from imavae.report.insight_drawn import drawn
-from imavae.report.insight_page import page, sections
+from imavae.report.insight_interactive import sections
+from imavae.report.page import figures
 from imavae.report.tables import Floats
 from imavae.search.space import Parameter
 from imavae.tracking import NullTracker
@@ -211,7 +211,7 @@ def files(found: Insight, folder: Path) -> set[str]:
     return {path.name for path in write(drawn(found), folder) if path.suffix == ".png"}
 
 
-def test_every_figure_is_drawn_and_the_page_needs_nothing_else(tmp_path: Path) -> None:
+def test_every_figure_is_drawn_and_can_be_explored(tmp_path: Path) -> None:
     trials = points(30)
     trials["score"] = np.exp(-((decades(trials) - 4) ** 2))
     trials["val/neg_elbo"] = trials["model.hidden_factor"] / 10 - trials["score"]
@@ -221,10 +221,7 @@ def test_every_figure_is_drawn_and_the_page_needs_nothing_else(tmp_path: Path) -
     expected = {"importances", "parallel_coordinates", "contour", "score_vs_cost", "pareto_front"}
     assert files(found, tmp_path) == {f"{name}.png" for name in expected}
 
-    html = page(found, "a <study>")
-    figures = html[: html.index("plotly.js v")] + html[html.rindex('id="figure-0"') :]  # without the library
-    assert html.count("* plotly.js v") == 1
-    assert re.findall(r"<h2>(.*?)</h2>", figures) == [
+    assert [section.heading for section in sections(found)] == [
         "Importances for median val/mcc",
         "Importances for median val/neg_elbo",
         "All trials",
@@ -234,9 +231,9 @@ def test_every_figure_is_drawn_and_the_page_needs_nothing_else(tmp_path: Path) -
         "median val/neg_elbo against cost",
         "Pareto front of median val/mcc and median val/neg_elbo",
     ]
-    assert "a &lt;study&gt;" in figures
-    assert not re.search(r"(src|href)=|https?://", figures)
-    assert html == page(found, "a <study>")  # the same bytes each time
+    html = figures(sections(found))
+    assert html.count("* plotly.js v") == 1
+    assert html == figures(sections(found))  # the same bytes each time
 
 
 CASES = {
@@ -273,7 +270,7 @@ def test_where_there_is_nothing_to_show_there_is_no_figure(
 ) -> None:
     found = looked_at(trials)
     assert files(found, tmp_path) == {f"{name}.png" for name in expected}
-    assert page(found, "study").count("<h2>") == len(expected)
+    assert len(list(sections(found))) == len(expected)
 
 
 def test_on_the_page_a_dot_over_the_surface_has_the_colour_of_its_own_score() -> None:
@@ -332,14 +329,8 @@ def test_a_study_of_four_trials_has_these_figures_and_one_of_three_has_not(tmp_p
             "output_dir": str(tmp_path),
         }
     )
-    made = insights(outcome(config, 4), config)
-    assert {path.name for path in made if path.suffix != ".pdf"} == {
-        "importances.png",
-        "parallel_coordinates.png",
-        "contour.png",
-        "score_vs_cost.png",
-        "pareto_front.png",
-        "insight.html",
-    }
-    assert all(path.is_file() for path in made)
-    assert insights(outcome(config, 3), config) == []
+    found = insight_of(outcome(config, 4), config)
+    assert found is not None
+    expected = {"importances", "parallel_coordinates", "contour", "score_vs_cost", "pareto_front"}
+    assert files(found, tmp_path) == {f"{name}.png" for name in expected}
+    assert insight_of(outcome(config, 3), config) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -52,7 +53,13 @@ def test_a_signal_ends_a_study_in_order_and_leaves_no_process(number: int, code:
     time.sleep(2 * MOMENTS.random())
     run.kill(number)
     assert run.wait() == code
-    assert f"resume=true name={studies(tmp_path)[0].name}" in run.text()
+    [study] = studies(tmp_path)
+    assert f"resume=true name={study.name}" in run.text()
+    report = (study / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"Broken off: \d of 3 points have ended", report)
+    assert f"resume=true name={study.name}</code>" in report
+    [tracked] = (tmp_path / "mlartifacts").rglob("artifacts/report.html")
+    assert tracked.read_text(encoding="utf-8") == report
     assert "Traceback" not in run.text()
 
 

@@ -6,16 +6,17 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from imavae.addresses import QUIET, check_reachable
+from imavae.addresses import QUIET, check_reachable, open_client
 from imavae.errors import UserError
 from tests.killing import GRID, STARTED, checkpoints, faults, studies, tune, until
 
@@ -100,3 +101,25 @@ def test_a_study_outlives_an_absence_of_its_tracking_server(server: Server, tmp_
     written = {name: len(stored.pop(name)) for name in ("config.yaml", "search_space.yaml", "MLmodel")}
     assert written == {"config.yaml": 1, "search_space.yaml": 1, "MLmodel": 3}
     assert stored == {path.name: [path.read_bytes()] for path in files}
+
+
+def test_a_database_whose_making_is_killed_is_made_again(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    aside, uri = tmp_path / ".mlflow.db.new", f"sqlite:///{database}"
+    make = [sys.executable, "-c", f"from imavae.addresses import open_client; open_client({uri!r})"]
+    process = subprocess.Popen(make, cwd=Path(__file__).parent.parent)
+    until(lambda: aside.exists() and has_table(aside, "experiments"), 120)
+    process.kill()
+    process.wait()
+    assert not database.exists()
+    client = open_client(uri)
+    assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
+    assert not aside.exists()
+
+
+def has_table(database: Path, name: str) -> bool:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=1)) as connection:
+        try:
+            return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", [name]).fetchone())
+        except sqlite3.OperationalError:  # it is being written, or has no content yet
+            return False

@@ -141,6 +141,10 @@ def test_a_study_renders_before_its_trials_share_the_file(call: Call, rendered: 
     assert len(list(tmp_path.rglob("sprites-*.npy"))) == 1  # no worker has one of its own
     [study] = (tmp_path / "outputs" / "studies").iterdir()
     assert {"reconstructions.png", "traversals.png"} <= {path.name for path in (study / "figures").iterdir()}
+    assert f"report    {study / 'report.html'}" in output
+    report = (study / "report.html").read_text(encoding="utf-8")
+    assert "Which gamma and which architecture recover uniform sources that an MLP has mixed?" in report
+    assert 'alt="reconstructions"' in report
 
 
 def test_the_mlp_takes_images_too(call: Call, tmp_path: Path) -> None:

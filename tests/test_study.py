@@ -46,6 +46,27 @@ def config(tmp_path: Path, **other: Any) -> StudyConfig:
     return study_config(base | other)
 
 
+BROKEN = """
+from dataclasses import dataclass
+from imavae.families import MIXINGS, MixingSettings
+
+@MIXINGS.register
+@dataclass(frozen=True)
+class Broken(MixingSettings):
+    name: str = "broken"
+
+    def build(self, data, generator):
+        raise RuntimeError("this can't be built")
+"""
+
+
+def test_a_study_that_fails_says_why(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BROKEN)
+    own = {"plugins": [str(tmp_path / "mine.py")], "data": {"n_obs": 700, "mixing": {"name": "broken"}}}
+    with pytest.raises(UserError, match=r"has a result: RuntimeError: this can't be built; see .*ray"):
+        run_study(config(tmp_path, budget={"trials": 1}, tracking={"name": "none"}, **own), ignore)
+
+
 def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # for MLflow's own loader, below
     snapshots: list[Snapshot] = []

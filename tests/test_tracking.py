@@ -119,15 +119,15 @@ def test_members_lie_in_their_trial_and_trials_in_their_study(output_dir: Path) 
 
 def test_a_study_has_its_config_its_space_and_its_origin(output_dir: Path) -> None:
     tracker = started(output_dir)
-    artifacts = [output_dir / name for name in ("mcc.png", "insight.html", "members.csv")]
+    artifacts = [output_dir / name for name in ("mcc.png", "report.html", "members.csv")]
     for path in artifacts:
         path.write_text("content")
     tracker.finish("finished", {"score": 0.6, "hopeless": math.nan}, artifacts)
     (study,) = runs(output_dir, "study")
     mlflow = client(output_dir)
     files = {file.path for folder in (None, "figures") for file in mlflow.list_artifacts(study.info.run_id, folder)}
-    figures = {"figures", "figures/mcc.png", "figures/insight.html"}
-    assert files == {"config.yaml", "search_space.yaml", "members.csv", *figures}
+    tables = {"config.yaml", "search_space.yaml", "members.csv"}
+    assert files == {*tables, "report.html", "figures", "figures/mcc.png"}
     assert yaml.safe_load(Path(mlflow.download_artifacts(study.info.run_id, "config.yaml")).read_text()) == CONFIG
     assert study.data.params["model.gamma"] == "10.0"
     assert study.data.metrics == {"score": 0.6}

@@ -172,7 +172,7 @@ def _from_file(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: t
     if data.segment_column is not None:
         u = torch.from_numpy(files.labels(data.path, data.segment_column, data.n_obs))
         found, rule = int(u.max()) + 1, "data.n_segments is the number of labels"
-        require(found == data.n_segments, rule, f"{data.n_segments} for {found}", "null counts them")
+        require(found == data.n_segments, rule, f"{data.n_segments} for {found}", "leave it at null, which counts them")
     train, val, test = (_empty(data, len(seeds), n, False, dtype, device) for n in data.sizes)
     scalings = []
     for number, seed in enumerate(seeds):

@@ -128,7 +128,12 @@ def read(path: str, columns: Sequence[str] | None, rows: int, key: str = "data.p
     for block in blocks(table, columns, rows):
         values[first : first + block.shape[1]] = block.T
         first += block.shape[1]
-    require(first == rows, f"{key} has {rows} rows", f"{first} in {path}", "has the file changed?")
+    require(
+        first == rows,
+        f"{key} has {rows} rows",
+        f"{first} in {path}",
+        "it has changed since: put the old file back, or start anew",
+    )
     return values
 
 
@@ -180,7 +185,7 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
     table = open_table(filled["path"])
     if label is not None:
         known(label, table.numeric, f"data.segment_column (of {table.path})")
-        rule, remedy = "data.segment_column is none of data.columns", "labels are no observations"
+        rule, remedy = "data.segment_column is none of data.columns", "labels are no observations: leave it out"
         require(label not in (columns or ()), rule, f"{label} of {table.path}", remedy)
     names = pick(table, [name for name in table.numeric if name != label] if columns is None else columns)
     limit = limit if isinstance(limit, int) else None
@@ -189,7 +194,7 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         limit is None or limit == rows,
         "data.n_obs <= the rows of data.path",
         f"{limit} of {rows} in {table.path}",
-        "null: all",
+        "say data.n_obs=null for all",
     )
     filled |= {"columns": list(names), "n_obs": rows}
     if filled.get("dim") is None:
@@ -215,7 +220,7 @@ def _check_sources(path: str, rows: int, at_least: bool, dim: Any) -> None:
     remedy = "give one column for each latent, or set data.dim"
     require(len(names) == dim, "data.sources_path has data.dim columns", f"{len(names)} in {path}", remedy)
     found = _survey(table.path, table.key, names, rows if at_least else None, stamp(path))
-    remedy = "row n holds the sources of observation n"
+    remedy = "row n holds the sources of observation n: give as many rows"
     require(found == rows, "data.sources_path has as many rows as data.path", f"{found} in {path} and {rows}", remedy)
 
 
@@ -234,7 +239,12 @@ def _survey(
         rows += block.shape[1]
     if rows == 0:
         raise _empty(path, key)
-    require(rows > 1, f"{key} has more than one row", f"one in {path}", "a single observation has no distribution")
+    require(
+        rows > 1,
+        f"{key} has more than one row",
+        f"one in {path}",
+        "a single observation has no distribution: take a longer file",
+    )
     constant = [name for name, same in zip(columns, low == high, strict=True) if same]
     remedy = "it tells nothing: leave it out of the columns"
     require(not constant, f"the columns of {key} vary", f"column {', '.join(constant)} of {path}", remedy)
@@ -290,7 +300,7 @@ def _is_number(text: str) -> bool:
 
 
 def _empty(path: Path, key: str) -> UserError:
-    return UserError(f"`{key} has rows` must hold, but {path} is empty; has it been written to its end?")
+    return UserError(f"`{key} has rows` must hold, but {path} is empty; write it to its end, or name another")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from imavae.config import WORST_SCORE, RunConfig, support
@@ -17,77 +18,197 @@ class Metric(NamedTuple):
     definition: str
     direction: str
     equation: str
+    source: str  # where it was defined; "here" for what has no other
+    unit: str = ""  # none: a pure number
 
+
+VAE = "Kingma and Welling 2014"
+TCL = "Hyvärinen and Morioka 2016"
+DCI = "Eastwood and Williams 2018"
+IMA = "Gresele et al. 2021"
+GAP = "Reizinger et al. 2022"
 
 GLOSSARY = {
-    "neg_elbo": Metric("negative ELBO, with one posterior sample a point, in nats", "min", "kl − log_px_z"),
-    "kl": Metric("divergence of the posterior from the prior, in nats", "none", "KL(q(z|x) ‖ p(z))"),
-    "log_px_z": Metric("reconstruction term, in nats", "max", "E_q[log N(x; g(z), γ⁻² I)]"),
-    "mcc": Metric("mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance ≈ 0; "
-                  "of a discrete source the correlation ratio counts, √(Var E[z|s] / Var z)", "max",
-                  "max_π (1/d) Σ_k |corr(s_k, z_π(k))|"),
-    "mcc_spearman": Metric("the same with rank correlations", "max", "max_π (1/d) Σ_k |ρ(s_k, z_π(k))|"),
-    "mcc_mean": Metric("the same with the posterior's location", "max", "max_π (1/d) Σ_k |corr(s_k, μ_π(k)(x))|"),
-    "mcc_cdf": Metric("the same with samples put through the prior's CDF; uniform sources under another prior", "max",
-                      "max_π (1/d) Σ_k |corr(s_k, F_p(z_π(k)))|"),
-    "mcc_batch": Metric("published estimator: mcc averaged over 64-sample batches; chance is 0.15 for d = 3", "max",
-                        "mean over batches of mcc"),
-    "r2_linear": Metric("R² of the best linear map from locations to sources, fitted on the first half of the points, "
-                        "scored on the second", "max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²"),
-    "r2_nonlinear": Metric("the same of a nonlinear map (kernel ridge regression), on a few thousand points", "max",
-                           "as r2_linear, ŝ a function of all of μ(x)"),
-    "agreement": Metric("median MCC between a member's locations and those of the other seeds of its point, on 20,000 "
-                        "points at the most; needs no sources", "max",
-                        "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|"),
-    "dci_disentanglement": Metric("each latent codes one factor at the most (random forests)", "max",
-                                  "Σ_l ρ_l (1 − H(P_l·)), Eastwood and Williams 2018"),
-    "dci_completeness": Metric("each factor lies in one latent", "max", "mean_k (1 − H(P_·k))"),
-    "dci_informativeness": Metric("factors can be predicted from latents", "max", "R², balanced accuracy if discrete"),
-    "sap": Metric("how far the best latent of a factor is ahead of the second", "max",
-                  "mean_k (score_1 − score_2), Kumar et al. 2018"),
-    "mig": Metric("gap of mutual information between the best two latents of a factor", "max",
-                  "mean_k (I_1 − I_2) / H(s_k), Chen et al. 2018"),
-    "cima": Metric("local IMA contrast of the decoder at μ(x), in nats, averaged over the points of full rank", "min",
-                   "Σ_k log‖J_:k‖ − ½ log det(JᵀJ)"),
-    "cima_batch": Metric("published estimator: the contrast of the mean Jacobian of 64 samples", "min",
-                         "mean over batches of c_IMA(mean J)"),
-    "rank_deficient": Metric("share of the points that cima leaves out: a Jacobian without full rank", "min",
-                             "#{rank J < d} / n"),
-    "cima_truth": Metric("local IMA contrast of the mixing itself", "none", "mean c_IMA(f, s)"),
-    "amari": Metric("Amari distance of the decoder's Jacobian at μ(x) to the mixing's at s; 0 for a scaled permutation",
-                    "min", "of R = J_g⁻¹ J_f, Amari et al. 1996, over points of full rank"),
-    "conformal_contrast": Metric("how far the decoder is from conformal; at least cima", "min",
-                                 "(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ)"),
-    "column_norm": Metric("norm of the Jacobian's columns", "none", "mean over points and k of ‖J_:k‖"),
-    "column_norm_max": Metric("the largest of them", "none", "max over points and k of ‖J_:k‖"),
-    "column_norm_var_columns": Metric("how they differ between columns", "none", "Var_k of mean over points of ‖J_:k‖"),
-    "column_norm_var_points": Metric("how they differ between points", "none", "mean_k of Var over points of ‖J_:k‖"),
-    "self_consistency": Metric("posterior variance over its formula, geometric mean, in the unconstrained coordinate",
-                               "one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²"),
-    "self_consistency_batch": Metric("published estimator: norms of the mean Jacobian of 64 samples", "one",
-                                     "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)"),
-    "log_px": Metric("exact log-likelihood of the observations, in nats", "none", "E[log p(s) − log|det J_f(s)|]"),
-    "l_ima": Metric("IMA-regularised log-likelihood, in nats", "none", "E[log p(x) − c_IMA(f, s)]"),
-    "gap_log_px": Metric("how far the ELBO lies below the log-likelihood, in nats", "min", "E[log p(x)] − ELBO"),
-    "gap_ima": Metric("how far it lies below the IMA-regularised one, in nats", "none", "E[L_IMA] − ELBO"),
-    "mse_obs": Metric("squared error of the reconstruction from the posterior's location, per dimension", "min",
-                      "mean (g(μ(x)) − x)²"),
-    "mse_source": Metric("squared error of the encoded decoding of the sources, per dimension; only where prior and "
-                         "source share their support", "min", "mean (μ(g(s)) − s)²"),
-    "gamma": Metric("root of the decoder's precision; moves where model.precision is learned or mle", "none", "γ"),
-    "prior_variance": Metric("variance of a latent under the prior; moves where model.prior.parameters is learned",
-                             "none", "mean_k Var p(z_k)"),
-    "active_units": Metric("latents in use", "none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}"),
+    "neg_elbo": Metric(
+        "negative ELBO, with one posterior sample a point",
+        "min", "kl − log_px_z", VAE, "nats"),
+    "kl": Metric(
+        "divergence of the posterior from the prior",
+        "none", "KL(q(z|x) ‖ p(z))", VAE, "nats"),
+    "log_px_z": Metric(
+        "reconstruction term",
+        "max", "E_q[log N(x; g(z), γ⁻² I)]", VAE, "nats"),
+    "mcc": Metric(
+        "mean absolute Pearson correlation of sources and posterior samples, matched one to one; "
+        "chance ≈ 0; of a discrete source the correlation ratio counts, √(Var E[z|s] / Var z)",
+        "max", "max_π (1/d) Σ_k |corr(s_k, z_π(k))|", TCL),
+    "mcc_spearman": Metric(
+        "the same with rank correlations",
+        "max", "max_π (1/d) Σ_k |ρ(s_k, z_π(k))|", TCL + ", with ranks"),
+    "mcc_mean": Metric(
+        "the same with the posterior's location",
+        "max", "max_π (1/d) Σ_k |corr(s_k, μ_π(k)(x))|", TCL),
+    "mcc_cdf": Metric(
+        "the same with samples put through the prior's CDF; uniform sources under another prior",
+        "max", "max_π (1/d) Σ_k |corr(s_k, F_p(z_π(k)))|", TCL),
+    "mcc_batch": Metric(
+        "published estimator: mcc averaged over 64-sample batches; chance is 0.15 for d = 3",
+        "max", "mean over batches of mcc", GAP),
+    "r2_linear": Metric(
+        "R² of the best linear map from locations to sources, fitted on the first half of the points,"
+        " scored on the second",
+        "max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²", "here"),
+    "r2_nonlinear": Metric(
+        "the same of a nonlinear map (kernel ridge regression), on a few thousand points",
+        "max", "as r2_linear, ŝ a function of all of μ(x)", "here"),
+    "agreement": Metric(
+        "median MCC between a member's locations and those of the other seeds of its point, on 20,000"
+        " points at the most; needs no sources",
+        "max", "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|", "after Duan et al. 2020"),
+    "dci_disentanglement": Metric(
+        "each latent codes one factor at the most (random forests)",
+        "max", "Σ_l ρ_l (1 − H(P_l·))", DCI),
+    "dci_completeness": Metric(
+        "each factor lies in one latent",
+        "max", "mean_k (1 − H(P_·k))", DCI),
+    "dci_informativeness": Metric(
+        "factors can be predicted from latents",
+        "max", "R², balanced accuracy if discrete", DCI),
+    "sap": Metric(
+        "how far the best latent of a factor is ahead of the second",
+        "max", "mean_k (score_1 − score_2)", "Kumar et al. 2018"),
+    "mig": Metric(
+        "gap of mutual information between the best two latents of a factor",
+        "max", "mean_k (I_1 − I_2) / H(s_k)", "Chen et al. 2018"),
+    "cima": Metric(
+        "local IMA contrast of the decoder at μ(x), averaged over the points of full rank",
+        "min", "Σ_k log‖J_:k‖ − ½ log det(JᵀJ)", IMA, "nats"),
+    "cima_batch": Metric(
+        "published estimator: the contrast of the mean Jacobian of 64 samples",
+        "min", "mean over batches of c_IMA(mean J)", GAP, "nats"),
+    "rank_deficient": Metric(
+        "share of the points that cima leaves out: a Jacobian without full rank",
+        "min", "#{rank J < d} / n", "here"),
+    "cima_truth": Metric(
+        "local IMA contrast of the mixing itself",
+        "none", "mean c_IMA(f, s)", IMA, "nats"),
+    "amari": Metric(
+        "Amari distance of the decoder's Jacobian at μ(x) to the mixing's at s; 0 for a scaled "
+        "permutation",
+        "min", "of R = J_g⁻¹ J_f, over points of full rank", "Amari et al. 1996"),
+    "conformal_contrast": Metric(
+        "how far the decoder is from conformal; at least cima",
+        "min", "(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ)", "here", "nats"),
+    "column_norm": Metric(
+        "norm of the Jacobian's columns",
+        "none", "mean over points and k of ‖J_:k‖", "here", "observation / latent"),
+    "column_norm_max": Metric(
+        "the largest of them",
+        "none", "max over points and k of ‖J_:k‖", "here", "observation / latent"),
+    "column_norm_var_columns": Metric(
+        "how they differ between columns",
+        "none", "Var_k of mean over points of ‖J_:k‖", "here", "(observation / latent)²"),
+    "column_norm_var_points": Metric(
+        "how they differ between points",
+        "none", "mean_k of Var over points of ‖J_:k‖", "here", "(observation / latent)²"),
+    "self_consistency": Metric(
+        "posterior variance over its formula, geometric mean, in the unconstrained coordinate",
+        "one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²", GAP),
+    "self_consistency_batch": Metric(
+        "published estimator: norms of the mean Jacobian of 64 samples",
+        "one", "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)", GAP),
+    "log_px": Metric(
+        "exact log-likelihood of the observations",
+        "none", "E[log p(s) − log|det J_f(s)|]", "change of variables", "nats"),
+    "l_ima": Metric(
+        "IMA-regularised log-likelihood",
+        "none", "E[log p(x) − c_IMA(f, s)]", IMA, "nats"),
+    "gap_log_px": Metric(
+        "how far the ELBO lies below the log-likelihood",
+        "min", "E[log p(x)] − ELBO", GAP, "nats"),
+    "gap_ima": Metric(
+        "how far it lies below the IMA-regularised one",
+        "none", "E[L_IMA] − ELBO", GAP, "nats"),
+    "mse_obs": Metric(
+        "squared error of the reconstruction from the posterior's location, per dimension",
+        "min", "mean (g(μ(x)) − x)²", GAP, "observation²"),
+    "mse_source": Metric(
+        "squared error of the encoded decoding of the sources, per dimension; only where prior and "
+        "source share their support",
+        "min", "mean (μ(g(s)) − s)²", GAP, "source²"),
+    "gamma": Metric(
+        "root of the decoder's precision; moves where model.precision is learned or mle",
+        "none", "γ", "here", "1 / observation"),
+    "prior_variance": Metric(
+        "variance of a latent under the prior; moves where model.prior.parameters is learned",
+        "none", "mean_k Var p(z_k)", "here", "latent²"),
+    "active_units": Metric(
+        "latents in use",
+        "none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}", "Burda et al. 2016", "latents"),
 }  # fmt: skip
 FINAL = ("amari", "conformal_contrast")  # evaluated at a member's best states alone: each costs half a validation
 PROBES = ("r2_nonlinear", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap", "mig")  # slow
 TRUTH = ("cima_truth", "amari", "log_px", "l_ima", "gap_log_px", "gap_ima")  # need the mixing
 
-
 SOURCES = ("mcc", "mcc_spearman", "mcc_mean", "mcc_cdf", "mcc_batch", "r2_linear", "mse_source", *PROBES)  # need them
-
-
 SLOW = "slow: members.csv and evaluate.py have it, no validation does"
+
+
+class Absence(NamedTuple):
+    """Why a setting can't have some metrics."""
+
+    metrics: tuple[str, ...]
+    reason: str
+    holds: Callable[[RunConfig, bool, Stage], bool]  # of the arguments of :func:`absent`
+
+
+def _images(config: RunConfig) -> bool:
+    return isinstance(config.data.mixing, SpritesMixing)
+
+
+ABSENCES = (  # where several hold of a metric, the last one is told
+    Absence(("mse_source",), f"of images {SLOW}", lambda config, _, stage: stage == "validation" and _images(config)),
+    Absence(
+        ("mse_source",),
+        "prior and source have different supports",
+        lambda config, *_: support(config) != config.data.source.support,
+    ),
+    Absence(("mse_source",), "the sources' own scale is unknown", lambda config, *_: not config.data.source.known),
+    Absence(
+        ("mcc_cdf",),
+        "a CDF maps onto the sources only if they are uniform, and the prior is not",
+        lambda config, *_: (
+            not isinstance(config.data.source, UniformSource) or isinstance(config.model.prior, UniformPrior)
+        ),
+    ),
+    Absence(("agreement",), "one seed has no other to agree with", lambda config, *_: len(config.members.seed) == 1),
+    Absence(FINAL, SLOW, lambda _, __, stage: stage == "validation"),
+    Absence(
+        PROBES,
+        "slow: evaluate.py has it, and members.csv with training.probes=true",
+        lambda _, __, stage: stage != "probes",
+    ),
+    Absence(
+        TRUTH,
+        "likelihoods and Jacobians of the mixing are kept for val and test alone",
+        lambda _, truth, __: not truth,
+    ),
+    Absence(
+        TRUTH,
+        "the mixing is unknown, and so are its likelihoods and Jacobians",
+        lambda config, *_: not config.data.mixing.known,
+    ),
+    Absence(
+        TRUTH,
+        "images have no likelihood, and their rendering no Jacobian that is known",
+        lambda config, *_: _images(config),
+    ),
+    Absence(
+        SOURCES,
+        "there are no sources to compare with (data.sources_path would name them)",
+        lambda config, *_: not config.data.has_sources,
+    ),
+)
 
 
 def worst(name: str) -> float:
@@ -103,31 +224,8 @@ def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
         truth: whether the split has the mixing's likelihoods and Jacobians (validation and test have).
         stage: of which stage the metrics are: each has those of the stages before it, too.
     """
-    reasons: dict[str, str] = {}
-    source, prior = config.data.source, config.model.prior
-    if not source.known:
-        reasons["mse_source"] = "the sources' own scale is unknown"
-    elif support(config) != source.support:
-        reasons["mse_source"] = "prior and source have different supports"
-    elif stage == "validation" and isinstance(config.data.mixing, SpritesMixing):
-        reasons["mse_source"] = SLOW
-    if not isinstance(source, UniformSource) or isinstance(prior, UniformPrior):
-        reasons["mcc_cdf"] = "a CDF maps onto the sources only if they are uniform, and the prior is not"
-    if len(config.members.seed) == 1:
-        reasons["agreement"] = "one seed has no other to agree with"
-    if stage == "validation":
-        reasons |= dict.fromkeys(FINAL, SLOW)
-    if stage != "probes":
-        reasons |= dict.fromkeys(PROBES, "slow: evaluate.py has it, and members.csv with training.probes=true")
-    if not config.data.mixing.known:
-        nobody = "the mixing is unknown, and so are its likelihoods and Jacobians"
-        drawn = "images have no likelihood, and their rendering no Jacobian that is known"
-        reasons |= dict.fromkeys(TRUTH, drawn if isinstance(config.data.mixing, SpritesMixing) else nobody)
-    elif not truth:
-        reasons |= dict.fromkeys(TRUTH, "likelihoods and Jacobians of the mixing are kept for val and test alone")
-    if not config.data.has_sources:
-        reasons |= dict.fromkeys(SOURCES, "there are no sources to compare with (data.sources_path would name them)")
-    return reasons
+    holding = [absence for absence in ABSENCES if absence.holds(config, truth, stage)]
+    return {name: absence.reason for absence in holding for name in absence.metrics}
 
 
 def check_metric(config: RunConfig, name: str, mode: str) -> None:

@@ -220,7 +220,7 @@ def build(settings: PriorSettings, support: Interval) -> Prior:
     if own is None:
         raise UserError(
             f"`{type(settings).__name__} has a method build(support)` must hold, but it has none; "
-            "it must return an imavae.model.priors.Prior"
+            "add one that returns an imavae.model.priors.Prior"
         )
     prior: Prior = own(support)
     return prior

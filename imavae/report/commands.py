@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -11,21 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn
 
 from imavae.config import EvaluateConfig, RunConfig, StudyConfig
 from imavae.config_encode import EncodeConfig
-from imavae.errors import Interrupted
+from imavae.errors import Interrupted, resumable
 from imavae.families import SpritesMixing
-from imavae.report.display import Display, RenderingBar, clock
+from imavae.report.display import Bar, Display, RenderingBar, clock, new_console
 
 SUMMARY = "summary.json"  # in a study's folder: what its run was tracked with
 SELECTION = "selection.csv"  # there, too: what each criterion would choose
+REPORT = "report.html"  # and all of it, to be read
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from imavae.outcome import Outcome
+    from imavae.report.report import Ending
     from imavae.run import Session
     from imavae.search.space import Parameter
     from imavae.training.loop import Progress as Epoch
@@ -33,31 +36,41 @@ if TYPE_CHECKING:
 
 def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
+    from imavae.report.report import run_report
+    from imavae.report.tables import member_table
+    from imavae.run import run_point
+
+    console = new_console()
+    start = time.monotonic()
+    columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+    bar = Bar(console, *columns)
+
+    def notify(session: Session, epoch: Epoch) -> None:
+        text = f"{epoch.active} of {len(session.ensemble)} training"
+        bar.update(epoch.epoch, config.training.max_epochs, text)
+
+    try:
+        with RenderingBar(console) as images, bar:
+            outcome, session = run_point(config, notify, images.rendered)
+        with resumable(outcome.folder.name):
+            figures = _run_figures(config, outcome, session)
+            ending = dataclasses.replace(_ending(outcome, start), figures=figures)
+            report = _write_report(outcome, run_report(outcome, config, ending))
+            _finish(outcome, [*figures, report])
+    except Interrupted as error:
+        _say_how_to_go_on(console, error)
+        raise
+    console.print(member_table(outcome.members))
+    _addresses(console, outcome, config)
+
+
+def _run_figures(config: RunConfig, outcome: Outcome, session: Session) -> list[Path]:
+    """Draw what a run has come to."""
     from imavae.outcome import best_place
     from imavae.report.figures import solo_figures
     from imavae.report.gallery import image_figures
     from imavae.report.portrait import run_figures
-    from imavae.report.tables import member_table
-    from imavae.run import run_point
 
-    console = Console()
-    columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=console)
-    task = bar.add_task("", total=config.training.max_epochs)
-
-    def notify(session: Session, epoch: Epoch) -> None:
-        bar.start()  # not before: a mistake that is found on the way must be all that is printed
-        bar.update(task, completed=epoch.epoch, description=f"{epoch.active} of {len(session.ensemble)} training")
-
-    try:
-        with RenderingBar(console) as images:
-            outcome, session = run_point(config, notify, images.update)
-    except Interrupted:
-        bar.stop()
-        _say_how_to_go_on(console, config.name)
-        raise
-    finally:
-        bar.stop()
     figures = []
     folder, history = outcome.folder / "figures", outcome.history
     if len(history):
@@ -67,9 +80,7 @@ def train(config: RunConfig) -> None:
         if session.data.val.images is not None:
             best = best_place(outcome.records[0])
             figures += image_figures(session.gallery(best), names, best, folder)
-    _finish(outcome, figures)
-    console.print(member_table(outcome.members))
-    _addresses(console, outcome, config)
+    return figures
 
 
 def tune(config: StudyConfig) -> None:
@@ -79,44 +90,58 @@ def tune(config: StudyConfig) -> None:
         UserError: a mistake in the configuration, or no trial has a result.
         Interrupted: the study can be resumed; what had finished and how to go on is printed first.
     """
-    from imavae.search.study import check, run_study
+    from imavae.search.study import NoResultError, check, run_study
 
-    parameters, _ = check(config)
+    parameters, known = check(config)
     if config.dry_run:
         _show_cost(config, parameters)
         return
-    console = Console()
+    points = len(known) if config.sampler.name == "grid" else config.budget.trials or 0
+    console = new_console()
     start = time.monotonic()
-    with Display(console) as display:
-        outcome = run_study(config, display.update, display.say, display.rendered)
-    trials = outcome.trials
-    keys = [parameter.key for parameter in parameters if parameter.key in trials]  # some condition may never have held
+    try:
+        with Display(console) as display:
+            outcome = run_study(config, display.update, display.say, display.rendered)
+    except NoResultError as error:
+        report = _report_study(error.outcome, config, _ending(error.outcome, start, points))
+        error.outcome.tracker.finish("failed", {}, [report])
+        _addresses(console, error.outcome, config)
+        raise
+    keys = [parameter.key for parameter in parameters if parameter.key in outcome.trials]  # some condition never held
     try:
         if outcome.interrupted is None:
-            _conclude(config, outcome, keys, start)
+            _conclude(config, outcome, keys, start, points)
         else:
-            _finish(outcome, [])
+            _finish(outcome, [_report_study(outcome, config, _ending(outcome, start, points))])
     except Interrupted as error:
         outcome.interrupted = error
-    if outcome.ranked():
-        from imavae.report.selection import choices, selection_table
-        from imavae.report.tables import best_trials, chosen_table, front_table
-
-        console.print(best_trials(outcome.members, trials, keys, config.objective.mode))
-        if config.further_objectives:
-            console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
-        console.print(chosen_table(_winner(outcome)))
-        chosen = choices(outcome.members, trials, keys)
-        if len(chosen):
-            console.print(selection_table(chosen))
+    _show_results(console, outcome, config, keys)
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
     console.print(
         f"took {clock(time.monotonic() - start)}, of which {work} in training and validation", highlight=False
     )
     if outcome.interrupted is not None:
-        _say_how_to_go_on(console, outcome.folder.name)
+        outcome.interrupted.folder = outcome.folder.name
+        _say_how_to_go_on(console, outcome.interrupted)
         raise outcome.interrupted
+
+
+def _show_results(console: Console, outcome: Outcome, config: StudyConfig, keys: list[str]) -> None:
+    """Print the tables of a study, as far as it has results."""
+    if not outcome.ranked():
+        return
+    from imavae.report.selection import choices, selection_table
+    from imavae.report.tables import best_trials, chosen_table, front_table
+
+    members, trials = outcome.members, outcome.trials
+    console.print(best_trials(members, trials, keys, config.objective.mode))
+    if config.further_objectives:
+        console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
+    console.print(chosen_table(_winner(outcome)))
+    chosen = choices(members, trials, keys)
+    if len(chosen):
+        console.print(selection_table(chosen))
 
 
 def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
@@ -124,7 +149,7 @@ def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
     from imavae.report.cost import cost_lines, points_table, space_table
     from imavae.search.study import dry_run
 
-    console = Console()
+    console = new_console()
     console.print(space_table(parameters))
     cost = dry_run(config)
     console.print(points_table(cost))
@@ -132,12 +157,16 @@ def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
         console.print(line, highlight=False)
 
 
-def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: float) -> None:
-    """Crown the champion of a study that has come to its end, draw its figures, and pass all of it on to the tracker.
+def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: float, points: int) -> None:
+    """Crown the champion of a study that has come to its end, draw its figures, write its report, and pass all of it
+    on to the tracker.
 
-    ``start`` is when it began, in seconds of the monotonic clock.
+    ``start`` is when it began, in seconds of the monotonic clock; ``points`` is how many points it has.
     """
+    from imavae.report.drawing import write
     from imavae.report.figures import study_figures
+    from imavae.report.insight import insight_of
+    from imavae.report.insight_drawn import drawn
     from imavae.report.selection import choices, selection_metrics
     from imavae.report.tables import chosen_numbers
     from imavae.run import crown
@@ -146,34 +175,39 @@ def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: flo
     folder = outcome.folder / "figures"
     members, trials = outcome.members, outcome.trials
     figures = study_figures(members, trials, keys, outcome.objective, folder)
-    figures += insights(outcome, config)
+    found = insight_of(outcome, config)
+    if found is not None:
+        figures += write(drawn(found), folder)
     if isinstance(config.data.mixing, SpritesMixing):
         figures += _champions_images(outcome.folder, config.output_dir)
     chosen = choices(members, trials, keys)
     metrics = chosen_numbers(_winner(outcome)) | selection_metrics(chosen)
-    metrics |= {"seconds": time.monotonic() - start, "seconds/training": outcome.work_seconds}
-    _finish(outcome, figures + _kept(outcome.folder, metrics, chosen), metrics)
+    ending = dataclasses.replace(_ending(outcome, start, points), figures=figures, insight=found)
+    report = _report_study(outcome, config, ending)
+    metrics |= {"seconds": ending.seconds, "seconds/training": outcome.work_seconds}
+    _finish(outcome, [*figures, *_kept(outcome.folder, metrics, chosen), report], metrics)
 
 
-def insights(outcome: Outcome, config: StudyConfig) -> list[Path]:
-    """Draw what the trials say together, if they are enough for that: as figures, and as a page to explore."""
+def _ending(outcome: Outcome, start: float, points: int = 1) -> Ending:
+    """What is known of a command that ends, but for its figures; it began at ``start`` of the monotonic clock."""
+    from imavae.report.report import Ending
+
+    again = [word for word in sys.orig_argv if not word.startswith("resume=")]
+    return Ending(again, _words_to_go_on(outcome.folder.name), time.monotonic() - start, points)
+
+
+def _report_study(outcome: Outcome, config: StudyConfig, ending: Ending) -> Path:
+    from imavae.report.report import study_report
+
+    return _write_report(outcome, study_report(outcome, config, ending))
+
+
+def _write_report(outcome: Outcome, page: str) -> Path:
     from imavae.files import write_text
-    from imavae.report.drawing import write
-    from imavae.report.insight import COST, ENOUGH_TRIALS, Goal, insight, member_steps
-    from imavae.report.insight_drawn import drawn
-    from imavae.report.insight_page import page
-    from imavae.search.space import parse
 
-    columns = ["score", *(objective.metric for objective in config.further_objectives)]
-    goals = [Goal(c, f"{o.aggregate} {o.metric}", o.mode) for c, o in zip(columns, config.objectives, strict=True)]
-    trials, costs = outcome.trials, member_steps(outcome.records, config)
-    found = insight(trials.assign(**{COST: trials["trial"].map(costs)}), parse(config), goals)
-    if len(found.trials) < ENOUGH_TRIALS:
-        return []
-    folder = outcome.folder / "figures"
-    figures = write(drawn(found), folder)
-    write_text(folder / "insight.html", page(found, outcome.folder.name))
-    return [*figures, folder / "insight.html"]
+    path = outcome.folder / REPORT
+    write_text(path, page)
+    return path
 
 
 def _winner(outcome: Outcome) -> pd.DataFrame:
@@ -181,10 +215,17 @@ def _winner(outcome: Outcome) -> pd.DataFrame:
     return members[members["trial"] == outcome.ranked()[0].number]
 
 
-def _say_how_to_go_on(console: Console, name: str | None) -> None:
-    """Print the command that resumes: this one, with the folder's name."""
+def _words_to_go_on(name: str) -> list[str]:
+    """The command that resumes: this one, with the folder's name."""
     words = [word for word in sys.orig_argv if not word.startswith(("resume=", "name="))]
-    words += ["resume=true"] if name is None else ["resume=true", f"name={name}"]
+    return [*words, "resume=true", f"name={name}"]
+
+
+def _say_how_to_go_on(console: Console, interrupted: Interrupted) -> None:
+    """Print the command that resumes, if anything has begun."""
+    if interrupted.folder is None:
+        return
+    words = _words_to_go_on(interrupted.folder)
     console.print(f"go on     {shlex.join(words)}", soft_wrap=True, markup=False, highlight=False)
 
 
@@ -193,9 +234,9 @@ def evaluate(config: EvaluateConfig) -> None:
     from imavae.report.tables import metric_table
     from imavae.run import evaluate_checkpoint
 
-    console = Console()
+    console = new_console()
     with RenderingBar(console) as images:
-        values, reasons = evaluate_checkpoint(config, images.update)
+        values, reasons = evaluate_checkpoint(config, images.rendered)
     console.print(metric_table(values, config.checkpoint))
     for reason in dict.fromkeys(reasons.values()):
         names = ", ".join(name for name in reasons if reasons[name] == reason)
@@ -206,20 +247,10 @@ def encode(config: EncodeConfig) -> None:
     """Write a file's latents under a progress bar, and say where they are."""
     from imavae.encode import encode_file
 
-    console = Console()
-    columns = (TextColumn("{task.completed:,.0f} rows"), BarColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console)
-    task = bar.add_task("", total=None)
-
-    def notify(rows: int, total: int | None) -> None:
-        bar.start()  # not before: a mistake that is found on the way must be all that is printed
-        bar.update(task, completed=rows, total=total)
-
+    console = new_console()
     start = time.monotonic()
-    try:
-        done = encode_file(config, notify)
-    finally:
-        bar.stop()
+    with Bar(console, TextColumn("{task.completed:,.0f} rows"), BarColumn()) as bar:
+        done = encode_file(config, bar.update)
     console.print(
         f"{done.rows:,} rows in {clock(time.monotonic() - start)}, mean reconstruction error {done.error:.4g}; "
         f"columns {', '.join(done.columns)}",
@@ -259,6 +290,8 @@ def _addresses(console: Console, outcome: Outcome, config: RunConfig) -> None:
     lines = [f"results   {outcome.folder}"]
     if (outcome.folder / "figures").exists():
         lines.append(f"figures   {outcome.folder / 'figures'}")
+    if (outcome.folder / REPORT).exists():
+        lines.append(f"report    {outcome.folder / REPORT}")
     if outcome.champion:
         lines.append(f'champion  import imavae; model = imavae.load_model("{outcome.champion}")')
     if config.tracking.name == "mlflow":

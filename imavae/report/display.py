@@ -7,6 +7,7 @@ imports neither Matplotlib nor pandas: the display must stand before the slow im
 from __future__ import annotations
 
 import math
+import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
@@ -14,7 +15,7 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,11 @@ from imavae.search.progress import Snapshot
 MISSING = "–"  # stands for a number that there is not (yet)
 PLAIN_WIDTH = 80  # columns of a plain line, whatever the reader's window
 PLAIN_INTERVAL = 1.0  # seconds between two plain lines, at the least
+
+
+def new_console() -> Console:
+    """Standard output. Under ``NO_COLOR`` nothing has a style, not even a bold one; what is redrawn still moves."""
+    return Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
 
 
 class Display:
@@ -36,7 +42,7 @@ class Display:
 
     def __init__(self, console: Console | None = None) -> None:
         """Write to ``console``; by default to standard output."""
-        self._console = console or Console()
+        self._console = console or new_console()
         in_place = self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, refresh_per_second=4) if in_place else None
         self._latest: Snapshot | None = None
@@ -94,33 +100,51 @@ class Display:
         self._console.print(wrapped, markup=False, highlight=False, soft_wrap=True)
 
 
-class RenderingBar:
-    """A progress bar of images that are rendered; nothing where the cache has them. A context manager."""
+class Bar:
+    """A progress bar that stands from its first update on: a mistake found before it is all that is printed.
 
-    def __init__(self, console: Console) -> None:
-        """Write to ``console``."""
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console)
-        self._task = self._bar.add_task("")
+    A context manager; in a pipe its last state is printed, once.
+    """
 
-    def __enter__(self) -> RenderingBar:
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+        """Write to ``console`` the columns and the time that is left."""
+        self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> Bar:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
+        self.stop()
 
-    def update(self, done: int, images: int) -> None:
-        """Show how many have been rendered; the bar is closed with the last of them."""
+    def update(self, done: int, total: int | None, text: str = "") -> None:
+        """Show how much is done, of how much if that is known, and a text."""
         self._bar.start()
-        self._bar.update(self._task, completed=done, total=images, description=_rendered(done, images))
-        if done == images:
-            self._stop()
+        self._bar.update(self._task, completed=done, total=total, description=text)
 
-    def _stop(self) -> None:
-        if self._bar.live.is_started:
+    def stop(self) -> None:
+        """Leave it as it is."""
+        if self._bar.live.is_started:  # else Rich would print an empty line
             self._bar.stop()
+
+
+class RenderingBar(Bar):
+    """A progress bar of images that are rendered; nothing where the cache has them. A context manager."""
+
+    def __init__(self, console: Console) -> None:
+        """Write to ``console``."""
+        super().__init__(console, TextColumn("{task.description}"), BarColumn())
+
+    def __enter__(self) -> RenderingBar:
+        return self
+
+    def rendered(self, done: int, images: int) -> None:
+        """Show how many have been rendered; the bar is closed with the last of them."""
+        self.update(done, images, _rendered(done, images))
+        if done == images:
+            self.stop()
 
 
 def _rendered(done: int, images: int) -> str:

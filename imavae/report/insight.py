@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from imavae.config import WORST_SCORE, StudyConfig, base_of, with_values
-from imavae.outcome import pareto
+from imavae.config import WORST_SCORE, RunConfig, StudyConfig, base_of, with_values
+from imavae.outcome import Outcome, pareto
 from imavae.report.axes import GAMMA, WIDTH, Axis, Upright, axes_of, upright, upright_score
 from imavae.report.tables import Floats
-from imavae.search.space import Parameter
+from imavae.search.space import Parameter, parse
 from imavae.trial import TrialRecord
 
 if TYPE_CHECKING:
@@ -107,9 +107,18 @@ def insight(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Sequen
     return Insight(trials, tuple(goals), tuple(axes), ranks, pair, surfaces, _uprights(trials, axes, goals), front)
 
 
-def member_steps(records: Iterable[TrialRecord], config: StudyConfig) -> dict[int, int]:
+def insight_of(outcome: Outcome, config: StudyConfig) -> Insight | None:
+    """Look at what a study has so far; None if its trials are too few for that."""
+    columns = ["score", *(objective.metric for objective in config.further_objectives)]
+    goals = [Goal(c, f"{o.aggregate} {o.metric}", o.mode) for c, o in zip(columns, config.objectives, strict=True)]
+    trials, costs = outcome.trials, member_steps(outcome.records, config)
+    found = insight(trials.assign(**{COST: trials["trial"].map(costs)}), parse(config), goals)
+    return found if len(found.trials) >= ENOUGH_TRIALS else None
+
+
+def member_steps(records: Iterable[TrialRecord], config: RunConfig) -> dict[int, int]:
     """What each trial has cost, by its number: the training steps of all its members."""
-    base, costs = base_of(config), {}
+    base, costs = base_of(config) if isinstance(config, StudyConfig) else config, {}
     for record in records:
         moves = any(key.startswith("data.") for key in record.values)  # else no file of data need be opened again
         data = (with_values(base, record.values) if moves else base).data

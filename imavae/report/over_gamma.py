@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from imavae.report.drawing import BLUE, INK, VERMILLION, dress, finite_or_nan, floats, legend, new_figure, say
 from imavae.report.tables import (
@@ -24,6 +26,7 @@ from imavae.report.tables import (
 
 CONTRAST_FLOOR = 1e-8  # of the log axis: a contrast below it is rounding
 FEW_GAMMAS = 10  # up to so many distinct gammas each one gets a column of its own
+AT_CHOSEN, AT_PAPER = "median, best val/mcc", "median, smallest −ELBO"  # the two protocols, in a legend
 VIOLIN_MEMBERS = 8  # a column of fewer members shows them and their quartiles only
 
 
@@ -38,6 +41,7 @@ class Band(NamedTuple):
 class Quantity(NamedTuple):
     """What a figure over gamma shows of each member."""
 
+    name: str
     title: str
     label: str
     column: str  # read at the best val/mcc
@@ -46,6 +50,7 @@ class Quantity(NamedTuple):
 
 
 MCC = Quantity(
+    "MCC",
     "Recovery of the sources over the decoder's precision",
     "MCC of a member, validation split",
     BEST_MCC,
@@ -53,6 +58,7 @@ MCC = Quantity(
     False,
 )
 CONTRAST = Quantity(
+    "c_IMA (nats)",
     "Local IMA contrast over the decoder's precision",
     r"$c_{\mathrm{IMA}}$ of a decoder (nats), validation split",
     f"val/cima {AT_BEST_MCC}",
@@ -60,14 +66,63 @@ CONTRAST = Quantity(
     True,
 )
 
-
 SEEDS = Quantity(
+    "agreement of seeds",
     "Agreement of seeds over the decoder's precision",
     "agreement of seeds, validation split",
     AGREEMENT,
     AGREEMENT,
     False,
 )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A quantity of all members that have a finite gamma, as it is drawn and counted."""
+
+    quantity: Quantity
+    members: pd.DataFrame  # rows of members.csv
+    x: Floats  # gamma squared of each
+    chosen: Floats  # at its best val/mcc; without sources at its smallest val/neg_elbo
+    paper: Floats  # at its smallest val/neg_elbo
+
+    @property
+    def failed(self) -> NDArray[np.bool_]:
+        """Which members have diverged: they count as the worst."""
+        return diverged(self.members)
+
+    @property
+    def healthy(self) -> NDArray[np.bool_]:
+        """Which members have a value of their own."""
+        return ~self.failed & np.isfinite(self.chosen)
+
+    @property
+    def gap(self) -> float:
+        """Decades between the two nearest gammas squared."""
+        return float(np.diff(np.log10(np.unique(self.x))).min(initial=1.0))
+
+    @property
+    def few(self) -> bool:
+        """Whether each gamma can have a column of its own."""
+        at = np.unique(self.x)
+        return len(at) <= FEW_GAMMAS and self.gap >= float(np.log10(at[-1] / at[0])) / 25
+
+    def lines(self) -> tuple[Floats, Band, Band]:
+        """Gammas squared and, there, the quartiles by either protocol: at each of a few, or else along all of them."""
+        at = np.unique(self.x)
+        if len(at) <= FEW_GAMMAS:  # what lies between them nobody knows
+            return at, _at_each(self.x, self.chosen, at), _at_each(self.x, self.paper, at)
+        at = np.geomspace(at[0], at[-1], 200)
+        chosen, paper = (_nearby(self.x, values, at, self.quantity.log) for values in (self.chosen, self.paper))
+        return at, chosen, paper
+
+
+def read(members: pd.DataFrame, quantity: Quantity) -> Reading:
+    """One quantity of all members, by both protocols."""
+    members = members[np.isfinite(floats(members["gamma_sq"]))]
+    columns = (quantity.column if has_sources(members) else quantity.paper, quantity.paper)
+    chosen, paper = (_values(members, column, quantity.log) for column in columns)
+    return Reading(quantity, members, floats(members["gamma_sq"]), chosen, paper)
 
 
 def over_gamma(members: pd.DataFrame, quantity: Quantity) -> Figure:
@@ -78,43 +133,38 @@ def over_gamma(members: pd.DataFrame, quantity: Quantity) -> Figure:
     figure = new_figure(quantity.title)
     axes = figure.subplots()
     dress(axes, "γ² (decoder precision)", quantity.label)
-    members = members[np.isfinite(floats(members["gamma_sq"]))]
-    x, failed = floats(members["gamma_sq"]), diverged(members)
-    sources = has_sources(members)
-    read = (quantity.column if sources else quantity.paper, quantity.paper)
-    chosen, paper = (_values(members, column, quantity.log) for column in read)
-    healthy = ~failed & np.isfinite(chosen)
-    if not np.isfinite([chosen[~failed], paper[~failed]]).any():
+    reading = read(members, quantity)
+    x, chosen, failed, healthy = reading.x, reading.chosen, reading.failed, reading.healthy
+    if not np.isfinite([chosen[~failed], reading.paper[~failed]]).any():
         say(axes, "no finite value")
     if not x.size:
         return figure
     axes.set_xscale("log")
     axes.set_yscale("log" if quantity.log else "linear")
     _limits(axes, x, chosen[healthy], quantity.log)
-    at = np.unique(x)
-    gap = float(np.diff(np.log10(at)).min(initial=1.0))
-    few = len(at) <= FEW_GAMMAS and gap >= np.log10(at[-1] / at[0]) / 25
-    if few:
-        middle, dashed = _at_each(x, chosen, at), _at_each(x, paper, at)
-        _columns(axes, x[healthy], chosen[healthy], min(0.28, 0.42 * gap))
+    at, middle, dashed = reading.lines()
+    if reading.few:
+        _columns(axes, x[healthy], chosen[healthy], min(0.28, 0.42 * reading.gap))
     else:
-        at = np.geomspace(at[0], at[-1], 200)
-        middle, dashed = (_nearby(x, values, at, quantity.log) for values in (chosen, paper))
         axes.scatter(x[healthy], chosen[healthy], s=9, color=BLUE, alpha=0.4, linewidths=0, label="member")
         axes.fill_between(at, middle.low, middle.high, color=BLUE, alpha=0.18, linewidth=0, label="quartiles nearby")
-    dot, diamond = ("o", "D") if few else ("", "")
-    lower = "median, smallest −ELBO"
-    label = "median, best val/mcc" if sources else lower
+    dot, diamond = ("o", "D") if len(at) <= FEW_GAMMAS else ("", "")
+    sources = has_sources(members)
+    label = AT_CHOSEN if sources else AT_PAPER
     axes.plot(at, middle.median, f"-{dot}", color=BLUE, lw=1.8, mec="white", label=label)
     if sources:
-        axes.plot(at, dashed.median, f"--{diamond}", color=VERMILLION, lw=1.4, mfc="none", label=lower)
+        axes.plot(at, dashed.median, f"--{diamond}", color=VERMILLION, lw=1.4, mfc="none", label=AT_PAPER)
     if failed.any():
         edge = 0.98 if quantity.log else 0.02  # the worst end of the axis
-        label = f"diverged ({int(failed.sum())}), counted as worst"
-        spot = axes.get_xaxis_transform()
+        spot, label = axes.get_xaxis_transform(), lost(failed)
         axes.plot(x[failed], np.full(failed.sum(), edge), "x", color=INK, ms=5, transform=spot, label=label)
     legend(figure, *axes.get_legend_handles_labels())
     return figure
+
+
+def lost(failed: NDArray[np.bool_]) -> str:
+    """What the diverged members are called in a legend."""
+    return f"diverged ({int(failed.sum())}), counted as worst"
 
 
 def _values(members: pd.DataFrame, column: str, log: bool) -> Floats:

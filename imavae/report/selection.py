@@ -101,7 +101,7 @@ def selection_table(table: pd.DataFrame) -> Table:
     """Medians over the choices of each kind, the worst regret of each criterion, and which of the two to trust."""
     shown = plain_table(
         "Choosing without ground truth",
-        "Test MCC of what each criterion chooses, median over choices; in brackets the regret against val/mcc,\n"
+        "Test MCC of what each criterion chooses, median over choices; in brackets the regret against val/mcc, "
         "the oracle: median, worst. " + " ".join(verdicts(table)),
     )
     for name in ("chosen", "among", "choices", "val/mcc", *BLIND):

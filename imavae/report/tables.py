@@ -347,6 +347,8 @@ def _fixed(value: float) -> str:
 
 
 def _energy(value: float) -> str:
+    if abs(value) >= 1e6:
+        return compact(float(value))
     return MISSING if np.isnan(value) else f"{value:.{3 if abs(value) < 100 else 1}f}"
 
 

@@ -90,8 +90,8 @@ def _check(key: str, condition: Condition, by_key: Mapping[str, Parameter]) -> N
     place = f"search.{key}.when"
     if condition.key not in by_key:
         raise UserError(
-            f"`{place}` must name settings that are searched, but names {condition.key}; search has "
-            f"{', '.join(by_key)}, and the tests are {', '.join(TESTS)}, or a plain value to be equal to"
+            f"`{place}` must name settings that are searched, with a plain value or {', '.join(TESTS)}, but names "
+            f"{condition.key}; choose among {', '.join(by_key)}"
         )
     other = by_key[condition.key]
     numeric = other.type != "choice" or not any(isinstance(value, str) for value in other.values)

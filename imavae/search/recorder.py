@@ -63,7 +63,6 @@ class Recorder:
         self._writer.submit(functools.partial(torch.set_num_threads, 1))
         self._start = self._said = time.monotonic()
         self._before = len(outcome.records)  # trials that an earlier process has finished
-        self.failures: list[str] = []
 
     def expect(self, n_points: int, n_trials: int) -> None:
         """Know how many points the study has, and how many Ray trials are to come."""
@@ -101,8 +100,8 @@ class Recorder:
         running = self._trials[trial.trial_id]
         running.ended = True
         if failed:
-            self.failures.append(_reason(trial, self._outcome.folder))
-            self._writer.submit(functools.partial(self._record_failure, running))
+            reason = _reason(trial, self._outcome.folder)
+            self._writer.submit(functools.partial(self._record_failure, running, reason))
         else:
             self._writer.submit(functools.partial(self._record, running))
 
@@ -180,14 +179,16 @@ class Recorder:
         for needless in (previous_of(running.place), lock_of(running.place)):
             needless.unlink(missing_ok=True)
 
-    def _record_failure(self, running: _Running) -> None:
+    def _record_failure(self, running: _Running, reason: str) -> None:
         for number, point in running.points.items():
             if not self._outcome.has(number):
-                self._outcome.add(failed_record(number, point), None, 0)
+                self._outcome.add(failed_record(number, point, reason), None, 0)
 
 
 def _reason(trial: Trial, folder: Path) -> str:
     """Why a trial has failed, in one line; a disk that is full has no room for Ray's account of it."""
     if shutil.disk_usage(folder).free < NO_ROOM:
         return "no space left on device"
-    return str(trial.get_pickled_error() or "no checkpoint").strip().splitlines()[-1]
+    account = Path(trial.error_file or "")  # where the trial ran: in the study's folder Ray puts it later
+    lines = account.read_text(errors="replace").split("\n") if account.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its worker has ended without a word")

@@ -39,7 +39,9 @@ def proposals(config: StudyConfig, parameters: Sequence[Parameter], points: Sequ
     known = {number: dict(values) for pack in home.asked for number, values in pack}
     known |= {record.number: dict(record.values) for record in outcome.records}
     if not _knows(study, known):
-        home.notices.append(f"Optuna had not all of {name}: it was told again what the study's records say")
+        home.notices.append(
+            f"Optuna had not all of {name}: it was told again what the study's records say (nothing is left to do)"
+        )
         study = open_study(output_dir, name, config.objectives)
         records = {record.number: record for record in outcome.records}
         for number in range(max(known) + 1):
@@ -107,7 +109,7 @@ def check_files(outcome: Outcome, packs: Sequence[Sequence[int]]) -> None:
         except UserError as error:
             aside = path.with_name(f"{path.name}.damaged")
             path.replace(aside)
-            notices.append(f"{error} (it was put aside as {aside.name})")
+            notices.append(f"{error} (done: it was put aside as {aside.name})")
 
 
 def remind(stopping: Stopping, config: StudyConfig, outcome: Outcome) -> None:

@@ -191,7 +191,9 @@ def _parameter(key: str, leaf: Mapping[str, Any]) -> Parameter:
         return Parameter(key, "choice", values=tuple(values), when=when)  # type: ignore[arg-type]
     low, high = _number(key, leaf, "low"), _number(key, leaf, "high")
     log = leaf.get("log", False)
-    require(isinstance(log, bool), f"search.{key}.log is true or false", repr(log), "true searches magnitudes")
+    require(
+        isinstance(log, bool), f"search.{key}.log is true or false", repr(log), "say log: true to search magnitudes"
+    )
     got = f"low={low}, high={high}"
     require(-math.inf < low <= high < math.inf, f"search.{key}.low <= search.{key}.high", got, "swap them")
     require(not log or low > 0, f"search.{key}.low > 0 where log is true", got, "raise low, or drop log")
@@ -210,7 +212,9 @@ def _check_value(base: RunConfig, key: str, value: Value) -> None:
     try:
         with_values(base, {key: value})
     except UserError as error:
-        raise UserError(f"`search.{key}` reaches {value!r}, which its setting refuses: {error}") from None
+        raise UserError(
+            f"`search.{key}` reaches {value!r}, which its setting refuses ({error}); correct its bounds or values"
+        ) from None
 
 
 def _check_sampler(name: str, parameter: Parameter) -> None:

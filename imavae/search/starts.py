@@ -39,7 +39,12 @@ def start_points(config: StudyConfig, parameters: Sequence[Parameter]) -> list[P
     budget = config.budget.trials or 0
     if isinstance(source, str):
         return points[:budget]
-    require(len(points) <= budget, "sampler.start_from has budget.trials points at most", len(points), "raise it")
+    require(
+        len(points) <= budget,
+        "sampler.start_from has budget.trials points at most",
+        len(points),
+        "raise it, or list fewer",
+    )
     return points
 
 
@@ -72,7 +77,7 @@ def _listed(nested: Mapping[str, Any], parameters: Sequence[Parameter]) -> Point
             parameter.allows(value),
             f"sampler.start_from has values that search.{key} allows",
             repr(value),
-            f"it has {list(parameter.ends)}",
+            f"stay within {list(parameter.ends)}",
         )
         point[key] = value
     return point
@@ -95,12 +100,15 @@ def _earlier(source: str, parameters: Sequence[Parameter]) -> list[Point]:
 
     folder = Path(source).resolve()
     output_dir = folder.parent.parent
-    rule, remedy = "sampler.start_from is the folder of a study", "it looks like outputs/studies/NAME"
+    rule, remedy = "sampler.start_from is the folder of a study", "name one, as in outputs/studies/NAME"
     require((folder / "config.yaml").is_file() and (output_dir / DATABASE).is_file(), rule, source, remedy)
     fixed = dict(_flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), ""))
     storage = open_storage(output_dir)
     require(
-        folder.name in optuna.get_all_study_names(storage), rule, source, f"{output_dir / DATABASE} has none so called"
+        folder.name in optuna.get_all_study_names(storage),
+        rule,
+        source,
+        f"{output_dir / DATABASE} has none so called: name another",
     )
     study = optuna.load_study(study_name=folder.name, storage=storage)
     sign = -1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1

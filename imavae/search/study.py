@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from imavae import signals
 from imavae.config import StudyConfig, base_of
 from imavae.data.cache import Progress as Rendering
-from imavae.errors import UserError, require
+from imavae.errors import UserError, require, resumable
 from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
 from imavae.outcome import Outcome, tracker_of
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from imavae.search.cost import Cost
 
 
+class NoResultError(UserError):
+    """A study of which every trial has failed, with what has come of it: its tracked run and its folder are closed."""
+
+    def __init__(self, message: str, outcome: Outcome) -> None:
+        """Take the message and the outcome."""
+        super().__init__(message)
+        self.outcome = outcome
+
+
 def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]]:
     """The parameters of a study, and the points that are known beforehand: a grid's, or those to start from.
 
@@ -44,7 +53,12 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     points = start_points(config, parameters)
     if config.sampler.name == "grid":
         return parameters, space.grid(parameters)[: config.budget.trials]
-    require(config.budget.trials is not None, "budget.trials is a number", "null", "only a grid ends by itself")
+    require(
+        config.budget.trials is not None,
+        "budget.trials is a number, but for a grid",
+        "null",
+        "only a grid ends by itself: say budget.trials=32",
+    )
     space.check_pack(parameters, config.sampler.pack or 1)
     return parameters, points
 
@@ -63,7 +77,7 @@ def _check_objectives(config: StudyConfig) -> None:
             not (several and name == wrong),
             f"{key} is one that knows several objectives",
             f"{name} with {', '.join(metrics)}",
-            "sampler.name=tpe, qmc, random and grid do, scheduler.name=none does; or drop further_objectives",
+            "say sampler.name=tpe (or qmc, random, grid) and scheduler.name=none, or drop further_objectives",
         )
 
 
@@ -92,8 +106,8 @@ def run_study(
         rendering: is told of images that are not in the cache.
 
     Raises:
-        UserError: a mistake in the configuration, an address that can't be reached, nothing that can be resumed, or all
-            trials failed.
+        NoResultError: all trials failed.
+        UserError: a mistake in the configuration, an address that can't be reached, or nothing that can be resumed.
     """
     parameters, points = check(config)
     name = config.study.replace("/", "-")
@@ -105,7 +119,8 @@ def run_study(
             if not any(parameter.key.startswith("data.") for parameter in parameters):
                 render(base_of(config), rendering)  # here, once: workers would all begin with it
             home = home or create(config, "studies", config.name or name)
-            outcome = Outcome.start(config, home, tracker, config.objective)
+            with resumable(home.path.name):
+                outcome = Outcome.start(config, home, tracker, config.objective)
             return _run(config, lambda: _Plan.of(config, parameters, points, outcome, slots), outcome, notify, say)
 
 
@@ -210,8 +225,10 @@ def _run(
     if not outcome.ranked() and not outcome.interrupted:
         outcome.tracker.finish("failed", {}, [])
         outcome.close(finished=False)
-        reason = next(iter(recorder.failures), "nothing was trained")
-        raise UserError(f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}")
+        reason = next((record.failure for record in outcome.records if record.failure), "nothing was trained")
+        raise NoResultError(
+            f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}", outcome
+        )
     return outcome
 
 

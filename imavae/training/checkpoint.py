@@ -55,7 +55,8 @@ def load(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it was made to run something: no file of save() is
         raise UserError(
-            f"`checkpoint holds tensors and plain values alone` must hold, but {path} holds more; do not trust it"
+            f"`checkpoint holds tensors and plain values alone` must hold, but {path} holds more; it is not to be "
+            "trusted: use another one"
         ) from None
     return content
 
@@ -101,7 +102,7 @@ def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
         return build(RunConfig, {**mapping, "plugins": ()})
     except UserError as error:
         raise UserError(
-            f"{error}. If the checkpoint has a variant of your own, name the file that registers it: "
+            f"{error}; if the checkpoint has a variant of your own, name the file that registers it: "
             "plugins=[FILE.py] (in Python: imavae.families.load_plugins)"
         ) from None
 
@@ -119,7 +120,12 @@ class _Predictor:
         columns = self.model.config.data.columns
         if columns is not None and isinstance(data, pd.DataFrame) and data.columns.dtype != np.int64:
             missing = [name for name in columns if name not in data]
-            require(not missing, "the frame has the model's columns", f"none called {', '.join(missing)}", "rename")
+            require(
+                not missing,
+                "the frame has the model's columns",
+                f"none called {', '.join(missing)}",
+                "rename its columns",
+            )
             data = data[list(columns)]
         x = torch.tensor(np.asarray(data), dtype=torch.float64)
         with torch.no_grad():

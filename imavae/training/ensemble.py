@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -22,13 +22,13 @@ from imavae.config import RunConfig
 from imavae.data.dataset import Split
 from imavae.model import vae
 from imavae.streams import stream
-from imavae.training.gradient import ByAutograd, WrittenOut, written_out
+from imavae.training.gradient import ByAutograd, WrittenOut, members_at_once, written_out
 
 CHUNK = (
     32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
 )
 GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
-EVALUATED = 1024  # points that go through the networks at once where nothing is differentiated
+EVALUATED = 512  # points that go through the networks at once where nothing is differentiated
 NUMBERS = 2**20  # of observations that go through them, at the most
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 CRITERIA = {"val/mcc": "max", "val/neg_elbo": "min"}  # what a member's two best states are chosen by; the first
@@ -179,23 +179,44 @@ def initial_state(ensemble: Ensemble) -> State:
 
 def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
     """One pass of every active member over its world's data, in an order of its own; ``state`` is changed in place."""
+    for part in _blocks(ensemble, state):
+        _train_block(ensemble, part, data)
+    if ensemble.config.model.precision == "mle":
+        _set_gamma(ensemble, state, data)
+    state.epoch += 1
+
+
+def _blocks(ensemble: Ensemble, state: State) -> list[State]:
+    """The state in parts that train one after the other, each of so many members as fit in a processor's cache (a GPU
+    takes all at once); they are views: what changes in them changes in the state.
+    """
+    members = size = len(state.active)
+    if _by_hand(ensemble) and ensemble.device.type == "cpu":
+        size = members_at_once(ensemble.model, ensemble.config.training.batch_size, members)
+    parts = (slice(start, start + size) for start in range(0, members, size))
+    names = ("active", "weights", "first", "second", "steps", "finite", "batches", "noise")
+    return [replace(state, **{name: getattr(state, name)[rows] for name in names}) for rows in parts]
+
+
+def _by_hand(ensemble: Ensemble) -> bool:
+    return written_out(ensemble.model, ensemble.config.model.precision != "learned")
+
+
+def _train_block(ensemble: Ensemble, state: State, data: Split) -> None:
     beta, rate = (ensemble.per_member(name, state.active) for name in ("beta", "learning_rate"))
     if ensemble.config.training.schedule == "cosine":
         rate = rate * (0.5 + 0.5 * math.cos(math.pi * state.epoch / ensemble.config.training.max_epochs))
-    model, fixed = ensemble.model, ensemble.config.model.precision != "learned"
     gradient = torch.zeros_like(state.weights)
-    if written_out(model, fixed):
-        fill: ByAutograd | WrittenOut = WrittenOut(model, state.weights, gradient, beta)
+    if _by_hand(ensemble):
+        fill: ByAutograd | WrittenOut = WrittenOut(ensemble.model, state.weights, gradient, beta)
     else:
-        fill = ByAutograd(model, state.weights, gradient, beta, fixed)
+        fixed = ensemble.config.model.precision != "learned"
+        fill = ByAutograd(ensemble.model, state.weights, gradient, beta, fixed)
     adam = Adam(state, rate, -(-len(data) // ensemble.config.training.batch_size))
     for x, noise, u in _batches(ensemble, state, data):
         fill(x, noise, u)
         adam.step(gradient)
     adam.finish()
-    if ensemble.config.model.precision == "mle":
-        _set_gamma(ensemble, state, data)
-    state.epoch += 1
 
 
 @torch.no_grad()

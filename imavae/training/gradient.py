@@ -26,7 +26,7 @@ Flat = Float[Tensor, "member parameter"]
 Batch = Float[Tensor, "member o batch"]
 Noise = Float[Tensor, "member d batch"]
 
-NUMBERS = 2**18  # that a layer gives for the members of a block; a handful of such arrays should stay in cache
+NUMBERS = 2**19  # that a layer gives for the members of a block; a handful of such arrays should stay in cache
 
 
 class ByAutograd:
@@ -55,6 +55,16 @@ def written_out(model: VAE, fixed: bool) -> bool:
     return plain and known and fixed and not (model.full or model.analytic)
 
 
+def members_at_once(model: VAE, batch: int, members: int) -> int:
+    """How many of the members should train side by side, for speed; so many blocks of about the same size there are.
+
+    Intermediates of a hundred members of the common kind stay in cache, those of several hundred would not.
+    """
+    widest = max(max(shape) for network in (model.encoder, model.decoder) for shape in network.shapes.values())
+    blocks = min(members, -(-members * widest * batch // NUMBERS))
+    return -(-members // blocks)
+
+
 class _Layer(NamedTuple):
     """Views of one linear map's weights and of where their gradients go, made once: a view takes microseconds."""
 
@@ -67,76 +77,51 @@ class _Layer(NamedTuple):
 
 
 class WrittenOut:
-    """The same gradient as :class:`ByAutograd`'s, for the models of :func:`written_out`.
-
-    It goes through the members block by block, and all blocks write their intermediates over each other's: those of
-    some hundred members stay in cache, those of several hundred would not.
-    """
+    """The same gradient as :class:`ByAutograd`'s, for the models of :func:`written_out`."""
 
     def __init__(self, model: VAE, weights: Flat, gradient: Flat, beta: Float[Tensor, " member"]) -> None:
         """It is written into ``gradient``, which is laid out like ``weights``; gamma's stays zero."""
-        self._model, self._weights, self._gradient, self._beta = model, weights, gradient, beta
-        self._blocks: dict[int, list[tuple[slice, _Block]]] = {}
+        self._prior, views, into = model.prior, model.layout.views(weights), model.layout.views(gradient)
+        self._encoder, self._decoder = (_layers(network, views, into) for network in (model.encoder, model.decoder))
+        self._precision, self._beta = (2 * views[GAMMA]).exp()[:, None, None], beta[:, None, None]
+        self._theta = model.theta(views, None)
+        self._buffers: dict[int, _Buffers] = {}
 
     @torch.no_grad()
     def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch; a fixed prior doesn't ask for its segments."""
-        batch = noise.shape[2]
-        if batch not in self._blocks:  # batches have two sizes, the full one and what is left at an epoch's end
-            self._blocks[batch] = self._made(batch)
-        for rows, block in self._blocks[batch]:
-            block(x[rows], noise[rows])
-
-    def _made(self, batch: int) -> list[tuple[slice, _Block]]:
-        networks = (self._model.encoder, self._model.decoder)
-        widest = max(max(shape) for network in networks for shape in network.shapes.values())
-        size = members_at_once(len(self._weights), widest * batch)
-        buffers: dict[int, _Buffers] = {}
-        blocks = []
-        for start in range(0, len(self._weights), size):
-            rows = slice(start, start + size)
-            given = self._weights[rows], self._gradient[rows], self._beta[rows]
-            blocks.append((rows, _Block(self._model, *given, batch, buffers)))
-        return blocks
-
-
-def members_at_once(members: int, numbers: int) -> int:
-    """How many members a block has whose widest layer gives so many numbers a member: all blocks about the same."""
-    blocks = min(members, -(-members * numbers // NUMBERS))
-    return -(-members // blocks)
-
-
-class _Block:
-    """Members whose gradients are computed together."""
-
-    def __init__(
-        self,
-        model: VAE,
-        weights: Flat,
-        gradient: Flat,
-        beta: Float[Tensor, " member"],
-        batch: int,
-        buffers: dict[int, _Buffers],
-    ) -> None:
-        self._prior, views, into = model.prior, model.layout.views(weights), model.layout.views(gradient)
-        self._encoder, self._decoder = (_layers(network, views, into) for network in (model.encoder, model.decoder))
-        self._precision, self._beta = (2 * views[GAMMA]).exp()[:, None, None] / batch, beta[:, None, None] / batch
-        self._theta = model.theta(views, None)
-        if len(weights) not in buffers:  # the last block may be smaller
-            buffers[len(weights)] = _buffers(self._encoder, self._decoder, weights, model.dim, batch)
-        self._buffers = buffers[len(weights)]
-
-    def __call__(self, x: Batch, noise: Noise) -> None:
-        at, latent = self._buffers, noise.shape[1]
+        latent, batch = noise.shape[1:]
+        if batch not in self._buffers:  # batches have two sizes, the full one and what is left at an epoch's end
+            self._buffers[batch] = self._made(x, noise)
+        at = self._buffers[batch]
         code = _forward(self._encoder, x, at.inward)
         spread = torch.mul(code[:, latent:], 0.5, out=at.spread).exp_().mul_(noise)  # sigma noise
         y = torch.add(code[:, :latent], spread, out=at.y)
         z, slope, score = self._prior.together(y, self._theta)
-        delta = _forward(self._decoder, z, at.outward).sub_(x).mul_(self._precision)
+        delta = _forward(self._decoder, z, at.outward).sub_(x).mul_(at.precision)
         delta = _backward(self._decoder, z, at.outward, at.outward_back, delta)
-        torch.addcmul(delta.mul_(slope), score, self._beta, value=-1, out=at.at_mean)
-        torch.mul(at.at_mean, spread, out=at.at_log_square).sub_(self._beta).mul_(0.5)
+        torch.addcmul(delta.mul_(slope), score, at.beta, value=-1, out=at.at_mean)
+        torch.mul(at.at_mean, spread, out=at.at_log_square).sub_(at.beta).mul_(0.5)
         _backward(self._encoder, x, at.inward, at.inward_back, at.at_code)
+
+    def _made(self, x: Batch, noise: Noise) -> _Buffers:
+        members, latent, batch = noise.shape
+        inward, outward = ([x.new_empty(members, len(layer.bias[0]), batch) for layer in layers]
+                           for layers in (self._encoder, self._decoder))  # fmt: skip
+        code = torch.empty_like(inward[-1])
+        return _Buffers(
+            inward=inward,
+            inward_back=[None, *(torch.empty_like(h) for h in inward[:-1])],  # no one asks for the gradient by x
+            outward=outward,
+            outward_back=[torch.empty_like(noise), *(torch.empty_like(h) for h in outward[:-1])],
+            spread=torch.empty_like(noise),
+            y=torch.empty_like(noise),
+            at_code=code,
+            at_mean=code[:, :latent],
+            at_log_square=code[:, latent:],
+            precision=self._precision / batch,
+            beta=self._beta / batch,
+        )
 
 
 class _Buffers(NamedTuple):
@@ -153,23 +138,8 @@ class _Buffers(NamedTuple):
     at_code: Tensor
     at_mean: Tensor
     at_log_square: Tensor
-
-
-def _buffers(encoder: list[_Layer], decoder: list[_Layer], like: Flat, latent: int, batch: int) -> _Buffers:
-    inward, outward = ([like.new_empty(len(like), len(layer.bias[0]), batch) for layer in layers]
-                       for layers in (encoder, decoder))  # fmt: skip
-    code, noise = torch.empty_like(inward[-1]), like.new_empty(len(like), latent, batch)
-    return _Buffers(
-        inward=inward,
-        inward_back=[None, *(torch.empty_like(h) for h in inward[:-1])],  # no one asks for the gradient by x
-        outward=outward,
-        outward_back=[torch.empty_like(noise), *(torch.empty_like(h) for h in outward[:-1])],
-        spread=torch.empty_like(noise),
-        y=torch.empty_like(noise),
-        at_code=code,
-        at_mean=code[:, :latent],
-        at_log_square=code[:, latent:],
-    )
+    precision: Tensor
+    beta: Tensor
 
 
 def _layers(network: Network, views: dict[str, Tensor], into: dict[str, Tensor]) -> list[_Layer]:

@@ -18,7 +18,7 @@ from imavae.files import write_text
 from imavae.mapping import to_mapping
 from imavae.outcome import tracker_of
 from imavae.report.commands import tune
-from imavae.report.display import clock
+from imavae.report.display import clock, new_console
 from imavae.report.drawing import write
 from imavae.report.reproduce import paper
 from imavae.report.reproduce.entry import Entry
@@ -45,7 +45,7 @@ def list_figures() -> None:
         table.add_column(name, justify="right" if name == "minutes" else "left")
     for figure in FIGURES.values():
         table.add_row(figure.name, figure.shows, str(figure.minutes))
-    Console().print(table)
+    new_console().print(table)
 
 
 def reproduce_figure(config: ReproduceConfig, wanted: Sequence[StudyConfig]) -> bool:
@@ -56,7 +56,7 @@ def reproduce_figure(config: ReproduceConfig, wanted: Sequence[StudyConfig]) -> 
         Interrupted: the same command goes on.
     """
     figure = entry(config.figure or "")
-    console = Console()
+    console = new_console()
     if config.dry_run:
         for one in wanted:
             console.print(f"{one.study}:", highlight=False, markup=False)
@@ -97,8 +97,9 @@ def study_for(wanted: StudyConfig, plot_only: bool, console: Console) -> Study:
     tune(wanted if begun is None else dataclasses.replace(wanted, resume=True, name=begun))
     found = find(wanted)
     if found is None:
-        where = f"some of its trials failed; see {wanted.output_dir}"
-        raise UserError(f"`{wanted.study} is finished` must hold, but {where}")
+        raise UserError(
+            f"`{wanted.study} is finished` must hold, but some of its trials failed; see {wanted.output_dir}"
+        )
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imavae.errors import UserError
+from imavae.errors import known
 from imavae.report.reproduce import gamma, gap, likelihood, mixings, sprites
 from imavae.report.reproduce.entry import Entry
 
@@ -14,6 +14,5 @@ FIGURES: dict[str, Entry] = {
 
 def entry(name: str) -> Entry:
     """The figure of this name. Raises UserError where there is none."""
-    if name not in FIGURES:
-        raise UserError(f"`figure` must be one of {', '.join(FIGURES)}, but got {name!r}")
+    known(name, FIGURES, "figure")
     return FIGURES[name]

@@ -73,7 +73,7 @@ def unlike(wanted: StudyConfig) -> str:
         ours, theirs = _essence(wanted), _essence(stored)
         other = [f"{key}={theirs.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key)]
         return f"{folder} has {', '.join(other)}" if other else f"{folder} is not finished"
-    return f"there is none in {Path(wanted.output_dir).resolve() / 'studies'}"
+    return f"none in {Path(wanted.output_dir).resolve() / 'studies'}"
 
 
 def _alike(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig]]:

@@ -1,78 +1,24 @@
-"""The figures of :mod:`imavae.report.insight` as one page to explore: Plotly, with its library inside the file.
-
-The page asks nothing of the network, and opens from a folder as well as from MLflow.
-"""
+"""The figures of :mod:`imavae.report.insight` for a page to explore, by Plotly."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imavae.report.axes import LOG_RATIO, Axis
 from imavae.report.display import compact, point_text
-from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, floats
+from imavae.report.drawing import BLUE, GREY, VERMILLION, floats
 from imavae.report.insight import COST, COST_LABEL, Goal, Insight, Shares, Surface, cost_front, drawable
+from imavae.report.interactive import Section, broken, new_plot
 from imavae.report.tables import Floats
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
-
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ margin: 0 auto; max-width: 960px; padding: 0 16px 32px; font: 16px/1.45 {font}; color: {ink}; }}
-h1 {{ font-size: 1.5rem; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.15rem; margin: 2rem 0 0; }}
-p {{ margin: 0.3rem 0 0.6rem; }}
-.wide {{ overflow-x: auto; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-<p>{summary}</p>
-{sections}
-</body>
-</html>
-"""
-
-
-class Section(NamedTuple):
-    """A figure of the page."""
-
-    heading: str
-    reading: str  # how to read it
-    figure: Figure
-    room: int = 0  # pixels below which it does not shrink: it scrolls then
-
-
-def page(insight: Insight, title: str) -> str:
-    """The page's HTML: a heading, a line on how to read it and a figure for all that there is to show."""
-    import plotly.io
-
-    parts = []
-    for number, section in enumerate(sections(insight)):
-        div = plotly.io.to_html(
-            section.figure,
-            config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]},
-            include_plotlyjs=number == 0,
-            full_html=False,
-            div_id=f"figure-{number}",
-        )
-        parts.append(f"<h2>{escape(section.heading)}</h2>\n<p>{escape(section.reading)}</p>")
-        parts.append(f'<div class="wide"><div style="min-width: {section.room}px">{div}</div></div>')
-    goals = " and ".join(f"{goal.label} ({goal.mode})" for goal in insight.goals)
-    summary = f"{len(insight.trials)} trials with a score: {goals}. Drag to zoom, double-click to go back."
-    return PAGE.format(title=escape(title), font=FONT, ink=INK, summary=escape(summary), sections="\n".join(parts))
 
 
 def sections(insight: Insight) -> Iterator[Section]:
@@ -103,11 +49,11 @@ def _importances(insight: Insight, rank: Shares) -> Figure:
     from plotly.graph_objects import Bar
 
     keys = list(rank)[::-1]
-    names = {axis.key: _broken(axis.label) for axis in insight.axes}
+    names = {axis.key: broken(axis.label) for axis in insight.axes}
     shares = [rank[key] for key in keys]
     look = {"orientation": "h", "marker": {"color": BLUE}, "hoverinfo": "skip", "cliponaxis": False}
     text = {"text": [f"{share:.2f}" for share in shares], "textposition": "outside"}
-    figure = _figure(90 + 44 * len(keys), [Bar(x=shares, y=[names[key] for key in keys], **text, **look)])
+    figure = new_plot(90 + 44 * len(keys), [Bar(x=shares, y=[names[key] for key in keys], **text, **look)])
     return figure.update_xaxes(range=[0, 1.08], title="share")
 
 
@@ -117,7 +63,7 @@ def _parallel(insight: Insight) -> Figure:
     goal = insight.goals[0]
     columns = [
         {
-            "label": _broken(column.label),
+            "label": broken(column.label),
             "values": column.heights,
             "range": [min(0.0, float(column.heights.min())), 1.0],
             "tickvals": [height for height, _ in column.ticks],
@@ -126,7 +72,7 @@ def _parallel(insight: Insight) -> Figure:
         for column in insight.uprights
     ]
     line = {"color": drawable(insight.scores(goal), goal), "showscale": True, **_colours(goal)}
-    figure = _figure(440, [Parcoords(dimensions=columns, line={**line, "colorbar": _bar(goal)}, labelside="bottom")])
+    figure = new_plot(440, [Parcoords(dimensions=columns, line={**line, "colorbar": _bar(goal)}, labelside="bottom")])
     return figure.update_layout(margin={"l": 60, "r": 10, "t": 20, "b": 60})
 
 
@@ -147,7 +93,7 @@ def _contour(insight: Insight, pair: tuple[Axis, Axis], field: Surface, goal: Go
         _dots(insight, places, ~best, "a trial", {**marker, **_colours(goal)}),
         _dots(insight, places, best, "the best one", star),
     ]
-    figure = _figure(460, [surface, *dots])
+    figure = new_plot(460, [surface, *dots])
     for axis, update, at in zip(pair, (figure.update_xaxes, figure.update_yaxes), (field.x, field.y), strict=True):
         marks = axis.marks(float(at.min()), float(at.max()))
         ticks = {"tickvals": [mark for mark, _ in marks], "ticktext": [text for _, text in marks]}
@@ -171,8 +117,8 @@ def _cost(insight: Insight, goal: Goal) -> Figure:
         Scatter(**steps, mode="lines", line=line, name="the best for so little", hoverinfo="skip"),
     ]
     log = cost.max() > LOG_RATIO * cost.min() > 0
-    figure = _figure(400, traces).update_yaxes(title=goal.label, range=_range(score, goal))
-    return figure.update_xaxes(title=_broken(COST_LABEL), type="log" if log else "linear", exponentformat="power")
+    figure = new_plot(400, traces).update_yaxes(title=goal.label, range=_range(score, goal))
+    return figure.update_xaxes(title=broken(COST_LABEL), type="log" if log else "linear", exponentformat="power")
 
 
 def _front(insight: Insight, across: Goal, up: Goal) -> Figure:
@@ -182,18 +128,8 @@ def _front(insight: Insight, across: Goal, up: Goal) -> Figure:
         _dots(insight, [x, y], ~insight.front, "beaten by another", {"color": GREY, "size": 8}),
         _dots(insight, [x, y], insight.front, "on the front", best),
     ]
-    figure = _figure(420, traces).update_xaxes(title=across.label, range=_range(x, across))
+    figure = new_plot(420, traces).update_xaxes(title=across.label, range=_range(x, across))
     return figure.update_yaxes(title=up.label, range=_range(y, up))
-
-
-def _figure(height: int, traces: list[Any]) -> Figure:
-    from plotly.graph_objects import Figure
-
-    legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0}
-    font = {"family": FONT, "size": 13, "color": INK}
-    figure = Figure(traces).update_layout(template="simple_white", height=height, font=font, legend=legend)
-    figure.update_layout(margin={"l": 10, "r": 10, "t": 30, "b": 10}, hovermode="closest")
-    return figure.update_xaxes(automargin=True).update_yaxes(automargin=True)
 
 
 def _dots(
@@ -232,8 +168,3 @@ def _colours(goal: Goal) -> dict[str, Any]:
 
 def _bar(goal: Goal) -> dict[str, Any]:
     return {"title": {"text": goal.label, "side": "right"}, "thickness": 12, "outlinewidth": 0}
-
-
-def _broken(label: str) -> str:
-    """A label in two lines, the second one in brackets."""
-    return escape(label).replace(" (", "<br>(")
