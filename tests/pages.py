@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 FOREIGN = re.compile(  # what Ray, MLflow, Optuna, torch or Python itself would say among our own lines
-    r"(?i:warning|deprecat|alembic|traceback)|\b(WARN|INFO|DEBUG|ERROR|CRITICAL)\b|\(.*pid=\d|ray::|site-packages"
+    r"(?i:warning|deprecat|alembic|traceback|raylet)|\b(WARN|INFO|DEBUG|ERROR|CRITICAL)\b|\(.*pid=\d|ray::|site-packages"
     r"|^\[[IWED] ?\d{4}|^\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:|^[IWEF]\d{4} \d\d:\d\d"
 )
 

@@ -23,15 +23,13 @@ from imavae.report.display import Bar, Display, RenderingBar, new_console
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.trial import TrialRecord
 from tests.helpers import text_of
+from tests.pages import foreign
 from tests.test_display import snapshot
 from tests.test_report import hand_made, study
 
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESSES = ("results ", "figures ", "champion ", "go on ")  # are copied, hence never broken
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
-FOREIGN = re.compile(
-    r"warning|deprecat|traceback|raylet|pid=|\[[IWE] |\bINFO\b|\bERROR\b|optuna|alembic", re.IGNORECASE
-)
 TINY = ["data.n_obs=700", "training.max_epochs=2", "members.seed=[1,2]"]
 LONG = [f"training.a_rather_long_name_{n}" for n in range(6)]
 
@@ -77,7 +75,7 @@ def on_a_terminal(command: list[str], cwd: Path, columns: int = 80, **variables:
 
 def sound(lines: list[str], columns: int = 80) -> None:
     """No line is broken by the terminal, and none is somebody else's."""
-    assert [line for line in lines if FOREIGN.search(line)] == []
+    assert foreign("\n".join(lines)) == []
     assert [line for line in lines if len(line) > columns and not line.startswith(ADDRESSES)] == []
 
 
