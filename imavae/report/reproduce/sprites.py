@@ -28,7 +28,7 @@ def gamma_rows(studies: Sequence[Study]) -> list[Row]:
 
 
 def small_rows(studies: Sequence[Study]) -> list[Row]:
-    """The same of members that have seen a hundredth of the published images: beside the published ones, not judged."""
+    """The same of members that have seen less than a hundredth of the published images: beside the published ones, not judged."""
     return [_unjudged(row) for row in gamma_rows(studies)]
 
 
@@ -72,7 +72,7 @@ ESTIMATORS = estimators(4).removesuffix(".")
 ENTRIES = (
     Entry(
         name="sprites",
-        shows="MCC and c_IMA over γ² on images of sprites, beta prior (a hundredth of the published training)",
+        shows="MCC and c_IMA over γ² on images of sprites, beta prior (less than a hundredth of the published training)",
         searches=("paper/sprites_gamma_small",),
         minutes=60,
         rows=small_rows,
