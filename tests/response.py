@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,8 @@ def write(rows: list[dict[str, Any]]) -> None:
     """The table, with its origin in the first line."""
     table = pd.DataFrame(rows).round({"score": 4})
     FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(f"# python -m tests.response, torch {torch.__version__}\n" + table.to_csv(index=False))
+    origin = f"imavae {version('imavae')}, torch {torch.__version__}, {date.today()}"
+    FILE.write_text(f"# python -m tests.response ({origin})\n" + table.to_csv(index=False))
 
 
 if __name__ == "__main__":
