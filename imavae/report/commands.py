@@ -38,9 +38,31 @@ def train(config: RunConfig) -> None:
     from imavae.report.gallery import image_figures
     from imavae.report.portrait import run_figures
     from imavae.report.tables import member_table
-    from imavae.run import run_point
 
     console = Console()
+    try:
+        outcome, session = run(config, console)
+    except Interrupted:
+        _say_how_to_go_on(console, config.name)
+        raise
+    figures = []
+    folder, history = outcome.folder / "figures", outcome.history
+    if len(history):
+        names, portrait = session.portrait()
+        factors = [factor.name for factor in config.data.factors]
+        figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
+        if session.data.val.images is not None:
+            best = best_place(outcome.records[0])
+            figures += image_figures(session.gallery(best), names, best, folder)
+    finish(outcome, figures)
+    console.print(member_table(outcome.members))
+    _addresses(console, outcome, config)
+
+
+def run(config: RunConfig, console: Console) -> tuple[Outcome, Session]:
+    """Train one point's members under a progress bar. Raises as :func:`imavae.run.run_point` does."""
+    from imavae.run import run_point
+
     columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
     bar = Progress(*columns, TimeRemainingColumn(), console=console)
     task = bar.add_task("", total=config.training.max_epochs)
@@ -51,25 +73,9 @@ def train(config: RunConfig) -> None:
 
     try:
         with RenderingBar(console) as images:
-            outcome, session = run_point(config, notify, images.update)
-    except Interrupted:
-        bar.stop()
-        _say_how_to_go_on(console, config.name)
-        raise
+            return run_point(config, notify, images.update)
     finally:
         bar.stop()
-    figures = []
-    folder, history = outcome.folder / "figures", outcome.history
-    if len(history):
-        names, portrait = session.portrait()
-        factors = [factor.name for factor in config.data.factors]
-        figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
-        if session.data.val.images is not None:
-            best = best_place(outcome.records[0])
-            figures += image_figures(session.gallery(best), names, best, folder)
-    _finish(outcome, figures)
-    console.print(member_table(outcome.members))
-    _addresses(console, outcome, config)
 
 
 def tune(config: StudyConfig) -> None:
@@ -79,7 +85,7 @@ def tune(config: StudyConfig) -> None:
         UserError: a mistake in the configuration, or no trial has a result.
         Interrupted: the study can be resumed; what had finished and how to go on is printed first.
     """
-    from imavae.search.study import check, run_study
+    from imavae.search.study import check
 
     parameters, _ = check(config)
     if config.dry_run:
@@ -87,17 +93,8 @@ def tune(config: StudyConfig) -> None:
         return
     console = Console()
     start = time.monotonic()
-    with Display(console) as display:
-        outcome = run_study(config, display.update, display.say, display.rendered)
-    trials = outcome.trials
-    keys = [parameter.key for parameter in parameters if parameter.key in trials]  # some condition may never have held
-    try:
-        if outcome.interrupted is None:
-            _conclude(config, outcome, keys, start)
-        else:
-            _finish(outcome, [])
-    except Interrupted as error:
-        outcome.interrupted = error
+    outcome = study(config, console)
+    trials, keys = outcome.trials, _searched(outcome, parameters)
     if outcome.ranked():
         from imavae.report.selection import choices, selection_table
         from imavae.report.tables import best_trials, chosen_table, front_table
@@ -117,6 +114,34 @@ def tune(config: StudyConfig) -> None:
     if outcome.interrupted is not None:
         _say_how_to_go_on(console, outcome.folder.name)
         raise outcome.interrupted
+
+
+def study(config: StudyConfig, console: Console) -> Outcome:
+    """Run a study under a live display, crown its champion, draw its figures, and close its folder and tracked run.
+
+    Raises:
+        UserError: a mistake in the configuration, or no trial has a result.
+    """
+    from imavae.search.space import parse
+    from imavae.search.study import run_study
+
+    start = time.monotonic()
+    with Display(console) as display:
+        outcome = run_study(config, display.update, display.say, display.rendered)
+    try:
+        if outcome.interrupted is None:
+            _conclude(config, outcome, _searched(outcome, parse(config)), start)
+        else:
+            finish(outcome, [])
+    except Interrupted as error:
+        outcome.interrupted = error
+    return outcome
+
+
+def _searched(outcome: Outcome, parameters: Sequence[Parameter]) -> list[str]:
+    """The settings whose values the trials' table has: some condition may never have held."""
+    trials = outcome.trials
+    return [parameter.key for parameter in parameters if parameter.key in trials]
 
 
 def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
@@ -152,7 +177,7 @@ def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: flo
     chosen = choices(members, trials, keys)
     metrics = chosen_numbers(_winner(outcome)) | selection_metrics(chosen)
     metrics |= {"seconds": time.monotonic() - start, "seconds/training": outcome.work_seconds}
-    _finish(outcome, figures + _kept(outcome.folder, metrics, chosen), metrics)
+    finish(outcome, figures + _kept(outcome.folder, metrics, chosen), metrics)
 
 
 def insights(outcome: Outcome, config: StudyConfig) -> list[Path]:
@@ -204,7 +229,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def encode(config: EncodeConfig) -> None:
     """Write a file's latents under a progress bar, and say where they are."""
-    from imavae.encode import encode_file
+    from imavae.encoding import encode_file
 
     console = Console()
     columns = (TextColumn("{task.completed:,.0f} rows"), BarColumn(), TimeRemainingColumn())
@@ -247,7 +272,8 @@ def _kept(folder: Path, metrics: dict[str, float], chosen: pd.DataFrame) -> list
     return [folder / SELECTION]
 
 
-def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
+def finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
+    """Close a run's or study's tracked run, with its tables and figures, and its folder."""
     tables = [outcome.folder / name for name in ("members.csv", "history.csv")]
     status: Literal["finished", "stopped"] = "stopped" if outcome.interrupted else "finished"
     outcome.tracker.finish(status, metrics or {}, [*tables, *figures])
