@@ -1,19 +1,61 @@
-"""Search the hyper-parameters of VAEs that must recover the true sources of nonlinearly mixed data."""
+"""Search the hyper-parameters of VAEs that must recover the true sources of nonlinearly mixed data.
+
+``train`` and ``tune`` do what the commands do; ``load_results`` and ``load_model`` read what they left; ``encode``
+gives latents, ``world`` the data of a model, ``metrics`` every metric as a function on arrays; see docs/tour.md.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imavae.run import load_model as load_model
+    from imavae import metrics
+    from imavae.api import World, train, tune, world
+    from imavae.encoding import Latents, encode
+    from imavae.errors import UserError
+    from imavae.model.export import Model
+    from imavae.results import Results, load_results
+    from imavae.run import load_model
 
-__all__ = ["load_model"]
+__all__ = [
+    "Latents",
+    "Model",
+    "Results",
+    "UserError",
+    "World",
+    "encode",
+    "load_model",
+    "load_results",
+    "metrics",
+    "train",
+    "tune",
+    "world",
+]
+
+_HOMES = {
+    "Latents": "encoding",
+    "Model": "model.export",
+    "Results": "results",
+    "UserError": "errors",
+    "World": "api",
+    "encode": "encoding",
+    "load_model": "run",
+    "load_results": "results",
+    "train": "api",
+    "tune": "api",
+    "world": "api",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and MLflow only when a name that needs them is asked for: commands must answer at once."""
-    if name == "load_model":
-        from imavae.run import load_model
-
-        return load_model
+    """Import torch, Ray and MLflow only when a name that needs them is asked for: commands must answer at once."""
+    if name == "metrics":
+        return importlib.import_module("imavae.metrics")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"imavae.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'imavae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

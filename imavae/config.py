@@ -398,13 +398,27 @@ def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
 
     Another variant (``model.prior.name``) comes with its own defaults, as when it is chosen by its group.
     """
-    mapping = to_mapping(config)
-    for key, value in sorted(values.items(), key=lambda item: item[0] not in VARIANT_NAMES):  # these first
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
         *path, leaf = key.split(".")
-        node = mapping
+        node = nested
         for part in path:
-            node = node[part]
-        if key in VARIANT_NAMES and node[leaf] != value:
-            node.clear()
+            node = node.setdefault(part, {})
         node[leaf] = value
-    return run_config(mapping)
+    return run_config(overridden(to_mapping(config), nested))
+
+
+def overridden(base: Mapping[str, Any], settings: Mapping[str, Any], node: str = "") -> dict[str, Any]:
+    """The mapping ``base`` with some settings, nested like it, set to other values; ``node`` is where both stand.
+
+    Another variant (``model.prior.name``) comes with its own defaults, and another search space replaces the one there.
+    """
+    both = dict(base)
+    for name, value in settings.items():
+        before, key = both.get(name), f"{node}{name}"
+        if not isinstance(value, Mapping) or not isinstance(before, Mapping) or key == "search":
+            both[name] = value
+            continue
+        other = f"{key}.name" in VARIANT_NAMES and value.get("name", before.get("name")) != before.get("name")
+        both[name] = value if other else overridden(before, value, f"{key}.")
+    return both

@@ -67,33 +67,25 @@ class Outcome:
     @property
     def members(self) -> pd.DataFrame:
         """The rows of ``members.csv``, by trial."""
-        return pd.DataFrame([row for record in self.sorted() for row in record.members])
+        return members_table(self.records)
 
     @property
     def history(self) -> pd.DataFrame:
         """The rows of ``history.csv``, by trial, as :meth:`write_tables` has last written them."""
-        path = self.folder / "history.csv"
-        return pd.read_csv(path, float_precision="round_trip") if path.stat().st_size else pd.DataFrame()
+        return read_history(self.folder)
 
     @property
     def trials(self) -> pd.DataFrame:
         """A row per trial: trial, score, status, epochs, further objectives by metric, then the searched values."""
-        rows: list[dict[str, object]] = []
-        for record in self.sorted():
-            epochs = max((int(row["epochs"]) for row in record.members), default=0)
-            row = {"trial": record.number, "score": record.score, "status": record.status, "epochs": epochs}
-            rows.append({**row, **record.further, **record.values})
-        return pd.DataFrame(rows)
+        return trials_table(self.records)
 
     def sorted(self) -> list[TrialRecord]:
         """The records by trial number: they arrive in the order in which trials end."""
-        return sorted(self.records, key=lambda record: record.number)
+        return by_number(self.records)
 
     def ranked(self) -> list[TrialRecord]:
         """The records that have members and a score, best first; the earlier trial wins a tie."""
-        sign = -1 if self.objective.mode == "max" else 1
-        scored = [record for record in self.sorted() if record.score is not None and record.members]
-        return sorted(scored, key=lambda record: sign * (record.score or 0.0))
+        return ranked(self.records, self.objective)
 
     def front(self, objectives: Sequence[Objective]) -> list[TrialRecord]:
         """The records that no other dominates: is as good by every objective, and better by one. Best by the first one
@@ -156,6 +148,39 @@ class Outcome:
                 self.columns[name] = table.partition("\n")[0].split(",")
                 file.write(",".join(self.columns[name]) + "\n")
             file.write(_body(table, self.columns[name]))
+
+
+def by_number(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Records in the order of their trials' numbers."""
+    return sorted(records, key=lambda record: record.number)
+
+
+def ranked(records: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
+    """The records that have members and a score, best first; the earlier trial wins a tie."""
+    sign = -1 if objective.mode == "max" else 1
+    scored = [record for record in by_number(records) if record.score is not None and record.members]
+    return sorted(scored, key=lambda record: sign * (record.score or 0.0))
+
+
+def members_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """The rows of ``members.csv``, by trial."""
+    return pd.DataFrame([row for record in by_number(records) for row in record.members])
+
+
+def trials_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
+    """A row per trial: trial, score, status, epochs, further objectives by metric, then the searched values."""
+    rows: list[dict[str, object]] = []
+    for record in by_number(records):
+        epochs = max((int(row["epochs"]) for row in record.members), default=0)
+        row = {"trial": record.number, "score": record.score, "status": record.status, "epochs": epochs}
+        rows.append({**row, **record.further, **record.values})
+    return pd.DataFrame(rows)
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """The rows of a folder's ``history.csv``; without any, where nothing was validated."""
+    path = folder / "history.csv"
+    return pd.read_csv(path, float_precision="round_trip") if path.stat().st_size else pd.DataFrame()
 
 
 def pareto(values: NDArray[np.float64], modes: Sequence[str]) -> NDArray[np.bool_]:

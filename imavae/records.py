@@ -172,6 +172,16 @@ def reopen(config: RunConfig, kind: str, name: str) -> Folder:
     return folder
 
 
+def read(path: Path) -> tuple[State, list[Stored]]:
+    """What a run or study was asked and its trials that have ended, by number; nothing is changed, nor reserved.
+
+    Raises:
+        UserError: there is none at ``path``, or a file of it is damaged or of another version.
+    """
+    state, _ = _read_state(path)
+    return state, [_read_record(file)[0] for file in sorted((path / "records").glob("trial-*.json"))]
+
+
 def _save_state(path: Path, state: State) -> None:
     STATES.write(path / STATE, json.dumps(dataclasses.asdict(state), indent=1).encode(), keep=True)
 
@@ -224,16 +234,22 @@ def _load_records(path: Path, notices: list[str]) -> Iterator[Stored]:
 
 def _load_record(path: Path, file: Path) -> Stored | None:
     """A recorded trial; None for one that has failed, which is tried again."""
-    content = json.loads(RECORDS.read(file))
-    trial = TrialRecord(history=[], **content["trial"])
-    if content["checkpoint"] is None:
+    stored, expected = _read_record(file)
+    if stored.checkpoint is None:
         return None
-    checkpoint.SEAL.read(path / content["checkpoint"])
+    checkpoint.SEAL.read(path / stored.checkpoint)
     rows = file.with_suffix(".csv")
     digest = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
-    if digest != content["history_sha256"]:
+    if digest != expected:
         raise UserError(f"`record is whole` must hold, but {rows} does not match it; {RECORDS.damaged}")
-    return Stored(trial, content["checkpoint"], content["point"])
+    return stored
+
+
+def _read_record(file: Path) -> tuple[Stored, str]:
+    """A trial, and the digest of its rows of history.csv."""
+    content = json.loads(RECORDS.read(file))
+    stored = Stored(TrialRecord(history=[], **content["trial"]), content["checkpoint"], content["point"])
+    return stored, content["history_sha256"]
 
 
 def _newest(base: Path, config: RunConfig, name: str) -> Path:

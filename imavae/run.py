@@ -39,9 +39,13 @@ from imavae.training.ensemble import Ensemble, State, ensemble, from_plain, init
 from imavae.training.loop import Progress, freeze, train
 from imavae.trial import Row, TrialRecord, Value, member_name
 
+_Parts = tuple[RunConfig, dict[str, torch.Tensor], dict[str, Any], dataset.Scaling | None]  # of a model
+
 
 def resolve_device(name: str) -> torch.device:
-    """The device that ``training.device`` asks for; auto takes cuda where there is one."""
+    """The device that ``training.device`` asks for; auto takes cuda where there is one. Raises UserError if cuda is
+    asked for and not there.
+    """
     if name == "cuda":
         require(torch.cuda.is_available(), "training.device is there", name, "say training.device=cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -79,7 +83,7 @@ class Session:
                 f"`checkpoint holds an ensemble` must hold, but got a {content['kind']} in {path}; "
                 "load it by imavae.load_model"
             )
-        session = cls.start([checkpoint.stored_config(point) for point in content["points"]], device, cache)
+        session = cls.start([checkpoint.stored_config(point, RunConfig) for point in content["points"]], device, cache)
         session.state = from_plain(content["state"], device)
         session.stopped = set(content.get("stopped", ()))
         return session
@@ -265,8 +269,15 @@ class Session:
         further = {o.metric: value for o, value in zip(objectives[1:], others, strict=True)}
         return TrialRecord(trial, values, "stopped", score, rows, [], further)
 
+    def best(self, row: int, criterion: str, about: dict[str, Any]) -> Model:
+        """One member, at its best state by ``criterion``, as a plain module; ``about`` is plain provenance."""
+        return Model(*self._best(row, criterion, about)).eval()
+
     def save_best(self, path: Path, row: int, criterion: str, about: dict[str, Any]) -> None:
-        """Write one member, at its best state by ``criterion``, as a model file."""
+        """Write it as a model file."""
+        checkpoint.save_member(path, *self._best(row, criterion, about))
+
+    def _best(self, row: int, criterion: str, about: dict[str, Any]) -> _Parts:
         member = self.ensemble.members[row]
         config = self.points[member.point]
         config = dataclasses.replace(
@@ -277,7 +288,7 @@ class Session:
         weights = self.ensemble.model.layout.views(self.state.best[criterion].weights[row : row + 1])
         weights = {name: weight[0] for name, weight in weights.items()}
         scaling = self.data.scalings[self.ensemble.worlds.index(member.world)] if self.data.scalings else None
-        checkpoint.save_member(path, config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling)
+        return config, weights, {**self.axes(row), "chosen by": criterion, **about}, scaling
 
 
 def render(config: RunConfig, rendering: Rendering | None) -> None:

@@ -13,7 +13,7 @@ import torch
 from imavae.config import run_config
 from imavae.config_encode import EncodeConfig, encode_config
 from imavae.data import files
-from imavae.encode import encode_file
+from imavae.encoding import encode_file
 from imavae.errors import UserError
 from imavae.run import Session, load_model
 from tests.helpers import file_data, observations

@@ -19,8 +19,8 @@ from imavae.data import dataset
 from imavae.errors import UserError
 from imavae.mapping import to_mapping
 from imavae.metrics import identifiability
-from imavae.metrics.evaluate import BATCH
 from imavae.metrics.glossary import GLOSSARY, SOURCES, TRUTH, absent
+from imavae.metrics.ima import BATCH
 from imavae.metrics.portrait import portrait
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.portrait import run_figures

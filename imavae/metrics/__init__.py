@@ -1,1 +1,69 @@
-"""Metrics of an ensemble, vectorised over members; evaluate.py has the glossary of every name."""
+"""Every metric as a pure function on NumPy arrays or tensors whose rows are observations: ``imavae.metrics.mcc(s, z)``.
+
+The same functions, vectorised over the members of an ensemble, are in the modules beside; evaluate.py takes all of them
+over a split. glossary.py has every logged name. What a model alone knows (``neg_elbo``, ``kl``, ``log_px_z``,
+``prior_variance``, ``gamma``) is no function of arrays; ``mcc_mean``, ``mcc_cdf`` and ``cima_truth`` are :func:`mcc`
+and :func:`cima` of other arrays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imavae.metrics.arrays import (
+        active_units,
+        agreement,
+        amari,
+        cima,
+        cima_batch,
+        cima_pointwise,
+        column_norms,
+        conformal_contrast,
+        dci,
+        likelihoods,
+        mcc,
+        mcc_batch,
+        mcc_spearman,
+        mig,
+        mse,
+        r2_linear,
+        r2_nonlinear,
+        rank_deficient,
+        sap,
+        self_consistency,
+        self_consistency_batch,
+    )
+
+__all__ = [
+    "active_units",
+    "agreement",
+    "amari",
+    "cima",
+    "cima_batch",
+    "cima_pointwise",
+    "column_norms",
+    "conformal_contrast",
+    "dci",
+    "likelihoods",
+    "mcc",
+    "mcc_batch",
+    "mcc_spearman",
+    "mig",
+    "mse",
+    "r2_linear",
+    "r2_nonlinear",
+    "rank_deficient",
+    "sap",
+    "self_consistency",
+    "self_consistency_batch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch only when a metric is asked for: the glossary needs none."""
+    if name in __all__:
+        from imavae.metrics import arrays
+
+        return getattr(arrays, name)
+    raise AttributeError(f"module 'imavae.metrics' has no attribute {name!r}")

@@ -28,7 +28,6 @@ from imavae.streams import stream
 from imavae.training.ensemble import EVALUATED, Ensemble, evaluated
 
 ACTIVATIONS = 2**19  # per block of members and chunk of points
-BATCH = 64  # of the published estimators
 VALIDATED = 2**25  # numbers in the images that a validation takes
 DIFFERENTIATED = 2**22  # and in those at which Jacobians are taken
 
@@ -188,8 +187,8 @@ def _local(
         full=contrast.full,
         norms=contrast.norms,
         log_ratio=(variance * inverse).log_().mean(1),
-        batch_jacobian=_batch_mean(jacobian),
-        batch_ratio=_batch_ratio(jacobian * slope[:, None], curvature, variance, gamma),
+        batch_jacobian=ima.batch_mean(jacobian),
+        batch_ratio=ima.batch_ratio(jacobian * slope[:, None], curvature, variance, gamma),
         amari=None if truth is None else ima.amari(jacobian, truth),
         variance=variance if keep else None,
         inverse_variance=inverse if keep else None,
@@ -210,7 +209,6 @@ def _cycle_error(model: VAE, weights: Weights, s: Float[Tensor, "member d chunk"
 def _metrics(averages: dict[str, Tensor], points: Points, local: Local) -> dict[str, Tensor]:
     """The metrics of one block of members that need no sources and are no plain averages."""
     norms = ima.column_norms(local.norms)
-    spread = (points.location - points.location.mean(-1, keepdim=True)).square().mean(-1, dtype=torch.float64)
     batch = ima.contrast(local.batch_jacobian)
     return {
         "cima": ima.mean_where(local.contrast, local.full),
@@ -223,7 +221,7 @@ def _metrics(averages: dict[str, Tensor], points: Points, local: Local) -> dict[
         "self_consistency": local.log_ratio.mean(1).exp(),
         "self_consistency_batch": local.batch_ratio.mean((1, 2)),
         "prior_variance": averages["prior_variance"].mean(1),
-        "active_units": (spread > 0.01 * averages["prior_variance"]).sum(1),
+        "active_units": identifiability.active_units(points.location, averages["prior_variance"]),
     }
 
 
@@ -234,7 +232,7 @@ def _identifiability(points: Points, s: Float[Tensor, "*world d n"], discrete: l
         "mcc": identifiability.matched_mean(identifiability.standard_correlation(known, sample, s, discrete)),
         "mcc_spearman": identifiability.mcc_spearman(s, points.latent, discrete),
         "mcc_mean": identifiability.matched_mean(identifiability.standard_correlation(known, location, s, discrete)),
-        "mcc_batch": identifiability.mcc_batch(s, points.latent, BATCH, discrete),
+        "mcc_batch": identifiability.mcc_batch(s, points.latent, ima.BATCH, discrete),
         "r2_linear": identifiability.standard_r2_linear(known, location),
     }
     if points.cdf is not None:
@@ -258,20 +256,3 @@ def _probes(
             values.setdefault(name, []).append(value)
     slow = {name: torch.from_numpy(np.array(column)) for name, column in values.items()}
     return slow | {"r2_nonlinear": identifiability.r2_nonlinear(s, location)}
-
-
-def _batch_ratio(
-    jacobian: Float[Tensor, "member o d n"],
-    curvature: Float[Tensor, "member d n"],
-    variance: Float[Tensor, "member d n"],
-    gamma: Float[Tensor, " member"],
-) -> Float64[Tensor, "member d batch"]:
-    """Mean variances times what the means of the other two, in the unconstrained coordinate, give for their inverse."""
-    square, bent = _batch_mean(jacobian).double().square().sum(1), _batch_mean(curvature)
-    return _batch_mean(variance) * ima.inverse_variance(square, torch.ones_like(bent), bent, gamma)
-
-
-def _batch_mean(a: Float[Tensor, "*k n"]) -> Float[Tensor, "*k batch"]:
-    """Means over batches of 64 points; what is left over is dropped. A chunk is so many whole batches."""
-    batches = a.shape[-1] // BATCH
-    return a[..., : batches * BATCH].reshape(*a.shape[:-1], batches, BATCH).mean(dim=-1)

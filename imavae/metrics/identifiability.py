@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -73,6 +73,14 @@ def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]
         scores[first, second] = scores[second, first] = matched_mean(tables[first, second].double())
         result[rows] = scores.nanquantile(0.5, dim=1)
     return result
+
+
+def active_units(
+    locations: Float[Tensor, "member d n"], prior_variance: Float64[Tensor, "member d"]
+) -> Int[Tensor, " member"]:
+    """Latents in use: those whose location varies over points by more than 1 % of the prior's variance."""
+    centred = locations - locations.mean(-1, keepdim=True)
+    return (centred.square().mean(-1, dtype=torch.float64) > 0.01 * prior_variance).sum(1)
 
 
 def r2_linear(sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"]) -> Float64[Tensor, " member"]:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+BATCH = 64  # points of a batch, in the published estimators
+
 
 class _QR(NamedTuple):
     """Of each point's Jacobian J = QR: the columns of Q and the entries of R, and where J has full column rank."""
@@ -154,3 +156,20 @@ def inverse_variance(
     """
     norm = square.double() * slope.double().square()
     return curvature.double() + gamma.double()[:, None, None].square() * norm
+
+
+def batch_ratio(
+    jacobian: Float[Tensor, "member o d n"],
+    curvature: Float[Tensor, "member d n"],
+    variance: Float[Tensor, "member d n"],
+    gamma: Float[Tensor, " member"],
+) -> Float64[Tensor, "member d batch"]:
+    """Mean variances times what the means of the other two, in the unconstrained coordinate, give for their inverse."""
+    square, bent = batch_mean(jacobian).double().square().sum(1), batch_mean(curvature)
+    return batch_mean(variance) * inverse_variance(square, torch.ones_like(bent), bent, gamma)
+
+
+def batch_mean(a: Float[Tensor, "*k n"]) -> Float[Tensor, "*k batch"]:
+    """Means over batches of 64 points; what is left over is dropped. A chunk is so many whole batches."""
+    batches = a.shape[-1] // BATCH
+    return a[..., : batches * BATCH].reshape(*a.shape[:-1], batches, BATCH).mean(dim=-1)

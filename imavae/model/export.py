@@ -73,6 +73,11 @@ class Model(nn.Module):
         rows = self.architecture.decoder(self.weights, z.T[None])[0].T
         return (self.column_mean + rows * self.column_std).to(rows.dtype)
 
+    def jacobian(self, z: Float[Tensor, "n d"]) -> Float[Tensor, "n o d"]:
+        """J[n, j, k] = d x_j / d z_k of :meth:`decode` at latents on the prior's support."""
+        jacobian = self.architecture.decoder.jacobian(self.weights, z.T[None])[1][0].permute(2, 0, 1)
+        return (self.column_std[:, None] * jacobian).to(jacobian.dtype)
+
     def forward(self, x: Float[Tensor, "n o"]) -> Float[Tensor, "n o"]:
         """The reconstruction g(z(mu(x)))."""
         return self.decode(self.encode(x))

@@ -38,10 +38,27 @@ def train(config: RunConfig) -> None:
     """Train one point's members, print a row for each and the aggregate, and say where everything is."""
     from imavae.report.report import run_report
     from imavae.report.tables import member_table
-    from imavae.run import run_point
 
     console = new_console()
     start = time.monotonic()
+    try:
+        outcome, session = run(config, console)
+        with resumable(outcome.folder.name):
+            figures = _run_figures(config, outcome, session)
+            ending = dataclasses.replace(_ending(outcome, start), figures=figures)
+            report = _write_report(outcome, run_report(outcome, config, ending))
+            finish(outcome, [*figures, report])
+    except Interrupted as error:
+        _say_how_to_go_on(console, error)
+        raise
+    console.print(member_table(outcome.members))
+    _addresses(console, outcome, config)
+
+
+def run(config: RunConfig, console: Console) -> tuple[Outcome, Session]:
+    """Train one point's members under a progress bar. Raises as :func:`imavae.run.run_point` does."""
+    from imavae.run import run_point
+
     columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
     bar = Bar(console, *columns)
 
@@ -49,19 +66,8 @@ def train(config: RunConfig) -> None:
         text = f"{epoch.active} of {len(session.ensemble)} training"
         bar.update(epoch.epoch, config.training.max_epochs, text)
 
-    try:
-        with RenderingBar(console) as images, bar:
-            outcome, session = run_point(config, notify, images.rendered)
-        with resumable(outcome.folder.name):
-            figures = _run_figures(config, outcome, session)
-            ending = dataclasses.replace(_ending(outcome, start), figures=figures)
-            report = _write_report(outcome, run_report(outcome, config, ending))
-            _finish(outcome, [*figures, report])
-    except Interrupted as error:
-        _say_how_to_go_on(console, error)
-        raise
-    console.print(member_table(outcome.members))
-    _addresses(console, outcome, config)
+    with RenderingBar(console) as images, bar:
+        return run_point(config, notify, images.rendered)
 
 
 def _run_figures(config: RunConfig, outcome: Outcome, session: Session) -> list[Path]:
@@ -90,32 +96,16 @@ def tune(config: StudyConfig) -> None:
         UserError: a mistake in the configuration, or no trial has a result.
         Interrupted: the study can be resumed; what had finished and how to go on is printed first.
     """
-    from imavae.search.study import NoResultError, check, run_study
+    from imavae.search.study import check
 
-    parameters, known = check(config)
+    parameters, _ = check(config)
     if config.dry_run:
         _show_cost(config, parameters)
         return
-    points = len(known) if config.sampler.name == "grid" else config.budget.trials or 0
     console = new_console()
     start = time.monotonic()
-    try:
-        with Display(console) as display:
-            outcome = run_study(config, display.update, display.say, display.rendered)
-    except NoResultError as error:
-        report = _report_study(error.outcome, config, _ending(error.outcome, start, points))
-        error.outcome.tracker.finish("failed", {}, [report])
-        _addresses(console, error.outcome, config)
-        raise
-    keys = [parameter.key for parameter in parameters if parameter.key in outcome.trials]  # some condition never held
-    try:
-        if outcome.interrupted is None:
-            _conclude(config, outcome, keys, start, points)
-        else:
-            _finish(outcome, [_report_study(outcome, config, _ending(outcome, start, points))])
-    except Interrupted as error:
-        outcome.interrupted = error
-    _show_results(console, outcome, config, keys)
+    outcome = study(config, console)
+    _show_results(console, outcome, config, _searched(outcome, parameters))
     _addresses(console, outcome, config)
     work = clock(outcome.work_seconds)
     console.print(
@@ -142,6 +132,42 @@ def _show_results(console: Console, outcome: Outcome, config: StudyConfig, keys:
     chosen = choices(members, trials, keys)
     if len(chosen):
         console.print(selection_table(chosen))
+
+
+def study(config: StudyConfig, console: Console) -> Outcome:
+    """Run a study under a live display, crown its champion, draw its figures, write its report, and close its folder
+    and tracked run.
+
+    Raises:
+        UserError: a mistake in the configuration, or no trial has a result.
+    """
+    from imavae.search.study import NoResultError, check, run_study
+
+    parameters, known = check(config)
+    points = len(known) if config.sampler.name == "grid" else config.budget.trials or 0
+    start = time.monotonic()
+    try:
+        with Display(console) as display:
+            outcome = run_study(config, display.update, display.say, display.rendered)
+    except NoResultError as error:
+        report = _report_study(error.outcome, config, _ending(error.outcome, start, points))
+        error.outcome.tracker.finish("failed", {}, [report])
+        _addresses(console, error.outcome, config)
+        raise
+    try:
+        if outcome.interrupted is None:
+            _conclude(config, outcome, _searched(outcome, parameters), start, points)
+        else:
+            finish(outcome, [_report_study(outcome, config, _ending(outcome, start, points))])
+    except Interrupted as error:
+        outcome.interrupted = error
+    return outcome
+
+
+def _searched(outcome: Outcome, parameters: Sequence[Parameter]) -> list[str]:
+    """The settings whose values the trials' table has: some condition may never have held."""
+    trials = outcome.trials
+    return [parameter.key for parameter in parameters if parameter.key in trials]
 
 
 def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
@@ -185,7 +211,7 @@ def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: flo
     ending = dataclasses.replace(_ending(outcome, start, points), figures=figures, insight=found)
     report = _report_study(outcome, config, ending)
     metrics |= {"seconds": ending.seconds, "seconds/training": outcome.work_seconds}
-    _finish(outcome, [*figures, *_kept(outcome.folder, metrics, chosen), report], metrics)
+    finish(outcome, [*figures, *_kept(outcome.folder, metrics, chosen), report], metrics)
 
 
 def _ending(outcome: Outcome, start: float, points: int = 1) -> Ending:
@@ -245,7 +271,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def encode(config: EncodeConfig) -> None:
     """Write a file's latents under a progress bar, and say where they are."""
-    from imavae.encode import encode_file
+    from imavae.encoding import encode_file
 
     console = new_console()
     start = time.monotonic()
@@ -278,7 +304,8 @@ def _kept(folder: Path, metrics: dict[str, float], chosen: pd.DataFrame) -> list
     return [folder / SELECTION]
 
 
-def _finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
+def finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
+    """Close a run's or study's tracked run, with its tables and figures, and its folder."""
     tables = [outcome.folder / name for name in ("members.csv", "history.csv")]
     status: Literal["finished", "stopped"] = "stopped" if outcome.interrupted else "finished"
     outcome.tracker.finish(status, metrics or {}, [*tables, *figures])

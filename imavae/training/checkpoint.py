@@ -10,7 +10,7 @@ import io
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from imavae.files import Seal
 from imavae.mapping import build, to_mapping
 from imavae.model.export import Model
 
+C = TypeVar("C", bound=RunConfig)
 SEAL = Seal(
     magic=b"imavae checkpoint",
     format=1,
@@ -86,12 +87,12 @@ def load_member(path: Path) -> Model:
             "take the champion.pt beside it, or evaluate it with scripts/evaluate.py"
         )
     scaling = Scaling(**content["scaling"]) if "scaling" in content else None
-    return Model(stored_config(content["config"]), content["state_dict"], content["about"], scaling).eval()
+    return Model(stored_config(content["config"], RunConfig), content["state_dict"], content["about"], scaling).eval()
 
 
-def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
-    """The configuration in a checkpoint. No file of observations is read for it, and its plugins are not
-    run: a file from elsewhere must not name code to execute.
+def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
+    """The configuration in a checkpoint, or in a study's folder. No file of observations is read for it, and its
+    plugins are not run: a file from elsewhere must not name code to execute.
 
     Whoever reads a checkpoint of an own variant loads its plugin first (``plugins=``, or ``families.load_plugins``).
 
@@ -99,7 +100,7 @@ def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
         UserError: a setting that this program does not know: that of an own variant, perhaps.
     """
     try:
-        return build(RunConfig, {**mapping, "plugins": ()})
+        return build(kind, {**mapping, "plugins": ()})
     except UserError as error:
         raise UserError(
             f"{error}; if the checkpoint has a variant of your own, name the file that registers it: "
@@ -107,29 +108,39 @@ def stored_config(mapping: Mapping[str, Any]) -> RunConfig:
         ) from None
 
 
-class _Predictor:
-    """What MLflow's pyfunc flavor calls: observations in (a frame or an array, a row each), latents out.
+def rows_of(model: Model, data: Any) -> Tensor:
+    """Observations (n, o) in float64 of a frame, an array or a tensor. Of a frame with named columns those are taken
+    that the model has learned from, in whatever order they stand.
 
-    Of a frame with named columns it takes those that the model has learned from, in whatever order they stand.
+    Raises:
+        UserError: a column is missing, or it has another shape.
     """
+    columns, observed = model.config.data.columns, model.config.data.observed
+    if columns is not None and isinstance(data, pd.DataFrame) and data.columns.dtype != np.int64:
+        missing = [name for name in columns if name not in data]
+        require(
+            not missing, "the frame has the model's columns", f"none called {', '.join(missing)}", "rename its columns"
+        )
+        data = data[list(columns)]
+    x = (
+        data.detach().cpu().double()
+        if isinstance(data, Tensor)
+        else torch.tensor(np.asarray(data), dtype=torch.float64)
+    )
+    fits, rule = x.ndim == 2 and x.shape[1] == observed, f"observations have the shape (n, {observed})"
+    require(fits, rule, f"shape {tuple(x.shape)}", "a row is an observation, a column a dimension of the model's data")
+    return x
+
+
+class _Predictor:
+    """What MLflow's pyfunc flavor calls: observations in (a frame or an array, a row each), latents out."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
 
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> NDArray[np.floating[Any]]:
-        columns = self.model.config.data.columns
-        if columns is not None and isinstance(data, pd.DataFrame) and data.columns.dtype != np.int64:
-            missing = [name for name in columns if name not in data]
-            require(
-                not missing,
-                "the frame has the model's columns",
-                f"none called {', '.join(missing)}",
-                "rename its columns",
-            )
-            data = data[list(columns)]
-        x = torch.tensor(np.asarray(data), dtype=torch.float64)
         with torch.no_grad():
-            return np.asarray(self.model.encode(x))
+            return np.asarray(self.model.encode(rows_of(self.model, data)))
 
 
 def _load_pyfunc(path: str) -> _Predictor:

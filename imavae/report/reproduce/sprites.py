@@ -28,7 +28,7 @@ def gamma_rows(studies: Sequence[Study]) -> list[Row]:
 
 
 def small_rows(studies: Sequence[Study]) -> list[Row]:
-    """The same of members that have seen less than a hundredth of the published images: beside the published ones, not judged."""
+    """The same of members that have seen under a hundredth of the published images: beside those, not judged."""
     return [_unjudged(row) for row in gamma_rows(studies)]
 
 
@@ -72,9 +72,9 @@ ESTIMATORS = estimators(4).removesuffix(".")
 ENTRIES = (
     Entry(
         name="sprites",
-        shows="MCC and c_IMA over γ² on images of sprites, beta prior (less than a hundredth of the published training)",
+        shows="MCC and c_IMA over γ² on images of sprites, beta prior (under a hundredth of the published training)",
         searches=("paper/sprites_gamma_small",),
-        minutes=60,
+        minutes=40,
         rows=small_rows,
         draw=lambda studies: recovery(studies, PUBLISHED),
         differs=f"{ESTIMATORS}; nothing is judged, since these members have seen 0.25 million images each, and the "
@@ -93,7 +93,7 @@ ENTRIES = (
         name="sprites_learned_gamma",
         shows="γ² of images set to its most likely value after each epoch, and MCC and c_IMA on the way",
         searches=("paper/sprites_learned_gamma_small",),
-        minutes=60,
+        minutes=40,
         rows=likelihood.rows,
         draw=likelihood.draw,
         differs=estimators(4),
@@ -102,7 +102,7 @@ ENTRIES = (
         name="sprites_affine",
         shows="MCC and c_IMA on sprites without and with an affine map of their factors",
         searches=("paper/sprites_affine_small",),
-        minutes=60,
+        minutes=40,
         rows=affine_rows,
         draw=affine,
         differs=estimators(4),

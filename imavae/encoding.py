@@ -1,8 +1,8 @@
-"""Latents of a file of observations, block by block: no file has to fit into memory.
+"""Latents of observations: of an array, or of a file block by block, which need not fit into memory.
 
-A row of the output holds, in the input's order, z_k, the posterior's location mapped onto the prior's support; std_k,
-its standard deviation, |dz/dy| sigma_k to first order where the support is bounded (exact where it is not); and error,
-the mean over columns of (g(z) - x)^2 in the units that the networks see (standardised, where the model does that).
+A row of a file's output holds, in the input's order, z_k, the posterior's location mapped onto the prior's support;
+std_k, its standard deviation, |dz/dy| sigma_k to first order where the support is bounded (exact where it is not); and
+error, the mean over columns of (g(z) - x)^2 in the units that the networks see (standardised, where the model does).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
 from pyarrow import csv, parquet
 from torch import Tensor
 
@@ -23,13 +25,46 @@ from imavae.data import files
 from imavae.errors import require
 from imavae.families import SpritesMixing, load_plugins
 from imavae.model.export import Model
-from imavae.run import locate
-from imavae.training.checkpoint import load_member
+from imavae.run import load_model, locate
+from imavae.training.checkpoint import load_member, rows_of
 from imavae.training.ensemble import evaluated
+
+Array = NDArray[np.floating[Any]]
+
+
+class Latents(NamedTuple):
+    """Of n observations, in their order."""
+
+    z: Array  # (n, d): the posterior's location, mapped onto the prior's support
+    std: Array  # (n, d): its standard deviation there, to first order where the support is bounded
+    error: Array  # (n,): mean over columns of (g(z) - x)^2, of standardised columns where the model standardises
+
+
+def encode(model: Model | str | Path, x: ArrayLike | Tensor) -> Latents:
+    """The latents of observations.
+
+    Args:
+        model: a model, or what :func:`imavae.load_model` takes for one.
+        x: (n, o) finite numbers, raw rows as the model was trained on. Of a frame with named columns those are taken
+            that the model has learned from, in whatever order they stand.
+
+    Returns:
+        NumPy arrays ``z`` (n, d), ``std`` (n, d) and ``error`` (n,).
+
+    Raises:
+        UserError: a bad address or file, or observations of another shape, that are not finite, or of an image not in
+            [0, 1].
+    """
+    model = model if isinstance(model, Model) else load_model(model)
+    rows = rows_of(model, x)
+    require(bool(rows.isfinite().all()), "x has finite numbers", "NaN or infinite ones", "leave those rows out")
+    _check_images(model, rows, "x")
+    values, dim = encoded(model, rows.T), model.config.data.dim
+    return Latents(values[:dim].T.numpy(), values[dim : 2 * dim].T.numpy(), values[-1].numpy())
 
 
 class Encoded(NamedTuple):
-    """What came of it."""
+    """What came of a file."""
 
     rows: int
     columns: tuple[str, ...]  # of the output
@@ -58,10 +93,9 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
     try:
         with _writer(aside, out.suffix, schema) as writer:
             for block in files.blocks(table, columns):
-                if isinstance(model.config.data.mixing, SpritesMixing):
-                    proper, remedy = bool(block.min() >= 0 and block.max() <= 1), "divide bytes by 255"
-                    require(proper, "images are numbers in [0, 1]", f"others in {table.path}", remedy)
-                values = encoded(model, torch.from_numpy(block))
+                observations = torch.from_numpy(block)
+                _check_images(model, observations, table.path)
+                values = encoded(model, observations)
                 writer.write_batch(pa.record_batch([pa.array(row) for row in values.numpy()], schema))
                 rows, total = rows + values.shape[1], total + float(values[-1].double().sum())
                 notify(rows, table.rows)
@@ -86,6 +120,13 @@ def encoded(model: Model, x: Float[Tensor, "o n"]) -> Float[Tensor, "r n"]:
         torch.mul(q.variance()[0].sqrt_(), architecture.prior.slope(q.mean)[0], out=into[dim : 2 * dim])
         torch.mean(architecture.decoder(weights, location)[0].sub_(part).square_(), 0, out=into[-1])
     return result
+
+
+def _check_images(model: Model, x: Tensor, where: object) -> None:
+    """Raise UserError for what can't be images, where the model takes images."""
+    if isinstance(model.config.data.mixing, SpritesMixing) and x.numel():
+        proper, remedy = bool(x.min() >= 0 and x.max() <= 1), "divide bytes by 255"
+        require(proper, "images are numbers in [0, 1]", f"others in {where}", remedy)
 
 
 def _columns(model: Model, table: files.Table, asked: tuple[str, ...] | None) -> tuple[str, ...]:
