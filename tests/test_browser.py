@@ -5,7 +5,6 @@ The browser is the system's Chromium. Every address but the loopback's is closed
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -203,7 +202,6 @@ def test_the_study_says_what_was_asked_and_has_the_figures(page: Page) -> None:
     assert picture.evaluate("picture => picture.naturalWidth") > 500
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("imavae.report.report"), reason="there is no report yet")
 def test_the_study_has_its_report(page: Page) -> None:
     run_link(page, "gamma_uniform").click()
     page.get_by_role("tab", name="Artifacts").click()
