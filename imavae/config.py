@@ -353,7 +353,8 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
     """The checked study configuration of a plain mapping; the constants of its search are set where they belong.
 
-    Raises as :func:`run_config` does.
+    Raises:
+        UserError: as :func:`run_config` does, or nothing is searched that can be.
     """
     space = mapping.get("search")
     if isinstance(space, Mapping):

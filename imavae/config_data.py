@@ -136,7 +136,11 @@ class Data(Settings):
 
 
 def with_file(mapping: dict[str, Any]) -> dict[str, Any]:
-    """The mapping with what it leaves open of a file's data read from that file, which is checked on the way."""
+    """The mapping with what it leaves open of a file's data read from that file, which is checked on the way.
+
+    Raises:
+        UserError: there is no such file, or it can't be used.
+    """
     data = mapping.get("data")
     if not isinstance(data, Mapping) or not isinstance(data.get("path"), str):
         mixing = data.get("mixing") if isinstance(data, Mapping) else None

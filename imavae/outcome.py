@@ -184,7 +184,7 @@ def read_history(folder: Path) -> pd.DataFrame:
 
 
 def pareto(values: NDArray[np.float64], modes: Sequence[str]) -> NDArray[np.bool_]:
-    """Which rows of ``values`` (a row per trial, a column per objective) no other row beats.
+    """Which rows of ``values`` (trial, objective) no other row beats: (trial,).
 
     A row is beaten by one that is nowhere worse and somewhere better; equal rows do not beat each other.
     """

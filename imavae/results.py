@@ -31,7 +31,7 @@ class Results:
     """
 
     folder: Path
-    config: RunConfig
+    config: RunConfig = dataclasses.field(repr=False)
     _stored: tuple[Stored, ...] = dataclasses.field(repr=False)
 
     @property
@@ -76,15 +76,12 @@ class Results:
         record = stored.trial
         rows = [row for row in record.members if seed in (None, row["seed"])]
         seeds = sorted({int(row["seed"]) for row in record.members})
-        require(
-            bool(rows), "seed is a member's of the trial", f"seed={seed} in trial {record.number}", f"it has {seeds}"
-        )
+        require(bool(rows), f"seed is a member's of trial {record.number}", f"seed={seed}", f"it has {seeds}")
         best = best_member(dataclasses.replace(record, members=rows))
         require(best is not None, "the member has not diverged", f"seed={seed}", "see status in members")
         row = record.members.index(best or rows[0])
-        session = Session.load(
-            self.folder / str(stored.checkpoint), torch.device("cpu"), cache_of(self.folder.parent.parent)
-        )
+        cache = cache_of(self.folder.parent.parent)
+        session = Session.load(self.folder / str(stored.checkpoint), torch.device("cpu"), cache)
         criterion = by or chosen_by(record.members[row])
         known(criterion, session.criteria, "by")
         about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
@@ -96,9 +93,8 @@ class Results:
         objective = self.config.objective if isinstance(self.config, StudyConfig) else Objective()
         order = [record.number for record in ranked([stored.trial for stored in trained.values()], objective)]
         require(bool(order), "a trial has a result", f"none in {self.folder}", "go on with it: resume=True")
-        require(
-            number in (None, *trained), "trial has a result", f"trial={number}", f"those that have: {sorted(trained)}"
-        )
+        there, remedy = number in (None, *trained), f"those that have one are {sorted(trained)}"
+        require(there, "trial is one that has a result", f"trial={number}", remedy)
         return trained[order[0] if number is None else number]
 
 
@@ -117,4 +113,5 @@ def load_results(folder: str | Path) -> Results:
     state, stored = read(path)
     kind = StudyConfig if "search" in state.config else RunConfig
     config = stored_config(state.config, kind)
-    return Results(path, dataclasses.replace(config, plugins=tuple(state.config["plugins"])), tuple(stored))
+    config = dataclasses.replace(config, plugins=tuple(state.config["plugins"]), resume=False)  # to be asked anew
+    return Results(path, config, tuple(stored))

@@ -125,7 +125,9 @@ class Session:
     def evaluate(
         self, split: str, weights: torch.Tensor, rows: torch.Tensor, stage: Stage = "validation"
     ) -> dict[str, torch.Tensor]:
-        """``SPLIT/METRIC`` of the members in ``rows``, at the given weights; the later the stage, the more."""
+        """``SPLIT/METRIC``, each (member,), of the members in ``rows``, (member,), at the given weights, (member,
+        parameter); the later the stage, the more.
+        """
         points = getattr(self.data, split)
         if split == "val":
             points = shortened(points, self.points[0].data.observed)
@@ -257,7 +259,8 @@ class Session:
 
     def gallery(self, best: int, flat: torch.Tensor | None = None) -> Gallery:
         """Images of the validation split under the members, and traversals of the ``best``-th one's latents; at the
-        weights ``flat``, by default their best states (first criterion). Only where observations are images.
+        weights ``flat``, (member, parameter), by default their best states (first criterion). Only where observations
+        are images.
         """
         rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
         weights = self.state.best[self.criteria[0]].weights if flat is None else flat
@@ -377,7 +380,7 @@ def evaluate_checkpoint(
 
 
 def model_session(path: Path, cache: Cache) -> tuple[Session, torch.Tensor]:
-    """An ensemble of one in the world of a stored model, and that model's weights as its own are laid out."""
+    """An ensemble of one in the world of a stored model, and that model's weights, (1, parameter), as its own are."""
     model = checkpoint.load_member(path)
     session = Session.start([model.config], torch.device("cpu"), cache)
     return session, torch.cat([weight.detach().flatten() for weight in model.weights.values()])[None]

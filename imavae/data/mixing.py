@@ -52,7 +52,7 @@ class Mixing(Protocol):
 
 
 @dataclass(frozen=True)
-class Moebius:
+class Moebius(Mixing):
     """x = A (s - a) / |s - a|^2 + shift, with A orthogonal. Its Jacobian is A (I - 2 u u^T) / |s - a|^2, with
     u = (s - a) / |s - a|: orthogonal columns of equal norm, hence zero IMA contrast (Gresele et al., NeurIPS 2021).
     """
@@ -83,7 +83,7 @@ class Moebius:
 
 
 @dataclass(frozen=True)
-class MLP:
+class MLP(Mixing):
     """x = W_L a(... a(W_1 s)) + shift with square W_l and a(h) = slope h + (1 - slope) log(1 + e^h)."""
 
     weights: tuple[Float64[Tensor, "d d"], ...]
@@ -140,7 +140,7 @@ class MLP:
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Mixing):
     """x = W s + shift."""
 
     matrix: Float64[Tensor, "d d"]
@@ -165,7 +165,7 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class LinearOnTop:
+class LinearOnTop(Mixing):
     """x = L f(s) + shift: a linear map after another mixing."""
 
     inner: Mixing

@@ -67,3 +67,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(arrays, name)
     raise AttributeError(f"module 'imavae.metrics' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

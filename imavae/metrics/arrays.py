@@ -230,7 +230,7 @@ def cima_batch(jacobian: Values) -> float:
 
 
 def rank_deficient(jacobian: Values) -> float:
-    """The share of points whose Jacobian (n, o, d) lacks full rank, which :func:`cima` leaves out.
+    """The share of points that :func:`cima` leaves out: their Jacobian lacks full rank; ``jacobian`` is (n, o, d).
 
     Raises:
         UserError: as :func:`cima` does.
@@ -316,7 +316,7 @@ def self_consistency_batch(variance: Values, jacobian: Values, gamma: float, cur
     """The published estimator, for comparison only: the mean variance of each 64 points times what their mean Jacobian
     and mean curvature give for its inverse, averaged; what is left over is dropped.
 
-    Arguments (variance: (n, d), jacobian: (n, o, d), curvature: (n, d)) are those of :func:`self_consistency`.
+    Arguments (variance: (n, d), jacobian: (n, o, d), gamma, curvature: (n, d)) are those of :func:`self_consistency`.
 
     Raises:
         UserError: as :func:`self_consistency` does, or fewer than 64 points.

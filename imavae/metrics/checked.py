@@ -1,12 +1,13 @@
 """A person's arrays, checked and laid out as the vectorised metrics take them: as an ensemble of one.
 
-A row of theirs is an observation, a point; here the point comes last, and the member first.
+A row of theirs is an observation, a point, (n, d); here the point comes last, and the member first, (member, d, n).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor
 from imavae.errors import require
 from imavae.metrics import ima
 
-Values = ArrayLike | Tensor
+Values = ArrayLike | Tensor | Sequence[Any] | float  # the last two for run-time checks: ArrayLike has complex alone
 
 
 def read(name: str, value: Values, axes: str) -> Tensor:
-    """Floating-point numbers on the CPU, with these axes. Raises UserError for others."""
+    """Floating-point numbers on the CPU, with these axes: (n, d) for "n d". Raises UserError for others."""
     if not isinstance(value, Tensor):
         array = np.array(value)
         require(array.dtype.kind in "fiub", f"{name} is an array of numbers", array.dtype, "convert it")
@@ -30,11 +31,13 @@ def read(name: str, value: Values, axes: str) -> Tensor:
     rule, remedy = f"{name} has the shape ({names}{',' * (axes == 'n')})", "a row is an observation"
     require(value.ndim == len(axes.split()) and len(value) > 0, rule, f"shape {shape_of(value)}", remedy)
     single = value.dtype in (torch.float32, torch.float64)
-    return value.detach().cpu().to(value.dtype if single else torch.float64)
+    return value.detach().cpu().to(value.dtype if single else torch.float64).contiguous()
 
 
 def points_of(name: str, value: Values) -> Tensor:
-    """Rows of sources or latents (n, d), of which there are more than columns: else they may well be transposed."""
+    """Rows of sources or latents (n, d). Raises UserError for others, and for fewer rows than columns: they may well be
+    transposed.
+    """
     points = read(name, value, "n d")
     rule = f"{name} has the shape (n, d), with more rows than columns"
     require(
@@ -44,7 +47,7 @@ def points_of(name: str, value: Values) -> Tensor:
 
 
 def members_of(s: Values, z: Values) -> tuple[Tensor, Tensor]:
-    """Sources (d, n), and latents (1, e, n) of an ensemble of one."""
+    """Sources (d, n), and latents (1, e, n) of an ensemble of one. Raises UserError for what can't be such."""
     known, found = points_of("s", s), points_of("z", z)
     check_as_many("s", known, "z", found)
     shapes = f"{shape_of(s)} and {shape_of(z)}"
@@ -67,7 +70,7 @@ def check_as_many(name: str, one: Tensor, other_name: str, other: Tensor) -> Non
 
 
 def kinds_of(s: Values, discrete: Sequence[bool]) -> list[bool]:
-    """Whether each source is discrete."""
+    """Whether each source is discrete; none is by default. Raises UserError where it is said of others."""
     columns, kinds = shape_of(s)[1], [bool(kind) for kind in discrete]
     rule, remedy = "discrete has a truth value for each source", "leave it out where none is"
     require(len(kinds) in (0, columns), rule, f"{len(kinds)} for {columns} sources", remedy)
@@ -75,7 +78,7 @@ def kinds_of(s: Values, discrete: Sequence[bool]) -> list[bool]:
 
 
 def jacobian_of(name: str, value: Values) -> Tensor:
-    """Jacobians (1, o, d, n) of an ensemble of one."""
+    """Jacobians (1, o, d, n) of an ensemble of one. Raises UserError for what can't be such."""
     points = read(name, value, "n o d")
     rule, remedy = f"{name} has the shape (n, o, d) with o >= d", "its entry [i, j, k] is dx_j/dz_k at point i"
     require(points.shape[1] >= points.shape[2] > 0, rule, f"shape {shape_of(value)}", remedy)
@@ -85,7 +88,7 @@ def jacobian_of(name: str, value: Values) -> Tensor:
 def posterior_of(
     variance: Values, jacobian: Values, gamma: float, curvature: Values
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Jacobians (1, o, d, n), gamma (1,), variances and curvatures (1, d, n)."""
+    """Jacobians (1, o, d, n), gamma (1,), variances and curvatures (1, d, n). Raises UserError for others."""
     at, spread = jacobian_of("jacobian", jacobian), read("variance", variance, "n d")
     expected, got = (at.shape[3], at.shape[2]), tuple(spread.shape)
     require(got == expected, f"variance has the shape (n, d) = {expected} of jacobian", got, "take the same points")
@@ -97,7 +100,9 @@ def posterior_of(
 
 
 def each_of(name: str, value: Values, points: Tensor) -> Tensor:
-    """A number, one a column (d,) or one a point and column (n, d), for all of them: (1, d, n) in float64."""
+    """A number, one a column (d,) or one a point and column (n, d), for all of them: (1, d, n) in float64.
+    Raises UserError for another shape.
+    """
     numbers = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     shape, (n, d) = tuple(numbers.shape), points.shape
     fits = shape in ((), (d,), (n, d))

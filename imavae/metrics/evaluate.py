@@ -129,8 +129,9 @@ def forward(
 ) -> tuple[dict[str, Tensor], Points, Local]:
     """The metrics that are plain averages over points, and what the others need of each point.
 
-    All that is made of a Jacobian is made of a chunk of points, while it is in the processor's cache. ``names`` holds
-    the metrics that are wanted; "variance" among them keeps the posterior's variances, for a portrait.
+    All that is made of a Jacobian is made of a chunk of points, while it is in the processor's cache. ``world`` is that
+    of each member, (member,), and so are the averages. ``names`` holds the metrics that are wanted; "variance" among
+    them keeps the posterior's variances, for a portrait.
     """
     model, n, size = ensemble.model, len(split), evaluated(ensemble.config.data.observed)
     few = _affordable(split, DIFFERENTIATED, ensemble.config.data.observed)

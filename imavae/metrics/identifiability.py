@@ -25,14 +25,14 @@ LANDMARKS = 200  # of its kernel
 
 
 def mcc(
-    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"], discrete: Sequence[bool] = ()
+    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"], discrete: Sequence[bool] = ()
 ) -> Float64[Tensor, " member"]:
     """Pearson MCC over all n points, in [0, 1]; near 0 by chance."""
     return matched_mean(correlation(sources, latents, discrete))
 
 
 def mcc_spearman(
-    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member d n"], discrete: Sequence[bool] = ()
+    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"], discrete: Sequence[bool] = ()
 ) -> Float64[Tensor, " member"]:
     """MCC of ranks: blind to monotone distortions of each latent."""
     return matched_mean(correlation(_ranks(sources), _ranks(latents), discrete))
@@ -40,7 +40,7 @@ def mcc_spearman(
 
 def mcc_batch(
     sources: Float[Tensor, "*world d n"],
-    latents: Float[Tensor, "member d n"],
+    latents: Float[Tensor, "member e n"],
     size: int = 64,
     discrete: Sequence[bool] = (),
 ) -> Float64[Tensor, " member"]:

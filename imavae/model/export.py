@@ -47,7 +47,7 @@ class Model(nn.Module):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The weights by their names in the layout, with a member axis of one."""
+        """The weights by their names in the layout, with a member axis of one: (1, out, in), (1, out), (1,)."""
         return {name: self.parameters_by_name[plain][None] for name, plain in self.names.items()}
 
     @property

@@ -126,7 +126,9 @@ class VAE:
         y: Float[Tensor, "member d batch"],
         theta: priors.Theta,
     ) -> Elbo:
-        """The ELBO at a posterior sample ``y`` that is already there."""
+        """The ELBO at a posterior sample ``y`` that is already there; ``theta`` is as :meth:`theta` gives it, 0-dim or
+        (member, d, batch).
+        """
         observed, batch = x.shape[1:]
         if self.analytic:
             log_prior = self.prior.expected_log_prob(q.mean, q.variance(), theta)

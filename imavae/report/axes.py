@@ -49,11 +49,11 @@ class Axis:
         return () if all(_is_number(value) for value in values) else values
 
     def place(self, values: Iterable[object]) -> Floats:
-        """The position of each value, in the axis's own unit; NaN for a missing one."""
+        """The position of each value, in the axis's own unit, (n,); NaN for a missing one."""
         return np.array([self._at(value) for value in values], dtype=np.float64)
 
     def even(self, places: Floats) -> Floats:
-        """Positions on the scale along which the parameter is searched: decades on a log axis."""
+        """Positions, (n,), on the scale along which the parameter is searched: decades on a log axis."""
         return np.log10(places) if self.log else places
 
     @property
@@ -120,7 +120,7 @@ def upright(axis: Axis, values: Iterable[object]) -> Upright:
 
 
 def upright_score(label: str, scores: Floats) -> Upright:
-    """Scores on an upright axis as long as their range."""
+    """Scores, (trial,), on an upright axis as long as their range."""
     low, high = float(scores.min()), float(scores.max())
     marks = _within(MaxNLocator(6, steps=[1, 2, 5, 10]), low, high)
     at = _heights(np.array(marks), low, high)

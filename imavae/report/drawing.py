@@ -18,12 +18,12 @@ BLUE, VERMILLION, GREY, FAINT, INK = "#0072B2", "#D55E00", "#9AA5B1", "#52606D",
 
 
 def floats(column: Iterable[object]) -> Floats:
-    """A column as numbers."""
+    """A column as numbers, (n,)."""
     return np.array(column, dtype=np.float64)
 
 
 def finite_or_nan(values: Floats) -> Floats:
-    """The values, with NaN (which leaves a gap in a line) for an infinite one."""
+    """The values, (..., n), with NaN (which leaves a gap in a line) for an infinite one."""
     return np.where(np.isfinite(values), values, np.nan)
 
 

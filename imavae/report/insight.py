@@ -71,7 +71,7 @@ class Insight:
     front: NDArray[np.bool_]  # which trials no other beats in all goals
 
     def scores(self, goal: Goal) -> Floats:
-        """One score of every trial."""
+        """One score of every trial: (trial,)."""
         return _scores(self.trials, goal)
 
     def best(self, goal: Goal) -> int:
@@ -205,7 +205,7 @@ def _surface_of(trials: pd.DataFrame, pair: tuple[Axis, Axis] | None, goal: Goal
 
 
 def surface(x: Floats, y: Floats, score: Floats) -> Surface:
-    """The mean of a Gaussian process through scattered scores, over the range of their places.
+    """The mean of a Gaussian process through scattered scores, (trial,), over the range of their places.
 
     What differs between trials at one place, by other parameters or by chance, is its noise, whose size is fitted.
     """
@@ -230,7 +230,7 @@ def surface(x: Floats, y: Floats, score: Floats) -> Surface:
 
 
 def drawable(score: Floats, goal: Goal) -> Floats:
-    """Scores, the very bad ones raised to where they no longer flatten all others.
+    """Scores, (trial,), the very bad ones raised to where they no longer flatten all others.
 
     Very bad is what lies by more than three times the quartiles' distance beyond the worse quartile.
     """

@@ -65,12 +65,12 @@ def has_sources(members: pd.DataFrame) -> bool:
 
 
 def diverged(members: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which members went NaN and were frozen."""
+    """Which members went NaN and were frozen: (member,)."""
     return np.asarray(members["status"] == "diverged", dtype=bool)
 
 
 def counted(members: pd.DataFrame, column: str) -> Floats:
-    """A column's values as they enter an aggregate, one per member.
+    """A column's values as they enter an aggregate, one per member: (member,).
 
     A diverged member has the worst value that there is: 0 in a column of MCC or agreement, +inf in one of −ELBO or
     c_IMA. NaN stays where any other member lacks a value (of a test split that was not evaluated).
@@ -82,7 +82,7 @@ def counted(members: pd.DataFrame, column: str) -> Floats:
 
 
 def quartiles(values: Floats) -> Quartiles:
-    """Quartiles (linear between neighbours) of the values that are not NaN; all NaN if there are none."""
+    """Quartiles (linear between neighbours) of the values, (n,), that are not NaN; all NaN if there are none."""
     values = values[~np.isnan(values)]
     if not values.size:
         return Quartiles(np.nan, np.nan, np.nan)
@@ -95,7 +95,7 @@ def quartiles(values: Floats) -> Quartiles:
 
 
 def scores(trials: pd.DataFrame) -> Floats:
-    """The trials' scores; NaN for a trial that failed, or that has an infinite score or what stands for one."""
+    """The trials' scores, (trial,); NaN for a trial that failed, or that has an infinite score or what stands for one."""
     values = np.array(trials["score"], dtype=np.float64)
     return np.where((trials["status"] != "failed") & (np.abs(values) < WORST_SCORE), values, np.nan)
 

@@ -65,7 +65,8 @@ def load(path: Path) -> dict[str, Any]:
 def save_member(
     path: Path, config: RunConfig, weights: dict[str, Tensor], about: dict[str, Any], scaling: Scaling | None = None
 ) -> None:
-    """Write one member's weights (names as in ``Layout``) with its configuration; ``about`` is plain provenance.
+    """Write one member's weights (names and shapes as in ``Layout``, without a member axis: (out, in), (out,)) with its
+    configuration; ``about`` is plain provenance.
 
     ``scaling`` standardises the columns that it has learned from: the file that they lay in is not needed any more.
     """

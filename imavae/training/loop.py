@@ -85,7 +85,8 @@ def _stop(state: State, values: dict[str, Tensor], training: Training, last: boo
 
 
 def freeze(state: State, leaving: Tensor, status: str) -> None:
-    """Take the active members at the positions of the mask ``leaving`` out of training, and compact the rest.
+    """Take the active members at the positions of the mask ``leaving``, (active,), out of training, and compact the
+    rest.
 
     Between two epochs it may be called from outside: :func:`train` goes on with those that are left.
     """

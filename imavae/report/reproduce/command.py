@@ -86,7 +86,11 @@ def reproduce_figure(config: ReproduceConfig, wanted: Sequence[StudyConfig]) -> 
 
 
 def study_for(wanted: StudyConfig, plot_only: bool, console: Console) -> Study:
-    """The finished study of this configuration: one that is there, else one that is resumed or run now."""
+    """The finished study of this configuration: one that is there, else one that is resumed or run now.
+
+    Raises:
+        UserError: ``plot_only`` and there is none, or it can't be run.
+    """
     found = find(wanted)
     if found is not None:
         console.print(f"{wanted.study}: read from {found.folder}", soft_wrap=True, highlight=False, markup=False)

@@ -82,7 +82,7 @@ def panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def line(axes: Axes, look: Look, x: Floats, summaries: Sequence[Summary], quantity: Quantity) -> None:
-    """Medians over x with a band between the quartiles, and a bar for the median's 95 % interval."""
+    """Medians over x, (n,), with a band between the quartiles, and a bar for the median's 95 % interval."""
     parts = np.array([(s.median, s.q25, s.q75, s.low, s.high) for s in summaries], dtype=np.float64).reshape(-1, 5).T
     parts = finite_or_nan(parts)
     if quantity.log:

@@ -44,7 +44,7 @@ def summarise(members: pd.DataFrame, column: str) -> Summary:
 
 
 def interval(values: Floats, units: np.ndarray) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the median; values of one unit are drawn together."""
+    """The 95 % bootstrap interval of the median of values, (n,); those of one unit are drawn together."""
     groups = [np.nan_to_num(values[units == unit], posinf=HUGE) for unit in np.unique(units)]
     if len(groups) < 2:
         return np.nan, np.nan

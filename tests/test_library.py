@@ -1,0 +1,264 @@
+"""The package as a library: what the commands do, without their output; and what they left, read back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import imavae
+from imavae import metrics
+from imavae.config import RunConfig, StudyConfig, overridden, run_config
+from imavae.config_search import Objective
+from imavae.errors import Interrupted, UserError
+from imavae.outcome import Outcome
+from imavae.records import create
+from imavae.report import commands
+from imavae.results import Results
+from imavae.run import Session, run_point
+from imavae.tracking import open_tracker
+from tests.helpers import file_data, observations, sprites
+
+TINY: dict[str, Any] = {
+    "data": {"n_obs": 2000},
+    "members": {"seed": [1, 2, 3]},
+    "training": {"max_epochs": 4, "validate_every": 2},
+}
+
+
+def test_importing_it_imports_nothing_that_is_slow() -> None:
+    code = "import sys, imavae, imavae.metrics; print({'torch', 'ray', 'mlflow', 'pandas', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_all_of_its_names_are_there() -> None:
+    for name in imavae.__all__:
+        assert getattr(imavae, name) is not None
+    assert dir(imavae) == imavae.__all__
+    assert imavae.metrics is metrics
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        imavae.trian  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return imavae.train(TINY, output_dir=str(tmp_path_factory.mktemp("out")), tracking={"name": "none"})
+
+
+def test_a_run_leaves_what_the_command_leaves_but_for_figures(run: Results, tmp_path: Path) -> None:
+    commands.train(run_config({**TINY, "output_dir": str(tmp_path), "tracking": {"name": "none"}}))
+    theirs = tmp_path / "runs/train"
+    for name in ("members.csv", "history.csv"):
+        assert (run.folder / name).read_bytes() == (theirs / name).read_bytes()
+    names = [{p.relative_to(folder).as_posix() for folder in [f] for p in f.rglob("*")} for f in (run.folder, theirs)]
+    assert {name for name in names[0] ^ names[1] if not name.startswith("figures")} == set()
+    assert "figures" in names[1] - names[0]
+
+
+def test_a_runs_tables_are_those_of_its_folder(run: Results) -> None:
+    members = pd.read_csv(run.folder / "members.csv", float_precision="round_trip")
+    pd.testing.assert_frame_equal(run.members, members)
+    assert run.history["epoch"].unique().tolist() == [2, 4]
+    assert run.trials.to_dict("records") == [
+        {"trial": 0, "score": run.members["max val/mcc"].median(), "status": "finished", "epochs": 4}
+    ]
+    again = imavae.load_results(run.folder)
+    assert again == run
+    assert again.config == run_config({**TINY, "output_dir": run.config.output_dir, "tracking": {"name": "none"}})
+
+
+@pytest.mark.parametrize("by", ["val/mcc", "val/neg_elbo"])
+def test_each_member_is_a_model_with_the_numbers_of_its_row(run: Results, by: str) -> None:
+    column = {"val/mcc": "max val/mcc", "val/neg_elbo": "min val/neg_elbo"}[by]
+    for row in run.members.to_dict("records"):
+        model = run.model(seed=row["seed"], by=by)
+        assert model.about["seed"] == row["seed"]
+        for split in ("val", "test"):
+            world = imavae.world(model, split)
+            found = imavae.encode(model, world.observations)
+            assert metrics.mcc(world.sources, found.z) == pytest.approx(row[f"{split}/mcc_mean at {column}"], abs=1e-6)
+            jacobian = model.jacobian(torch.from_numpy(found.z))
+            assert metrics.cima(jacobian) == pytest.approx(row[f"{split}/cima at {column}"], abs=1e-4)
+            truth = world.jacobian
+            assert truth is not None
+            assert metrics.amari(jacobian, truth) == pytest.approx(row[f"{split}/amari at {column}"], abs=1e-4)
+            assert metrics.cima(truth) == pytest.approx(row[f"{split}/cima_truth at {column}"], abs=1e-6)
+            assert world.log_px is not None
+            assert world.log_px.mean() == pytest.approx(row[f"{split}/log_px at {column}"])
+
+
+def test_the_champion_is_the_best_member(run: Results) -> None:
+    members = run.members
+    best = members.loc[members["max val/mcc"].idxmax(), "seed"]
+    x = imavae.world(run.config).observations
+    expected = imavae.encode(run.champion, x).z
+    assert run.champion.about["seed"] == best
+    for same in (run.model(), run.model(0, int(best)), imavae.load_model(run.folder)):
+        assert np.array_equal(imavae.encode(same, x).z, expected)
+    assert np.array_equal(imavae.encode(run.folder, x).z, expected)
+
+
+def test_latents_are_those_of_the_plain_module(run: Results) -> None:
+    model, x = run.champion, imavae.world(run.champion, "train").observations
+    found = imavae.encode(model, torch.from_numpy(x))
+    with torch.no_grad():
+        z = model.encode(torch.from_numpy(x))
+        error = (model.decode(z) - torch.from_numpy(x)).square().mean(1)
+    np.testing.assert_allclose(found.z, z, atol=1e-6)
+    np.testing.assert_allclose(found.error, error, atol=1e-6)
+    assert found.z.shape == found.std.shape == x.shape == (1400, 3)
+    assert (found.std > 0).all()
+
+
+def test_a_world_can_be_written_into_without_harm(run: Results) -> None:
+    first = imavae.world(run.config)
+    before = first.observations.copy()
+    first.observations[:] = 0
+    assert np.array_equal(imavae.world(run.config).observations, before)
+    assert imavae.world(run.config, "train").jacobian is None
+
+
+def test_nothing_is_printed_and_torchs_threads_stay(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(2)
+    try:
+        imavae.train(TINY, output_dir=str(tmp_path), training={"max_epochs": 2}, tracking={"name": "none"})
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert capfd.readouterr() == ("", "")
+    imavae.train(TINY, output_dir=str(tmp_path), training={"max_epochs": 2}, tracking={"name": "none"}, progress=True)
+    assert "epoch 2/2" in capfd.readouterr().out
+
+
+def test_without_a_configuration_nothing_is_tracked(tmp_path: Path) -> None:
+    imavae.train(**TINY, output_dir=str(tmp_path))
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_an_interrupted_run_can_be_read_and_goes_on_to_the_same_numbers(
+    run: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Session.save
+
+    def save_and_stop(session: Session, path: Path, keep: bool = False) -> None:
+        save(session, path, keep)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        imavae.train(**TINY, output_dir=str(tmp_path))
+    monkeypatch.undo()
+    broken = imavae.load_results(tmp_path / "runs/train")
+    assert len(broken.members) == len(broken.trials) == 0
+    with pytest.raises(UserError, match="`a trial has a result` must hold, but got none in"):
+        broken.model()
+    done = imavae.train(**TINY, output_dir=str(tmp_path), resume=True)
+    assert done.folder == broken.folder
+    assert done.members.equals(run.members)
+    assert done.config == broken.config, "asked for anew, it does not mean to resume"
+
+
+def test_an_interrupted_study_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: StudyConfig, console: object) -> Outcome:  # noqa: ARG001
+        home = create(config, "studies", "broken")
+        outcome = Outcome(home, open_tracker(config.tracking, tmp_path, "broken"), Objective())
+        outcome.interrupted = Interrupted(2)
+        return outcome
+
+    monkeypatch.setattr(commands, "study", interrupted)
+    search = {"model": {"gamma": {"type": "choice", "values": [1.0, 2.0]}}}
+    with pytest.raises(KeyboardInterrupt):
+        imavae.tune(search=search, sampler={"name": "grid"}, output_dir=str(tmp_path), tracking={"name": "none"})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: run.model(trial=7), "`trial is one that has a result` must hold, but got trial=7; those"),
+        (lambda run: run.model(seed=7), r"`seed is a member's of trial 0` must hold, but got seed=7; it has \[1, 2"),
+        (lambda run: run.model(by="val/mc"), "`by` must be one of val/mcc, val/neg_elbo, but got 'val/mc'; did you"),
+        (lambda run: imavae.world(run.config, "tset"), "`split` must be one of train, val, test, but got 'tset'"),
+        (lambda run: imavae.load_results(run.folder / "no"), "`folder is that of a run or study` must hold, but got"),
+        (lambda run: imavae.load_results(run.folder / "records"), "`study state is a file` must hold, but got"),
+        (lambda run: imavae.encode(run.folder, np.zeros(3)), r"`observations have the shape \(n, 3\)` must hold, but"),
+        (lambda run: imavae.encode(run.folder, np.zeros((3, 4))), r"`observations have the shape \(n, 3\)` must hold,"),
+        (lambda run: imavae.encode(run.folder, np.full((3, 3), np.nan)), "`x has finite numbers` must hold, but got"),
+        (lambda run: imavae.train(run.config, model={"gama": 1.0}), "`model.gama` is not a setting"),
+        (lambda run: imavae.train(run.config, modle={}), "`modle` is not a setting"),
+        (lambda run: imavae.tune(run.config), "`search has a parameter` must hold, but got {}"),
+        (
+            lambda run: imavae.tune(run.config, search={"model": {"gamma": {"type": "float", "low": 1.0, "high": 2.0}}},
+                                    dry_run=True),
+            "`dry_run is for the command` must hold, but got True",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_refused(run: Results, call: Any, message: str) -> None:
+    with pytest.raises(UserError, match="^" + message):
+        call(run)
+
+
+def test_a_damaged_record_is_told_and_left_alone(tmp_path: Path) -> None:
+    run = imavae.train(**TINY, output_dir=str(tmp_path))
+    record = run.folder / "records/trial-000.json"
+    record.write_bytes(record.read_bytes()[:-5])
+    with pytest.raises(UserError, match="`record is whole` must hold"):
+        imavae.load_results(run.folder)
+    assert record.exists()
+
+
+def test_settings_go_over_those_of_a_configuration() -> None:
+    base = {"model": {"gamma": 3.0, "prior": {"name": "beta", "alpha": 3.0}}, "search": {"model": {"gamma": 1}}}
+    over = overridden(base, {"model": {"prior": {"name": "gaussian"}}, "search": {"model": {"slope": 2}}})
+    assert over == {"model": {"gamma": 3.0, "prior": {"name": "gaussian"}}, "search": {"model": {"slope": 2}}}
+    assert overridden(base, {"model": {"prior": {"alpha": 4.0}}})["model"]["prior"] == {"name": "beta", "alpha": 4.0}
+    assert base["model"] == {"gamma": 3.0, "prior": {"name": "beta", "alpha": 3.0}}
+
+
+def test_a_configuration_may_be_built_of_its_classes(run: Results, tmp_path: Path) -> None:
+    from imavae.config import Model
+    from imavae.families import GaussianPrior
+
+    other = imavae.train(run.config, model=Model(gamma=7.0, prior=GaussianPrior()), output_dir=str(tmp_path))
+    assert isinstance(other.config, RunConfig)
+    assert other.config.model == Model(gamma=7.0, prior=GaussianPrior())
+    assert other.config.data == run.config.data
+
+
+def test_a_persons_own_rows_go_in_raw_and_by_name(tmp_path: Path) -> None:
+    path = observations(tmp_path / "rows.parquet")
+    own = imavae.train(data=file_data(path, dim=2), members={"seed": [1, 2]}, training={"max_epochs": 2},
+                       output_dir=str(tmp_path))  # fmt: skip
+    frame = pd.read_parquet(path)
+    found = imavae.encode(own.folder, frame)
+    assert np.array_equal(imavae.encode(own.champion, frame[list("dcba")]).z, found.z)
+    assert np.array_equal(imavae.encode(own.champion, frame.to_numpy()).z, found.z)
+    with pytest.raises(UserError, match="`the frame has the model's columns` must hold, but got none called a"):
+        imavae.encode(own.folder, frame.drop(columns="a"))
+    world = imavae.world(own.champion, "train")
+    assert world.sources is world.jacobian is world.log_px is None
+    rows = {tuple(row) for row in frame.to_numpy().round(2)}
+    assert {tuple(row) for row in world.observations.astype(float).round(2)} <= rows
+    z = own.champion.encode(torch.tensor(frame.to_numpy()[:3]))
+    jacobian = own.champion.jacobian(z).detach()
+    step = torch.zeros_like(z)
+    step[:, 1] = 1e-2
+    slope = (own.champion.decode(z + step) - own.champion.decode(z - step)).detach() / 2e-2
+    torch.testing.assert_close(jacobian[:, :, 1], slope, rtol=2e-2, atol=2e-2)
+
+
+def test_images_are_numbers_between_0_and_1(tmp_path: Path) -> None:
+    outcome, session = run_point(sprites(tmp_path, tracking={"name": "none"}), lambda *_: None)
+    model = session.best(0, "val/mcc", {})
+    world = imavae.world(model)
+    assert world.observations.shape == (64, 768)
+    assert imavae.encode(model, world.observations).z.shape == (64, 4)
+    with pytest.raises(UserError, match="`images are numbers in \\[0, 1\\]` must hold, but got others in x; divide"):
+        imavae.encode(outcome.folder, world.observations * 255)
