@@ -80,7 +80,7 @@ def tune(
         KeyboardInterrupt: it was interrupted; with ``resume=True`` it goes on where it was.
     """
     study = study_config(_mapping({} if config is None else config, settings))
-    remedy = "imavae.search.study.dry_run(config) estimates what a study costs"
+    remedy = "say python scripts/tune.py with it, or use imavae.search.study.dry_run"
     require(not study.dry_run, "dry_run is for the command", study.dry_run, remedy)
     outcome = commands.study(study, _console(progress))
     if outcome.interrupted is not None:

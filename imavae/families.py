@@ -168,7 +168,9 @@ PLUGIN = "imavae_plugin_"  # how the modules of a person's own files begin
 
 
 def mistake_of_a_plugin(error: BaseException) -> UserError | None:
-    """What is said of an error that a person's own file has raised, or a library that it has called."""
+    """The UserError that says what a person's own file has raised, or a library that it has called; None if it was
+    neither.
+    """
     frames = traceback.walk_tb(error.__traceback__)
     own = [(frame, line) for frame, line in frames if str(frame.f_globals.get("__name__")).startswith(PLUGIN)]
     if not own:

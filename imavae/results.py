@@ -76,7 +76,7 @@ class Results:
         record = stored.trial
         rows = [row for row in record.members if seed in (None, row["seed"])]
         seeds = sorted({int(row["seed"]) for row in record.members})
-        require(bool(rows), f"seed is a member's of trial {record.number}", f"seed={seed}", f"it has {seeds}")
+        require(bool(rows), f"seed is a member's of trial {record.number}", f"seed={seed}", f"choose one of {seeds}")
         best = best_member(dataclasses.replace(record, members=rows))
         require(best is not None, "the member has not diverged", f"seed={seed}", "see status in members")
         row = record.members.index(best or rows[0])
@@ -92,8 +92,8 @@ class Results:
         trained = {stored.trial.number: stored for stored in self._stored if stored.checkpoint is not None}
         objective = self.config.objective if isinstance(self.config, StudyConfig) else Objective()
         order = [record.number for record in ranked([stored.trial for stored in trained.values()], objective)]
-        require(bool(order), "a trial has a result", f"none in {self.folder}", "go on with it: resume=True")
-        there, remedy = number in (None, *trained), f"those that have one are {sorted(trained)}"
+        require(bool(order), "a trial has a result", f"none in {self.folder}", "resume it: resume=True")
+        there, remedy = number in (None, *trained), f"choose one of {sorted(trained)}"
         require(there, "trial is one that has a result", f"trial={number}", remedy)
         return trained[order[0] if number is None else number]
 

@@ -122,9 +122,14 @@ def agreement(z: Sequence[Values] | Values) -> NDArray[np.float64]:
         UserError: fewer than two models, or latents of other shapes.
     """
     models = [points_of("z", one) for one in z]  # type: ignore[union-attr]  # an array is a sequence of its rows
-    require(len(models) >= 2, "z has the latents of two models at least", len(models), "one has no other to agree with")
+    require(
+        len(models) >= 2,
+        "z has the latents of two models at least",
+        len(models),
+        "give two: one has no other",
+    )
     shapes = [tuple(one.shape) for one in models]
-    require(len(set(shapes)) == 1, "the latents of all models have one shape", shapes, "encode the same rows")
+    require(len(set(shapes)) == 1, "the latents of all models have one shape", shapes, "give latents of the same rows")
     stacked = torch.stack([one.to(models[0].dtype).T for one in models])
     return identifiability.agreement(stacked, [0] * len(models)).numpy()
 
@@ -361,6 +366,9 @@ def mse(a: Values, b: Values) -> float:
     """
     first, second = read("a", a, "n k"), read("b", b, "n k")
     require(
-        first.shape == second.shape, "a and b have one shape", f"{shape_of(a)} and {shape_of(b)}", "compare like rows"
+        first.shape == second.shape,
+        "a and b have one shape",
+        f"{shape_of(a)} and {shape_of(b)}",
+        "give rows of the same points",
     )
     return float((first - second).double().square().mean())

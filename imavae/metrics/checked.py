@@ -24,11 +24,11 @@ def read(name: str, value: Values, axes: str) -> Tensor:
     """Floating-point numbers on the CPU, with these axes: (n, d) for "n d". Raises UserError for others."""
     if not isinstance(value, Tensor):
         array = np.array(value)
-        require(array.dtype.kind in "fiub", f"{name} is an array of numbers", array.dtype, "convert it")
+        require(array.dtype.kind in "fiub", f"{name} is an array of numbers", array.dtype, "give numbers")
         value = torch.from_numpy(array)
-    require(not value.is_complex(), f"{name} is an array of real numbers", value.dtype, "convert it")
+    require(not value.is_complex(), f"{name} is an array of real numbers", value.dtype, "give real ones")
     names = ", ".join(axes.split())
-    rule, remedy = f"{name} has the shape ({names}{',' * (axes == 'n')})", "a row is an observation"
+    rule, remedy = f"{name} has the shape ({names}{',' * (axes == 'n')})", "reshape it: a row is an observation"
     require(value.ndim == len(axes.split()) and len(value) > 0, rule, f"shape {shape_of(value)}", remedy)
     single = value.dtype in (torch.float32, torch.float64)
     return value.detach().cpu().to(value.dtype if single else torch.float64).contiguous()
@@ -40,9 +40,7 @@ def points_of(name: str, value: Values) -> Tensor:
     """
     points = read(name, value, "n d")
     rule = f"{name} has the shape (n, d), with more rows than columns"
-    require(
-        len(points) > points.shape[1] > 0, rule, f"shape {shape_of(value)}", "a row is an observation: transpose it"
-    )
+    require(len(points) > points.shape[1] > 0, rule, f"shape {shape_of(value)}", "reshape it: a row is an observation")
     return points
 
 
@@ -80,7 +78,7 @@ def kinds_of(s: Values, discrete: Sequence[bool]) -> list[bool]:
 def jacobian_of(name: str, value: Values) -> Tensor:
     """Jacobians (1, o, d, n) of an ensemble of one. Raises UserError for what can't be such."""
     points = read(name, value, "n o d")
-    rule, remedy = f"{name} has the shape (n, o, d) with o >= d", "its entry [i, j, k] is dx_j/dz_k at point i"
+    rule, remedy = f"{name} has the shape (n, o, d) with o >= d", "reshape it: entry [i, j, k] is dx_j/dz_k at point i"
     require(points.shape[1] >= points.shape[2] > 0, rule, f"shape {shape_of(value)}", remedy)
     return points.permute(1, 2, 0)[None].contiguous()
 
@@ -93,8 +91,8 @@ def posterior_of(
     expected, got = (at.shape[3], at.shape[2]), tuple(spread.shape)
     require(got == expected, f"variance has the shape (n, d) = {expected} of jacobian", got, "take the same points")
     positive = bool((spread > 0).all())
-    require(positive, "variance > 0", "a value that is not", "it is a variance, not its logarithm")
-    require(0 < gamma < math.inf, "gamma > 0", gamma, "gamma² is the decoder's precision")
+    require(positive, "variance > 0", "a value that is not", "give variances, not their logarithms")
+    require(0 < gamma < math.inf, "gamma > 0", gamma, "give a number above 0: gamma² is the decoder's precision")
     bent = each_of("curvature", curvature, spread)
     return at, torch.tensor([gamma], dtype=torch.float64), spread.T[None], bent
 
@@ -106,14 +104,14 @@ def each_of(name: str, value: Values, points: Tensor) -> Tensor:
     numbers = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     shape, (n, d) = tuple(numbers.shape), points.shape
     fits = shape in ((), (d,), (n, d))
-    require(fits, f"{name} is a number, or has the shape {(d,)} or {(n, d)}", shape, "one for each of z's columns")
+    require(fits, f"{name} is a number, or has the shape {(d,)} or {(n, d)}", shape, "give one for each of z's columns")
     return numbers.double().expand(n, d).T[None]
 
 
 def check_batch(points: Tensor) -> None:
     """Raise UserError unless there are points (..., n) for one batch of the published estimators."""
     n, rule = points.shape[-1], f"there are {ima.BATCH} rows at least"
-    require(n >= ima.BATCH, rule, n, "the published estimator is of batches of so many")
+    require(n >= ima.BATCH, rule, n, "give more: the published estimator is of batches of so many")
 
 
 def shape_of(value: Values) -> tuple[int, ...]:

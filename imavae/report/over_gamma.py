@@ -88,12 +88,12 @@ class Reading:
 
     @property
     def failed(self) -> NDArray[np.bool_]:
-        """Which members have diverged: they count as the worst."""
+        """Which members have diverged, (member,): they count as the worst."""
         return diverged(self.members)
 
     @property
     def healthy(self) -> NDArray[np.bool_]:
-        """Which members have a value of their own."""
+        """Which members have a value of their own, (member,)."""
         return ~self.failed & np.isfinite(self.chosen)
 
     @property
@@ -108,7 +108,7 @@ class Reading:
         return len(at) <= FEW_GAMMAS and self.gap >= float(np.log10(at[-1] / at[0])) / 25
 
     def lines(self) -> tuple[Floats, Band, Band]:
-        """Gammas squared and, there, the quartiles by either protocol: at each of a few, or else along all of them."""
+        """Gammas squared, (gamma,), and, there, the quartiles by either protocol: at a few, or along all."""
         at = np.unique(self.x)
         if len(at) <= FEW_GAMMAS:  # what lies between them nobody knows
             return at, _at_each(self.x, self.chosen, at), _at_each(self.x, self.paper, at)
@@ -163,7 +163,7 @@ def over_gamma(members: pd.DataFrame, quantity: Quantity) -> Figure:
 
 
 def lost(failed: NDArray[np.bool_]) -> str:
-    """What the diverged members are called in a legend."""
+    """What the diverged members, marked in (member,), are called in a legend."""
     return f"diverged ({int(failed.sum())}), counted as worst"
 
 

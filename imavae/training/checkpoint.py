@@ -129,7 +129,7 @@ def rows_of(model: Model, data: Any) -> Tensor:
         else torch.tensor(np.asarray(data), dtype=torch.float64)
     )
     fits, rule = x.ndim == 2 and x.shape[1] == observed, f"observations have the shape (n, {observed})"
-    require(fits, rule, f"shape {tuple(x.shape)}", "a row is an observation, a column a dimension of the model's data")
+    require(fits, rule, f"shape {tuple(x.shape)}", "reshape it: a row is an observation")
     return x
 
 
