@@ -202,4 +202,4 @@ def test_all_metrics_are_listed() -> None:
     assert all(callable(getattr(metrics, name)) for name in metrics.__all__)
     assert set(metrics.__all__) <= set(dir(metrics))
     with pytest.raises(AttributeError, match="no attribute 'mccc'"):
-        metrics.mccc  # type: ignore[attr-defined]  # noqa: B018
+        metrics.mccc  # noqa: B018

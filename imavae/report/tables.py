@@ -95,7 +95,7 @@ def quartiles(values: Floats) -> Quartiles:
 
 
 def scores(trials: pd.DataFrame) -> Floats:
-    """The trials' scores, (trial,); NaN for a trial that failed, or that has an infinite score or what stands for one."""
+    """The scores, (trial,); NaN for a trial that failed, or that has an infinite score or what stands for one."""
     values = np.array(trials["score"], dtype=np.float64)
     return np.where((trials["status"] != "failed") & (np.abs(values) < WORST_SCORE), values, np.nan)
 
