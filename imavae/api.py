@@ -89,13 +89,13 @@ def tune(
 
 
 class World(NamedTuple):
-    """A split of the data that a model was trained in, a row for each of n observations; None where nobody knows."""
+    """A split of the data that a model was trained in, a row for each of n observations; empty is what nobody knows."""
 
     observations: Array  # (n, o), as model.encode takes them
-    sources: Array | None  # (n, d)
-    segments: NDArray[np.integer[Any]] | None  # (n,), where there are several
-    jacobian: Array | None  # (n, o, d) of the mixing at the sources; val and test of a known mixing
-    log_px: Array | None  # (n,) log p(x) under it, in nats; there, too
+    sources: Array  # (n, d); (n, 0) where they are unknown
+    segments: NDArray[np.integer[Any]]  # (n,): u, from 0 up; 0 where there are none
+    jacobian: Array  # (n, o, d) of the mixing at the sources; (0, o, d) but for val and test of a known mixing
+    log_px: Array  # (n,): log p(x) under that mixing, in nats; (0,) likewise
 
 
 def world(of: Model | RunConfig, split: str = "test") -> World:
@@ -118,13 +118,13 @@ def world(of: Model | RunConfig, split: str = "test") -> World:
     x = rows.block(torch.tensor([0]), slice(None))[0].T
     if data.scalings:
         x = (x * data.scalings[0].std + data.scalings[0].mean).to(x.dtype)
-    truth = rows.truth
+    segments, truth = rows.segments, rows.truth
     return World(
         np.array(x),
-        np.array(rows.sources[0]) if config.data.has_sources else None,
-        None if rows.segments is None else np.array(rows.segments[0]),
-        None if truth is None else np.array(truth.jacobian[0].permute(2, 0, 1)),
-        None if truth is None else np.array(truth.log_px[0]),
+        np.array(rows.sources[0]),
+        np.zeros(len(rows), dtype=np.int64) if segments is None else np.array(segments[0]),
+        np.zeros((0, *x.shape[1:], config.data.dim)) if truth is None else np.array(truth.jacobian[0].permute(2, 0, 1)),
+        np.zeros(0) if truth is None else np.array(truth.log_px[0]),
     )
 
 

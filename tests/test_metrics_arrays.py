@@ -140,7 +140,6 @@ def test_the_values_of_a_discrete_source_are_names() -> None:
     z = np.column_stack([S[:, 0], np.array([3.0, -1.0, 4.0, 1.5, -9.0])[classes]])
     assert metrics.mcc(s, z, [False, True]) == pytest.approx(1)
     assert metrics.mcc(s, z) < 0.95
-    assert metrics.mig(s, z, [False, True]) > metrics.mig(s, z)
 
 
 def test_contrasts_of_known_jacobians() -> None:
@@ -166,7 +165,7 @@ def test_a_posterior_that_has_the_formulas_variance_is_self_consistent() -> None
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: metrics.mcc(S.T, Z.T), "`s has the shape (n, d), with more rows than columns` must hold, but got shape"),
-    (lambda: metrics.mcc(S, Z[:, 0]), "`z has the shape (n, d)` must hold, but got shape (200,); a row is"),
+    (lambda: metrics.mcc(S, Z[:, 0]), "`z has the shape (n, d)` must hold, but got shape (200,); reshape it"),
     (lambda: metrics.mcc(S, Z[:99]), "`s and z have as many rows` must hold, but got shapes (200, 3) and (99, 3)"),
     (lambda: metrics.mcc(S, Z[:, :2]), "`z has at least as many columns as s` must hold, but got (200, 3) and (200"),
     (lambda: metrics.mcc(np.where(S > 2, np.nan, S), Z), "`s has finite numbers` must hold, but got NaN or"),
@@ -184,7 +183,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: metrics.amari(J, F[:7]), "`jacobian and truth have one shape` must hold, but got (200, 4, 3) and (7, 4"),
     (lambda: metrics.self_consistency(V[:, :2], J, 1.0), "`variance has the shape (n, d) = (200, 3) of jacobian` must"),
     (lambda: metrics.self_consistency(Z, J, 1.0), "`variance > 0` must hold, but got a value that is not"),
-    (lambda: metrics.self_consistency(V, J, 0.0), "`gamma > 0` must hold, but got 0.0; gamma² is"),
+    (lambda: metrics.self_consistency(V, J, 0.0), "`gamma > 0` must hold, but got 0.0; give a number"),
     (lambda: metrics.self_consistency(V, J, 1.0, V[:5]), "`curvature is a number, or has the shape (3,) or (200, 3)`"),
     (lambda: metrics.likelihoods(V[:, 0], V[:5, 0], 1.0), "`log_px and contrast have as many rows` must hold, but got"),
     (lambda: metrics.likelihoods(V, V, 1.0), "`log_px has the shape (n,)` must hold, but got shape (200, 3)"),
