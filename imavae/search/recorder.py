@@ -189,4 +189,6 @@ def _reason(trial: Trial, folder: Path) -> str:
     """Why a trial has failed, in one line; a disk that is full has no room for Ray's account of it."""
     if shutil.disk_usage(folder).free < NO_ROOM:
         return "no space left on device"
-    return str(trial.get_pickled_error() or "no checkpoint").strip().splitlines()[-1]
+    told = trial.error_file and Path(trial.error_file)  # on this machine: it reaches Ray's storage only later
+    lines = told.read_text(encoding="utf-8", errors="replace").split("\n") if told and told.exists() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no checkpoint")
