@@ -30,6 +30,7 @@ from imavae.report.over_gamma import MCC, read
 from imavae.report.over_gamma_interactive import gamma_sections
 from imavae.report.report import Ending, run_report, study_report
 from imavae.search import study as searching
+from imavae.search.recorder import _reason
 from imavae.search.study import NoResultError
 from imavae.tracking import NullTracker
 from imavae.trial import TrialRecord
@@ -201,6 +202,21 @@ def test_diverged_members_and_failed_trials_are_counted_and_named(tmp_path: Path
     assert "Members7 diverged, 68 finished, 5 stopped" in text
     assert re.search(r"1gamma=30 n_layers=3\s*7 of 20 members diverged", text)
     assert re.search(r"4gamma=5 n_layers=3\s*RuntimeError: no luck", text)
+
+
+def test_why_a_trial_has_failed_is_its_errors_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.exceptions import RayTaskError
+    from ray.train._internal.storage import StorageContext
+    from ray.tune.experiment import Trial
+
+    monkeypatch.setattr(StorageContext, "_get_session_path", lambda _: str(tmp_path))  # no Ray is running
+    storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name="ray", trial_dir_name="trial-0")
+    trial = Trial("no trainable", stub=True, storage=storage)
+    assert _reason(trial, tmp_path) == "no checkpoint"
+    Path(str(trial.local_path)).mkdir(parents=True)
+    failed: Any = RayTaskError  # Ray has not typed it
+    trial.handle_error(failed("train", "Traceback\n  a line\nRuntimeError: no luck\n", RuntimeError("no luck")))
+    assert _reason(trial, tmp_path) == "RuntimeError: no luck"
 
 
 def test_where_nothing_came_of_it_the_report_says_so(tmp_path: Path) -> None:
