@@ -42,8 +42,9 @@ SECONDS = 10.0  # of calibration, over all ensembles
 IMAGES = 6000  # that are rendered to measure, at most
 ENSEMBLES = 3  # that are timed: the cheapest, the middle and the dearest
 PROCESSES = 16  # that measure at once, at most
-# Measured on the reference machine, whose speed in plain Python is PYTHON; elsewhere they are scaled by its ratio.
-PYTHON = 0.05  # seconds of _python()
+# Measured on the reference machine, where the processes that measure take READY to start and to import what they need;
+# elsewhere, or while the machine is busy, they are scaled by that time's ratio.
+READY = 4.0
 START = 10.0  # from the command to the first step: imports, Ray, the tracked run, the first worker
 END = 8.0  # from the last trial's record to the end: figures, the logged models
 REPORT = 0.01  # of a report to Ray, besides its checkpoint
@@ -109,9 +110,9 @@ def estimate(config: StudyConfig, points: list[Point], packs: list[list[int]], s
     sizes = [size_of(ensemble) for ensemble in ensembles]
     chosen = spread(sizes)
     on_gpu = config.cluster.gpus_per_trial > 0
-    timed = measured([ensembles[i] for i in chosen], min(slots, len(packs), PROCESSES), on_gpu)
+    timed, ready = measured([ensembles[i] for i in chosen], min(slots, len(packs), PROCESSES), on_gpu)
     known = [(sizes[i], times) for i, times in zip(chosen, timed, strict=True)]
-    factor = _python() / PYTHON
+    factor = ready / READY
     trials = [trial_seconds(size, known, factor) for size in sizes]
     drivers = [driver_seconds(size, known, factor) for size in sizes]
     beside = sum(drivers[:-1]) / slots if len(os.sched_getaffinity(0)) <= slots else 0.0  # else it has its own core
@@ -194,13 +195,18 @@ def _fitted(
     return float(np.array(features(size)) / scale @ weights)
 
 
-def measured(ensembles: list[list[RunConfig]], processes: int, on_gpu: bool) -> list[Times]:
-    """The times of some ensembles, averaged over processes that measure them at the same time."""
+def measured(ensembles: list[list[RunConfig]], processes: int, on_gpu: bool) -> tuple[list[Times], float]:
+    """The times of some ensembles, averaged over processes that measure them at the same time; and how long these took
+    to be ready.
+    """
     task = [[to_mapping(point) for point in ensemble] for ensemble in ensembles], SECONDS / len(ensembles), on_gpu
     context = get_context("spawn")
-    with context.Pool(processes, _begin, (context.Barrier(processes),)) as pool:
+    start, barrier = time.perf_counter(), context.Barrier(processes + 1)
+    with context.Pool(processes, _begin, (barrier,)) as pool:
+        barrier.wait()
+        ready = time.perf_counter() - start
         found = pool.map(_measure_all, [task] * processes, chunksize=1)
-    return [Times(*np.mean([times[i] for times in found], axis=0).tolist()) for i in range(len(ensembles))]
+    return [Times(*np.mean([times[i] for times in found], axis=0).tolist()) for i in range(len(ensembles))], ready
 
 
 def _begin(barrier: Barrier) -> None:
@@ -263,12 +269,3 @@ def _timed(action: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _python() -> float:
-    """Seconds of some plain Python, the best of three."""
-
-    def once() -> None:
-        sum(hash(str(i)) & 1 for i in range(100_000))
-
-    return min(_timed(once) for _ in range(3))
