@@ -272,6 +272,7 @@ def test_a_page_loads_nothing_and_what_people_wrote_is_text(tmp_path: Path) -> N
     assert not re.search(r"@import|url\(", reader.styles)
     assert "width=device-width" in page
     assert page.count("* plotly.js v") == 1
+    assert page.count('"modeBarButtonsToRemove": ["lasso2d", "select2d", "sendChartToCloud"]') == 2  # no upload, either
     assert HOSTILE not in page
     assert reader.text.count(HOSTILE) == 2
     assert shlex.join(again) in reader.codes

@@ -18,6 +18,7 @@ from rich.text import Text
 from imavae.report.interactive import FONT, Section
 
 PIXELS, FEWEST = 100, 80  # of a picture per inch of the figure: as it is shown, and below which it scrolls
+UNWANTED = ["lasso2d", "select2d", "sendChartToCloud"]  # buttons; the last one would upload what is shown
 DPI = 150  # of the files that drawing.py writes
 PAGE = """<!doctype html>
 <html lang="en">
@@ -129,7 +130,7 @@ def figures(sections: Iterable[Section]) -> str:
     for number, section in enumerate(sections):
         div = plotly.io.to_html(
             section.figure,
-            config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": ["lasso2d", "select2d"]},
+            config={"responsive": True, "displaylogo": False, "modeBarButtonsToRemove": UNWANTED},
             include_plotlyjs=number == 0,
             full_html=False,
             div_id=f"figure-{number}",
