@@ -140,6 +140,7 @@ def test_the_values_of_a_discrete_source_are_names() -> None:
     z = np.column_stack([S[:, 0], np.array([3.0, -1.0, 4.0, 1.5, -9.0])[classes]])
     assert metrics.mcc(s, z, [False, True]) == pytest.approx(1)
     assert metrics.mcc(s, z) < 0.95
+    assert metrics.sap(s, z, [False, True]) > metrics.sap(s, z) + 0.1
 
 
 def test_contrasts_of_known_jacobians() -> None:

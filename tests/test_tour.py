@@ -29,7 +29,7 @@ def test_its_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
         assert shown in everything
     equal = re.search(r"^([0-9.]+)\n([0-9.]+)\n", next(s for s in said if s.count("\n") == 2 and s[0].isdigit()))
     assert equal
-    assert equal[1] == equal[2]
+    assert float(equal[1]) == pytest.approx(float(equal[2]), abs=1e-6)
 
     run, study = names["run"], names["study"]
     x = names["world"].observations
