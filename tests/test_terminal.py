@@ -28,7 +28,7 @@ from tests.test_display import snapshot
 from tests.test_report import hand_made, study
 
 ROOT = Path(__file__).resolve().parent.parent
-ADDRESSES = ("results ", "figures ", "champion ", "go on ")  # are copied, hence never broken
+ADDRESSES = ("results ", "report ", "figures ", "champion ", "go on ")  # are copied, hence never broken
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 TINY = ["data.n_obs=700", "training.max_epochs=2", "members.seed=[1,2]"]
 LONG = [f"training.a_rather_long_name_{n}" for n in range(6)]
