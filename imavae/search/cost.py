@@ -44,12 +44,12 @@ ENSEMBLES = 3  # that are timed: the cheapest, the middle and the dearest
 PROCESSES = 16  # that measure at once, at most
 # Measured on the reference machine, where the processes that measure take READY to start and to import what they need;
 # elsewhere, or while the machine is busy, they are scaled by that time's ratio.
-READY = 4.0
-START = 10.0  # from the command to the first step: imports, Ray, the tracked run, the first worker
+READY = 5.7
+START = 17.5  # from the command to the first step: imports, Ray, the tracked run, the first worker
 END = 8.0  # from the last trial's record to the end: figures, the logged models
 REPORT = 0.01  # of a report to Ray, besides its checkpoint
 TRIAL = 0.25  # of a trial: in its worker, to begin; in the driver, its tracked run
-MEMBER = 0.03  # of a member's tracked run
+MEMBER = 0.05  # of a member's tracked run
 
 
 class Size(NamedTuple):
