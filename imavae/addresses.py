@@ -156,6 +156,8 @@ def open_client(uri: str) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):  # MLflow may have been imported before the variables were set
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It prints the traceback of a database's error, which it then raises: that is told, or tried again, by its caller.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     path = database_file(uri)
     # A new database's tables are made by whoever opens it first; two at a time would get in each other's way.
     alone = nullcontext() if path is None else one_at_a_time(path.with_name(f".{path.name}.lock"))

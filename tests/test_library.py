@@ -52,13 +52,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return imavae.train(TINY, output_dir=str(tmp_path_factory.mktemp("out")), tracking={"name": "none"})
 
 
-def test_a_run_leaves_what_the_command_leaves_but_for_figures(run: Results, tmp_path: Path) -> None:
+def test_a_run_leaves_what_the_command_leaves_but_for_figures_and_report(run: Results, tmp_path: Path) -> None:
     commands.train(run_config({**TINY, "output_dir": str(tmp_path), "tracking": {"name": "none"}}))
     theirs = tmp_path / "runs/train"
     for name in ("members.csv", "history.csv"):
         assert (run.folder / name).read_bytes() == (theirs / name).read_bytes()
     names = [{p.relative_to(folder).as_posix() for folder in [f] for p in f.rglob("*")} for f in (run.folder, theirs)]
-    assert {name for name in names[0] ^ names[1] if not name.startswith("figures")} == set()
+    assert {name for name in names[0] ^ names[1] if not name.startswith("figures")} == {"report.html"}
     assert "figures" in names[1] - names[0]
 
 
@@ -180,12 +180,12 @@ def test_an_interrupted_study_is_raised(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda run: run.model(trial=7), "`trial is one that has a result` must hold, but got trial=7; those"),
-        (lambda run: run.model(seed=7), r"`seed is a member's of trial 0` must hold, but got seed=7; it has \[1, 2"),
+        (lambda run: run.model(trial=7), "`trial is one that has a result` must hold, but got trial=7; choose"),
+        (lambda run: run.model(seed=7), r"`seed is a member's of trial 0` must hold, but got seed=7; choose one"),
         (lambda run: run.model(by="val/mc"), "`by` must be one of val/mcc, val/neg_elbo, but got 'val/mc'; did you"),
         (lambda run: imavae.world(run.config, "tset"), "`split` must be one of train, val, test, but got 'tset'"),
         (lambda run: imavae.load_results(run.folder / "no"), "`folder is that of a run or study` must hold, but got"),
-        (lambda run: imavae.load_results(run.folder / "records"), "`study state is a file` must hold, but got"),
+        (lambda run: imavae.load_results(run.folder / "records"), "the backup study.previous.json is no better, and `study"),
         (lambda run: imavae.encode(run.folder, np.zeros(3)), r"`observations have the shape \(n, 3\)` must hold, but"),
         (lambda run: imavae.encode(run.folder, np.zeros((3, 4))), r"`observations have the shape \(n, 3\)` must hold,"),
         (lambda run: imavae.encode(run.folder, np.full((3, 3), np.nan)), "`x has finite numbers` must hold, but got"),

@@ -98,6 +98,7 @@ def test_a_study_outlives_an_absence_of_its_tracking_server(server: Server, tmp_
     files = [study / name for name in ("members.csv", "history.csv", "selection.csv", "champion.pt")]
     files += [*study.glob("checkpoints/winner-*.pt"), *study.glob("figures/*")]
     stored = artifacts(tmp_path)
+    assert len(stored.pop("report.html")) == 1  # it says when it was written
     written = {name: len(stored.pop(name)) for name in ("config.yaml", "search_space.yaml", "MLmodel")}
     assert written == {"config.yaml": 1, "search_space.yaml": 1, "MLmodel": 3}
     assert stored == {path.name: [path.read_bytes()] for path in files}

@@ -93,8 +93,12 @@ def checkout() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def environment(checkout: Path) -> dict[str, str]:
-    """Of a shell in which that environment is active."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "MLFLOW", "COLUMNS"))}
+    """Of a shell in which that environment is active, and which no make has called."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST", "MLFLOW", "COLUMNS", "MAKE", "MFLAGS"))
+    }
     return kept | {"PYTHONPATH": str(checkout), "PATH": f"{checkout}/.venv/bin:{os.environ['PATH']}"}
 
 

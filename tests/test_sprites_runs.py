@@ -154,7 +154,7 @@ def test_the_mlp_takes_images_too(call: Call, tmp_path: Path) -> None:
 
 BAD = {
     "conv of vectors": (["model=conv"], ["3 x side x side", "got 3 numbers", "data=sprites"]),
-    "conv of an odd side": ([*SMALL, "data.mixing.side=24"], ["a side of 16, 32", "1728 numbers", "model=mlp"]),
+    "conv of an odd side": ([*SMALL, "data.mixing.side=24"], ["a side that 16 divides", "1728 numbers", "model=mlp"]),
     "true decoder": ([*SMALL, "model.decoder=mixing"], ["needs a known mixing", "sprites", "learned"]),
     "a factor too many": ([*SMALL, "data.dim=5"], ["data.dim is the number of data.mixing.factors", "5 for 4"]),
     "unbounded sources": (

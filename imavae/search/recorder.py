@@ -189,6 +189,7 @@ def _reason(trial: Trial, folder: Path) -> str:
     """Why a trial has failed, in one line; a disk that is full has no room for Ray's account of it."""
     if shutil.disk_usage(folder).free < NO_ROOM:
         return "no space left on device"
-    account = Path(trial.error_file or "")  # where the trial ran: in the study's folder Ray puts it later
+    told = trial.error_file if trial.storage else None  # of a trial without a place Ray can't say where
+    account = Path(told or "")  # where the trial ran: in the study's folder Ray puts it later
     lines = account.read_text(errors="replace").split("\n") if account.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "its worker has ended without a word")
