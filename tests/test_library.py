@@ -185,7 +185,7 @@ def test_an_interrupted_study_is_raised(tmp_path: Path, monkeypatch: pytest.Monk
         (lambda run: run.model(by="val/mc"), "`by` must be one of val/mcc, val/neg_elbo, but got 'val/mc'; did you"),
         (lambda run: imavae.world(run.config, "tset"), "`split` must be one of train, val, test, but got 'tset'"),
         (lambda run: imavae.load_results(run.folder / "no"), "`folder is that of a run or study` must hold, but got"),
-        (lambda run: imavae.load_results(run.folder / "records"), "the backup study.previous.json is no better, and `study"),
+        (lambda run: imavae.load_results(run.folder / "records"), "the backup study.previous.json is no better"),
         (lambda run: imavae.encode(run.folder, np.zeros(3)), r"`observations have the shape \(n, 3\)` must hold, but"),
         (lambda run: imavae.encode(run.folder, np.zeros((3, 4))), r"`observations have the shape \(n, 3\)` must hold,"),
         (lambda run: imavae.encode(run.folder, np.full((3, 3), np.nan)), "`x has finite numbers` must hold, but got"),
