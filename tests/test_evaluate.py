@@ -367,7 +367,7 @@ def test_source_errors_mean_something_only_where_supports_agree() -> None:
     for source, prior, agree in settings:
         at = point(3, prior)
         at = dataclasses.replace(at, data=point(3, source).data)
-        values = evaluated(at, random_members(at, [1]), split_of(at))
+        values = evaluated(at, random_members(at, [1]), split_of(at), stage="final")
         assert ("mse_source" in values) == agree
         assert ("mcc_cdf" in values) == (source["name"] == "uniform" and prior["name"] != "uniform")
 
@@ -376,6 +376,6 @@ def test_source_errors_mean_something_only_where_supports_agree() -> None:
 def test_any_number_of_points_will_do(n: int) -> None:
     at = POINTS[0]
     split, flat = split_of(at, n), random_members(at, [5])
-    values, expected = evaluated(at, flat, split, [11]), obvious(at, flat[0], split, 11)
+    values, expected = evaluated(at, flat, split, [11], stage="final"), obvious(at, flat[0], split, 11)
     for name in ("neg_elbo", "mcc_batch", "cima", "mse_source"):
         assert float(values[name]) == pytest.approx(expected[name], rel=1e-9), name

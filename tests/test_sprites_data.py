@@ -176,7 +176,7 @@ def test_what_images_cannot_have_is_absent_and_said(tmp_path: Path) -> None:
     assert not set(reasons) & {name.removeprefix("val/") for name in values}
     for name in TRUTH:
         assert "no likelihood" in reasons[name]
-    assert reasons["mse_source"] == f"of images {SLOW}"
+    assert reasons["mse_source"] == SLOW
     assert "mse_source" not in absent(config, False, "final")
 
 
