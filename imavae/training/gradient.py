@@ -26,7 +26,7 @@ Flat = Float[Tensor, "member parameter"]
 Batch = Float[Tensor, "member o batch"]
 Noise = Float[Tensor, "member d batch"]
 
-NUMBERS = 2**19  # that a layer gives for the members of a block; a handful of such arrays should stay in cache (2 MiB each)
+NUMBERS = 2**19  # that a layer gives for the members of a block: a handful of such arrays, 2 MiB each, stay in cache
 
 
 class ByAutograd:
