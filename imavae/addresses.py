@@ -110,11 +110,14 @@ def _make_sqlite(path: Path) -> None:
         rest.unlink()
     with closing(sqlite3.connect(aside)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
+    before = os.environ.get(POOL)
     os.environ[POOL] = "NullPool"  # no connection stays open to a file that is about to be renamed
     try:
         _answering_client(f"sqlite:///{aside}")
     finally:
         del os.environ[POOL]
+        if before is not None:  # it was a person's, for other databases
+            os.environ[POOL] = before
     aside.replace(path)
 
 

@@ -26,7 +26,9 @@ Flat = Float[Tensor, "member parameter"]
 Batch = Float[Tensor, "member o batch"]
 Noise = Float[Tensor, "member d batch"]
 
-NUMBERS = 2**19  # that a layer gives for the members of a block: a handful of such arrays, 2 MiB each, stay in cache
+NUMBERS = (
+    2**19
+)  # that a layer gives for the members of a block: a handful of such arrays, 2 MiB each, should stay in cache
 
 
 class ByAutograd:
@@ -58,7 +60,7 @@ def written_out(model: VAE, fixed: bool) -> bool:
 def members_at_once(model: VAE, batch: int, members: int) -> int:
     """How many of the members should train side by side, for speed; so many blocks of about the same size there are.
 
-    Intermediates of up to 273 members of the common kind (30 units, batches of 64) then stay in cache.
+    With 30 units and batches of 64, up to 273 members go together; their intermediates should fit the cache.
     """
     widest = max(max(shape) for network in (model.encoder, model.decoder) for shape in network.shapes.values())
     blocks = min(members, -(-members * widest * batch // NUMBERS))
