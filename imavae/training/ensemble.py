@@ -9,7 +9,6 @@ of the update from that step on, so it keeps its last finite weights and disturb
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -22,12 +21,9 @@ from imavae.config import RunConfig
 from imavae.data.dataset import Split
 from imavae.model import vae
 from imavae.streams import stream
+from imavae.training.batches import batches
 from imavae.training.gradient import ByAutograd, WrittenOut, members_at_once, written_out
 
-CHUNK = (
-    32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
-)
-GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
 EVALUATED = 512  # points that go through the networks at once where nothing is differentiated
 NUMBERS = 2**20  # of observations that go through them, at the most
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
@@ -213,7 +209,7 @@ def _train_block(ensemble: Ensemble, state: State, data: Split) -> None:
         fixed = ensemble.config.model.precision != "learned"
         fill = ByAutograd(ensemble.model, state.weights, gradient, beta, fixed)
     adam = Adam(state, rate, -(-len(data) // ensemble.config.training.batch_size))
-    for x, noise, u in _batches(ensemble, state, data):
+    for x, noise, u in batches(ensemble, state, data):
         fill(x, noise, u)
         adam.step(gradient)
     adam.finish()
@@ -272,54 +268,6 @@ class Adam:
         """Write the step counts, and which members are still finite, into the state."""
         self._state.steps += self._done
         self._state.finite &= torch.isfinite(self._mark)
-
-
-def _batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Batches (member, o, batch), noise (member, d, batch) and segments (member, batch) of one epoch, drawn per member.
-
-    The last batch holds what is left of the observations.
-    """
-    n, dim = len(data), ensemble.config.data.observed
-    size, members, device = ensemble.config.training.batch_size, len(state.active), ensemble.device
-    order = torch.empty(members, n, dtype=torch.int32, device=device)  # the largest array there is
-    for row, generator in zip(order, state.batches, strict=True):
-        torch.randperm(n, generator=generator, out=row)
-    worlds = ensemble.world_of(state.active)
-    order += n * worlds[:, None]  # the worlds lie one after the other
-    observations = data.observations.flatten(0, 1)
-    segments = None if data.segments is None else data.segments.flatten()
-    full = n // size
-    plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
-    if n % size:
-        plan.append((full * size, 1, n % size))
-    buffers: dict[tuple[object, ...], Tensor] = {}
-    for start, steps, batch in plan:
-        noise = _room(buffers, "noise", observations, (members, steps, ensemble.model.dim, batch))
-        for row, generator in zip(noise, state.noise, strict=True):
-            row.normal_(generator=generator)
-        at_once = max(1, min(steps, GATHERED // (members * batch * dim)))
-        for first in range(0, steps, at_once):
-            count = min(at_once, steps - first)
-            begin = start + first * batch
-            rows = order[:, begin : begin + count * batch]
-            if data.images is None:
-                flat = _room(buffers, "flat", observations, (members * count * batch, dim))
-                torch.index_select(observations, 0, rows.flatten(), out=flat)
-                x = _room(buffers, "x", observations, (members, count, dim, batch))
-                x.copy_(flat.view(members, count, batch, dim).transpose(2, 3))
-                parts = list(x.unbind(1))
-            else:
-                parts = [data.images.batch(worlds, part % n) for part in torch.split(rows, batch, 1)]
-            u = None if segments is None else segments[rows].view(members, count, batch)
-            for step, part in enumerate(parts):
-                yield part, noise[:, first + step], None if u is None else u[:, step]
-
-
-def _room(buffers: dict[tuple[object, ...], Tensor], name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of this name and shape, made once: a large one's fresh pages cost more than what fills them."""
-    if (name, *shape) not in buffers:
-        buffers[name, *shape] = like.new_empty(shape)
-    return buffers[name, *shape]
 
 
 def keep(state: State, rows: Int[Tensor, " kept"]) -> None:

@@ -77,7 +77,7 @@ ENTRIES = (
         minutes=40,
         rows=small_rows,
         draw=lambda studies: recovery(studies, PUBLISHED),
-        differs=f"{ESTIMATORS}; nothing is judged, since these members have seen 0.25 million images each, and the "
+        differs=f"{ESTIMATORS}; nothing is judged, since these members have seen 0.17 million images each, and the "
         "published ones up to 29 million.",
     ),
     Entry(
