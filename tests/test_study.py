@@ -134,10 +134,11 @@ def finished(outcome: Outcome) -> Outcome:
     return outcome
 
 
-def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(tmp_path: Path) -> None:
-    """One trial at a time, so that all of it can be repeated to the byte."""
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Outcome]:
+    """A study by packs of four and ASHA, one trial at a time, so that all of it can be repeated to the byte."""
     settings = config(
-        tmp_path,
+        tmp_path_factory.mktemp("packed"),
         training={"max_epochs": 6, "validate_every": 1},
         search={"model": {"gamma": {**GAMMA, "low": 1.0}, "n_layers": {"type": "choice", "values": [2, 3]}}},
         sampler={"pack": 4, "startup": 3},
@@ -145,7 +146,11 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(tmp_path:
         budget={"trials": 10},
         cluster={"cpus": 1},
     )
-    outcome = finished(run_study(settings, ignore))
+    return settings, finished(run_study(settings, ignore))
+
+
+def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: tuple[StudyConfig, Outcome]) -> None:
+    settings, outcome = packed
     trials = outcome.trials
     assert trials["trial"].tolist() == list(range(10))
     packs = [trials[0:4], trials[4:8], trials[8:10]]
@@ -156,16 +161,19 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(tmp_path:
     stopped = trials[trials["status"] == "stopped"]
     assert stopped["epochs"].max() < 6
 
-    told = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db").trials
+    told = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{settings.output_dir}/optuna.db").trials
     assert [trial.value for trial in told] == trials["score"].tolist()
     assert [t.state.name == "PRUNED" for t in told] == (trials["status"] == "stopped").tolist()
     assert [trial.params["model.gamma"] for trial in told] == trials["model.gamma"].tolist()
-    runs = {run.data.tags["imavae.trial"]: run for run in runs_of(tmp_path, "trial")}
+    runs = {run.data.tags["imavae.trial"]: run for run in runs_of(Path(settings.output_dir), "trial")}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert [runs[str(n)].data.metrics["score"] for n in range(10)] == pytest.approx(trials["score"].tolist())
     assert [float(runs[str(n)].data.params["model.gamma"]) for n in range(10)] == trials["model.gamma"].tolist()
-    assert len(runs_of(tmp_path, "member")) == 30
+    assert len(runs_of(Path(settings.output_dir), "member")) == 30
 
+
+def test_a_packed_study_repeats_to_the_byte(packed: tuple[StudyConfig, Outcome]) -> None:
+    settings, outcome = packed
     again = run_study(dataclasses.replace(settings, tracking=Tracking(name="none")), ignore)
     for name in ("members.csv", "history.csv"):
         assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()

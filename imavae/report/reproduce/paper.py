@@ -4,6 +4,7 @@ colour, marker and stroke, so that they can be told apart in grey and by colour-
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,14 +82,21 @@ def panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def line(axes: Axes, look: Look, x: Floats, summaries: Sequence[Summary], quantity: Quantity) -> None:
-    """Medians over x, (n,), with a band between the quartiles, and a bar for the median's 95 % interval."""
+def line(
+    axes: Axes, look: Look, x: Floats, summaries: Sequence[Summary], quantity: Quantity, joined: bool = True
+) -> None:
+    """Medians over x, (n,), with a bar for the median's 95 % interval; joined by a line, and the quartiles by a band,
+    unless x stands for kinds rather than numbers.
+    """
     parts = np.array([(s.median, s.q25, s.q75, s.low, s.high) for s in summaries], dtype=np.float64).reshape(-1, 5).T
     parts = finite_or_nan(parts)
     if quantity.log:
         parts = np.maximum(parts, FLOOR)
     median, low, high, bottom, top = parts
-    axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    if joined:
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    else:
+        look = dataclasses.replace(look, line="none")
     bars = np.array([median - bottom, top - median]).clip(min=0)
     _marked(axes, look, x, median, np.nan_to_num(bars))
 

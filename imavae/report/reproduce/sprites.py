@@ -58,8 +58,9 @@ def affine(studies: Sequence[Study]) -> Figure:
         one.set_xlabel("map of the factors")
         one.set_xticks(x, [str(name) for name in groups])
         one.set_xlim(-0.5, len(groups) - 0.5)
-        for look, column in _columns(quantity):
-            paper.line(one, look, x, [summarise(members, column) for members in groups.values()], quantity)
+        for (look, column), aside in zip(_columns(quantity), (-0.05, 0.05), strict=True):
+            summaries = [summarise(members, column) for members in groups.values()]
+            paper.line(one, look, x + aside, summaries, quantity, joined=False)
     paper.legend(figure, axes)
     return figure
 
@@ -74,7 +75,7 @@ ENTRIES = (
         name="sprites",
         shows="MCC and c_IMA over γ² on images of sprites, beta prior (under a hundredth of the published training)",
         searches=("paper/sprites_gamma_small",),
-        minutes=40,
+        minutes=22,
         rows=small_rows,
         draw=lambda studies: recovery(studies, PUBLISHED),
         differs=f"{ESTIMATORS}; nothing is judged, since these members have seen 0.17 million images each, and the "
@@ -102,7 +103,7 @@ ENTRIES = (
         name="sprites_affine",
         shows="MCC and c_IMA on sprites without and with an affine map of their factors",
         searches=("paper/sprites_affine_small",),
-        minutes=40,
+        minutes=21,
         rows=affine_rows,
         draw=affine,
         differs=estimators(4),
