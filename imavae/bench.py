@@ -19,7 +19,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ ENSEMBLES = (  # members, dimensions, linear maps
     *((120, 3, maps) for maps in (3, 4)),
 )
 USUAL = (120, 3, 2)  # what validation and memory are measured of
+GAMMAS, SEEDS = (
+    (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
+    20,
+)  # of a pack of as many members, set beside 6 ensembles of 20
 KEY = ("loop", "members", "dim", "maps")  # what tells one row from another
 MATRIX = 2048
 MIB = 2**20
@@ -111,7 +115,8 @@ def training_table(rows: list[Row]) -> Table:
     table = _table("Training on one core", COLUMNS)
     table.caption = (
         "The best of 3 epochs, of 2 from 240 members up.\n"
-        "GFLOP/s: of the linear maps alone. MiB: of a member's rows of the state and its order of an epoch."
+        "GFLOP/s: of the linear maps alone. MiB: of a member's rows of the state and its order of an epoch.\n"
+        f"{_pack_line(rows)}"
     )
     for row in rows:
         rate = row["member_steps_per_s"]
@@ -120,6 +125,17 @@ def training_table(rows: list[Row]) -> Table:
         speed = (f"{rate:,.0f}", f"{1e3 * row['members'] / rate:.2f}", *ratios, f"{row['gflop_per_s']:.1f}")
         table.add_row(*_name(row), *speed, memory)
     return table
+
+
+def _pack_line(rows: list[Row]) -> str:
+    rates = {
+        (row["loop"], row["members"]): row["member_steps_per_s"]
+        for row in rows
+        if (row["dim"], row["maps"]) == USUAL[1:]
+    }
+    share = rates["ensemble", SEEDS] / rates["pack", len(GAMMAS) * SEEDS]
+    alone = f"{len(GAMMAS)} ensembles of {SEEDS}"
+    return f"The pack is of {len(GAMMAS)} gammas x {SEEDS} seeds: {share:.2f} of what {alone} take."
 
 
 def comparison_table(old: list[Row], new: list[Row]) -> Table:
@@ -165,24 +181,26 @@ def _training() -> tuple[list[Row], dict[str, float]]:
         rows.append(_row((loop, 1, 3, 2), seconds, alone))
     idiomatic, lean = (row["member_steps_per_s"] for row in rows)
     validation: dict[str, float] = {}
-    for size in ENSEMBLES:
-        session = _session(*size)
+    packed = ("pack", len(GAMMAS) * SEEDS, *USUAL[1:])
+    for loop, members, dim, maps in (*(("ensemble", *size) for size in ENSEMBLES), packed):
+        session = _session(members, dim, maps) if loop == "ensemble" else _session(SEEDS, dim, maps, GAMMAS)
         epoch = functools.partial(train_epoch, session.ensemble, session.state, session.data.train)
-        seconds = _best(epoch, 2 if size[0] >= 240 else 3)
-        row = _row(("ensemble", *size), seconds, session)
+        seconds = _best(epoch, 2 if members >= 240 else 3)
+        row = _row((loop, members, dim, maps), seconds, session)
         row["mib_per_member"] = _bytes_per_member(session) / MIB
-        if size[1:] == USUAL[1:]:
+        if (dim, maps) == USUAL[1:]:
             row["over_idiomatic"] = row["member_steps_per_s"] / idiomatic
             row["over_lean"] = row["member_steps_per_s"] / lean
         rows.append(row)
-        if size == USUAL:
+        if (loop, members, dim, maps) == ("ensemble", *USUAL):
             validation = _validation(session, seconds)
     return rows, validation
 
 
-def _session(members: int, dim: int, maps: int) -> Session:
-    config = run_config({"members": {"seed": list(range(members))}, "data": {"dim": dim}, "model": {"n_layers": maps}})
-    return Session.start([config], torch.device("cpu"))
+def _session(seeds: int, dim: int, maps: int, gammas: Sequence[float] = (100.0,)) -> Session:
+    mapping = {"members": {"seed": list(range(seeds))}, "data": {"dim": dim}}
+    points = [run_config(mapping | {"model": {"n_layers": maps, "gamma": gamma}}) for gamma in gammas]
+    return Session.start(points, torch.device("cpu"))
 
 
 def _row(key: tuple[str, int, int, int], seconds: float, session: Session) -> Row:
@@ -207,7 +225,8 @@ def _bytes_per_member(session: Session) -> int:
     state, best = session.state, session.state.best.values()
     tensors = (state.weights, state.first, state.second, state.frozen, *(kept.weights for kept in best))
     rows = sum(tensor.shape[1] * tensor.element_size() for tensor in tensors)
-    return rows + len(session.data.train) * torch.int64.itemsize
+    orders = len(session.data.train) * torch.int32.itemsize * len({member.seed for member in session.ensemble.members})
+    return rows + orders // len(session.ensemble)
 
 
 def _validation(session: Session, epoch_seconds: float) -> dict[str, float]:
