@@ -47,7 +47,7 @@ dashboard: $(READY) ## open Optuna's page on the studies: PORT=8080
 	@$(BIN)/python scripts/dashboard.py $(if $(PORT),--port $(PORT))
 
 test: $(READY) ## run the tests, JOBS=2 files of them at once; MLflow's page too, where a Chromium is
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## lint, check the format and the types
 	@$(BIN)/ruff check .

@@ -11,7 +11,15 @@ from imavae.errors import UserError
 from imavae.families import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
 from tests.wording import advises
 
+LONGEST = ("kill", "pages", "study", "resume", "cluster", "terminal", "browser", "outage", "reproduce", "sprites_runs")
+
 torch.set_num_threads(1)  # the models are tiny, and other processes want the machine's cores, too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run whole studies come first: where several files are tested at once, none is left over to the end."""
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @contextmanager

@@ -114,10 +114,6 @@ def test_a_grid_trains_in_packs_and_each_point_has_its_own_trial(tmp_path: Path)
     assert sorted(p.name for p in (outcome.folder / "checkpoints").iterdir()) == ["ensemble-000.pt", "ensemble-001.pt"]
     pack = Session.load(outcome.folder / "checkpoints" / "ensemble-000.pt", torch.device("cpu"))
     assert [point.model.gamma for point in pack.points] == [3.0, 300.0]
-    again = run_study(settings, ignore)
-    assert again.folder.name == "paper-tiny-2"
-    for name in ("members.csv", "history.csv"):
-        assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()
 
 
 def runs_of(tmp_path: Path, kind: str) -> list[Run]:
@@ -234,7 +230,7 @@ def test_early_stops_are_counted_over_all_worlds(tmp_path: Path) -> None:
     assert all(0 <= snapshot.members_stopped <= 4 for snapshot in snapshots)
 
 
-@pytest.mark.parametrize("sampler", ["grid", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["grid", "qmc"])
 def test_the_numbers_do_not_depend_on_how_many_trials_run_at_once(sampler: str, tmp_path: Path) -> None:
     """To the byte; a grid's points must be dealt out alike."""
     grid = sampler == "grid"
