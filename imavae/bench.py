@@ -43,10 +43,8 @@ ENSEMBLES = (  # members, dimensions, linear maps
     *((120, 3, maps) for maps in (3, 4)),
 )
 USUAL = (120, 3, 2)  # what validation and memory are measured of
-GAMMAS, SEEDS = (
-    (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
-    20,
-)  # of a pack of as many members, set beside 6 ensembles of 20
+GAMMAS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # of a pack, which is set beside an ensemble for each of them
+SEEDS = 20  # of each gamma of the pack
 KEY = ("loop", "members", "dim", "maps")  # what tells one row from another
 MATRIX = 2048
 MIB = 2**20

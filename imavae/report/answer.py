@@ -20,12 +20,12 @@ from imavae.report.tables import (
     BEST_NEG_ELBO,
     counted,
     diverged,
+    energy,
     has_sources,
     no_source_numbers,
     quartiles,
     three_numbers,
 )
-from imavae.report.tables import _energy as energy
 from imavae.trial import Value
 
 if TYPE_CHECKING:

@@ -22,8 +22,7 @@ from imavae.report.insight import Insight, member_steps
 from imavae.report.interactive import Section
 from imavae.report.over_gamma_interactive import gamma_sections
 from imavae.report.selection import choices, selection_table
-from imavae.report.tables import _table as plain_table
-from imavae.report.tables import best_trials, chosen_table, diverged, front_table, member_table
+from imavae.report.tables import best_trials, chosen_table, diverged, front_table, member_table, plain_table
 from imavae.search.space import parse
 from imavae.trial import TrialRecord
 

@@ -25,9 +25,9 @@ from imavae.report.tables import (
     BEST_NEG_ELBO,
     counted,
     diverged,
+    plain_table,
     quartiles,
 )
-from imavae.report.tables import _table as plain_table
 
 if TYPE_CHECKING:
     import pandas as pd

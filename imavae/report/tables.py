@@ -123,7 +123,7 @@ def three_numbers(members: pd.DataFrame) -> ThreeNumbers:
 
 def three_numbers_table(numbers: ThreeNumbers) -> Table:
     """The three values, each with what it is and whether the sources took part in choosing it."""
-    table = _table("MCC, three ways", "A score chosen by val/mcc is an oracle's: it needs the sources.")
+    table = plain_table("MCC, three ways", "A score chosen by val/mcc is an oracle's: it needs the sources.")
     table.add_column("read at")
     table.add_column("over")
     table.add_column("sources used to choose")
@@ -153,15 +153,15 @@ def no_source_numbers(members: pd.DataFrame) -> NoSourceNumbers:
 
 def no_source_table(numbers: NoSourceNumbers) -> Table:
     """The three values, each with what it is."""
-    table = _table("Without sources", f"{NO_SOURCES}\nAgreement of seeds is no proof that they found the sources.")
+    table = plain_table("Without sources", f"{NO_SOURCES}\nAgreement of seeds is no proof that they found the sources.")
     table.add_column("what")
     table.add_column("read at")
     table.add_column("over")
     table.add_column("value", justify="right", style="bold")
     where = "smallest val/neg_elbo"
-    table.add_row("−ELBO (nats)", where, "median of members", _energy(numbers.neg_elbo))
+    table.add_row("−ELBO (nats)", where, "median of members", energy(numbers.neg_elbo))
     table.add_row("agreement of seeds", where, "median of members", _fixed(numbers.agreement))
-    table.add_row("−ELBO, test split", where, "chosen checkpoint", _energy(numbers.test_of_chosen))
+    table.add_row("−ELBO, test split", where, "chosen checkpoint", energy(numbers.test_of_chosen))
     return table
 
 
@@ -205,11 +205,11 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
         "MCC" if sources else "agreement": [_fixed(q.median) for q in spreads],
         "quartiles": [MISSING if np.isnan(q.median) else f"{q.low:.3f}–{q.high:.3f}" for q in spreads],
         "c_IMA": [_contrast(quartiles(counted(g, f"val/cima {state}")).median) for g in groups],
-        "−ELBO": [_energy(quartiles(counted(g, BEST_NEG_ELBO)).median) for g in groups],
+        "−ELBO": [energy(quartiles(counted(g, BEST_NEG_ELBO)).median) for g in groups],
     }
     if any(failures):
         columns["seeds lost"] = [f"{n}/{len(group)}" for n, group in zip(failures, groups, strict=True)]
-    table = _table(
+    table = plain_table(
         f"Best {len(best)} of {len(trials)} trials" if len(best) else "No trial has a score",
         (
             "Medians over members: MCC at best val/mcc, c_IMA there, smallest −ELBO (nats)."
@@ -238,7 +238,7 @@ def front_table(front: Sequence[TrialRecord], objectives: Sequence[Objective], k
         keys: dotted keys that were searched.
     """
     arrows = {"max": "↑", "min": "↓"}
-    table = _table(
+    table = plain_table(
         f"Pareto front: {len(front)} trials",
         "Scores: no trial is better by one without being worse by another. The rest of them is read\n"
         "at the states with the best of the first.",
@@ -264,18 +264,18 @@ def member_table(members: pd.DataFrame) -> Table:
         "MCC at\nbest −ELBO": (f"val/mcc {AT_BEST_NEG_ELBO}", _fixed),
         "test MCC": (f"test/mcc {AT_BEST_MCC}", _fixed),
         "c_IMA": (f"val/cima {AT_BEST_MCC}", _contrast),
-        "−ELBO": (BEST_NEG_ELBO, _energy),
+        "−ELBO": (BEST_NEG_ELBO, energy),
     }
     if not has_sources(members):
         caption = f"{NO_SOURCES}\nOn validation but for test −ELBO (nats); at the smallest −ELBO."
         shown = {
-            "−ELBO": (BEST_NEG_ELBO, _energy),
-            "test −ELBO": (f"test/neg_elbo {AT_BEST_NEG_ELBO}", _energy),
+            "−ELBO": (BEST_NEG_ELBO, energy),
+            "test −ELBO": (f"test/neg_elbo {AT_BEST_NEG_ELBO}", energy),
             "agreement": (AGREEMENT, _fixed),
             "c_IMA": (f"val/cima {AT_BEST_NEG_ELBO}", _contrast),
         }
     gamma = f"Gamma {_shared(members, 'gamma')}, gamma² {_shared(members, 'gamma_sq')}"
-    table = _table(
+    table = plain_table(
         f"{gamma}: {len(members)} members",
         f"{caption}\nA diverged member counts as the worst in the last row.",
     )
@@ -315,7 +315,7 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
         columns["quartile 1"] = [spread[metric].low for metric in metrics]
         columns["quartile 3"] = [spread[metric].high for metric in metrics]
     over = f"medians over {len(values)} members, " if len(values) > 1 else ""
-    table = _table(escape(checkpoint), f"{over}gamma {', '.join(map(compact, gammas))}")
+    table = plain_table(escape(checkpoint), f"{over}gamma {', '.join(map(compact, gammas))}")
     table.add_column("metric", overflow="fold")
     for name in columns:
         table.add_column(name.replace(" ", "\n"), justify="right")
@@ -346,7 +346,8 @@ def _fixed(value: float) -> str:
     return MISSING if np.isnan(value) else f"{value:.3f}"
 
 
-def _energy(value: float) -> str:
+def energy(value: float) -> str:
+    """A negative ELBO as tables show it."""
     if abs(value) >= 1e6:
         return compact(float(value))
     return MISSING if np.isnan(value) else f"{value:.{3 if abs(value) < 100 else 1}f}"
@@ -356,7 +357,8 @@ def _contrast(value: float) -> str:
     return f"{value:.4f}" if 1e-3 <= value < 100 else compact(float(value), 2)
 
 
-def _table(title: str, caption: str) -> Table:
+def plain_table(title: str, caption: str) -> Table:
+    """An empty table with a line under its head and none around it."""
     return Table(
         title=title,
         caption=caption,

@@ -18,10 +18,10 @@ from imavae.data.dataset import Split
 if TYPE_CHECKING:
     from imavae.training.ensemble import Ensemble, State
 
-CHUNK = (
-    32  # steps whose batches and noise are drawn at once; part of a seed's meaning, so it never depends on the machine
-)
+CHUNK = 32  # steps whose noise is drawn at once; part of a seed's meaning, so it never depends on the machine
 GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
+
+_Buffers = dict[tuple[object, ...], Tensor]  # by name and shape
 
 
 class _Repeats(NamedTuple):
@@ -43,9 +43,6 @@ class _Repeats(NamedTuple):
             return drawn
         out = _room(buffers, name, drawn, (len(self.of), *drawn.shape[1:]))
         return torch.index_select(drawn, 0, self.of, out=out)
-
-
-_Buffers = dict[tuple[object, ...], Tensor]
 
 
 def batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

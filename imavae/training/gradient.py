@@ -26,9 +26,8 @@ Flat = Float[Tensor, "member parameter"]
 Batch = Float[Tensor, "member o batch"]
 Noise = Float[Tensor, "member d batch"]
 
-NUMBERS = (
-    2**19
-)  # that a layer gives for the members of a block: a handful of such arrays, 2 MiB each, should stay in cache
+# that a layer gives for the members of a block: a handful of such arrays, 2 MiB each, should stay in cache
+NUMBERS = 2**19
 
 
 class ByAutograd:

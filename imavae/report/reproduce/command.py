@@ -27,7 +27,7 @@ from imavae.report.reproduce.registry import FIGURES, entry
 from imavae.report.reproduce.studies import Study, broken_off, find, unlike
 from imavae.report.reproduce.tables import frame, markdown_table, terminal_table
 from imavae.report.selection import choices, selection_table
-from imavae.report.tables import _table as plain_table
+from imavae.report.tables import plain_table
 
 DPI = 300  # for print
 FAILED = (

@@ -13,7 +13,7 @@ from imavae.report.display import MISSING, compact
 from imavae.report.published import Spread
 from imavae.report.reproduce.judge import FAIL, Row
 from imavae.report.reproduce.statistics import Summary
-from imavae.report.tables import _table as plain_table
+from imavae.report.tables import plain_table
 
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
