@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from imavae.config import Data
+from imavae.config.settings import Data
+from imavae.config.variants import MIXINGS, MixingSettings, SourceSettings
 from imavae.errors import require
-from imavae.families import MIXINGS, MixingSettings, SourceSettings
 
 
 @dataclass(frozen=True)

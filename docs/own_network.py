@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from imavae.config import Model
-from imavae.families import register_network
+from imavae.config.settings import Model
+from imavae.config.variants import register_network
 from imavae.model.networks import Network, Weights
 
 

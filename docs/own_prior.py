@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from imavae.config.variants import PRIORS, PriorSettings
 from imavae.errors import require
-from imavae.families import PRIORS, PriorSettings
 from imavae.model.priors import Interval, Prior, Theta
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from imavae.config.variants import SOURCES, SourceSettings
 from imavae.errors import require
-from imavae.families import SOURCES, SourceSettings
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from imavae import metrics
     from imavae.api import World, train, tune, world
-    from imavae.encoding import Latents, encode
     from imavae.errors import UserError
     from imavae.model.export import Model
-    from imavae.results import Results, load_results
-    from imavae.run import load_model
+    from imavae.runs.encode import Latents, encode
+    from imavae.runs.results import Results, load_results
+    from imavae.runs.session import load_model
 
 __all__ = [
     "Latents",

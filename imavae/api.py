@@ -1,8 +1,8 @@
 """Imavae as a library: train an ensemble, run a study, and have the data that models were trained on.
 
 These functions do what the commands do, by the same code, and write the same folders, without printing.
-Settings are those of the configuration tree (docs/config.md); their defaults stand in :mod:`imavae.config`, and
-``conf/`` has the same. Hydra has no part in it: a group's option, as in ``data=mlp``, is here the variant's name,
+Settings are those of the configuration tree (docs/config.md); their defaults stand in :mod:`imavae.config.settings`,
+and ``conf/`` has the same. Hydra has no part in it: a group's option, as in ``data=mlp``, is here the variant's name,
 ``data={"mixing": {"name": "mlp"}}``.
 """
 
@@ -18,16 +18,16 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from imavae.config import RunConfig, StudyConfig, overridden, run_config, study_config
+from imavae.cli import commands
+from imavae.config.mapping import to_mapping
+from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config, study_config
+from imavae.config.variants import Settings
 from imavae.data import dataset
 from imavae.errors import known, require
-from imavae.families import Settings
-from imavae.mapping import to_mapping
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
-from imavae.report import commands
-from imavae.results import Results, load_results
-from imavae.run import cache_of
+from imavae.runs.results import Results, load_results
+from imavae.runs.session import cache_of
 
 Array = NDArray[np.floating[Any]]
 
@@ -41,7 +41,7 @@ def train(config: RunConfig | Mapping[str, Any] | None = None, *, progress: bool
     Args:
         config: what to start from; by default the defaults, without tracking (``tracking={"name": "mlflow"}`` tracks).
         progress: whether to show how far it is.
-        settings: of :class:`imavae.config.RunConfig`, nested mappings, over those of ``config``.
+        settings: of :class:`imavae.config.settings.RunConfig`, nested mappings, over those of ``config``.
 
     Returns:
         The run: its tables, and its members as models. It lies in ``OUTPUT_DIR/runs/NAME``.
@@ -69,8 +69,8 @@ def tune(
     Args:
         config: what to start from; a run's becomes the base that all points share.
         progress: whether to show how far it is.
-        settings: of :class:`imavae.config.StudyConfig`, nested mappings, over those of ``config``; ``search`` replaces
-            its search. As with the command, a study is tracked by MLflow unless ``tracking={"name": "none"}``.
+        settings: of :class:`imavae.config.settings.StudyConfig`, nested mappings, over those of ``config``; ``search``
+            replaces its search. As with the command, a study is tracked by MLflow unless ``tracking={"name": "none"}``.
 
     Returns:
         The study: its tables, and all members as models. It lies in ``OUTPUT_DIR/studies/NAME``, with its figures.

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from imavae.families import Settings
+    from imavae.config.variants import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -113,9 +113,9 @@ def exit_code(action: Callable[[], None]) -> int:
     """Carry out an action. A person's mistake gives one message and 2, a full disk 1, an interruption 130 or 143; bugs
     pass.
     """
-    from imavae import signals
+    from imavae.config.variants import mistake_of_a_plugin
     from imavae.errors import UserError, is_full_disk
-    from imavae.families import mistake_of_a_plugin
+    from imavae.runs import interrupts as signals
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -273,8 +273,8 @@ def read_search(path: Path) -> dict[str, Any]:
 
 def help_text(command: Command[C], overrides: list[str]) -> str:
     """Usage, groups with their options, and every setting with its value and its meaning, after the overrides."""
-    from imavae.report.reference.comments import meanings
-    from imavae.report.reference.shortly import POINTER, group_lines, prose_lines, setting_lines
+    from imavae.cli.reference.comments import meanings
+    from imavae.cli.reference.shortly import POINTER, group_lines, prose_lines, setting_lines
 
     _register(command)
     choices, settings = _explained(lambda: _compose(command, overrides), command)
@@ -365,7 +365,7 @@ def _explain(error: Exception, command: Command[C]) -> str:
 
 def _unknown(key: str, command: Command[C]) -> str:
     """The message for a key that is neither a setting nor a group."""
-    from imavae.mapping import nearest
+    from imavae.config.mapping import nearest
 
     choices, settings = _compose(command, [])
     if "." not in key:

@@ -31,7 +31,7 @@ def bench() -> None:
         print(__doc__.strip())
         return
     old = compared(arguments)
-    from imavae.bench import main
+    from imavae.bench.trainer import main
 
     main(Path("outputs/bench.json"), old)
 

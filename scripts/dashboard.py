@@ -12,7 +12,7 @@ from _launch import require_environment, show
 
 require_environment()
 
-from imavae.ui import serve_dashboard
+from imavae.tracking.ui import serve_dashboard
 
 if __name__ == "__main__":
     sys.exit(show(serve_dashboard, __doc__, port=8080))

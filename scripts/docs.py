@@ -13,7 +13,7 @@ from _launch import ROOT, exit_code, require_environment
 
 require_environment()
 
-from imavae.report.reference import pages
+from imavae.cli.reference import pages
 
 
 def docs() -> None:

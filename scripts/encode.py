@@ -13,12 +13,12 @@ from _launch import Command, launch, require_environment
 
 require_environment()
 
-from imavae.config_encode import EncodeConfig, encode_config
+from imavae.config.encode import EncodeConfig, encode_config
 
 
 def run(config: EncodeConfig) -> None:
     """Encode and write."""
-    from imavae.report.commands import encode
+    from imavae.cli.commands import encode
 
     encode(config)
 

@@ -13,12 +13,12 @@ from _launch import Command, launch, require_environment
 
 require_environment()
 
-from imavae.config import EvaluateConfig, evaluate_config
+from imavae.config.settings import EvaluateConfig, evaluate_config
 
 
 def run(config: EvaluateConfig) -> None:
     """Evaluate and print."""
-    from imavae.report.commands import evaluate
+    from imavae.cli.commands import evaluate
 
     evaluate(config)
 

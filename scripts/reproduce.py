@@ -17,7 +17,7 @@ from _launch import Command, composed, exit_code, help_text, require_environment
 
 require_environment()
 
-from imavae.config_reproduce import ReproduceConfig, reproduce_config, study_of
+from imavae.config.reproduce import ReproduceConfig, reproduce_config, study_of
 from imavae.errors import require
 
 
@@ -31,8 +31,8 @@ def reproduce(arguments: list[str]) -> bool:
         not odd, "an argument reads figure=NAME or SETTING=VALUE", " ".join(odd), "a figure has its studies: see --help"
     )
     config = reproduce_config(composed(COMMAND, arguments))
-    from imavae.report.reproduce.command import list_figures, reproduce_figure
-    from imavae.report.reproduce.registry import entry
+    from imavae.paper.command import list_figures, reproduce_figure
+    from imavae.paper.figures import entry
 
     if config.figure is None:
         list_figures()

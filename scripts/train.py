@@ -14,12 +14,12 @@ from _launch import Command, launch, require_environment
 
 require_environment()
 
-from imavae.config import RunConfig, run_config
+from imavae.config.settings import RunConfig, run_config
 
 
 def run(config: RunConfig) -> None:
     """Train, evaluate, track and save."""
-    from imavae.report.commands import train
+    from imavae.cli.commands import train
 
     train(config)
 

@@ -15,7 +15,7 @@ from _launch import Command, launch, options, require_environment
 
 require_environment()
 
-from imavae.config import StudyConfig, study_config
+from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import require
 
 
@@ -28,7 +28,7 @@ def check(mapping: Mapping[str, Any]) -> StudyConfig:
 
 def run(config: StudyConfig) -> None:
     """Search, track and report."""
-    from imavae.report.commands import tune
+    from imavae.cli.commands import tune
 
     tune(config)
 

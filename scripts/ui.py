@@ -12,7 +12,7 @@ from _launch import require_environment, show
 
 require_environment()
 
-from imavae.ui import serve
+from imavae.tracking.ui import serve
 
 if __name__ == "__main__":
     sys.exit(show(serve, __doc__, port=5000))

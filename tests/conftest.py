@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from imavae.config.variants import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
 from imavae.errors import UserError
-from imavae.families import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
 from tests.wording import advises
 
 LONGEST = ("kill", "pages", "study", "resume", "cluster", "terminal", "browser", "outage", "reproduce", "sprites_runs")

@@ -16,14 +16,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from imavae.config import Data, RunConfig, run_config
+from imavae.config.settings import Data, RunConfig, run_config
+from imavae.config.variants import MoebiusMixing
 from imavae.data import sources
 from imavae.data.dataset import Dataset, Split
-from imavae.families import MoebiusMixing
 from imavae.model import vae
 from imavae.model.export import Model
-from imavae.run import Session
-from imavae.streams import stream
+from imavae.rng import stream
+from imavae.runs.session import Session
 
 PUBLISHED = MoebiusMixing(  # the Möbius sweep of the paper; recovered from its sweep table, DESIGN §10
     matrix=(

@@ -21,10 +21,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from imavae.config import Objective, RunConfig
-from imavae.run import Session
+from imavae.config.settings import Objective, RunConfig
+from imavae.runs.session import Session
 from imavae.search.recorder import RETRIES
-from imavae.trial import TrialRecord, Value
+from imavae.tracking.trial import TrialRecord, Value
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = (  # three points in two packs, some seconds of training

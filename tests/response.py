@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from imavae.config import Objective, run_config, with_values
-from imavae.run import Session
+from imavae.config.settings import Objective, run_config, with_values
+from imavae.runs.session import Session
 
 FILE = Path(__file__).parent / "data" / "response.csv"
 PACK = 26  # points that train in one ensemble

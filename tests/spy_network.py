@@ -17,8 +17,8 @@ import ray
 from ray import tune
 from torch import Tensor
 
-from imavae.config import Model
-from imavae.families import NETWORKS, register_network
+from imavae.config.settings import Model
+from imavae.config.variants import NETWORKS, register_network
 from imavae.model.networks import Network, Weights
 
 HERE = Path(__file__).parent

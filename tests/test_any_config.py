@@ -12,9 +12,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imavae.config import Objective, StudyConfig, base_of, run_config, study_config, with_values
+from imavae.config.settings import Objective, StudyConfig, base_of, run_config, study_config, with_values
 from imavae.errors import UserError
-from imavae.run import Session
+from imavae.runs.session import Session
 from imavae.search import space
 from imavae.search.study import check
 

@@ -13,10 +13,10 @@ import torch
 
 import bench
 from _launch import exit_code
-from imavae.bench import PlainVAE, comparison_table, read_rows
-from imavae.config import run_config
+from imavae.bench.trainer import PlainVAE, comparison_table, read_rows
+from imavae.config.settings import run_config
 from imavae.model import vae
-from imavae.streams import stream
+from imavae.rng import stream
 from tests.helpers import console, text_of
 
 

@@ -18,18 +18,18 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 from ray.tune.experiment import Trial
 
-from imavae.config import Cluster, StudyConfig, base_of, study_config, with_values
+from imavae.config.settings import Cluster, StudyConfig, base_of, study_config, with_values
+from imavae.config.variants import load_plugins
 from imavae.errors import UserError
-from imavae.families import load_plugins
-from imavae.outcome import Outcome
-from imavae.records import create
 from imavae.report.insight import member_steps
+from imavae.runs.folder import create
+from imavae.runs.outcome import Outcome
 from imavae.search import cluster
 from imavae.search.hooks import Hooks
 from imavae.search.progress import Snapshot
 from imavae.search.recorder import Recorder
 from imavae.search.study import run_study
-from imavae.tracking import NullTracker
+from imavae.tracking.mlflow import NullTracker
 from tests.helpers import trained
 
 
@@ -162,7 +162,7 @@ def test_a_cluster_that_does_not_know_this_machines_token_is_refused(tmp_path: P
     (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
     code = """
 from ray.cluster_utils import Cluster
-from imavae.config import Cluster as Settings
+from imavae.config.settings import Cluster as Settings
 from imavae.errors import UserError
 from imavae.search import cluster
 

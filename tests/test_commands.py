@@ -20,8 +20,8 @@ import reproduce
 import train
 import tune
 from _launch import ROOT, Command, exit_code, launch, searches
+from imavae.config.variants import load_plugins
 from imavae.errors import Interrupted, resumable
-from imavae.families import load_plugins
 from tests.wording import advises
 
 COMMANDS: dict[str, Command[Any]] = {

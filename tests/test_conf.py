@@ -14,7 +14,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from _launch import CONF, options, read_search, register_resolvers, register_searches, searches
-from imavae.config import (
+from imavae.config.encode import encode_config
+from imavae.config.mapping import keys_of, to_mapping
+from imavae.config.reproduce import ReproduceConfig
+from imavae.config.settings import (
     EvaluateConfig,
     RunConfig,
     StudyConfig,
@@ -22,10 +25,7 @@ from imavae.config import (
     run_config,
     study_config,
 )
-from imavae.config_encode import encode_config
-from imavae.config_reproduce import ReproduceConfig
 from imavae.errors import UserError
-from imavae.mapping import keys_of, to_mapping
 from tests.helpers import file_data, observations
 
 

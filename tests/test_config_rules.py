@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from imavae.config import RunConfig, evaluate_config, run_config, study_config
+from imavae.config.mapping import to_mapping
+from imavae.config.settings import RunConfig, evaluate_config, run_config, study_config
 from imavae.errors import UserError
-from imavae.mapping import to_mapping
 from imavae.search.study import check
 
 GAUSSIAN = {"data": {"source": {"name": "gaussian"}, "mixing": {"name": "mlp"}}}

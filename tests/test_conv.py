@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imavae.config import Model
+from imavae.config.settings import Model
+from imavae.config.variants import NETWORKS
 from imavae.errors import UserError
-from imavae.families import NETWORKS
 from imavae.model.conv import ConvDecoder, ConvEncoder, conv
 from imavae.model.networks import Layout, Network, build
-from imavae.streams import stream
+from imavae.rng import stream
 from tests.helpers import normal, pointwise_jacobian
 
 SIDE, LATENTS, BATCH = 16, 4, 3

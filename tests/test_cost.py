@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from imavae import outcome
-from imavae.config import StudyConfig, study_config
+from imavae.cli import commands
+from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
-from imavae.report import commands
-from imavae.search import cost, study
-from imavae.search.cost import Size, Times, driver_seconds, makespan, spread, stops_early, trial_seconds
+from imavae.runs import outcome
+from imavae.search import dry_run as cost
+from imavae.search import study
+from imavae.search.dry_run import Size, Times, driver_seconds, makespan, spread, stops_early, trial_seconds
 
 GAMMA = {"type": "float", "low": 3.0, "high": 300.0, "log": True}
 

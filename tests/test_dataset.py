@@ -12,11 +12,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from imavae.config import Data, RunConfig, run_config
-from imavae.data import dataset, sources
-from imavae.data.dataset import Dataset, Split
-from imavae.errors import UserError
-from imavae.families import (
+from imavae.config.settings import Data, RunConfig, run_config
+from imavae.config.variants import (
     BetaSource,
     FlowMixing,
     GaussianSource,
@@ -27,8 +24,11 @@ from imavae.families import (
     SourceSettings,
     UniformSource,
 )
-from imavae.run import Session
-from imavae.streams import stream
+from imavae.data import dataset, sources
+from imavae.data.dataset import Dataset, Split
+from imavae.errors import UserError
+from imavae.rng import stream
+from imavae.runs.session import Session
 from tests.helpers import pointwise_jacobian, untouched_generators
 
 WORLDS = [

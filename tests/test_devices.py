@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import RunConfig, run_config
-from imavae.run import Session
+from imavae.config.settings import RunConfig, run_config
+from imavae.runs.session import Session
 from imavae.training.ensemble import train_epoch
 from imavae.training.gradient import WrittenOut
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from imavae.config import run_config
-from imavae.config_encode import EncodeConfig, encode_config
-from imavae.data import files
-from imavae.encoding import encode_file
+from imavae.config.encode import EncodeConfig, encode_config
+from imavae.config.settings import run_config
+from imavae.data import tables as files
 from imavae.errors import UserError
-from imavae.run import Session, load_model
+from imavae.runs.encode import encode_file
+from imavae.runs.session import Session, load_model
 from tests.helpers import file_data, observations
 
 COLUMNS = ["z0", "z1", "std0", "std1", "error"]

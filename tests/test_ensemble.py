@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import Objective, RunConfig, run_config
-from imavae.run import Session
+from imavae.config.settings import Objective, RunConfig, run_config
+from imavae.runs.session import Session
 from imavae.training.ensemble import BETAS, CRITERIA, Adam, initial_state
 
 CPU = torch.device("cpu")

@@ -14,13 +14,13 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from imavae.config import RunConfig
+from imavae.config.settings import RunConfig
 from imavae.data import dataset
 from imavae.data.dataset import Split, Truth
 from imavae.metrics import evaluate as evaluation
 from imavae.metrics.glossary import FINAL, GLOSSARY, PROBES, Stage, absent
 from imavae.model import vae
-from imavae.streams import stream
+from imavae.rng import stream
 from imavae.training.ensemble import ensemble
 from tests.helpers import (
     BETA,

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import RunConfig
+from imavae.config.settings import RunConfig
 from imavae.errors import UserError
 from imavae.model import vae
-from imavae.run import Session, load_model
+from imavae.runs.session import Session, load_model
 from imavae.training import checkpoint
 from imavae.training.checkpoint import load_member, save_member
 from tests.helpers import GAUSSIAN, UNIFORM, config, normal, plain_model, point, random_members

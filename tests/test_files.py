@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imavae.data import files
+from imavae.data import tables as files
 from imavae.errors import UserError
 from tests.helpers import file_data, normal, observations
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import RunConfig, run_config
+from imavae.config.settings import RunConfig, run_config
 from imavae.model import vae
 from imavae.training.gradient import NUMBERS, ByAutograd, WrittenOut, members_at_once, written_out
 from tests.helpers import BETA, GAUSSIAN, LAPLACE, UNIFORM, normal, point, random_members

@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imavae.config import StudyConfig, study_config
-from imavae.outcome import Outcome, pareto
-from imavae.records import create
+from imavae.config.settings import StudyConfig, study_config
 from imavae.report.axes import MISSING_AT
 from imavae.report.drawing import write
 from imavae.report.insight import (
@@ -28,9 +26,11 @@ from imavae.report.insight_drawn import drawn
 from imavae.report.insight_interactive import sections
 from imavae.report.page import figures
 from imavae.report.tables import Floats
+from imavae.runs.folder import create
+from imavae.runs.outcome import Outcome, pareto
 from imavae.search.space import Parameter
-from imavae.tracking import NullTracker
-from imavae.trial import TrialRecord
+from imavae.tracking.mlflow import NullTracker
+from imavae.tracking.trial import TrialRecord
 
 GAMMA = Parameter("model.gamma", "float", 3.0, 1000.0, log=True)
 WIDTH = Parameter("model.hidden_factor", "int", 5, 40, log=True)

@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from imavae.report.published import FOLDER, Spread, origins, table
-from imavae.report.reproduce.judge import (
+from imavae.paper.judge import (
     FAIL,
     NOT_JUDGED,
     NOT_PUBLISHED,
@@ -22,7 +21,8 @@ from imavae.report.reproduce.judge import (
     correlation_tolerance,
     tolerance,
 )
-from imavae.report.reproduce.statistics import Summary, interval, summarise
+from imavae.paper.published import FOLDER, Spread, origins, table
+from imavae.paper.statistics import Summary, interval, summarise
 
 GAMMA_TABLES = ("moebius_gamma_uniform", "rotation_gamma_gaussian", "sprites_gamma")
 QUANTITIES = {

@@ -14,15 +14,15 @@ import torch
 
 import imavae
 from imavae import metrics
-from imavae.config import RunConfig, StudyConfig, overridden, run_config
-from imavae.config_search import Objective
+from imavae.cli import commands
+from imavae.config.search import Objective
+from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config
 from imavae.errors import Interrupted, UserError
-from imavae.outcome import Outcome
-from imavae.records import create
-from imavae.report import commands
-from imavae.results import Results
-from imavae.run import Session, run_point
-from imavae.tracking import open_tracker
+from imavae.runs.folder import create
+from imavae.runs.outcome import Outcome
+from imavae.runs.results import Results
+from imavae.runs.session import Session, run_point
+from imavae.tracking.mlflow import open_tracker
 from tests.helpers import file_data, observations, sprites
 
 TINY: dict[str, Any] = {
@@ -222,8 +222,8 @@ def test_settings_go_over_those_of_a_configuration() -> None:
 
 
 def test_a_configuration_may_be_built_of_its_classes(run: Results, tmp_path: Path) -> None:
-    from imavae.config import Model
-    from imavae.families import GaussianPrior
+    from imavae.config.settings import Model
+    from imavae.config.variants import GaussianPrior
 
     other = imavae.train(run.config, model=Model(gamma=7.0, prior=GaussianPrior()), output_dir=str(tmp_path))
     assert isinstance(other.config, RunConfig)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from imavae.errors import UserError, known, require
-from imavae.records import PACKS, RECORDS, STATES
+from imavae.runs.folder import PACKS, RECORDS, STATES
 from imavae.search.stopping import NOTES
 from imavae.training.checkpoint import SEAL
 from tests.wording import advises

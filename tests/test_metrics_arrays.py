@@ -14,8 +14,8 @@ import torch
 from imavae import metrics
 from imavae.errors import UserError
 from imavae.metrics.glossary import GLOSSARY
-from imavae.run import Session
-from imavae.streams import stream
+from imavae.rng import stream
+from imavae.runs.session import Session
 from tests.helpers import GAUSSIAN, UNIFORM, config, normal, plain_model, theta_of, trained
 
 OWN = {"neg_elbo", "kl", "log_px_z", "gamma", "prior_variance"}  # a model's, no functions of arrays

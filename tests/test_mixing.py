@@ -11,12 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import Data
-from imavae.data import dataset, matrices, sources
-from imavae.data.flow import Flow
-from imavae.data.mixing import MLP, Linear, Mixing, Moebius, build, linear_part, moved, reach
-from imavae.errors import UserError
-from imavae.families import (
+from imavae.config.settings import Data
+from imavae.config.variants import (
     BetaSource,
     FlowMixing,
     GaussianSource,
@@ -27,8 +23,12 @@ from imavae.families import (
     MoebiusMixing,
     UniformSource,
 )
+from imavae.data import dataset, matrices, sources
+from imavae.data.flow import Flow
+from imavae.data.mixing import MLP, Linear, Mixing, Moebius, build, linear_part, moved, reach
+from imavae.errors import UserError
 from imavae.metrics.ima import contrast
-from imavae.streams import stream
+from imavae.rng import stream
 from tests.helpers import PUBLISHED, exact_neg_log_px, per_point, pointwise_jacobian
 
 ROUNDED = MoebiusMixing(matrix=((0.6, -0.80001), (0.8, 0.6)), centre=(0.0, 0.7))  # as a person might type it

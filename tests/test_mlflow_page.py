@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from imavae import mlflow_page
-from imavae.config import Tracking
-from imavae.mlflow_page import NOTE, VIEW, note, opens, view
-from imavae.tracking import MLflowTracker, open_tracker
+from imavae.config.settings import Tracking
+from imavae.tracking import page as mlflow_page
+from imavae.tracking.mlflow import MLflowTracker, open_tracker
+from imavae.tracking.page import NOTE, VIEW, note, opens, view
 
 SEARCH = {"model": {"gamma": {"type": "float"}, "prior": {"name": "uniform"}}, "training": {"beta": {"type": "float"}}}
 OBJECTIVE = {"metric": "val/neg_elbo", "mode": "min", "aggregate": "mean"}

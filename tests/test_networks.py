@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imavae.config import Model
+from imavae.config.settings import Model
+from imavae.config.variants import NETWORK_NAMES, register_network
+from imavae.config.variants import NETWORKS as BUILDERS
 from imavae.errors import UserError
-from imavae.families import NETWORK_NAMES, register_network
-from imavae.families import NETWORKS as BUILDERS
 from imavae.model import vae
 from imavae.model.networks import ACTIVATIONS, MLP, Layout, Network
-from imavae.streams import stream
+from imavae.rng import stream
 from tests.helpers import UNIFORM, normal, point, pointwise_jacobian
 
 LEAKY = [

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import RunConfig, run_config
+from imavae.config.settings import RunConfig, run_config
 from imavae.model import vae
-from imavae.run import Session, load_model
+from imavae.runs.session import Session, load_model
 from imavae.training.ensemble import train_epoch
 from tests.helpers import normal, plain_model, pointwise_jacobian, random_members, trained, weight
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from imavae.addresses import QUIET, check_reachable, open_client
 from imavae.errors import UserError
+from imavae.tracking.server import QUIET, check_reachable, open_client
 from tests.killing import GRID, STARTED, checkpoints, faults, studies, tune, until
 
 MOMENTS = random.Random(os.environ.get("IMAVAE_KILL_SEED", "1"))  # noqa: S311
@@ -107,7 +107,7 @@ def test_a_study_outlives_an_absence_of_its_tracking_server(server: Server, tmp_
 def test_a_database_whose_making_is_killed_is_made_again(tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     aside, uri = tmp_path / ".mlflow.db.new", f"sqlite:///{database}"
-    make = [sys.executable, "-c", f"from imavae.addresses import open_client; open_client({uri!r})"]
+    make = [sys.executable, "-c", f"from imavae.tracking.server import open_client; open_client({uri!r})"]
     process = subprocess.Popen(make, cwd=Path(__file__).parent.parent)
     until(lambda: aside.exists() and has_table(aside, "experiments"), 120)
     process.kill()

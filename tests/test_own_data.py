@@ -13,20 +13,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.addresses import open_client, tracking_uri
-from imavae.config import EvaluateConfig, RunConfig, run_config, study_config
+from imavae.config.mapping import to_mapping
+from imavae.config.settings import EvaluateConfig, RunConfig, run_config, study_config
 from imavae.data import dataset
 from imavae.errors import UserError
-from imavae.mapping import to_mapping
 from imavae.metrics import identifiability
 from imavae.metrics.glossary import GLOSSARY, SOURCES, TRUTH, absent
 from imavae.metrics.ima import BATCH
-from imavae.metrics.portrait import portrait
+from imavae.metrics.posterior_shapes import portrait
 from imavae.report.figures import solo_figures, study_figures
-from imavae.report.portrait import run_figures
+from imavae.report.posterior_shapes import run_figures
 from imavae.report.tables import best_trials, chosen_numbers, chosen_table, member_table
-from imavae.run import Session, evaluate_checkpoint, load_model, run_point
+from imavae.runs.session import Session, evaluate_checkpoint, load_model, run_point
 from imavae.search.study import check
+from imavae.tracking.server import open_client, tracking_uri
 from imavae.training import checkpoint
 from imavae.training.ensemble import train_epoch
 from imavae.training.gradient import ByAutograd, WrittenOut, written_out

@@ -16,13 +16,13 @@ import torch
 import evaluate
 import train
 from _launch import compose_jobs, launch
-from imavae.config import RunConfig, run_config, support
+from imavae.config.settings import RunConfig, run_config, support
+from imavae.config.variants import NETWORK_NAMES, NETWORKS, PRIORS, load_plugins
 from imavae.errors import UserError
-from imavae.families import NETWORK_NAMES, NETWORKS, PRIORS, load_plugins
 from imavae.model import priors, vae
 from imavae.model.networks import Layout
-from imavae.run import Session, load_model
-from imavae.streams import stream
+from imavae.rng import stream
+from imavae.runs.session import Session, load_model
 from imavae.training import checkpoint
 from imavae.training.ensemble import train_epoch
 from tests.helpers import normal, pointwise_jacobian, trained

@@ -14,12 +14,12 @@ import pytest
 import scipy.stats
 import torch
 
-from imavae.config import RunConfig, run_config
+from imavae.config.mapping import to_mapping
+from imavae.config.settings import RunConfig, run_config
+from imavae.config.variants import SOURCES, load_plugins
 from imavae.data import dataset, mixing, sources
 from imavae.errors import UserError
-from imavae.families import SOURCES, load_plugins
-from imavae.mapping import to_mapping
-from imavae.streams import stream
+from imavae.rng import stream
 from tests.helpers import normal, pointwise_jacobian
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")

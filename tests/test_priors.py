@@ -12,8 +12,8 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from imavae.config import support
-from imavae.families import PRIORS
+from imavae.config.settings import support
+from imavae.config.variants import PRIORS
 from imavae.model import priors
 from imavae.model.priors import Prior, Theta
 from tests.helpers import GAUSSIAN, UNIFORM, config, normal

@@ -55,7 +55,7 @@ def test_what_a_page_names_for_make_and_python_is_there(page: Path) -> None:
 
 
 def test_the_readme_and_its_page_name_every_figure_and_study_of_the_paper() -> None:
-    from imavae.report.reproduce.registry import FIGURES
+    from imavae.paper.figures import FIGURES
 
     assert set(re.findall(r"FIGURE=([a-z_]+)", text_of(README))) == set(FIGURES)
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text_of(ROOT / "docs/figures.md"), flags=re.MULTILINE))
@@ -78,7 +78,7 @@ def test_every_command_of_the_originals_is_accepted(arguments: str, monkeypatch:
 
 
 def test_the_search_that_is_shown_is_accepted() -> None:
-    from imavae.config import study_config
+    from imavae.config.settings import study_config
     from imavae.search.study import check
 
     [example] = blocks(STUDIES, "yaml")

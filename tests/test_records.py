@@ -17,15 +17,15 @@ import pandas as pd
 import pytest
 import torch
 
-from imavae.config import Objective, RunConfig, StudyConfig, run_config, study_config
+from imavae.config.settings import Objective, RunConfig, StudyConfig, run_config, study_config
+from imavae.data.storage import Lock, Seal, previous_of, write_whole
 from imavae.errors import UserError
-from imavae.files import Lock, Seal, previous_of, write_whole
-from imavae.outcome import Outcome
-from imavae.records import STATE, STATES, Folder, Stored, create, reopen
-from imavae.run import Session
-from imavae.tracking import NullTracker
+from imavae.runs.folder import STATE, STATES, Folder, Stored, create, reopen
+from imavae.runs.outcome import Outcome
+from imavae.runs.session import Session
+from imavae.tracking.mlflow import NullTracker
+from imavae.tracking.trial import TrialRecord
 from imavae.training import checkpoint
-from imavae.trial import TrialRecord
 
 GAMMA = {"type": "choice", "values": [3.0, 30.0]}
 SEAL = Seal(b"a test", 1, "test file", "make one", "restore it", "use another version")

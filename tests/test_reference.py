@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
-from imavae.config import EvaluateConfig, RunConfig, StudyConfig, run_config, study_config
-from imavae.config_encode import EncodeConfig
-from imavae.config_reproduce import ReproduceConfig
+from imavae.cli.reference import pages
+from imavae.cli.reference.comments import meanings
+from imavae.cli.reference.metrics_page import ARROWS, SOURCES
+from imavae.cli.reference.rules import Rule, rules
+from imavae.cli.reference.search_page import EXAMPLE, LEAF
+from imavae.cli.reference.settings import DEFAULTS, REGISTRIES, Setting, Tree, settings_at, settings_of
+from imavae.cli.reference.settings_page import RUN, STUDY
+from imavae.config.encode import EncodeConfig
+from imavae.config.mapping import keys_of
+from imavae.config.reproduce import ReproduceConfig
+from imavae.config.settings import EvaluateConfig, RunConfig, StudyConfig, run_config, study_config
 from imavae.errors import UserError
-from imavae.mapping import keys_of
 from imavae.metrics.glossary import ABSENCES, GLOSSARY, absent
-from imavae.report.reference import pages
-from imavae.report.reference.comments import meanings
-from imavae.report.reference.metrics_page import ARROWS, SOURCES
-from imavae.report.reference.rules import Rule, rules
-from imavae.report.reference.search_page import EXAMPLE, LEAF
-from imavae.report.reference.settings import DEFAULTS, REGISTRIES, Setting, Tree, settings_at, settings_of
-from imavae.report.reference.settings_page import RUN, STUDY
 from imavae.search.conditions import TESTS
 from imavae.search.space import FIELDS
 from imavae.search.study import check

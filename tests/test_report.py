@@ -9,9 +9,7 @@ import pandas as pd
 import pytest
 from rich.console import RenderableType
 
-from imavae.config import Objective, run_config
-from imavae.outcome import Outcome
-from imavae.records import create
+from imavae.config.settings import Objective, run_config
 from imavae.report.drawing import write
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.over_gamma import MCC, over_gamma
@@ -26,8 +24,10 @@ from imavae.report.tables import (
     three_numbers,
     three_numbers_table,
 )
-from imavae.tracking import NullTracker
-from imavae.trial import TrialRecord
+from imavae.runs.folder import create
+from imavae.runs.outcome import Outcome
+from imavae.tracking.mlflow import NullTracker
+from imavae.tracking.trial import TrialRecord
 from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]

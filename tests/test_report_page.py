@@ -18,22 +18,22 @@ import torch
 import train
 import tune
 from _launch import Command, compose_jobs, launch, question_of
-from imavae.config import RunConfig, StudyConfig, run_config, study_config
-from imavae.config_data import Data
+from imavae.cli import commands
+from imavae.config.data import Data
+from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
 from imavae.errors import Interrupted, UserError
 from imavae.metrics.identifiability import mcc
-from imavae.outcome import Outcome, failed_record
-from imavae.records import create
-from imavae.report import commands
 from imavae.report.answer import chance, run_answer, study_answer
 from imavae.report.over_gamma import MCC, read
 from imavae.report.over_gamma_interactive import gamma_sections
 from imavae.report.report import Ending, run_report, study_report
+from imavae.runs.folder import create
+from imavae.runs.outcome import Outcome, failed_record
 from imavae.search import study as searching
 from imavae.search.recorder import _reason
 from imavae.search.study import NoResultError
-from imavae.tracking import NullTracker
-from imavae.trial import TrialRecord
+from imavae.tracking.mlflow import NullTracker
+from imavae.tracking.trial import TrialRecord
 from tests.test_report import results
 
 HOSTILE = "<script>alert('x')</script>"

@@ -15,20 +15,20 @@ import yaml
 
 import reproduce
 from _launch import composed, searches
-from imavae.config import StudyConfig
-from imavae.config_reproduce import study_of
-from imavae.mapping import to_mapping
+from imavae.config.mapping import to_mapping
+from imavae.config.reproduce import study_of
+from imavae.config.settings import StudyConfig
 from imavae.metrics.glossary import GLOSSARY
-from imavae.records import STATE
-from imavae.report.published import table
-from imavae.report.reproduce import command
-from imavae.report.reproduce.entry import Entry
-from imavae.report.reproduce.gap import law_tolerance
-from imavae.report.reproduce.judge import FAIL, NOT_JUDGED, NOT_PUBLISHED, PASS
-from imavae.report.reproduce.mixings import LINEAR, with_linear_contrast
-from imavae.report.reproduce.registry import FIGURES
-from imavae.report.reproduce.studies import Study, find, unlike
-from imavae.report.reproduce.tables import frame, markdown_table, terminal_table
+from imavae.paper import command
+from imavae.paper.figure import Entry
+from imavae.paper.figures import FIGURES
+from imavae.paper.gap import law_tolerance
+from imavae.paper.judge import FAIL, NOT_JUDGED, NOT_PUBLISHED, PASS
+from imavae.paper.mixings import LINEAR, with_linear_contrast
+from imavae.paper.published import table
+from imavae.paper.studies import Study, find, unlike
+from imavae.paper.tables import frame, markdown_table, terminal_table
+from imavae.runs.folder import STATE
 from imavae.search.space import grid, parse
 from imavae.search.study import check
 from tests.helpers import console, text_of
@@ -144,7 +144,7 @@ def test_the_small_form_differs_in_network_and_steps_alone() -> None:
 
 
 def test_a_study_with_several_priors_gives_each_its_own_settings() -> None:
-    from imavae.config import base_of, with_values
+    from imavae.config.settings import base_of, with_values
 
     config = wanted("paper/moebius_priors")
     points = grid(parse(config))
@@ -282,8 +282,8 @@ def test_every_figure_is_read_drawn_and_told(figure: Entry, tmp_path: Path) -> N
 
 def test_the_published_ratio_takes_the_priors_curvature_as_one(tmp_path: Path) -> None:
     """For a linear VAE, at its optimum: v‖J‖² = 1 − γ⁻², so that the published ratio is v / γ² + 1 − γ⁻²."""
-    from imavae.report.reproduce.gamma import with_published_ratio
-    from imavae.report.reproduce.quantities import RATIO
+    from imavae.paper.gamma import with_published_ratio
+    from imavae.paper.quantities import RATIO
 
     config = wanted("paper/rotation_gamma_gaussian", f"output_dir={tmp_path}")
     members, variance = members_of(config), 1.8

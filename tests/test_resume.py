@@ -14,10 +14,10 @@ from typing import Any
 import optuna
 import pytest
 
-from imavae.config import StudyConfig, Tracking, base_of, study_config
+from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.outcome import Outcome
-from imavae.run import Session, run_point
+from imavae.runs.outcome import Outcome
+from imavae.runs.session import Session, run_point
 from imavae.search import recorder
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study

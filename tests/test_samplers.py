@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 
-from imavae.config import study_config
+from imavae.config.settings import study_config
 from imavae.search import space
 from imavae.search.searcher import Searcher
 from tests.response import SEARCH, Response

@@ -9,9 +9,9 @@ from typing import Any
 import optuna
 import pytest
 
-from imavae.config import StudyConfig, study_config
+from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
-from imavae.records import create
+from imavae.runs.folder import create
 from imavae.search import study
 from imavae.search.samplers import open_study
 from imavae.search.searcher import Searcher

@@ -13,7 +13,7 @@ from _launch import ROOT
 
 START = """
 import os, sys, time
-from imavae import signals
+from imavae.runs import interrupts as signals
 from _launch import exit_code
 signals.LIMIT = float(sys.argv[1])
 """

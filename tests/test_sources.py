@@ -12,19 +12,19 @@ import pytest
 import scipy.stats
 import torch
 
-from imavae.config import Data
-from imavae.data import sources
-from imavae.data.mixing import reach
-from imavae.data.sources import Scalable
-from imavae.errors import UserError
-from imavae.families import (
+from imavae.config.settings import Data
+from imavae.config.variants import (
     BetaSource,
     GaussianSource,
     LaplaceSource,
     SourceSettings,
     UniformSource,
 )
-from imavae.streams import Purpose, stream
+from imavae.data import sources
+from imavae.data.mixing import reach
+from imavae.data.sources import Scalable
+from imavae.errors import UserError
+from imavae.rng import Purpose, stream
 from tests.helpers import normal
 
 LAWS: list[tuple[SourceSettings, Any]] = [

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from imavae.config import StudyConfig, base_of, study_config
+from imavae.config.settings import StudyConfig, base_of, study_config
 from imavae.errors import UserError
 from imavae.search import space, study
 

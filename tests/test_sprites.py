@@ -11,10 +11,10 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from imavae.config import Data
+from imavae.config.settings import Data
+from imavae.config.variants import BetaSource, GaussianSource, SpritesMixing
 from imavae.data import sources, sprites
 from imavae.errors import UserError
-from imavae.families import BetaSource, GaussianSource, SpritesMixing
 from tests.helpers import untouched_generators
 
 SUPPORT = (-0.5, 0.5)

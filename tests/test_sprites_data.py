@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config import RunConfig
+from imavae.config.settings import RunConfig
+from imavae.config.variants import SpritesMixing
 from imavae.data import sprites as drawing
 from imavae.data.cache import Cache
 from imavae.data.dataset import Dataset, Split, make
-from imavae.families import SpritesMixing
 from imavae.metrics import disentanglement, evaluate, identifiability
 from imavae.metrics.glossary import SLOW, TRUTH, absent
-from imavae.metrics.portrait import portrait
-from imavae.run import Session
-from imavae.streams import stream
+from imavae.metrics.posterior_shapes import portrait
+from imavae.rng import stream
+from imavae.runs.session import Session
 from imavae.training.ensemble import evaluated, train_epoch
 from tests.helpers import plain_model, random_members, sprites, trained, untouched_generators
 

@@ -20,9 +20,9 @@ import evaluate
 import train
 import tune
 from _launch import Command, launch
+from imavae.config.variants import SpritesMixing
 from imavae.data import sprites as drawing
-from imavae.families import SpritesMixing
-from imavae.run import Session, load_model
+from imavae.runs.session import Session, load_model
 from tests.helpers import sprites
 
 SMALL = ["data=sprites", "model=conv", "data.mixing.side=16", "data.n_obs=640", "members.seed=[1,2]"]

@@ -9,7 +9,7 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
-from imavae.config import StudyConfig, study_config
+from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.search.stopping import StandIn, Stopping, note_of, read_note
 

@@ -16,10 +16,10 @@ import torch
 import yaml
 from mlflow.entities import Run
 
-from imavae.config import StudyConfig, Tracking, base_of, study_config
+from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.outcome import Outcome
-from imavae.run import Session, crown, load_model, run_point
+from imavae.runs.outcome import Outcome
+from imavae.runs.session import Session, crown, load_model, run_point
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
 from imavae.training.loop import Progress
@@ -48,7 +48,7 @@ def config(tmp_path: Path, **other: Any) -> StudyConfig:
 
 BROKEN = """
 from dataclasses import dataclass
-from imavae.families import MIXINGS, MixingSettings
+from imavae.config.variants import MIXINGS, MixingSettings
 
 @MIXINGS.register
 @dataclass(frozen=True)

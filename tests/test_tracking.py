@@ -21,12 +21,15 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
-from imavae import addresses, patience, tracking, winners
-from imavae.addresses import fetch_model
-from imavae.config import Tracking
+from imavae.config.settings import Tracking
 from imavae.errors import UserError
-from imavae.tracking import MLflowTracker, NullTracker, open_tracker
-from imavae.trial import Status, TrialRecord, Value, quartile_curves
+from imavae.tracking import mlflow as tracking
+from imavae.tracking import models as winners
+from imavae.tracking import retry as patience
+from imavae.tracking import server as addresses
+from imavae.tracking.mlflow import MLflowTracker, NullTracker, open_tracker
+from imavae.tracking.server import fetch_model
+from imavae.tracking.trial import Status, TrialRecord, Value, quartile_curves
 
 SETTINGS = Tracking()
 CONFIG = {"study": "paper/grid", "model": {"gamma": 10.0}, "search": {"model": {"gamma": {"type": "float"}}}}
@@ -511,7 +514,8 @@ def test_no_tracking_leaves_nothing(tmp_path: Path) -> None:
 
 def test_mlflow_says_nothing_and_is_imported_only_when_a_tracker_opens(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from imavae import tracking; from imavae.config import Tracking;"
+        "import sys; from pathlib import Path; from imavae.tracking import mlflow as tracking;"
+        "from imavae.config.settings import Tracking;"
         "assert 'mlflow' not in sys.modules;"
         "tracking.open_tracker(Tracking(), Path(sys.argv[1]), 'any').start('any', {}, {})"
     )

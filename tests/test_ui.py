@@ -13,10 +13,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from imavae import tracking
-from imavae.config import Tracking
+from imavae.config.settings import Tracking
 from imavae.errors import UserError
-from imavae.ui import serve, serve_dashboard
+from imavae.tracking import mlflow as tracking
+from imavae.tracking.ui import serve, serve_dashboard
 from tests.helpers import free_port
 
 

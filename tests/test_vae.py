@@ -22,7 +22,7 @@ from torch.distributions import (
     Uniform,
 )
 
-from imavae.config import RunConfig, run_config
+from imavae.config.settings import RunConfig, run_config
 from imavae.data import dataset
 from imavae.model import vae
 from imavae.model.export import Model

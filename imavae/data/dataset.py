@@ -21,15 +21,16 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from imavae.config import Data
-from imavae.data import files, mixing, sources, sprites
+from imavae.config.settings import Data
+from imavae.config.variants import SpritesMixing
+from imavae.data import mixing, sources, sprites
+from imavae.data import tables as files
 from imavae.data.cache import Cache, Progress
 from imavae.data.images import Images
 from imavae.data.mixing import Mixing
 from imavae.data.sources import Scalable, Source
 from imavae.errors import UserError, require
-from imavae.families import SpritesMixing
-from imavae.streams import stream
+from imavae.rng import stream
 
 
 @dataclass(frozen=True)

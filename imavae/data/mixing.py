@@ -16,12 +16,12 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from imavae.config import Data
+from imavae.config.settings import Data
+from imavae.config.variants import FlowMixing, LinearMixing, MixingSettings, MLPMixing, MoebiusMixing
 from imavae.data import matrices
 from imavae.data.flow import Flow, random_coupling
 from imavae.data.own import build_own
-from imavae.families import FlowMixing, LinearMixing, MixingSettings, MLPMixing, MoebiusMixing
-from imavae.streams import stream
+from imavae.rng import stream
 
 M = TypeVar("M", bound="Mixing")
 

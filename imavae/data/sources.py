@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from imavae.config.variants import BetaSource, GaussianSource, LaplaceSource, SourceSettings, UniformSource
 from imavae.data.own import build_own
-from imavae.families import BetaSource, GaussianSource, LaplaceSource, SourceSettings, UniformSource
 
 Parameter = Float64[Tensor, "..."]
 

@@ -25,9 +25,9 @@ from jaxtyping import Float32, Float64, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
+from imavae.config.variants import SpritesMixing
 from imavae.data import matrices
 from imavae.data.cache import cached
-from imavae.families import SpritesMixing
 
 VERSION = 1  # of the pixels: raise it with any change of them, so that no cache of others is taken for them
 STEEPEST = 0.5  # how far the denominator of a projective map may go from 1

@@ -24,7 +24,7 @@ from imavae.metrics.likelihood import likelihood
 from imavae.model.networks import Weights
 from imavae.model.priors import Theta
 from imavae.model.vae import GAMMA, VAE
-from imavae.streams import stream
+from imavae.rng import stream
 from imavae.training.ensemble import EVALUATED, Ensemble, evaluated
 
 ACTIVATIONS = 2**19  # per block of members and chunk of points

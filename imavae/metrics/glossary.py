@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from imavae.config import WORST_SCORE, RunConfig, support
+from imavae.config.settings import WORST_SCORE, RunConfig, support
+from imavae.config.variants import SpritesMixing, UniformPrior, UniformSource
 from imavae.errors import UserError, known
-from imavae.families import SpritesMixing, UniformPrior, UniformSource
 
 Stage = Literal["validation", "final", "probes"]  # while training; at the end; at the end, if they are asked for
 

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d
 
-from imavae.config import Model
-from imavae.families import SHRUNK, image_side, register_network
+from imavae.config.settings import Model
+from imavae.config.variants import SHRUNK, image_side, register_network
 from imavae.model.networks import ACTIVATIONS, MLP, Network, Weights
 
 COLOURS, CHANNELS, KERNEL, STRIDE, PADDING = 3, 32, 4, 2, 1

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from imavae.config import RunConfig
+from imavae.config.settings import RunConfig
 from imavae.data.dataset import Scaling
 from imavae.model import vae
 

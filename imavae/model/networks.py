@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import leaky_relu_, silu, softplus
 
-from imavae.config import Model
-from imavae.families import NETWORKS, register_network
+from imavae.config.settings import Model
+from imavae.config.variants import NETWORKS, register_network
 
 leaky_relu_backward = torch.ops.aten.leaky_relu_backward  # one pass, where a comparison and a choice are two
 

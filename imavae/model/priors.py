@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from imavae.config.variants import BetaPrior, GaussianPrior, LaplacePrior, PriorSettings, UniformPrior
 from imavae.errors import UserError
-from imavae.families import BetaPrior, GaussianPrior, LaplacePrior, PriorSettings, UniformPrior
 
 Theta = tuple[Tensor, ...]
 Interval = tuple[float, float]

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import imavae.model.conv  # noqa: F401 - it registers its network
-from imavae.config import RunConfig, support
+from imavae.config.settings import RunConfig, support
 from imavae.data import dataset
 from imavae.data.mixing import Mixing, moved
 from imavae.model import networks, posterior, priors

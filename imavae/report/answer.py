@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imavae.config import Data, RunConfig, StudyConfig, base_of, with_values
-from imavae.outcome import Outcome
-from imavae.report.display import compact, short_names
+from imavae.cli.display import compact, short_names
+from imavae.config.settings import Data, RunConfig, StudyConfig, base_of, with_values
 from imavae.report.tables import (
     AGREEMENT,
     BEST_MCC,
@@ -26,7 +25,8 @@ from imavae.report.tables import (
     quartiles,
     three_numbers,
 )
-from imavae.trial import Value
+from imavae.runs.outcome import Outcome
+from imavae.tracking.trial import Value
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from imavae.report.display import compact, short_names
+from imavae.cli.display import compact, short_names
 from imavae.report.tables import Floats
 from imavae.search.space import Parameter, Value
 

@@ -17,9 +17,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from imavae.config import Objective
+from imavae.cli.display import compact, short_names
+from imavae.config.settings import Objective
 from imavae.report.axes import LOG_RATIO
-from imavae.report.display import compact, short_names
 from imavae.report.drawing import (
     BLUE,
     FAINT,

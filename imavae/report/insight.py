@@ -21,12 +21,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from imavae.config import WORST_SCORE, RunConfig, StudyConfig, base_of, with_values
-from imavae.outcome import Outcome, pareto
+from imavae.config.settings import WORST_SCORE, RunConfig, StudyConfig, base_of, with_values
 from imavae.report.axes import GAMMA, WIDTH, Axis, Upright, axes_of, upright, upright_score
 from imavae.report.tables import Floats
+from imavae.runs.outcome import Outcome, pareto
 from imavae.search.space import Parameter, parse
-from imavae.trial import TrialRecord
+from imavae.tracking.trial import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imavae.cli.display import compact, point_text
 from imavae.report.axes import LOG_RATIO, Axis
-from imavae.report.display import compact, point_text
 from imavae.report.drawing import BLUE, GREY, VERMILLION, floats
 from imavae.report.insight import COST, COST_LABEL, Goal, Insight, Shares, Surface, cost_front, drawable
 from imavae.report.interactive import Section, broken, new_plot

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from imavae.config import RunConfig, StudyConfig
-from imavae.outcome import Outcome
-from imavae.provenance import provenance
+from imavae.cli.display import clock, point_text
+from imavae.cli.dry_run import space_table
+from imavae.config.settings import RunConfig, StudyConfig
 from imavae.report import page
 from imavae.report.answer import run_answer, study_answer
-from imavae.report.cost import space_table
-from imavae.report.display import clock, point_text
 from imavae.report.insight import Insight, member_steps
 from imavae.report.interactive import Section
 from imavae.report.over_gamma_interactive import gamma_sections
 from imavae.report.selection import choices, selection_table
 from imavae.report.tables import best_trials, chosen_table, diverged, front_table, member_table, plain_table
+from imavae.runs.outcome import Outcome
 from imavae.search.space import parse
-from imavae.trial import TrialRecord
+from imavae.tracking.provenance import provenance
+from imavae.tracking.trial import TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from imavae.report.display import MISSING, point_text
+from imavae.cli.display import MISSING, point_text
 from imavae.report.tables import (
     AT_BEST_MCC,
     AT_BEST_NEG_ELBO,

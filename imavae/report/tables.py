@@ -15,13 +15,13 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from imavae.config import WORST_SCORE, Objective
-from imavae.report.display import MISSING, compact, short_names
+from imavae.cli.display import MISSING, compact, short_names
+from imavae.config.settings import WORST_SCORE, Objective
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from imavae.trial import TrialRecord
+    from imavae.tracking.trial import TrialRecord
 
 Floats = NDArray[np.float64]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from imavae.config import Cluster
+from imavae.config.settings import Cluster
 from imavae.errors import UserError, require
 
 QUIET = {  # what Ray would otherwise print, send, probe or write outside the study's folder

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from imavae import signals
-from imavae.config import StudyConfig
-from imavae.files import previous_of
-from imavae.outcome import Outcome, failed_record
-from imavae.run import Session, cache_of, resolve_device
+from imavae.config.settings import StudyConfig
+from imavae.data.storage import previous_of
+from imavae.runs import interrupts as signals
+from imavae.runs.outcome import Outcome, failed_record
+from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search.progress import Snapshot
 from imavae.search.space import Point
 from imavae.search.stopping import note_of, read_note
 from imavae.search.trainable import lock_of, place_of
 from imavae.search.writer import Writer
-from imavae.tracking import PROGRESS_PERIOD
+from imavae.tracking.mlflow import PROGRESS_PERIOD
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import torch
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from imavae.config import Objective, StudyConfig
+from imavae.config.settings import Objective, StudyConfig
 from imavae.errors import UserError
-from imavae.outcome import Outcome
-from imavae.run import Session
+from imavae.runs.outcome import Outcome
+from imavae.runs.session import Session
 from imavae.search.samplers import open_study
 from imavae.search.space import Parameter, Point
 from imavae.search.stopping import Report, Stopping, read_note
 from imavae.search.trainable import place_of
+from imavae.tracking.trial import TrialRecord
 from imavae.training.checkpoint import SEAL
-from imavae.trial import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.study import Study

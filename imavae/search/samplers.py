@@ -12,9 +12,9 @@ import numpy as np
 import optuna
 from sqlalchemy.exc import DatabaseError
 
-from imavae.config import Objective, Sampler
+from imavae.config.settings import Objective, Sampler
+from imavae.data.storage import one_at_a_time
 from imavae.errors import UserError
-from imavae.files import one_at_a_time
 from imavae.search.space import Parameter
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher as RaySearcher
 
-from imavae.config import StudyConfig
-from imavae.records import Folder, Numbered
+from imavae.config.settings import StudyConfig
+from imavae.runs.folder import Folder, Numbered
 from imavae.search.samplers import sampler_for
 from imavae.search.space import Parameter, Point, shared
 from imavae.search.stopping import note_of, read_note

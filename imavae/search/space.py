@@ -3,7 +3,7 @@
 model: {gamma: {type: float, low: 3.0, high: 1000.0, log: true}, n_layers: {type: choice, values: [2, 3]}}
 
 A leaf with ``when`` is conditional: a point has it only where its conditions hold, and otherwise the value that stands
-outside the space. Constants are no longer here: :func:`imavae.config.study_config` has set them.
+outside the space. Constants are no longer here: :func:`imavae.config.settings.study_config` has set them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from imavae.config import RunConfig, StudyConfig, base_of, with_values
-from imavae.config_search import NUMBERS_ONLY
+from imavae.config.mapping import keys_of, nearest
+from imavae.config.search import NUMBERS_ONLY
+from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.errors import UserError, known, require
-from imavae.mapping import keys_of, nearest
 from imavae.search.conditions import Condition, conditions, in_order
 
 if TYPE_CHECKING:

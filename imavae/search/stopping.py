@@ -17,8 +17,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from imavae.config import StudyConfig
-from imavae.files import Seal
+from imavae.config.settings import StudyConfig
+from imavae.data.storage import Seal
 
 AGAIN = "remove it: the point is judged again when it is resumed"
 NOTES = Seal(b"imavae note", 1, "note", AGAIN, AGAIN, "resume the study with the version of imavae that wrote it")

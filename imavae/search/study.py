@@ -9,26 +9,26 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from imavae import signals
-from imavae.config import StudyConfig, base_of
+from imavae.config.mapping import to_mapping
+from imavae.config.settings import StudyConfig, base_of
 from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require, resumable
-from imavae.mapping import to_mapping
 from imavae.metrics.glossary import check_metric
-from imavae.outcome import Outcome, tracker_of
-from imavae.records import create, reopen
-from imavae.run import render
+from imavae.runs import interrupts as signals
+from imavae.runs.folder import create, reopen
+from imavae.runs.outcome import Outcome, tracker_of
+from imavae.runs.session import render
 from imavae.search import cluster, space
 from imavae.search.progress import Snapshot
 from imavae.search.recorder import RETRIES, Recorder
-from imavae.search.starts import start_packs, start_points
+from imavae.search.start_points import start_packs, start_points
 from imavae.search.trainable import trainable
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-    from imavae.search.cost import Cost
+    from imavae.search.dry_run import Cost
 
 
 class NoResultError(UserError):
@@ -131,7 +131,7 @@ def dry_run(config: StudyConfig) -> Cost:
     """
     import optuna
 
-    from imavae.search import cost
+    from imavae.search import dry_run as cost
     from imavae.search.samplers import DIRECTIONS
     from imavae.search.searcher import Searcher
 

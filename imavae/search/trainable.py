@@ -30,9 +30,9 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
     import torch
     from ray import tune
 
-    from imavae.config import Objective, run_config, with_values
-    from imavae.files import one_at_a_time
-    from imavae.run import Session, cache_of, resolve_device
+    from imavae.config.settings import Objective, run_config, with_values
+    from imavae.data.storage import one_at_a_time
+    from imavae.runs.session import Session, cache_of, resolve_device
     from imavae.search.stopping import note_of, read_note
 
     shared = run_config(base)

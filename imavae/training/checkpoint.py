@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imavae.config import RunConfig
+from imavae.config.mapping import build, to_mapping
+from imavae.config.settings import RunConfig
 from imavae.data.dataset import Scaling
+from imavae.data.storage import Seal
 from imavae.errors import UserError, require
-from imavae.files import Seal
-from imavae.mapping import build, to_mapping
 from imavae.model.export import Model
 
 C = TypeVar("C", bound=RunConfig)
@@ -105,7 +105,7 @@ def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
     except UserError as error:
         raise UserError(
             f"{error}; if the checkpoint has a variant of your own, name the file that registers it: "
-            "plugins=[FILE.py] (in Python: imavae.families.load_plugins)"
+            "plugins=[FILE.py] (in Python: imavae.config.variants.load_plugins)"
         ) from None
 
 

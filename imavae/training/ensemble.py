@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from imavae.config import RunConfig
+from imavae.config.settings import RunConfig
 from imavae.data.dataset import Split
 from imavae.model import vae
-from imavae.streams import stream
+from imavae.rng import stream
 from imavae.training.batches import batches
 from imavae.training.gradient import ByAutograd, WrittenOut, members_at_once, written_out
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from imavae.config import Training
+from imavae.config.settings import Training
 from imavae.data.dataset import Split
 from imavae.training.ensemble import CRITERIA, Ensemble, State, Validation, keep, train_epoch
 

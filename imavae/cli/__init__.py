@@ -1,0 +1,1 @@
+"""The command line: composition by Hydra, help, messages and exit codes."""

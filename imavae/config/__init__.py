@@ -1,0 +1,1 @@
+"""Every setting: type, default, rule and meaning; variants chosen by name; plugins."""

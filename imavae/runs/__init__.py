@@ -1,0 +1,1 @@
+"""A run on disk: session, folder, results, stored models, encoding of files."""

@@ -1,0 +1,153 @@
+"""Latents of observations: of an array, or of a file block by block, which need not fit into memory.
+
+A row of a file's output holds, in the input's order, z_k, the posterior's location mapped onto the prior's support;
+std_k, its standard deviation, |dz/dy| sigma_k to first order where the support is bounded (exact where it is not); and
+error, the mean over columns of (g(z) - x)^2 in the units that the networks see (standardised, where the model does).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from pyarrow import csv, parquet
+from torch import Tensor
+
+from imavae.config.encode import EncodeConfig
+from imavae.config.variants import SpritesMixing, load_plugins
+from imavae.data import tables as files
+from imavae.errors import require
+from imavae.model.export import Model
+from imavae.runs.session import load_model, locate
+from imavae.training.checkpoint import load_member, rows_of
+from imavae.training.ensemble import evaluated
+
+Array = NDArray[np.floating[Any]]
+
+
+class Latents(NamedTuple):
+    """Of n observations, in their order."""
+
+    z: Array  # (n, d): the posterior's location, mapped onto the prior's support
+    std: Array  # (n, d): its standard deviation there, to first order where the support is bounded
+    error: Array  # (n,): mean over columns of (g(z) - x)^2, of standardised columns where the model standardises
+
+
+def encode(model: Model | str | Path, x: ArrayLike | Tensor) -> Latents:
+    """The latents of observations.
+
+    Args:
+        model: a model, or what :func:`imavae.load_model` takes for one.
+        x: (n, o) finite numbers, raw rows as the model was trained on. Of a frame with named columns those are taken
+            that the model has learned from, in whatever order they stand.
+
+    Returns:
+        NumPy arrays ``z`` (n, d), ``std`` (n, d) and ``error`` (n,).
+
+    Raises:
+        UserError: a bad address or file, or observations of another shape, that are not finite, or of an image not in
+            [0, 1].
+    """
+    model = model if isinstance(model, Model) else load_model(model)
+    rows = rows_of(model, x)
+    require(bool(rows.isfinite().all()), "x has finite numbers", "NaN or infinite ones", "leave those rows out")
+    _check_images(model, rows, "x")
+    values, dim = encoded(model, rows.T), model.config.data.dim
+    return Latents(values[:dim].T.numpy(), values[dim : 2 * dim].T.numpy(), values[-1].numpy())
+
+
+class Encoded(NamedTuple):
+    """What came of a file."""
+
+    rows: int
+    columns: tuple[str, ...]  # of the output
+    error: float  # the mean over rows
+
+
+def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None]) -> Encoded:
+    """Write the latents of a file; ``notify`` is told the rows so far and, where they are known, all rows.
+
+    The output is written aside and renamed once it is whole: what fails on the way leaves nothing behind.
+
+    Raises:
+        UserError: a bad checkpoint, a file without the model's columns (known before anything is written), or a value
+            in it that is not a finite number, or of an image not in [0, 1].
+    """
+    load_plugins(config.plugins)
+    table = files.open_table(config.data.path)
+    model = load_member(locate(config.checkpoint, config)).requires_grad_(False)
+    columns = _columns(model, table, config.data.columns)
+    torch.set_num_threads(model.config.training.threads)
+    dim, dtype = model.config.data.dim, next(model.parameters()).dtype
+    names = [*(f"z{k}" for k in range(dim)), *(f"std{k}" for k in range(dim)), "error"]
+    schema = pa.schema([(name, pa.float64() if dtype == torch.float64 else pa.float32()) for name in names])
+    out, rows, total = Path(config.out), 0, 0.0
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with _writer(aside, out.suffix, schema) as writer:
+            for block in files.blocks(table, columns):
+                observations = torch.from_numpy(block)
+                _check_images(model, observations, table.path)
+                values = encoded(model, observations)
+                writer.write_batch(pa.record_batch([pa.array(row) for row in values.numpy()], schema))
+                rows, total = rows + values.shape[1], total + float(values[-1].double().sum())
+                notify(rows, table.rows)
+        require(rows > 0, "data.path has rows", f"{table.path} is empty", "write it to its end, or name another")
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+    return Encoded(rows, tuple(names), total / rows)
+
+
+@torch.no_grad()
+def encoded(model: Model, x: Float[Tensor, "o n"]) -> Float[Tensor, "r n"]:
+    """The rows (z, std, error) of the output, a column for each observation."""
+    architecture, weights, dim = model.architecture, model.weights, model.config.data.dim
+    standard = ((x - model.column_mean[:, None]) / model.column_std[:, None]).to(next(model.parameters()).dtype)
+    result = standard.new_empty(2 * dim + 1, x.shape[1])
+    size = 2 * evaluated(len(x))  # rows at once: their activations stay in the processor's cache
+    for part, into in zip(torch.split(standard, size, 1), torch.split(result, size, 1), strict=True):
+        q = architecture.posterior(weights, part[None])
+        location = architecture.prior.latent(q.mean)
+        into[:dim] = location[0]
+        torch.mul(q.variance()[0].sqrt_(), architecture.prior.slope(q.mean)[0], out=into[dim : 2 * dim])
+        torch.mean(architecture.decoder(weights, location)[0].sub_(part).square_(), 0, out=into[-1])
+    return result
+
+
+def _check_images(model: Model, x: Tensor, where: object) -> None:
+    """Raise UserError for what can't be images, where the model takes images."""
+    if isinstance(model.config.data.mixing, SpritesMixing) and x.numel():
+        proper, remedy = bool(x.min() >= 0 and x.max() <= 1), "divide bytes by 255"
+        require(proper, "images are numbers in [0, 1]", f"others in {where}", remedy)
+
+
+def _columns(model: Model, table: files.Table, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The file's columns in the model's order. Raises UserError unless they are there, and as many."""
+    learned, observed = model.config.data.columns, model.config.data.observed
+    if asked is None:
+        asked = learned if learned is not None else tuple(table.numeric)
+        missing = [name for name in asked if name not in table.numeric]
+        require(
+            not missing,
+            f"data.path has the columns that the model was trained on, {', '.join(asked)}",
+            f"{table.path} without {', '.join(missing)}",
+            "rename them, or name as many in the model's order: data.columns=[...]",
+        )
+    got, remedy = f"{len(asked)} of {table.path}: {', '.join(asked)}", "name them in data.columns=[...]"
+    require(len(asked) == observed, f"the model takes {observed} columns", got, remedy)
+    return files.pick(table, asked)
+
+
+def _writer(path: Path, suffix: str, schema: Any) -> Any:
+    if suffix == ".csv":
+        return csv.CSVWriter(path, schema)
+    # Latents hardly repeat: a dictionary or compression would cost more time than they save in space.
+    return parquet.ParquetWriter(path, schema, use_dictionary=False, compression="none", write_statistics=False)

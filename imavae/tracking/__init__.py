@@ -1,0 +1,1 @@
+"""The tracker protocol, MLflow, its server and its page."""

@@ -1,0 +1,31 @@
+"""By which code a study was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say by which code: the git commit, where the package lies in a checkout, and the packages' versions."""
+    tags = {"imavae.version.python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            tags[f"imavae.version.{package}"] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # run from a folder, or not needed here
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        try:
+            commit, changes = (
+                subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+                for command in (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+            )
+        except (OSError, subprocess.SubprocessError):  # no git on this machine, or no commit yet
+            return tags
+        tags |= {"mlflow.source.git.commit": commit, "imavae.git.modified": str(bool(changes)).lower()}
+    return tags
