@@ -23,7 +23,7 @@ from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.config.variants import Settings
 from imavae.data import dataset
-from imavae.errors import known, require
+from imavae.errors import require, require_choice
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
 from imavae.runs.results import Results, load_results
@@ -52,9 +52,9 @@ def train(config: RunConfig | Mapping[str, Any] | None = None, *, progress: bool
     """
     point = run_config(_mapping({"tracking": {"name": "none"}} if config is None else config, settings))
     with _threads_kept():
-        outcome, _ = commands.run(point, _console(progress))
-    commands.finish(outcome, [])
-    return load_results(outcome.folder)
+        ledger, _ = commands.run(point, _console(progress))
+    commands.finish(ledger, [])
+    return load_results(ledger.folder)
 
 
 def tune(
@@ -82,10 +82,10 @@ def tune(
     study = study_config(_mapping({} if config is None else config, settings))
     remedy = "say python scripts/tune.py with it, or use imavae.search.study.dry_run"
     require(not study.dry_run, "dry_run is for the command", study.dry_run, remedy)
-    outcome = commands.study(study, _console(progress))
-    if outcome.interrupted is not None:
-        raise outcome.interrupted
-    return load_results(outcome.folder)
+    ledger = commands.study(study, _console(progress))
+    if ledger.interrupted is not None:
+        raise ledger.interrupted
+    return load_results(ledger.folder)
 
 
 class World(NamedTuple):
@@ -111,7 +111,7 @@ def world(of: Model | RunConfig, split: str = "test") -> World:
     Raises:
         UserError: there is no such split, or the file of observations can't be used.
     """
-    known(split, ("train", "val", "test"), "split")
+    require_choice(split, ("train", "val", "test"), "split")
     config = of.config if isinstance(of, Model) else of
     data = dataset.make(config.data, (config.data.seed,), torch_dtype(config), "cpu", cache_of(config.output_dir))
     rows: dataset.Split = getattr(data, split)

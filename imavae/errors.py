@@ -20,7 +20,7 @@ def require(holds: bool, rule: str, got: object, remedy: str) -> None:
         raise UserError(f"`{rule}` must hold, but got {got}; {remedy}")
 
 
-def known(value: str, valid: Iterable[str], what: str) -> None:
+def require_choice(value: str, valid: Iterable[str], what: str) -> None:
     """Raise :class:`UserError` unless ``value`` is among the ``valid`` names of ``what``; name the nearest ones."""
     valid = list(valid)
     if value not in valid:

@@ -23,7 +23,7 @@ from imavae.config.variants import load_plugins
 from imavae.errors import UserError
 from imavae.report.insight import member_steps
 from imavae.runs.folder import create
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.search import cluster
 from imavae.search.hooks import Hooks
 from imavae.search.progress import Snapshot
@@ -82,11 +82,11 @@ def ignore(snapshot: Snapshot) -> None:
     """Nobody watches."""
 
 
-def run(config: StudyConfig, notify: Callable[[Snapshot], None] = ignore) -> Outcome:
-    """The study's outcome, in which no trial has failed."""
-    outcome = run_study(config, notify)
-    assert [record.status for record in outcome.records] == ["finished"] * (config.budget.trials or 0)
-    return outcome
+def run(config: StudyConfig, notify: Callable[[Snapshot], None] = ignore) -> Ledger:
+    """The study's ledger, in which no trial has failed."""
+    ledger = run_study(config, notify)
+    assert [record.status for record in ledger.records] == ["finished"] * (config.budget.trials or 0)
+    return ledger
 
 
 def node_ids(nodes: RayCluster) -> set[str]:
@@ -134,26 +134,26 @@ def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy:
 
     training = {"max_epochs": 6, "validate_every": 1}
     settings = config(tmp_path, {"resources": {"rare": 1}}, budget={"trials": 3}, training=training)
-    outcome = run(settings, take_away)
+    ledger = run(settings, take_away)
     assert third not in nodes.worker_nodes
     first, second = [start["trial"] for start in spy.starts() if start["node"] == third.node_id]
     started = [start["trial"] for start in spy.starts()]
     assert (started.count(first), started.count(second)) == (1, 2)
     steps = told[-1].member_steps_per_s * told[-1].seconds
-    assert steps == pytest.approx(sum(member_steps(outcome.records, settings).values()))  # none was done twice
-    for record in outcome.records:
+    assert steps == pytest.approx(sum(member_steps(ledger.records, settings).values()))  # none was done twice
+    for record in ledger.records:
         alone = trained([with_values(base_of(settings), record.values)])
         assert alone.member_rows(0, record.number) == record.members
 
 
 def test_a_trial_that_has_failed_before_it_got_a_worker_is_recorded(tmp_path: Path) -> None:
     settings = config(tmp_path, {}, plugins=[], model={}, budget={"trials": 1})
-    outcome = Outcome.start(settings, create(settings, "studies", "study"), NullTracker(), settings.objective)
-    Hooks.recorder = Recorder(settings, outcome, ignore)
+    ledger = Ledger.start(settings, create(settings, "studies", "study"), NullTracker(), settings.objective)
+    Hooks.recorder = Recorder(settings, ledger, ignore)
     trial = Trial("trainable", config={"points": [[0, {"model.gamma": 9.0}]]}, stub=True)
     Hooks().on_trial_error(0, [trial], trial)
     Hooks.recorder.close()
-    assert [record.status for record in outcome.records] == ["failed"]
+    assert [record.status for record in ledger.records] == ["failed"]
 
 
 def test_a_cluster_that_does_not_know_this_machines_token_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ COMMANDS: dict[str, Command[Any]] = {
 }
 
 
-class Outcome(NamedTuple):
+class Ledger(NamedTuple):
     """What came of a command line."""
 
     code: int
@@ -39,16 +39,16 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ledger]:
     """Launch a command in an empty folder, in this process; what it would run is only recorded."""
     monkeypatch.chdir(tmp_path)
 
-    def launched(name: str, *arguments: str) -> Outcome:
+    def launched(name: str, *arguments: str) -> Ledger:
         configs: list[Any] = []
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         code = launch(dataclasses.replace(COMMANDS[name], run=configs.append))
         assert list(tmp_path.iterdir()) == []  # whatever happens, Hydra leaves nothing behind
-        return Outcome(code, *capsys.readouterr(), configs)
+        return Ledger(code, *capsys.readouterr(), configs)
 
     return launched
 
@@ -119,14 +119,14 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(("name", "line", "parts"), BAD_INPUT, ids=[f"{name} {line}" for name, line, _ in BAD_INPUT])
-def test_bad_input(name: str, line: str, parts: list[str], call: Callable[..., Outcome]) -> None:
-    outcome = call(name, *line.split())
-    assert outcome.code == 2
-    assert outcome.configs == []
-    assert outcome.out == ""
-    assert outcome.err.startswith("error: ")
-    assert outcome.err.count("\n") == 1  # one message
-    assert [part for part in parts if part not in outcome.err] == []
+def test_bad_input(name: str, line: str, parts: list[str], call: Callable[..., Ledger]) -> None:
+    ledger = call(name, *line.split())
+    assert ledger.code == 2
+    assert ledger.configs == []
+    assert ledger.out == ""
+    assert ledger.err.startswith("error: ")
+    assert ledger.err.count("\n") == 1  # one message
+    assert [part for part in parts if part not in ledger.err] == []
 
 
 @pytest.mark.parametrize(
@@ -153,10 +153,10 @@ def test_help_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_shows_groups_and_every_setting_with_its_meaning(name: str, call: Callable[..., Outcome]) -> None:
-    outcome = call(name, "--help")
-    assert (outcome.code, outcome.err, outcome.configs) == (0, "", [])
-    usage, _, rest = outcome.out.partition("Groups")
+def test_help_shows_groups_and_every_setting_with_its_meaning(name: str, call: Callable[..., Ledger]) -> None:
+    ledger = call(name, "--help")
+    assert (ledger.code, ledger.err, ledger.configs) == (0, "", [])
+    usage, _, rest = ledger.out.partition("Groups")
     groups, _, settings = rest.partition("Settings:\n")
     assert f"python scripts/{name}.py" in usage
     assert "*mlflow, none" in groups
@@ -167,7 +167,7 @@ def test_help_shows_groups_and_every_setting_with_its_meaning(name: str, call: C
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_holds_in_80_columns(name: str, call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_holds_in_80_columns(name: str, call: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     long = ["search=paper/moebius_gamma_uniform"] if name == "tune" else []  # of twenty seeds, too
     lines = call(name, *long, "--help").out.splitlines()
@@ -176,16 +176,16 @@ def test_help_holds_in_80_columns(name: str, call: Callable[..., Outcome], monke
     assert [line for line in text if len(line) > 80 and ":" not in line] == []
 
 
-def test_help_says_what_a_setting_means_to_this_command(call: Callable[..., Outcome]) -> None:
+def test_help_says_what_a_setting_means_to_this_command(call: Callable[..., Ledger]) -> None:
     assert "plugins: []                      # Python files that register your own" in call("tune", "--help").out
     assert "# Python files that register the variants" in call("encode", "--help").out
     assert "# Affine coupling layers" in call("train", "data=flow", "--help").out
 
 
-def test_reproduce_offers_no_option_that_it_refuses(call: Callable[..., Outcome]) -> None:
-    outcome = call("reproduce", "--help").out
-    assert "--multirun" not in outcome
-    assert "\n  search " not in outcome
+def test_reproduce_offers_no_option_that_it_refuses(call: Callable[..., Ledger]) -> None:
+    ledger = call("reproduce", "--help").out
+    assert "--multirun" not in ledger
+    assert "\n  search " not in ledger
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_help_of_the_other_scripts_is_light_and_says_what_they_take(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_shows_what_the_overrides_make_of_it(call: Callable[..., Outcome]) -> None:
+def test_help_shows_what_the_overrides_make_of_it(call: Callable[..., Ledger]) -> None:
     settings = call("tune", "search=paper/moebius_gamma_uniform", "model/prior=gaussian", "--help").out
     assert "study: paper/moebius_gamma_uniform" in settings
     assert "std: 1.0" in settings
@@ -217,39 +217,39 @@ def test_help_shows_what_the_overrides_make_of_it(call: Callable[..., Outcome]) 
     assert call("train", "model=transformer", "--help").code == 2
 
 
-def test_cfg_prints_the_settings_and_runs_nothing(call: Callable[..., Outcome]) -> None:
-    outcome = call("train", "--cfg", "job", "model.gamma=30")
-    assert (outcome.code, outcome.configs) == (0, [])
-    assert "gamma: 30" in outcome.out
+def test_cfg_prints_the_settings_and_runs_nothing(call: Callable[..., Ledger]) -> None:
+    ledger = call("train", "--cfg", "job", "model.gamma=30")
+    assert (ledger.code, ledger.configs) == (0, [])
+    assert "gamma: 30" in ledger.out
 
 
-def test_a_run_gets_the_typed_configuration(call: Callable[..., Outcome]) -> None:
+def test_a_run_gets_the_typed_configuration(call: Callable[..., Ledger]) -> None:
     line = "data=moebius model.gamma=100 members.seed=[1,2,3] training.max_epochs=20 tracking=none"
     (config,) = call("train", *line.split()).configs
     assert (config.model.gamma, config.members.seed, config.training.max_epochs) == (100.0, (1, 2, 3), 20)
     assert config.tracking.name == "none"
 
 
-def test_every_search_starts_from_any_folder(call: Callable[..., Outcome]) -> None:
+def test_every_search_starts_from_any_folder(call: Callable[..., Ledger]) -> None:
     for name in searches().keys() - {"own_data"}:
         (config,) = call("tune", f"search={name}", "budget.trials=4").configs
         assert (config.study, config.budget.trials) == (name, 4)
 
 
-def test_an_address_of_a_model_needs_no_quotes(call: Callable[..., Outcome]) -> None:
+def test_an_address_of_a_model_needs_no_quotes(call: Callable[..., Ledger]) -> None:
     (config,) = call("evaluate", "checkpoint=models:/gamma_uniform@champion").configs
     assert config.checkpoint == "models:/gamma_uniform@champion"
 
 
-def test_multirun_runs_every_combination(call: Callable[..., Outcome]) -> None:
-    outcome = call("train", "-m", "model.gamma=10,100", "data=moebius,mlp")
-    assert [(c.model.gamma, c.data.mixing.name) for c in outcome.configs] == [
+def test_multirun_runs_every_combination(call: Callable[..., Ledger]) -> None:
+    ledger = call("train", "-m", "model.gamma=10,100", "data=moebius,mlp")
+    assert [(c.model.gamma, c.data.mixing.name) for c in ledger.configs] == [
         (10.0, "moebius"),
         (10.0, "mlp"),
         (100.0, "moebius"),
         (100.0, "mlp"),
     ]
-    assert "job 4 of 4: model.gamma=100 data=mlp" in outcome.out
+    assert "job 4 of 4: model.gamma=100 data=mlp" in ledger.out
 
 
 def test_a_bug_keeps_its_traceback_and_an_interruption_exits_with_130(capsys: pytest.CaptureFixture[str]) -> None:

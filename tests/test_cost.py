@@ -11,7 +11,7 @@ import pytest
 from imavae.cli import commands
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
-from imavae.runs import outcome
+from imavae.runs import ledger
 from imavae.search import dry_run as cost
 from imavae.search import study
 from imavae.search.dry_run import Size, Times, driver_seconds, makespan, spread, stops_early, trial_seconds
@@ -92,7 +92,7 @@ def test_a_dry_run_counts_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cost, "SECONDS", 0.1)
-    monkeypatch.setattr(outcome, "open_tracker", None)
+    monkeypatch.setattr(ledger, "open_tracker", None)
     monkeypatch.chdir(tmp_path)
     commands.tune(config(tmp_path, dry_run=True, sampler={"pack": 2}))
     said = capsys.readouterr().out

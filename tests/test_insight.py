@@ -27,7 +27,7 @@ from imavae.report.insight_interactive import sections
 from imavae.report.page import figures
 from imavae.report.tables import Floats
 from imavae.runs.folder import create
-from imavae.runs.outcome import Outcome, pareto
+from imavae.runs.ledger import Ledger, pareto
 from imavae.search.space import Parameter
 from imavae.tracking.mlflow import NullTracker
 from imavae.tracking.trial import TrialRecord
@@ -306,7 +306,7 @@ def test_a_very_bad_score_does_not_flatten_the_others() -> None:
     assert drawable(score[:4], ENERGY).tolist() == score[:4].tolist()
 
 
-def outcome(config: StudyConfig, count: int) -> Outcome:
+def ledger(config: StudyConfig, count: int) -> Ledger:
     """A study of so many trials, of two members each."""
     points: list[dict[str, float | int | str]] = [
         {"model.gamma": 10.0 * (n + 1), "model.n_layers": 2 + n % 2} for n in range(count)
@@ -315,7 +315,7 @@ def outcome(config: StudyConfig, count: int) -> Outcome:
         TrialRecord(n, point, "finished", 0.1 * n, [], [{"epochs": 3}, {"epochs": 4 + n}], {"val/cima": 0.1 * n * n})
         for n, point in enumerate(points)
     ]
-    return Outcome(create(config, "studies", "study"), NullTracker(), config.objective, records)
+    return Ledger(create(config, "studies", "study"), NullTracker(), config.objective, records)
 
 
 def test_a_study_of_four_trials_has_these_figures_and_one_of_three_has_not(tmp_path: Path) -> None:
@@ -329,8 +329,8 @@ def test_a_study_of_four_trials_has_these_figures_and_one_of_three_has_not(tmp_p
             "output_dir": str(tmp_path),
         }
     )
-    found = insight_of(outcome(config, 4), config)
+    found = insight_of(ledger(config, 4), config)
     assert found is not None
     expected = {"importances", "parallel_coordinates", "contour", "score_vs_cost", "pareto_front"}
     assert files(found, tmp_path) == {f"{name}.png" for name in expected}
-    assert insight_of(outcome(config, 3), config) is None
+    assert insight_of(ledger(config, 3), config) is None

@@ -19,7 +19,7 @@ from imavae.config.search import Objective
 from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config
 from imavae.errors import Interrupted, UserError
 from imavae.runs.folder import create
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.runs.results import Results
 from imavae.runs.session import Session, run_point
 from imavae.tracking.mlflow import open_tracker
@@ -165,11 +165,11 @@ def test_an_interrupted_run_can_be_read_and_goes_on_to_the_same_numbers(
 
 
 def test_an_interrupted_study_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(config: StudyConfig, console: object) -> Outcome:  # noqa: ARG001
+    def interrupted(config: StudyConfig, console: object) -> Ledger:  # noqa: ARG001
         home = create(config, "studies", "broken")
-        outcome = Outcome(home, open_tracker(config.tracking, tmp_path, "broken"), Objective())
-        outcome.interrupted = Interrupted(2)
-        return outcome
+        ledger = Ledger(home, open_tracker(config.tracking, tmp_path, "broken"), Objective())
+        ledger.interrupted = Interrupted(2)
+        return ledger
 
     monkeypatch.setattr(commands, "study", interrupted)
     search = {"model": {"gamma": {"type": "choice", "values": [1.0, 2.0]}}}
@@ -254,10 +254,10 @@ def test_a_persons_own_rows_go_in_raw_and_by_name(tmp_path: Path) -> None:
 
 
 def test_images_are_numbers_between_0_and_1(tmp_path: Path) -> None:
-    outcome, session = run_point(sprites(tmp_path, tracking={"name": "none"}), lambda *_: None)
+    ledger, session = run_point(sprites(tmp_path, tracking={"name": "none"}), lambda *_: None)
     model = session.best(0, "val/mcc", {})
     world = imavae.world(model)
     assert world.observations.shape == (64, 768)
     assert imavae.encode(model, world.observations).z.shape == (64, 4)
     with pytest.raises(UserError, match="`images are numbers in \\[0, 1\\]` must hold, but got others in x; divide"):
-        imavae.encode(outcome.folder, world.observations * 255)
+        imavae.encode(ledger.folder, world.observations * 255)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from imavae.errors import UserError, known, require
+from imavae.errors import UserError, require, require_choice
 from imavae.runs.folder import PACKS, RECORDS, STATES
 from imavae.search.stopping import NOTES
 from imavae.training.checkpoint import SEAL
@@ -121,7 +121,7 @@ def test_what_all_messages_are_made_of_says_what_to_do() -> None:
             assert advises(f"…; {remedy}"), remedy
     for value in ("gamm", "something else"):
         with pytest.raises(UserError) as caught:
-            known(value, ["gamma", "beta"], "name")
+            require_choice(value, ["gamma", "beta"], "name")
         assert advises(str(caught.value))
     with pytest.raises(UserError) as caught:
         require(False, "gamma > 0", -3, "say model.gamma=30")

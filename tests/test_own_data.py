@@ -173,16 +173,16 @@ def test_with_sources_only_the_mixing_is_missing(path: Path) -> None:
 
 
 def test_a_run_without_sources_chooses_by_neg_elbo_and_its_model_needs_no_file(path: Path) -> None:
-    outcome, _ = run_point(own(path), lambda *_: None)
-    members = outcome.members
+    ledger, _ = run_point(own(path), lambda *_: None)
+    members = ledger.members
     assert not [column for column in members if "mcc" in str(column)]
-    assert outcome.objective.metric == "val/neg_elbo"
-    model = load_model(outcome.folder)
+    assert ledger.objective.metric == "val/neg_elbo"
+    model = load_model(ledger.folder)
     best = members.sort_values("min val/neg_elbo").iloc[0]
     assert (model.about["seed"], model.about["chosen by"]) == (best["seed"], "val/neg_elbo")
-    found, _ = evaluate_checkpoint(EvaluateConfig(checkpoint=str(outcome.folder)))
+    found, _ = evaluate_checkpoint(EvaluateConfig(checkpoint=str(ledger.folder)))
     assert found["test/neg_elbo"][0] == pytest.approx(best["test/neg_elbo at min val/neg_elbo"], rel=1e-9)
-    state = str(outcome.folder / "checkpoint.pt")
+    state = str(ledger.folder / "checkpoint.pt")
     assert len(evaluate_checkpoint(EvaluateConfig(checkpoint=state))[0]) == 3
     with pytest.raises(UserError, match=r"select is one of .* val/neg_elbo.*val/mcc without sources.*null"):
         evaluate_checkpoint(EvaluateConfig(checkpoint=state, select="val/mcc"))
@@ -190,15 +190,15 @@ def test_a_run_without_sources_chooses_by_neg_elbo_and_its_model_needs_no_file(p
     raw = pd.read_parquet(path)
     path.unlink()
     with pytest.raises(UserError, match=r"data\.path is a file"):
-        evaluate_checkpoint(EvaluateConfig(checkpoint=str(outcome.folder), split="val"))
-    model, x = load_model(outcome.folder).requires_grad_(False), torch.from_numpy(raw.to_numpy().copy())
+        evaluate_checkpoint(EvaluateConfig(checkpoint=str(ledger.folder), split="val"))
+    model, x = load_model(ledger.folder).requires_grad_(False), torch.from_numpy(raw.to_numpy().copy())
     standard = (x - model.column_mean) / model.column_std
     q = model.architecture.posterior(model.weights, standard.T[None])
     torch.testing.assert_close(model.encode(x), model.architecture.prior.latent(q.mean)[0].T)
     error = ((model(x) - x) / model.column_std).square().mean()  # decoded into the file's own units
     direct = model.architecture.decoder(model.weights, model.encode(x).T[None])[0].T - standard
     assert float(error) == pytest.approx(float(direct.square().mean()), rel=1e-9)
-    predictor = checkpoint._load_pyfunc(str(outcome.folder / "champion.pt"))
+    predictor = checkpoint._load_pyfunc(str(ledger.folder / "champion.pt"))
     for frame in (raw, raw[list("dcba")].assign(other="text"), raw.to_numpy()):
         np.testing.assert_allclose(predictor.predict(frame), model.encode(x).numpy())
     with pytest.raises(UserError, match="none called b"):
@@ -208,10 +208,10 @@ def test_a_run_without_sources_chooses_by_neg_elbo_and_its_model_needs_no_file(p
 def test_a_tracked_run_without_sources_is_found_by_its_address(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = run_config({**to_mapping(own(path)), "tracking": {"name": "mlflow"}})
-    outcome, _ = run_point(config, lambda *_: None)
+    ledger, _ = run_point(config, lambda *_: None)
     client = open_client(tracking_uri(config.tracking, Path(config.output_dir)))
     (experiment,) = client.search_experiments(filter_string="name = 'train'")
-    best = outcome.members.sort_values("min val/neg_elbo").iloc[0]
+    best = ledger.members.sort_values("min val/neg_elbo").iloc[0]
     rules = ("tags.`imavae.kind` = 'study'", f"tags.`imavae.member` = '{best['seed']:.0f}'")
     for rule in rules:
         (run,) = client.search_runs([experiment.experiment_id], rule)
@@ -224,10 +224,10 @@ def test_a_tracked_run_without_sources_is_found_by_its_address(path: Path, monke
 
 
 def test_reports_say_that_there_are_no_sources(path: Path) -> None:
-    outcome, _ = run_point(own(path), lambda *_: None)
-    members = outcome.members
+    ledger, _ = run_point(own(path), lambda *_: None)
+    members = ledger.members
     members.loc[0, "status"] = "diverged"
-    for table in (member_table(members), best_trials(members, outcome.trials, [], "min"), chosen_table(members)):
+    for table in (member_table(members), best_trials(members, ledger.trials, [], "min"), chosen_table(members)):
         output = console()
         output.print(table)
         text = text_of(output)
@@ -248,15 +248,15 @@ def test_reports_say_that_there_are_no_sources(path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
 def test_figures_are_drawn_without_sources_and_with_a_single_seed(seeds: list[int], path: Path, tmp_path: Path) -> None:
-    outcome, session = run_point(run_config({**to_mapping(own(path)), "members": {"seed": seeds}}), lambda *_: None)
+    ledger, session = run_point(run_config({**to_mapping(own(path)), "members": {"seed": seeds}}), lambda *_: None)
     names, points = session.portrait()
-    drawn = solo_figures(outcome.history, tmp_path) + run_figures(points, names, [], outcome.history, tmp_path)
-    drawn += study_figures(outcome.members, outcome.trials, [], outcome.objective, tmp_path)
+    drawn = solo_figures(ledger.history, tmp_path) + run_figures(points, names, [], ledger.history, tmp_path)
+    drawn += study_figures(ledger.members, ledger.trials, [], ledger.objective, tmp_path)
     found = {file.stem for file in drawn}
     assert {"learning_curves", "posterior_variance", "agreement_vs_gamma", "cima_vs_gamma"} <= found
     assert found & {"latents", "mcc_vs_gamma"} == set()
     output = console()
-    output.print(member_table(outcome.members), best_trials(outcome.members, outcome.trials, [], "min"))
+    output.print(member_table(ledger.members), best_trials(ledger.members, ledger.trials, [], "min"))
     assert "no sources" in text_of(output)
 
 

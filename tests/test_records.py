@@ -21,7 +21,7 @@ from imavae.config.settings import Objective, RunConfig, StudyConfig, run_config
 from imavae.data.storage import Lock, Seal, previous_of, write_whole
 from imavae.errors import UserError
 from imavae.runs.folder import STATE, STATES, Folder, Stored, create, reopen
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.runs.session import Session
 from imavae.tracking.mlflow import NullTracker
 from imavae.tracking.trial import TrialRecord
@@ -257,8 +257,8 @@ def a_record(number: int, epochs: int = 4, extra: str = "val/mcc") -> TrialRecor
     return TrialRecord(number, {"model.gamma": 0.1 + number}, "finished", 0.1 * number, history, members)
 
 
-def an_outcome(settings: RunConfig, folder: Folder) -> Outcome:
-    return Outcome.start(settings, folder, NullTracker(), Objective())
+def an_outcome(settings: RunConfig, folder: Folder) -> Ledger:
+    return Ledger.start(settings, folder, NullTracker(), Objective())
 
 
 @pytest.fixture
@@ -277,16 +277,16 @@ def tables(folder: Path) -> list[str]:
 
 def test_recorded_trials_come_back_as_they_were(tmp_path: Path, ensemble: Callable[[Path], Path]) -> None:
     settings = config(tmp_path)
-    outcome = an_outcome(settings, create(settings, "studies", "paper-tiny"))
-    place = ensemble(outcome.folder)
+    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    place = ensemble(ledger.folder)
     for number in (2, 0):
-        outcome.add(a_record(number), place, number)
-    outcome.write_tables()
-    before = tables(outcome.folder)
-    outcome.home.lock.release()
+        ledger.add(a_record(number), place, number)
+    ledger.write_tables()
+    before = tables(ledger.folder)
+    ledger.home.lock.release()
     found = an_outcome(settings, again(settings))
-    assert found.sorted() == outcome.sorted()
-    assert found.checkpoints == outcome.checkpoints
+    assert found.sorted() == ledger.sorted()
+    assert found.checkpoints == ledger.checkpoints
     assert (found.has(0), found.has(1), found.has(2)) == (True, False, True)
     found.add(a_record(1), place, 1)
     found.write_tables()
@@ -297,16 +297,16 @@ def test_recorded_trials_come_back_as_they_were(tmp_path: Path, ensemble: Callab
 
 def test_tables_have_every_column_of_every_trial(tmp_path: Path, ensemble: Callable[[Path], Path]) -> None:
     settings = config(tmp_path)
-    outcome = an_outcome(settings, create(settings, "studies", "paper-tiny"))
-    place = ensemble(outcome.folder)
+    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    place = ensemble(ledger.folder)
     for number, name in enumerate(["val/a", "val/b", "val/a"]):
-        outcome.add(a_record(number, extra=name), place, 0)
-    assert len(outcome.history) == 24  # also before they are put in order
-    outcome.write_tables()
+        ledger.add(a_record(number, extra=name), place, 0)
+    assert len(ledger.history) == 24  # also before they are put in order
+    ledger.write_tables()
     rows = [
         row for number, name in enumerate(["val/a", "val/b", "val/a"]) for row in a_record(number, extra=name).history
     ]
-    pd.testing.assert_frame_equal(outcome.history, pd.DataFrame(rows))
+    pd.testing.assert_frame_equal(ledger.history, pd.DataFrame(rows))
 
 
 RECORD_DAMAGE = {
@@ -321,10 +321,10 @@ RECORD_DAMAGE = {
 @pytest.mark.parametrize("name", RECORD_DAMAGE)
 def test_a_damaged_trial_is_said_and_trained_again(name: str, tmp_path: Path, ensemble: Callable[[Path], Path]) -> None:
     settings = config(tmp_path)
-    outcome = an_outcome(settings, create(settings, "studies", "paper-tiny"))
-    outcome.add(a_record(0), ensemble(outcome.folder), 0)
-    outcome.home.lock.release()
-    RECORD_DAMAGE[name](outcome.folder)
+    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    ledger.add(a_record(0), ensemble(ledger.folder), 0)
+    ledger.home.lock.release()
+    RECORD_DAMAGE[name](ledger.folder)
     folder = again(settings)
     assert folder.stored == []
     [notice] = folder.notices
@@ -333,9 +333,9 @@ def test_a_damaged_trial_is_said_and_trained_again(name: str, tmp_path: Path, en
 
 def test_a_failed_trial_is_tried_again(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    outcome = an_outcome(settings, create(settings, "studies", "paper-tiny"))
-    outcome.home.save(Stored(TrialRecord(0, {}, "failed", None, [], []), None, 0))
-    outcome.home.lock.release()
+    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    ledger.home.save(Stored(TrialRecord(0, {}, "failed", None, [], []), None, 0))
+    ledger.home.lock.release()
     folder = again(settings)
     assert (folder.stored, folder.notices) == ([], [])
 
@@ -355,18 +355,18 @@ def test_a_trial_costs_the_same_whatever_came_before(
 ) -> None:
     """The bytes that are written for a trial, and the curves that are held in memory."""
     settings = config(tmp_path)
-    outcome = an_outcome(settings, create(settings, "studies", "paper-tiny"))
-    place = ensemble(outcome.folder)
-    growing = [outcome.folder / name for name in ("members.csv", "history.csv")]
+    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    place = ensemble(ledger.folder)
+    growing = [ledger.folder / name for name in ("members.csv", "history.csv")]
     sizes = []
     for number in range(40):
         before = sum(path.stat().st_size for path in growing if number)
         written: list[int] = []
         monkeypatch.setattr(os, "fsync", lambda file, written=written: written.append(os.fstat(file).st_size))
-        outcome.add(a_record(number), place, 0)
+        ledger.add(a_record(number), place, 0)
         sizes.append(sum(written) + sum(path.stat().st_size for path in growing) - before)
     assert max(sizes[20:]) < 1.1 * max(sizes[1:20])
-    assert all(record.history == [] for record in outcome.records)
+    assert all(record.history == [] for record in ledger.records)
 
 
 # An ensemble's checkpoint.

@@ -130,7 +130,7 @@ def test_what_a_broken_setting_is_told_stands_beside_it(key: str) -> None:
 
 def module(tmp_path: Path, source: str) -> ModuleType:
     path = tmp_path / "checked.py"
-    path.write_text("from imavae.errors import known, require\n" + source)
+    path.write_text("from imavae.errors import require_choice, require\n" + source)
     spec = importlib.util.spec_from_file_location("checked", path)
     assert spec
     assert spec.loader
@@ -152,9 +152,9 @@ class A:
             require(True, f"x.{name} > 0", 0, "")
         for key, value in (("y.p", 1), ("y.q", 2)):
             require(value > 0, f"{key} fits {self.dim}", 0, "")
-        known("a", sorted(NAMES), "x.name")
-        known("a", ("c", "d"), "x.other")
-        known("a", self.there, "x.unknown")
+        require_choice("a", sorted(NAMES), "x.name")
+        require_choice("a", ("c", "d"), "x.other")
+        require_choice("a", self.there, "x.unknown")
 """
     assert [rule.text for rule in rules(module(tmp_path, source))] == [
         "first", "x.n >= 3", "x.p > 0", "x.q > 0", "y.p fits DIM", "y.q fits DIM", "x.name is one of a, b",

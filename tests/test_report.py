@@ -25,7 +25,7 @@ from imavae.report.tables import (
     three_numbers_table,
 )
 from imavae.runs.folder import create
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.tracking.mlflow import NullTracker
 from imavae.tracking.trial import TrialRecord
 from tests.helpers import console, text_of
@@ -308,17 +308,17 @@ def test_no_trial_of_the_front_is_dominated_and_every_other_is(tmp_path: Path) -
     values = rng.integers(0, 4, (40, 3)).astype(float)  # with ties
     row: dict[str, str | float] = {"status": "finished"}
     home = create(run_config({"output_dir": str(tmp_path)}), "studies", "any")
-    outcome = Outcome(home, NullTracker(), objectives[0])
+    ledger = Ledger(home, NullTracker(), objectives[0])
     for n, (score, cima, energy) in enumerate(values.tolist()):
         further = {"val/cima": cima, "val/neg_elbo": energy}
-        outcome.records.append(TrialRecord(n, {}, "finished", score, [], [row], further))
+        ledger.records.append(TrialRecord(n, {}, "finished", score, [], [row], further))
     losses = values * [-1, 1, 1]
     expected = {
         n
         for n, mine in enumerate(losses)
         if not any((other <= mine).all() and (other < mine).any() for other in losses)
     }
-    front = outcome.front(objectives)
+    front = ledger.front(objectives)
     assert {record.number for record in front} == expected
     found = [record.score or 0.0 for record in front]
     assert found == sorted(found, reverse=True)

@@ -28,7 +28,7 @@ from imavae.report.over_gamma import MCC, read
 from imavae.report.over_gamma_interactive import gamma_sections
 from imavae.report.report import Ending, run_report, study_report
 from imavae.runs.folder import create
-from imavae.runs.outcome import Outcome, failed_record
+from imavae.runs.ledger import Ledger, failed_record
 from imavae.search import study as searching
 from imavae.search.recorder import _reason
 from imavae.search.study import NoResultError
@@ -52,10 +52,10 @@ def settings(folder: Path, **other: Any) -> StudyConfig:
     return study_config({**base, **other})
 
 
-def outcome(config: RunConfig, tables: list[pd.DataFrame]) -> Outcome:
+def ledger(config: RunConfig, tables: list[pd.DataFrame]) -> Ledger:
     """A study that has these members, a table for each trial."""
     home = create(config, "studies", "a-study")
-    found = Outcome(home, NullTracker(), StudyConfig().objective)
+    found = Ledger(home, NullTracker(), StudyConfig().objective)
     for n, table in enumerate(tables):
         score = float(np.where(table["status"] == "diverged", 0.0, table["max val/mcc"]).mean())
         values = {"model.gamma": float(table["gamma"][0]), "model.n_layers": 2 + n % 3}
@@ -64,10 +64,10 @@ def outcome(config: RunConfig, tables: list[pd.DataFrame]) -> Outcome:
     return found
 
 
-def four(folder: Path, **other: Any) -> tuple[Outcome, StudyConfig]:
+def four(folder: Path, **other: Any) -> tuple[Ledger, StudyConfig]:
     """A study of four trials of 20 members, the last of which recover the sources."""
     config = settings(folder, **other)
-    return outcome(config, [results(n, gamma, 20, 1.05) for n, gamma in enumerate([3.0, 30.0, 100.0, 1000.0])]), config
+    return ledger(config, [results(n, gamma, 20, 1.05) for n, gamma in enumerate([3.0, 30.0, 100.0, 1000.0])]), config
 
 
 def sources(mcc: float, count: int = 8) -> pd.DataFrame:
@@ -147,9 +147,9 @@ def test_the_answer_has_the_numbers_of_the_members_table(tmp_path: Path) -> None
 )
 def test_the_words_follow_from_the_median(level: float, words: str, alone: str, tmp_path: Path) -> None:
     config = settings(tmp_path)
-    several = outcome(config, [sources(level), sources(level / 2)])
+    several = ledger(config, [sources(level), sources(level / 2)])
     assert study_answer(several, config)[0].startswith(words)
-    assert alone in run_answer(outcome(config, [sources(level)]), run_config({"data": {"n_obs": 6000}}))[0]
+    assert alone in run_answer(ledger(config, [sources(level)]), run_config({"data": {"n_obs": 6000}}))[0]
 
 
 def test_chance_is_what_independent_latents_reach() -> None:
@@ -179,9 +179,9 @@ def test_a_study_without_sources_says_what_may_be_said(tmp_path: Path) -> None:
     assert "single seed" in alone[1]
 
 
-def home_of(config: RunConfig, table: pd.DataFrame) -> Outcome:
+def home_of(config: RunConfig, table: pd.DataFrame) -> Ledger:
     """A study of one trial without an MCC."""
-    found = Outcome(create(config, "studies", "blind"), NullTracker(), StudyConfig().objective)
+    found = Ledger(create(config, "studies", "blind"), NullTracker(), StudyConfig().objective)
     rows: Any = table.to_dict("records")
     found.records.append(TrialRecord(0, {"model.gamma": 100.0}, "finished", 0.0, [], rows))
     return found
@@ -221,17 +221,17 @@ def test_why_a_trial_has_failed_is_its_errors_last_line(tmp_path: Path, monkeypa
 
 def test_where_nothing_came_of_it_the_report_says_so(tmp_path: Path) -> None:
     config = settings(tmp_path)
-    lost = outcome(config, [sources(0.9).assign(status="diverged")] * 2)
+    lost = ledger(config, [sources(0.9).assign(status="diverged")] * 2)
     assert (
         "There is no answer: every member of all 2 points diverged." in Reader(study_report(lost, config, ENDING)).text
     )
-    assert run_answer(outcome(config, [sources(0.9).assign(status="diverged")]), config)[0].endswith("member diverged.")
-    failed = outcome(config, [])
+    assert run_answer(ledger(config, [sources(0.9).assign(status="diverged")]), config)[0].endswith("member diverged.")
+    failed = ledger(config, [])
     failed.records += [failed_record(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}") for n in range(3)]
     reader = Reader(study_report(failed, config, ENDING))
     assert "There is no answer: each of 3 points failed." in reader.text
     assert f"The first reason: RuntimeError: {HOSTILE}" in reader.text
-    empty = outcome(config, [])
+    empty = ledger(config, [])
     empty.interrupted = Interrupted(2)
     reader = Reader(study_report(empty, config, ENDING))
     assert "Broken off: 0 of 4 points have ended" in reader.text
@@ -243,10 +243,10 @@ def test_a_study_of_which_all_failed_leaves_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(tmp_path, tracking={"name": "none"})
-    failed = outcome(config, [])
+    failed = ledger(config, [])
     failed.records.append(failed_record(0, {"model.gamma": 5.0}, "RuntimeError: no luck"))
 
-    def run_study(*_: object) -> Outcome:
+    def run_study(*_: object) -> Ledger:
         raise NoResultError("no trial has a result; see its log", failed)
 
     monkeypatch.setattr(searching, "run_study", run_study)
@@ -297,7 +297,7 @@ def test_a_report_has_all_its_parts(tmp_path: Path) -> None:
     assert shlex.join(ENDING.again) in reader.codes
     assert "make ui" in reader.codes
     assert 'model = imavae.load_model("models:/study@champion")' in "".join(reader.codes)
-    alone = outcome(config, [sources(0.97)])
+    alone = ledger(config, [sources(0.97)])
     text = Reader(run_report(alone, run_config({"tracking": {"name": "none"}}), ENDING)).text
     assert "8 members" in text
     assert "MCC, three ways" in text
@@ -355,7 +355,7 @@ def test_the_command_in_a_report_composes_to_the_same_again(
     reports: list[tuple[Any, Reader]] = []
 
     def report(config: Any) -> None:
-        found = outcome(dataclasses.replace(config, output_dir=str(tmp_path)), [sources(0.97)])
+        found = ledger(dataclasses.replace(config, output_dir=str(tmp_path)), [sources(0.97)])
         write: Any = study_report if isinstance(config, StudyConfig) else run_report
         found.interrupted = Interrupted(2)
         reports.append((config, Reader(write(found, config, commands._ending(found, 0.0)))))

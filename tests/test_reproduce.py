@@ -94,7 +94,7 @@ def like_published(config: StudyConfig) -> pd.DataFrame:
     return members
 
 
-class Outcome(NamedTuple):
+class Ledger(NamedTuple):
     """What came of a command line."""
 
     code: int
@@ -103,13 +103,13 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ledger]:
     """Launch the command in this process."""
 
-    def launched(*arguments: str) -> Outcome:
+    def launched(*arguments: str) -> Ledger:
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
         code = reproduce.main()
-        return Outcome(code, *capsys.readouterr())
+        return Ledger(code, *capsys.readouterr())
 
     return launched
 
@@ -211,7 +211,7 @@ def test_of_several_studies_the_newest_is_read(few: StudyConfig, tmp_path: Path)
 
 @pytest.mark.parametrize("begun", [True, False])
 def test_what_was_broken_off_is_gone_on_with(
-    begun: bool, call: Callable[..., Outcome], few: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: bool, call: Callable[..., Ledger], few: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members, asked = members_of(few), []
     folder = store(few, members[members["trial"] < 4], tmp_path, "half")
@@ -223,13 +223,13 @@ def test_what_was_broken_off_is_gone_on_with(
         members.to_csv(folder / "members.csv", index=False)
 
     monkeypatch.setattr(command, "tune", finish)
-    outcome = call("figure=moebius_gamma", f"output_dir={tmp_path}", "tracking=none", "members.seed=[1,2,3]")
-    assert outcome.code == 1  # invented numbers
+    ledger = call("figure=moebius_gamma", f"output_dir={tmp_path}", "tracking=none", "members.seed=[1,2,3]")
+    assert ledger.code == 1  # invented numbers
     assert [(config.resume, config.name) for config in asked] == [(begun, "half" if begun else None)]
-    assert ("going on with half" in outcome.out) == begun
+    assert ("going on with half" in ledger.out) == begun
 
 
-def test_a_dry_run_tells_the_cost_of_every_study(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_tells_the_cost_of_every_study(call: Callable[..., Ledger], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[StudyConfig] = []
     monkeypatch.setattr(command, "tune", asked.append)
     assert call("figure=elbo_gap", "dry_run=true").code == 0
@@ -319,10 +319,10 @@ def test_the_law_of_the_gap_allows_a_tenth_of_what_it_tells_apart() -> None:
 # ---- the command
 
 
-def test_without_a_figure_they_are_listed(call: Callable[..., Outcome]) -> None:
-    outcome = call()
-    assert (outcome.code, outcome.err) == (0, "")
-    assert all(name in outcome.out for name in FIGURES)
+def test_without_a_figure_they_are_listed(call: Callable[..., Ledger]) -> None:
+    ledger = call()
+    assert (ledger.code, ledger.err) == (0, "")
+    assert all(name in ledger.out for name in FIGURES)
 
 
 @pytest.mark.parametrize(
@@ -338,30 +338,30 @@ def test_without_a_figure_they_are_listed(call: Callable[..., Outcome]) -> None:
 def test_bad_input(
     arguments: list[str],
     parts: list[str],
-    call: Callable[..., Outcome],
+    call: Callable[..., Ledger],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    outcome = call(*arguments)
-    assert outcome.code == 2
-    assert outcome.out == ""
-    assert [part for part in parts if part not in outcome.err] == []
+    ledger = call(*arguments)
+    assert ledger.code == 2
+    assert ledger.out == ""
+    assert [part for part in parts if part not in ledger.err] == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_agrees_exits_with_0_and_one_wrong_row_with_1(call: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_what_agrees_exits_with_0_and_one_wrong_row_with_1(call: Callable[..., Ledger], tmp_path: Path) -> None:
     line = ["figure=moebius_gamma", "plot_only=true", f"output_dir={tmp_path}", "tracking=none"]
     config = wanted("paper/moebius_gamma_uniform", f"output_dir={tmp_path}")
     members = like_published(config)
     folder = store(config, members, tmp_path)
-    outcome = call(*line)
-    assert (outcome.code, outcome.err) == (0, "")
-    assert "15 PASS, 3 not published" in outcome.out
-    assert "Choosing without ground truth" in outcome.out
-    assert "A FAIL is" not in outcome.out
-    assert "20 initialisations that share one mixing" in " ".join(outcome.out.split())
-    assert "took 1:15" in " ".join(outcome.out.split())
+    ledger = call(*line)
+    assert (ledger.code, ledger.err) == (0, "")
+    assert "15 PASS, 3 not published" in ledger.out
+    assert "Choosing without ground truth" in ledger.out
+    assert "A FAIL is" not in ledger.out
+    assert "20 initialisations that share one mixing" in " ".join(ledger.out.split())
+    assert "took 1:15" in " ".join(ledger.out.split())
     results = tmp_path / "reproduce" / "moebius_gamma"
     assert {path.name for path in results.iterdir()} == {
         "moebius_gamma.png",
@@ -373,13 +373,13 @@ def test_what_agrees_exits_with_0_and_one_wrong_row_with_1(call: Callable[..., O
 
     members.loc[members["trial"] == 3, "val/mcc_batch at min val/neg_elbo"] -= 0.2
     members.to_csv(folder / "members.csv", index=False)
-    outcome = call(*line)
-    assert outcome.code == 1
-    assert "1 FAIL, 14 PASS" in outcome.out
-    assert "A FAIL is further from the published number than chance allows" in " ".join(outcome.out.split())
+    ledger = call(*line)
+    assert ledger.code == 1
+    assert "1 FAIL, 14 PASS" in ledger.out
+    assert "A FAIL is further from the published number than chance allows" in " ".join(ledger.out.split())
 
 
-def test_a_figure_is_tracked(call: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_figure_is_tracked(call: Callable[..., Ledger], tmp_path: Path) -> None:
     import mlflow
 
     config = wanted("paper/moebius_gamma_uniform", f"output_dir={tmp_path}")
@@ -403,13 +403,13 @@ def test_a_figure_is_tracked(call: Callable[..., Outcome], tmp_path: Path) -> No
     } - ({"search_space.yaml"} if not run.data.params.get("search") else set())
 
 
-def test_a_study_that_is_not_there_is_run(call: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_a_study_that_is_not_there_is_run(call: Callable[..., Ledger], tmp_path: Path) -> None:
     """With the real parts, tiny: Ray trains it, and the figure is judged to fail."""
     line = ["figure=moebius_gamma", f"output_dir={tmp_path}", "tracking=none", "members.seed=[1,2]"]
     line += ["data.n_obs=1000", "training.max_epochs=2"]
-    outcome = call(*line)
-    assert outcome.code == 1
-    assert "paper/moebius_gamma_uniform: running" in outcome.out
+    ledger = call(*line)
+    assert ledger.code == 1
+    assert "paper/moebius_gamma_uniform: running" in ledger.out
     folder = tmp_path / "studies" / "paper-moebius_gamma_uniform"
     assert {"summary.json", "selection.csv"} <= {path.name for path in folder.iterdir()}
     again = call(*line, "plot_only=true")

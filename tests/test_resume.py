@@ -16,7 +16,7 @@ import pytest
 
 from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.runs.session import Session, run_point
 from imavae.search import recorder
 from imavae.search.progress import Snapshot
@@ -46,7 +46,7 @@ def config(tmp_path: Path, **other: Any) -> StudyConfig:
     return study_config(base | other)
 
 
-def run(settings: StudyConfig, until: Callable[[Snapshot], bool] = lambda _: False, **other: Any) -> Outcome:
+def run(settings: StudyConfig, until: Callable[[Snapshot], bool] = lambda _: False, **other: Any) -> Ledger:
     """Run a study, or break it off once a snapshot is such."""
 
     def watch(snapshot: Snapshot) -> None:
@@ -55,9 +55,9 @@ def run(settings: StudyConfig, until: Callable[[Snapshot], bool] = lambda _: Fal
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "NOTICE_PERIOD", 0.0)  # or all of it may have ended before the first notice
-        outcome = run_study(dataclasses.replace(settings, **other), watch, said.append)
-    outcome.close(finished=outcome.interrupted is None)
-    return outcome
+        ledger = run_study(dataclasses.replace(settings, **other), watch, said.append)
+    ledger.close(finished=ledger.interrupted is None)
+    return ledger
 
 
 said: list[str] = []
@@ -68,19 +68,19 @@ def nothing_said() -> None:
     said.clear()
 
 
-def tables(outcome: Outcome) -> list[bytes]:
-    return [(outcome.folder / name).read_bytes() for name in ("members.csv", "history.csv")]
+def tables(ledger: Ledger) -> list[bytes]:
+    return [(ledger.folder / name).read_bytes() for name in ("members.csv", "history.csv")]
 
 
-def told(outcome: Outcome) -> list[tuple[Any, ...]]:
+def told(ledger: Ledger) -> list[tuple[Any, ...]]:
     """What Optuna knows."""
-    database = outcome.folder.parent.parent / "optuna.db"
-    study = optuna.load_study(study_name=outcome.folder.name, storage=f"sqlite:///{database}")
+    database = ledger.folder.parent.parent / "optuna.db"
+    study = optuna.load_study(study_name=ledger.folder.name, storage=f"sqlite:///{database}")
     return [(trial.number, trial.state, trial.params, trial.values) for trial in study.trials]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     """An undisturbed study."""
     return run(config(tmp_path_factory.mktemp("whole")))
 
@@ -96,9 +96,9 @@ def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
             time.sleep(0.01)  # the driver goes no further meanwhile
         return snapshot.finished >= 2
 
-    outcome = run(config(folder), two_have_ended_and_one_is_recorded)
-    assert outcome.interrupted is not None
-    assert 0 < len(outcome.records) < 8
+    ledger = run(config(folder), two_have_ended_and_one_is_recorded)
+    assert ledger.interrupted is not None
+    assert 0 < len(ledger.records) < 8
     return folder
 
 
@@ -109,7 +109,7 @@ def left(broken_off: Path, tmp_path: Path) -> StudyConfig:
     return dataclasses.replace(config(tmp_path), resume=True)
 
 
-def test_it_ends_as_if_it_had_not_been_broken_off(whole: Outcome, left: StudyConfig) -> None:
+def test_it_ends_as_if_it_had_not_been_broken_off(whole: Ledger, left: StudyConfig) -> None:
     """Proposals by TPE, points stopped by ASHA, packs: all of it to the byte."""
     resumed = run(left)
     assert tables(resumed) == tables(whole)
@@ -117,7 +117,7 @@ def test_it_ends_as_if_it_had_not_been_broken_off(whole: Outcome, left: StudyCon
     assert said == []
 
 
-def test_what_optuna_has_lost_it_is_told_again(whole: Outcome, left: StudyConfig) -> None:
+def test_what_optuna_has_lost_it_is_told_again(whole: Ledger, left: StudyConfig) -> None:
     (Path(left.output_dir) / "optuna.db").unlink()
     resumed = run(left)
     assert tables(resumed) == tables(whole)
@@ -127,7 +127,7 @@ def test_what_optuna_has_lost_it_is_told_again(whole: Outcome, left: StudyConfig
     assert advises(notice)
 
 
-def test_damaged_parts_are_said_and_made_again(whole: Outcome, left: StudyConfig) -> None:
+def test_damaged_parts_are_said_and_made_again(whole: Ledger, left: StudyConfig) -> None:
     folder = Path(left.output_dir) / "studies" / "tiny"
     for path in [folder / "records" / "trial-000.json", *folder.glob("checkpoints/ensemble-*[0-9].pt")]:
         path.write_bytes(path.read_bytes()[:-1])
@@ -147,7 +147,7 @@ def test_a_damaged_database_of_optuna_is_refused(left: StudyConfig) -> None:
         run(left)
 
 
-def test_a_raised_budget_adds_trials_and_leaves_the_others(whole: Outcome, tmp_path: Path) -> None:
+def test_a_raised_budget_adds_trials_and_leaves_the_others(whole: Ledger, tmp_path: Path) -> None:
     shutil.copytree(whole.folder.parent.parent, tmp_path, dirs_exist_ok=True)
     again = run(config(tmp_path, budget={"trials": 11}), resume=True)
     assert again.trials["trial"].tolist() == list(range(11))
@@ -157,7 +157,7 @@ def test_a_raised_budget_adds_trials_and_leaves_the_others(whole: Outcome, tmp_p
         assert connection.execute("SELECT COUNT(*) FROM trials").fetchone() == (11,)
 
 
-def test_a_finished_study_is_reported_again(whole: Outcome, tmp_path: Path) -> None:
+def test_a_finished_study_is_reported_again(whole: Ledger, tmp_path: Path) -> None:
     shutil.copytree(whole.folder.parent.parent, tmp_path, dirs_exist_ok=True)
     again = run(config(tmp_path), resume=True)
     assert tables(again) == tables(whole)

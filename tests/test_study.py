@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.runs.session import Session, crown, load_model, run_point
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
@@ -71,14 +71,14 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # for MLflow's own loader, below
     snapshots: list[Snapshot] = []
     settings = config(tmp_path, scheduler={"name": "asha", "grace": 1, "reduction": 2}, budget={"trials": 4})
-    outcome = run_study(settings, snapshots.append)
-    crown(outcome)
-    outcome.tracker.finish("finished", {}, [])
+    ledger = run_study(settings, snapshots.append)
+    crown(ledger)
+    ledger.tracker.finish("finished", {}, [])
 
-    assert outcome.folder == tmp_path / "studies" / "paper-tiny"
-    assert yaml.safe_load((outcome.folder / "config.yaml").read_text())["search"] == settings.search
-    members = pd.read_csv(outcome.folder / "members.csv")
-    history = pd.read_csv(outcome.folder / "history.csv")
+    assert ledger.folder == tmp_path / "studies" / "paper-tiny"
+    assert yaml.safe_load((ledger.folder / "config.yaml").read_text())["search"] == settings.search
+    members = pd.read_csv(ledger.folder / "members.csv")
+    history = pd.read_csv(ledger.folder / "history.csv")
     assert members.groupby("trial")["seed"].apply(list).tolist() == [[1, 2, 3]] * 4
     assert not history.duplicated(["trial", "seed", "epoch"]).any()
     for row in members.to_dict("records"):
@@ -88,18 +88,18 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: 
         assert row["min val/neg_elbo"] == curve["val/neg_elbo"].min()
     assert members["test/mcc at max val/mcc"].notna().all()
     assert set(members["status"]) <= {"finished", "stopped"}
-    for trial, score in zip(outcome.trials["trial"], outcome.trials["score"], strict=True):
+    for trial, score in zip(ledger.trials["trial"], ledger.trials["score"], strict=True):
         assert score == pytest.approx(members[members["trial"] == trial]["max val/mcc"].median())
     assert snapshots[-1].finished == snapshots[-1].trials_total == 4
-    assert snapshots[-1].best_score == outcome.trials["score"].max()
+    assert snapshots[-1].best_score == ledger.trials["score"].max()
 
-    best = members.loc[members["trial"] == outcome.ranked()[0].number].sort_values("max val/mcc").iloc[-1]
-    model = load_model(outcome.champion, str(tmp_path))
-    assert outcome.champion == "models:/paper-tiny@champion"
+    best = members.loc[members["trial"] == ledger.ranked()[0].number].sort_values("max val/mcc").iloc[-1]
+    model = load_model(ledger.champion, str(tmp_path))
+    assert ledger.champion == "models:/paper-tiny@champion"
     assert model.about["seed"] == best["seed"]
     assert model.gamma == pytest.approx(best["gamma"])
     x = torch.linspace(-0.1, 0.1, 6).view(2, 3)
-    predictor = mlflow.pyfunc.load_model(outcome.champion)  # MLflow's own loader, which knows no more than the files
+    predictor = mlflow.pyfunc.load_model(ledger.champion)  # MLflow's own loader, which knows no more than the files
     np.testing.assert_allclose(predictor.predict(x.numpy()), model.encode(x).detach().numpy())
 
 
@@ -107,12 +107,12 @@ def test_a_grid_trains_in_packs_and_each_point_has_its_own_trial(tmp_path: Path)
     settings = config(
         tmp_path, search={"model": {"gamma": GRID}}, sampler={"name": "grid"}, budget={}, tracking={"name": "none"}
     )
-    outcome = run_study(settings, ignore)
-    assert outcome.trials["model.gamma"].tolist() == [3.0, 30.0, 300.0]
-    members = outcome.members
+    ledger = run_study(settings, ignore)
+    assert ledger.trials["model.gamma"].tolist() == [3.0, 30.0, 300.0]
+    members = ledger.members
     assert members.groupby("trial")["gamma"].unique().tolist() == [[3.0], [30.0], [300.0]]
-    assert sorted(p.name for p in (outcome.folder / "checkpoints").iterdir()) == ["ensemble-000.pt", "ensemble-001.pt"]
-    pack = Session.load(outcome.folder / "checkpoints" / "ensemble-000.pt", torch.device("cpu"))
+    assert sorted(p.name for p in (ledger.folder / "checkpoints").iterdir()) == ["ensemble-000.pt", "ensemble-001.pt"]
+    pack = Session.load(ledger.folder / "checkpoints" / "ensemble-000.pt", torch.device("cpu"))
     assert [point.model.gamma for point in pack.points] == [3.0, 300.0]
 
 
@@ -124,14 +124,14 @@ def runs_of(tmp_path: Path, kind: str) -> list[Run]:
     )
 
 
-def finished(outcome: Outcome) -> Outcome:
-    crown(outcome)
-    outcome.tracker.finish("finished", {}, [])
-    return outcome
+def finished(ledger: Ledger) -> Ledger:
+    crown(ledger)
+    ledger.tracker.finish("finished", {}, [])
+    return ledger
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Outcome]:
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Ledger]:
     """A study by packs of four and ASHA, one trial at a time, so that all of it can be repeated to the byte."""
     settings = config(
         tmp_path_factory.mktemp("packed"),
@@ -145,9 +145,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Outco
     return settings, finished(run_study(settings, ignore))
 
 
-def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: tuple[StudyConfig, Outcome]) -> None:
-    settings, outcome = packed
-    trials = outcome.trials
+def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: tuple[StudyConfig, Ledger]) -> None:
+    settings, ledger = packed
+    trials = ledger.trials
     assert trials["trial"].tolist() == list(range(10))
     packs = [trials[0:4], trials[4:8], trials[8:10]]
     assert [len(set(pack["model.n_layers"])) for pack in packs] == [1, 1, 1]
@@ -168,11 +168,11 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: t
     assert len(runs_of(Path(settings.output_dir), "member")) == 30
 
 
-def test_a_packed_study_repeats_to_the_byte(packed: tuple[StudyConfig, Outcome]) -> None:
-    settings, outcome = packed
+def test_a_packed_study_repeats_to_the_byte(packed: tuple[StudyConfig, Ledger]) -> None:
+    settings, ledger = packed
     again = run_study(dataclasses.replace(settings, tracking=Tracking(name="none")), ignore)
     for name in ("members.csv", "history.csv"):
-        assert (again.folder / name).read_bytes() == (outcome.folder / name).read_bytes()
+        assert (again.folder / name).read_bytes() == (ledger.folder / name).read_bytes()
 
 
 def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: Path) -> None:
@@ -182,12 +182,12 @@ def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: P
         "hidden_factor": {"type": "int", "low": 5, "high": 9, "when": when},
         "n_layers": {"type": "int", "low": 2, "high": 3},
     }
-    outcome = finished(run_study(config(tmp_path, search={"model": model}, budget={"trials": 6}), ignore))
-    trials = outcome.trials
+    ledger = finished(run_study(config(tmp_path, search={"model": model}, budget={"trials": 6}), ignore))
+    trials = ledger.trials
     deep = trials["model.n_layers"] == 3
     assert 0 < deep.sum() < 6
     assert (trials["model.hidden_factor"].notna() == deep).all()
-    for trial, (path, point) in outcome.checkpoints.items():
+    for trial, (path, point) in ledger.checkpoints.items():
         built = Session.load(path, torch.device("cpu")).points[point].model
         assert built.activation == "silu"
         assert built.hidden_factor == (trials["model.hidden_factor"][trial] if deep[trial] else 10)  # else the base's
@@ -197,13 +197,13 @@ def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: P
 
 def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     further = [{"metric": "val/cima", "mode": "min"}]
-    outcome = finished(run_study(config(tmp_path, further_objectives=further, budget={"trials": 6}), ignore))
-    trials, members = outcome.trials, outcome.members
+    ledger = finished(run_study(config(tmp_path, further_objectives=further, budget={"trials": 6}), ignore))
+    trials, members = ledger.trials, ledger.members
     for trial, cima in zip(trials["trial"], trials["val/cima"], strict=True):
         mine = members[members["trial"] == trial]
         assert cima == pytest.approx(mine["val/cima at max val/mcc"].median())
     study = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db")
-    front = [record.number for record in outcome.front(config(tmp_path, further_objectives=further).objectives)]
+    front = [record.number for record in ledger.front(config(tmp_path, further_objectives=further).objectives)]
     assert sorted(front) == sorted(trial.number for trial in study.best_trials)
     assert front[0] == trials["trial"].iloc[int(trials["score"].argmax())]
     metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs_of(tmp_path, "trial")}
@@ -225,8 +225,8 @@ def test_early_stops_are_counted_over_all_worlds(tmp_path: Path) -> None:
     snapshots: list[Snapshot] = []
     members = {"seed": [1, 2], "data": {"seed": [1, 2]}}
     settings = config(tmp_path, members=members, tracking={"name": "none"}, budget={"trials": 1})
-    outcome = run_study(settings, snapshots.append)
-    assert len(outcome.members) == settings.members.count == 4
+    ledger = run_study(settings, snapshots.append)
+    assert len(ledger.members) == settings.members.count == 4
     assert all(0 <= snapshot.members_stopped <= 4 for snapshot in snapshots)
 
 
@@ -242,8 +242,8 @@ def test_the_numbers_do_not_depend_on_how_many_trials_run_at_once(sampler: str, 
     }
     tables = []
     for cpus in (1, 2):
-        outcome = run_study(config(tmp_path / str(cpus), **own, cluster={"cpus": cpus}), ignore)
-        tables.append([(outcome.folder / name).read_bytes() for name in ("members.csv", "history.csv")])
+        ledger = run_study(config(tmp_path / str(cpus), **own, cluster={"cpus": cpus}), ignore)
+        tables.append([(ledger.folder / name).read_bytes() for name in ("members.csv", "history.csv")])
     assert tables[0] == tables[1]
 
 

@@ -116,9 +116,9 @@ class _Clock:
         run_study, reported = study.run_study, Recorder.reported
 
         def studied(*arguments: Any) -> Any:
-            outcome = run_study(*arguments)
+            ledger = run_study(*arguments)
             self.studied = time.perf_counter()
-            return outcome
+            return ledger
 
         def noted(recorder: Recorder, trial: Any, result: dict[str, Any]) -> None:
             self.reports.append((time.perf_counter(), dict(result)))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from imavae.report.report import Ending
-    from imavae.runs.outcome import Outcome
+    from imavae.runs.ledger import Ledger
     from imavae.runs.session import Session
     from imavae.search.space import Parameter
     from imavae.training.loop import Progress as Epoch
@@ -42,20 +42,20 @@ def train(config: RunConfig) -> None:
     console = new_console()
     start = time.monotonic()
     try:
-        outcome, session = run(config, console)
-        with resumable(outcome.folder.name):
-            figures = _run_figures(config, outcome, session)
-            ending = dataclasses.replace(_ending(outcome, start), figures=figures)
-            report = _write_report(outcome, run_report(outcome, config, ending))
-            finish(outcome, [*figures, report])
+        ledger, session = run(config, console)
+        with resumable(ledger.folder.name):
+            figures = _run_figures(config, ledger, session)
+            ending = dataclasses.replace(_ending(ledger, start), figures=figures)
+            report = _write_report(ledger, run_report(ledger, config, ending))
+            finish(ledger, [*figures, report])
     except Interrupted as error:
         _say_how_to_go_on(console, error)
         raise
-    console.print(member_table(outcome.members))
-    _addresses(console, outcome, config)
+    console.print(member_table(ledger.members))
+    _addresses(console, ledger, config)
 
 
-def run(config: RunConfig, console: Console) -> tuple[Outcome, Session]:
+def run(config: RunConfig, console: Console) -> tuple[Ledger, Session]:
     """Train one point's members under a progress bar. Raises as :func:`imavae.runs.session.run_point` does."""
     from imavae.runs.session import run_point
 
@@ -70,21 +70,21 @@ def run(config: RunConfig, console: Console) -> tuple[Outcome, Session]:
         return run_point(config, notify, images.rendered)
 
 
-def _run_figures(config: RunConfig, outcome: Outcome, session: Session) -> list[Path]:
+def _run_figures(config: RunConfig, ledger: Ledger, session: Session) -> list[Path]:
     """Draw what a run has come to."""
     from imavae.report.figures import solo_figures
     from imavae.report.image_panels import image_figures
     from imavae.report.posterior_shapes import run_figures
-    from imavae.runs.outcome import best_place
+    from imavae.runs.ledger import best_place
 
     figures = []
-    folder, history = outcome.folder / "figures", outcome.history
+    folder, history = ledger.folder / "figures", ledger.history
     if len(history):
         names, portrait = session.portrait()
         factors = [factor.name for factor in config.data.factors]
         figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
         if session.data.val.images is not None:
-            best = best_place(outcome.records[0])
+            best = best_place(ledger.records[0])
             figures += image_figures(session.gallery(best), names, best, folder)
     return figures
 
@@ -104,37 +104,37 @@ def tune(config: StudyConfig) -> None:
         return
     console = new_console()
     start = time.monotonic()
-    outcome = study(config, console)
-    _show_results(console, outcome, config, _searched(outcome, parameters))
-    _addresses(console, outcome, config)
-    work = clock(outcome.work_seconds)
+    ledger = study(config, console)
+    _show_results(console, ledger, config, _searched(ledger, parameters))
+    _addresses(console, ledger, config)
+    work = clock(ledger.work_seconds)
     console.print(
         f"took {clock(time.monotonic() - start)}, of which {work} in training and validation", highlight=False
     )
-    if outcome.interrupted is not None:
-        outcome.interrupted.folder = outcome.folder.name
-        _say_how_to_go_on(console, outcome.interrupted)
-        raise outcome.interrupted
+    if ledger.interrupted is not None:
+        ledger.interrupted.folder = ledger.folder.name
+        _say_how_to_go_on(console, ledger.interrupted)
+        raise ledger.interrupted
 
 
-def _show_results(console: Console, outcome: Outcome, config: StudyConfig, keys: list[str]) -> None:
+def _show_results(console: Console, ledger: Ledger, config: StudyConfig, keys: list[str]) -> None:
     """Print the tables of a study, as far as it has results."""
-    if not outcome.ranked():
+    if not ledger.ranked():
         return
     from imavae.report.selection import choices, selection_table
     from imavae.report.tables import best_trials, chosen_table, front_table
 
-    members, trials = outcome.members, outcome.trials
+    members, trials = ledger.members, ledger.trials
     console.print(best_trials(members, trials, keys, config.objective.mode))
     if config.further_objectives:
-        console.print(front_table(outcome.front(config.objectives), config.objectives, keys))
-    console.print(chosen_table(_winner(outcome)))
+        console.print(front_table(ledger.front(config.objectives), config.objectives, keys))
+    console.print(chosen_table(_winner(ledger)))
     chosen = choices(members, trials, keys)
     if len(chosen):
         console.print(selection_table(chosen))
 
 
-def study(config: StudyConfig, console: Console) -> Outcome:
+def study(config: StudyConfig, console: Console) -> Ledger:
     """Run a study under a live display, crown its champion, draw its figures, write its report, and close its folder
     and tracked run.
 
@@ -148,25 +148,25 @@ def study(config: StudyConfig, console: Console) -> Outcome:
     start = time.monotonic()
     try:
         with Display(console) as display:
-            outcome = run_study(config, display.update, display.say, display.rendered)
+            ledger = run_study(config, display.update, display.say, display.rendered)
     except NoResultError as error:
-        report = _report_study(error.outcome, config, _ending(error.outcome, start, points))
-        error.outcome.tracker.finish("failed", {}, [report])
-        _addresses(console, error.outcome, config)
+        report = _report_study(error.ledger, config, _ending(error.ledger, start, points))
+        error.ledger.tracker.finish("failed", {}, [report])
+        _addresses(console, error.ledger, config)
         raise
     try:
-        if outcome.interrupted is None:
-            _conclude(config, outcome, _searched(outcome, parameters), start, points)
+        if ledger.interrupted is None:
+            _conclude(config, ledger, _searched(ledger, parameters), start, points)
         else:
-            finish(outcome, [_report_study(outcome, config, _ending(outcome, start, points))])
+            finish(ledger, [_report_study(ledger, config, _ending(ledger, start, points))])
     except Interrupted as error:
-        outcome.interrupted = error
-    return outcome
+        ledger.interrupted = error
+    return ledger
 
 
-def _searched(outcome: Outcome, parameters: Sequence[Parameter]) -> list[str]:
+def _searched(ledger: Ledger, parameters: Sequence[Parameter]) -> list[str]:
     """The settings whose values the trials' table has: some condition may never have held."""
-    trials = outcome.trials
+    trials = ledger.trials
     return [parameter.key for parameter in parameters if parameter.key in trials]
 
 
@@ -183,7 +183,7 @@ def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
         console.print(line, highlight=False)
 
 
-def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: float, points: int) -> None:
+def _conclude(config: StudyConfig, ledger: Ledger, keys: list[str], start: float, points: int) -> None:
     """Crown the champion of a study that has come to its end, draw its figures, write its report, and pass all of it
     on to the tracker.
 
@@ -197,48 +197,48 @@ def _conclude(config: StudyConfig, outcome: Outcome, keys: list[str], start: flo
     from imavae.report.tables import chosen_numbers
     from imavae.runs.session import crown
 
-    crown(outcome)
-    folder = outcome.folder / "figures"
-    members, trials = outcome.members, outcome.trials
-    figures = study_figures(members, trials, keys, outcome.objective, folder)
-    found = insight_of(outcome, config)
+    crown(ledger)
+    folder = ledger.folder / "figures"
+    members, trials = ledger.members, ledger.trials
+    figures = study_figures(members, trials, keys, ledger.objective, folder)
+    found = insight_of(ledger, config)
     if found is not None:
         figures += write(drawn(found), folder)
     if isinstance(config.data.mixing, SpritesMixing):
-        figures += _champions_images(outcome.folder, config.output_dir)
+        figures += _champions_images(ledger.folder, config.output_dir)
     chosen = choices(members, trials, keys)
-    metrics = chosen_numbers(_winner(outcome)) | selection_metrics(chosen)
-    ending = dataclasses.replace(_ending(outcome, start, points), figures=figures, insight=found)
-    report = _report_study(outcome, config, ending)
-    metrics |= {"seconds": ending.seconds, "seconds/training": outcome.work_seconds}
-    finish(outcome, [*figures, *_kept(outcome.folder, metrics, chosen), report], metrics)
+    metrics = chosen_numbers(_winner(ledger)) | selection_metrics(chosen)
+    ending = dataclasses.replace(_ending(ledger, start, points), figures=figures, insight=found)
+    report = _report_study(ledger, config, ending)
+    metrics |= {"seconds": ending.seconds, "seconds/training": ledger.work_seconds}
+    finish(ledger, [*figures, *_kept(ledger.folder, metrics, chosen), report], metrics)
 
 
-def _ending(outcome: Outcome, start: float, points: int = 1) -> Ending:
+def _ending(ledger: Ledger, start: float, points: int = 1) -> Ending:
     """What is known of a command that ends, but for its figures; it began at ``start`` of the monotonic clock."""
     from imavae.report.report import Ending
 
     again = [word for word in sys.orig_argv if not word.startswith("resume=")]
-    return Ending(again, _words_to_go_on(outcome.folder.name), time.monotonic() - start, points)
+    return Ending(again, _words_to_go_on(ledger.folder.name), time.monotonic() - start, points)
 
 
-def _report_study(outcome: Outcome, config: StudyConfig, ending: Ending) -> Path:
+def _report_study(ledger: Ledger, config: StudyConfig, ending: Ending) -> Path:
     from imavae.report.report import study_report
 
-    return _write_report(outcome, study_report(outcome, config, ending))
+    return _write_report(ledger, study_report(ledger, config, ending))
 
 
-def _write_report(outcome: Outcome, page: str) -> Path:
+def _write_report(ledger: Ledger, page: str) -> Path:
     from imavae.data.storage import write_text
 
-    path = outcome.folder / REPORT
+    path = ledger.folder / REPORT
     write_text(path, page)
     return path
 
 
-def _winner(outcome: Outcome) -> pd.DataFrame:
-    members = outcome.members
-    return members[members["trial"] == outcome.ranked()[0].number]
+def _winner(ledger: Ledger) -> pd.DataFrame:
+    members = ledger.members
+    return members[members["trial"] == ledger.ranked()[0].number]
 
 
 def _words_to_go_on(name: str) -> list[str]:
@@ -304,23 +304,23 @@ def _kept(folder: Path, metrics: dict[str, float], chosen: pd.DataFrame) -> list
     return [folder / SELECTION]
 
 
-def finish(outcome: Outcome, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
+def finish(ledger: Ledger, figures: list[Path], metrics: dict[str, float] | None = None) -> None:
     """Close a run's or study's tracked run, with its tables and figures, and its folder."""
-    tables = [outcome.folder / name for name in ("members.csv", "history.csv")]
-    status: Literal["finished", "stopped"] = "stopped" if outcome.interrupted else "finished"
-    outcome.tracker.finish(status, metrics or {}, [*tables, *figures])
-    outcome.close(finished=outcome.interrupted is None)
+    tables = [ledger.folder / name for name in ("members.csv", "history.csv")]
+    status: Literal["finished", "stopped"] = "stopped" if ledger.interrupted else "finished"
+    ledger.tracker.finish(status, metrics or {}, [*tables, *figures])
+    ledger.close(finished=ledger.interrupted is None)
 
 
-def _addresses(console: Console, outcome: Outcome, config: RunConfig) -> None:
+def _addresses(console: Console, ledger: Ledger, config: RunConfig) -> None:
     """Where the results are, one line each, never wrapped: they are meant to be copied."""
-    lines = [f"results   {outcome.folder}"]
-    if (outcome.folder / "figures").exists():
-        lines.append(f"figures   {outcome.folder / 'figures'}")
-    if (outcome.folder / REPORT).exists():
-        lines.append(f"report    {outcome.folder / REPORT}")
-    if outcome.champion:
-        lines.append(f'champion  import imavae; model = imavae.load_model("{outcome.champion}")')
+    lines = [f"results   {ledger.folder}"]
+    if (ledger.folder / "figures").exists():
+        lines.append(f"figures   {ledger.folder / 'figures'}")
+    if (ledger.folder / REPORT).exists():
+        lines.append(f"report    {ledger.folder / REPORT}")
+    if ledger.champion:
+        lines.append(f'champion  import imavae; model = imavae.load_model("{ledger.champion}")')
     if config.tracking.name == "mlflow":
         lines.append("browse    make ui")
     for line in lines:

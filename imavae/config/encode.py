@@ -11,7 +11,7 @@ from imavae.config.data import column_names
 from imavae.config.mapping import build
 from imavae.config.settings import Tracking
 from imavae.config.variants import Settings
-from imavae.errors import known, require
+from imavae.errors import require, require_choice
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EncodeConfig(Settings):
             self.data.path.strip() != "", "data.path is not empty", repr(self.data.path), "say data.path=FILE.parquet"
         )
         require(self.out.strip() != "", "out is not empty", repr(self.out), "say out=latents.parquet")
-        known(Path(self.out).suffix, (".parquet", ".csv"), "the ending of out")
+        require_choice(Path(self.out).suffix, (".parquet", ".csv"), "the ending of out")
         folder, same = Path(self.out).resolve().parent, Path(self.out).resolve() == Path(self.data.path).resolve()
         require(folder.is_dir(), "the folder of out is there", folder, "make it, or say another out=")
         require(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict
 
-from imavae.errors import known, require
+from imavae.errors import require, require_choice
 
 
 class Settings:
@@ -43,5 +43,5 @@ class Registry:
 
     def variant(self, value: Mapping[str, Any]) -> type[Any]:
         """The settings class that a mapping's ``name`` chooses. Raises UserError for an unknown name."""
-        known(str(value.get("name")), self.variants, f"{self.what}.name")
+        require_choice(str(value.get("name")), self.variants, f"{self.what}.name")
         return self.variants[str(value["name"])]

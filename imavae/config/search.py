@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from imavae.config.variants import Settings
-from imavae.errors import known, require
+from imavae.errors import require, require_choice
 
 AGGREGATES = ("median", "mean", "min", "max")
 WORST_SCORE = 1e12  # stands for an infinite score, which samplers refuse
@@ -21,7 +21,7 @@ class Objective(Settings):
     aggregate: str = "median"
 
     def __post_init__(self) -> None:
-        known(self.aggregate, AGGREGATES, "objective.aggregate")
+        require_choice(self.aggregate, AGGREGATES, "objective.aggregate")
 
 
 SAMPLERS = ("tpe", "cmaes", "qmc", "random", "grid")
@@ -41,7 +41,7 @@ class Sampler(Settings):
     # search; or a study's folder, whose best points are taken
 
     def __post_init__(self) -> None:
-        known(self.name, SAMPLERS, "sampler.name")
+        require_choice(self.name, SAMPLERS, "sampler.name")
         require(
             self.startup >= 1, "sampler.startup >= 1", self.startup, "TPE needs points to model: say sampler.startup=10"
         )
@@ -69,7 +69,7 @@ class Scheduler(Settings):
             "belong to any one gamma, nor a seed to its curve",
             "search gamma, and stop bad points early by asha or median",
         )
-        known(self.name, ("asha", "median", "none"), "scheduler.name")
+        require_choice(self.name, ("asha", "median", "none"), "scheduler.name")
         require(self.grace >= 1, "scheduler.grace >= 1", self.grace, "it is a number of epochs: give 1 or more")
         require(
             self.reduction >= 2,

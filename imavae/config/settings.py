@@ -35,7 +35,7 @@ from imavae.config.variants import (
     image_side,
     load_plugins,
 )
-from imavae.errors import known, require
+from imavae.errors import require, require_choice
 
 VARIANT_NAMES = {f"{registry.what}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose a variant
 Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
@@ -79,7 +79,7 @@ class Model(Settings):
 
     def __post_init__(self) -> None:
         gamma, factor = self.gamma, self.hidden_factor
-        known(self.name, sorted(NETWORK_NAMES), "model.name")
+        require_choice(self.name, sorted(NETWORK_NAMES), "model.name")
         require(
             0 < gamma < 1e9,
             "0 < model.gamma < 1e9",

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, csv, parquet
 
-from imavae.errors import UserError, known, require
+from imavae.errors import UserError, require, require_choice
 
 Floats = NDArray[np.float64]
 Stamp = tuple[int, int]
@@ -47,7 +47,7 @@ def open_table(path: str | Path, key: str = "data.path") -> Table:
         UserError: the file is missing, of another kind, damaged or empty, or two of its columns have one name.
     """
     path = Path(path)
-    known(path.suffix, ENDINGS, f"the ending of {key}")
+    require_choice(path.suffix, ENDINGS, f"the ending of {key}")
     require(path.is_file(), f"{key} is a file", path, "correct the path")
     if path.stat().st_size == 0:
         raise _empty(path, key)
@@ -84,7 +84,7 @@ def pick(table: Table, columns: Sequence[str] | None) -> tuple[str, ...]:
     asked = tuple(table.numeric if columns is None else columns)
     where, setting = f"{table.key}={table.path}", table.key.replace("path", "columns")
     for name in asked:
-        known(name, table.numeric, f"a column of {where}")
+        require_choice(name, table.numeric, f"a column of {where}")
         require(
             table.numeric[name],
             f"the columns of {where} are numbers",
@@ -144,7 +144,7 @@ def labels(path: str, column: str, rows: int | None = None) -> NDArray[np.int64]
         UserError: there is no such column, or a label is missing.
     """
     table = open_table(path)
-    known(column, table.numeric, f"data.segment_column (of {path})")
+    require_choice(column, table.numeric, f"data.segment_column (of {path})")
     with _readable(table.path, table.key):
         match table.path.suffix:
             case ".npy":
@@ -184,7 +184,7 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         return filled  # of the wrong type: the tree says so
     table = open_table(filled["path"])
     if label is not None:
-        known(label, table.numeric, f"data.segment_column (of {table.path})")
+        require_choice(label, table.numeric, f"data.segment_column (of {table.path})")
         rule, remedy = "data.segment_column is none of data.columns", "labels are no observations: leave it out"
         require(label not in (columns or ()), rule, f"{label} of {table.path}", remedy)
     names = pick(table, [name for name in table.numeric if name != label] if columns is None else columns)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from imavae.config.settings import WORST_SCORE, RunConfig, support
 from imavae.config.variants import SpritesMixing, UniformPrior, UniformSource
-from imavae.errors import UserError, known
+from imavae.errors import UserError, require_choice
 
 Stage = Literal["validation", "final", "probes"]  # while training; at the end; at the end, if they are asked for
 
@@ -229,11 +229,11 @@ def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
 
 def check_metric(config: RunConfig, name: str, mode: str) -> None:
     """Raise UserError unless ``name`` (``val/mcc``) is a validation metric of this setting, pursued in ``mode``."""
-    known(
+    require_choice(
         name, [f"val/{m}" for m, metric in GLOSSARY.items() if metric.direction in ("max", "min")], "objective.metric"
     )
     metric = name.removeprefix("val/")
-    known(mode, [GLOSSARY[metric].direction], f"objective.mode of {name}")
+    require_choice(mode, [GLOSSARY[metric].direction], f"objective.mode of {name}")
     reasons = absent(config, True, "validation")
     if metric in reasons:
         without = metric in SOURCES and not config.data.has_sources

@@ -27,7 +27,7 @@ from imavae.paper.tables import frame, markdown_table, terminal_table
 from imavae.report.drawing import write
 from imavae.report.selection import choices, selection_table
 from imavae.report.tables import plain_table
-from imavae.runs.outcome import tracker_of
+from imavae.runs.ledger import tracker_of
 
 DPI = 300  # for print
 FAILED = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imavae.errors import known
+from imavae.errors import require_choice
 from imavae.paper import gamma, gap, likelihood, mixings, sprites
 from imavae.paper.figure import Entry
 
@@ -14,5 +14,5 @@ FIGURES: dict[str, Entry] = {
 
 def entry(name: str) -> Entry:
     """The figure of this name. Raises UserError where there is none."""
-    known(name, FIGURES, "figure")
+    require_choice(name, FIGURES, "figure")
     return FIGURES[name]

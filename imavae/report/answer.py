@@ -25,7 +25,7 @@ from imavae.report.tables import (
     quartiles,
     three_numbers,
 )
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.tracking.trial import Value
 
 if TYPE_CHECKING:
@@ -35,15 +35,15 @@ RECOVERED, PARTLY = 0.95, 0.8  # a median MCC or agreement from here up is calle
 DRAWS = 1000  # by which chance is known
 
 
-def study_answer(outcome: Outcome, config: StudyConfig) -> list[str]:
+def study_answer(ledger: Ledger, config: StudyConfig) -> list[str]:
     """The answer of a study: its best point, and how well it does."""
-    ranked, records = outcome.ranked(), outcome.sorted()
+    ranked, records = ledger.ranked(), ledger.sorted()
     if not ranked:
         if not records:
             return ["There is no answer yet: no point has ended."]
         reason = next((record.failure for record in records if record.failure), "unknown")
         return [f"There is no answer: each of {len(records)} points failed.", f"The first reason: {reason}"]
-    best, members = ranked[0], outcome.members
+    best, members = ranked[0], ledger.members
     if diverged(members).all():
         return [f"There is no answer: every member of {_points(len(ranked))} diverged.", DIVERGED]
     mine, where = members[members["trial"] == best.number], point_of(best.values, members)
@@ -55,9 +55,9 @@ def study_answer(outcome: Outcome, config: StudyConfig) -> list[str]:
     return found
 
 
-def run_answer(outcome: Outcome, config: RunConfig) -> list[str]:
+def run_answer(ledger: Ledger, config: RunConfig) -> list[str]:
     """The answer of a run: how well its one point does."""
-    members = outcome.members
+    members = ledger.members
     if diverged(members).all():
         return ["There is no answer: every member diverged.", DIVERGED]
     return list(_told(members, point_of({}, members), config, of_several=False))

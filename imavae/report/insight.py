@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from imavae.config.settings import WORST_SCORE, RunConfig, StudyConfig, base_of, with_values
 from imavae.report.axes import GAMMA, WIDTH, Axis, Upright, axes_of, upright, upright_score
 from imavae.report.tables import Floats
-from imavae.runs.outcome import Outcome, pareto
+from imavae.runs.ledger import Ledger, pareto
 from imavae.search.space import Parameter, parse
 from imavae.tracking.trial import TrialRecord
 
@@ -107,11 +107,11 @@ def insight(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Sequen
     return Insight(trials, tuple(goals), tuple(axes), ranks, pair, surfaces, _uprights(trials, axes, goals), front)
 
 
-def insight_of(outcome: Outcome, config: StudyConfig) -> Insight | None:
+def insight_of(ledger: Ledger, config: StudyConfig) -> Insight | None:
     """Look at what a study has so far; None if its trials are too few for that."""
     columns = ["score", *(objective.metric for objective in config.further_objectives)]
     goals = [Goal(c, f"{o.aggregate} {o.metric}", o.mode) for c, o in zip(columns, config.objectives, strict=True)]
-    trials, costs = outcome.trials, member_steps(outcome.records, config)
+    trials, costs = ledger.trials, member_steps(ledger.records, config)
     found = insight(trials.assign(**{COST: trials["trial"].map(costs)}), parse(config), goals)
     return found if len(found.trials) >= ENOUGH_TRIALS else None
 

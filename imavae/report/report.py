@@ -21,7 +21,7 @@ from imavae.report.interactive import Section
 from imavae.report.over_gamma_interactive import gamma_sections
 from imavae.report.selection import choices, selection_table
 from imavae.report.tables import best_trials, chosen_table, diverged, front_table, member_table, plain_table
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.search.space import parse
 from imavae.tracking.provenance import provenance
 from imavae.tracking.trial import TrialRecord
@@ -55,69 +55,69 @@ class Ending:
     insight: Insight | None = None
 
 
-def study_report(outcome: Outcome, config: StudyConfig, ending: Ending) -> str:
+def study_report(ledger: Ledger, config: StudyConfig, ending: Ending) -> str:
     """The page of a study: finished, broken off, or without any result."""
-    return page.document(outcome.folder.name, _study_parts(outcome, config, ending))
+    return page.document(ledger.folder.name, _study_parts(ledger, config, ending))
 
 
-def run_report(outcome: Outcome, config: RunConfig, ending: Ending) -> str:
+def run_report(ledger: Ledger, config: RunConfig, ending: Ending) -> str:
     """The page of a run that has finished."""
-    return page.document(outcome.folder.name, _run_parts(outcome, config, ending))
+    return page.document(ledger.folder.name, _run_parts(ledger, config, ending))
 
 
-def _study_parts(outcome: Outcome, config: StudyConfig, ending: Ending) -> Iterator[str]:
+def _study_parts(ledger: Ledger, config: StudyConfig, ending: Ending) -> Iterator[str]:
     if config.question:
         yield page.paragraph(config.question)
-    yield page.answer([*_how_far(outcome, ending), *study_answer(outcome, config)])
-    trials, members = outcome.trials, outcome.members
+    yield page.answer([*_how_far(ledger, ending), *study_answer(ledger, config)])
+    trials, members = ledger.trials, ledger.members
     keys = [parameter.key for parameter in parse(config) if parameter.key in trials]
-    ranked = outcome.ranked()
+    ranked = ledger.ranked()
     if ranked:
         yield page.table(best_trials(members, trials, keys, config.objective.mode, top=BEST))
         if config.further_objectives:
-            yield page.table(front_table(outcome.front(config.objectives), config.objectives, keys))
+            yield page.table(front_table(ledger.front(config.objectives), config.objectives, keys))
         yield page.table(chosen_table(members[members["trial"] == ranked[0].number]))
         chosen = choices(members, trials, keys)
         if len(chosen):
             yield page.table(selection_table(chosen))
-        yield page.figures(_sections(outcome, ending.insight))
+        yield page.figures(_sections(ledger, ending.insight))
     yield from _pictures([path for path in ending.figures if path.stem not in EXPLORED])
     yield page.heading("What was asked")
     yield page.facts(_searched(config, ending) | _asked(config))
     yield page.table(space_table(parse(config)))
-    yield from _ends(outcome.sorted(), members)
+    yield from _ends(ledger.sorted(), members)
     yield page.heading("Cost")
-    yield page.facts(_study_cost(outcome, config, ending))
-    yield from _again(outcome, config, ending)
+    yield page.facts(_study_cost(ledger, config, ending))
+    yield from _again(ledger, config, ending)
 
 
-def _run_parts(outcome: Outcome, config: RunConfig, ending: Ending) -> Iterator[str]:
-    yield page.answer(run_answer(outcome, config))
-    members = outcome.members
+def _run_parts(ledger: Ledger, config: RunConfig, ending: Ending) -> Iterator[str]:
+    yield page.answer(run_answer(ledger, config))
+    members = ledger.members
     yield page.table(member_table(members))
     yield page.table(chosen_table(members))
-    chosen = choices(members, outcome.trials, [])
+    chosen = choices(members, ledger.trials, [])
     if len(chosen):
         yield page.table(selection_table(chosen))
     yield from _pictures(ending.figures)
     yield page.heading("What was asked")
     yield page.facts(_asked(config))
-    yield from _ends(outcome.sorted(), members)
+    yield from _ends(ledger.sorted(), members)
     yield page.heading("Cost")
-    steps = sum(member_steps(outcome.records, config).values())
+    steps = sum(member_steps(ledger.records, config).values())
     yield page.facts({"Time": clock(ending.seconds), "Member-steps": f"{steps:,}"})
-    yield from _again(outcome, config, ending)
+    yield from _again(ledger, config, ending)
 
 
-def _how_far(outcome: Outcome, ending: Ending) -> list[str]:
-    done = sum(record.status != "failed" for record in outcome.records)
-    if outcome.interrupted is None:
+def _how_far(ledger: Ledger, ending: Ending) -> list[str]:
+    done = sum(record.status != "failed" for record in ledger.records)
+    if ledger.interrupted is None:
         return []
     return [f"Broken off: {done} of {ending.points} points have ended, and this is what they say."]
 
 
-def _sections(outcome: Outcome, insight: Insight | None) -> Iterator[Section]:
-    yield from gamma_sections(outcome.members, {record.number: record.values for record in outcome.records})
+def _sections(ledger: Ledger, insight: Insight | None) -> Iterator[Section]:
+    yield from gamma_sections(ledger.members, {record.number: record.values for record in ledger.records})
     if insight is not None:
         from imavae.report.insight_interactive import sections
 
@@ -193,15 +193,15 @@ def _ends(records: Sequence[TrialRecord], members: pd.DataFrame) -> Iterator[str
         yield page.table(table)
 
 
-def _study_cost(outcome: Outcome, config: StudyConfig, ending: Ending) -> dict[str, str]:
-    steps = member_steps(outcome.records, config)
-    earlier = len(outcome.home.stored)
-    now = len(outcome.records) - earlier
+def _study_cost(ledger: Ledger, config: StudyConfig, ending: Ending) -> dict[str, str]:
+    steps = member_steps(ledger.records, config)
+    earlier = len(ledger.home.stored)
+    now = len(ledger.records) - earlier
     costs = {"Time": clock(ending.seconds)}
     if earlier:
         costs["Time"] += f" the last time; {earlier} points had ended before"
     if ending.seconds > 0 and now:
-        costs["In training and validation"] = f"{outcome.work_seconds / ending.seconds:.0%} of it"
+        costs["In training and validation"] = f"{ledger.work_seconds / ending.seconds:.0%} of it"
         costs["Time a point"] = f"{ending.seconds / now:.1f} s"
     costs["Member-steps"] = f"{sum(steps.values()):,}"
     trained = [count for count in steps.values() if count]
@@ -210,9 +210,9 @@ def _study_cost(outcome: Outcome, config: StudyConfig, ending: Ending) -> dict[s
     return costs
 
 
-def _again(outcome: Outcome, config: RunConfig, ending: Ending) -> Iterator[str]:
+def _again(ledger: Ledger, config: RunConfig, ending: Ending) -> Iterator[str]:
     """The commands, the versions, and where to go next."""
-    if outcome.interrupted is not None:
+    if ledger.interrupted is not None:
         yield page.heading("Go on")
         yield page.code(shlex.join(ending.go_on))
     yield page.heading("Do it again")
@@ -226,14 +226,14 @@ def _again(outcome: Outcome, config: RunConfig, ending: Ending) -> Iterator[str]
     versions = [f"{name.removeprefix(prefix)} {tag}" for name, tag in tags.items() if name.startswith(prefix)]
     yield page.facts(({"Commit": commit + modified} if commit else {}) | {"Versions": ", ".join(versions)})
     yield page.heading("Where to go next")
-    if outcome.champion:
+    if ledger.champion:
         yield page.paragraph("The best model, in Python:")
-        load = f'model = imavae.load_model("{outcome.champion}")'
+        load = f'model = imavae.load_model("{ledger.champion}")'
         yield page.code(f"import imavae\n\n{load}\nz = model.encode(x)  # rows of observations")
     if config.tracking.name == "mlflow":
         yield page.paragraph("All curves and members, in MLflow's page:")
         yield page.code("make ui")
     yield page.paragraph(
-        f"{outcome.folder} has members.csv (a row per member), history.csv (a row per member and validation) and "
+        f"{ledger.folder} has members.csv (a row per member), history.csv (a row per member and validation) and "
         "figures/, for print."
     )

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 
 from imavae.config.settings import Objective, RunConfig, StudyConfig
-from imavae.errors import known, require
+from imavae.errors import require, require_choice
 from imavae.model.export import Model
 from imavae.runs.folder import Stored, read
-from imavae.runs.outcome import best_member, chosen_by, members_table, ranked, read_history, trials_table
+from imavae.runs.ledger import best_member, chosen_by, members_table, ranked, read_history, trials_table
 from imavae.runs.session import Session, cache_of
 from imavae.training.checkpoint import load_member, stored_config
 
@@ -83,7 +83,7 @@ class Results:
         cache = cache_of(self.folder.parent.parent)
         session = Session.load(self.folder / str(stored.checkpoint), torch.device("cpu"), cache)
         criterion = by or chosen_by(record.members[row])
-        known(criterion, session.criteria, "by")
+        require_choice(criterion, session.criteria, "by")
         about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
         return session.best(session.members_of(stored.point)[row], criterion, about)
 

@@ -32,7 +32,7 @@ from imavae.metrics.posterior_shapes import Portrait, portrait
 from imavae.model.export import Model
 from imavae.model.vae import GAMMA, torch_dtype
 from imavae.runs.folder import create, reopen
-from imavae.runs.outcome import COLUMNS, Outcome, best_member, chosen_by, tracker_of
+from imavae.runs.ledger import COLUMNS, Ledger, best_member, chosen_by, tracker_of
 from imavae.tracking.mlflow import fetch_model
 from imavae.tracking.trial import Row, TrialRecord, Value, member_name
 from imavae.training import checkpoint
@@ -309,7 +309,7 @@ def _trains(point: RunConfig) -> tuple[object, ...]:
 
 def run_point(
     config: RunConfig, notify: Callable[[Session, Progress], None], rendering: Rendering | None = None
-) -> tuple[Outcome, Session]:
+) -> tuple[Ledger, Session]:
     """Train one point's members here, without Ray; ``notify`` is told of each epoch, and ``rendering`` of images that
     are not in the cache. The folder has a checkpoint after each validation, the tables and the champion; the tracker
     has the run with one trial.
@@ -328,23 +328,23 @@ def run_point(
         state, cache = home.path / "checkpoint.pt", cache_of(config.output_dir)
         session = Session.resume(state, [config], device, cache) or Session.start([config], device, cache)
         objective = Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min")
-        outcome = Outcome.start(config, home, tracker, objective)
+        ledger = Ledger.start(config, home, tracker, objective)
         try:
             for progress in session.train():
                 if progress.validated:
                     session.save(state, keep=True)
-                    outcome.tracker.progress(session.partial_record(0, 0, {}, [outcome.objective]))
+                    ledger.tracker.progress(session.partial_record(0, 0, {}, [ledger.objective]))
                 notify(session, progress)
         except BaseException:
-            outcome.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
-            outcome.close(finished=False)
+            ledger.tracker.finish("stopped", {}, [])  # else the page would show it as running for ever
+            ledger.close(finished=False)
             raise
-        if not outcome.has(0):
+        if not ledger.has(0):
             session.save(state, keep=True)
-            outcome.add(session.record(0, 0, {}, [outcome.objective]), state, 0)
-        outcome.write_tables()
-        crown(outcome)
-        return outcome, session
+            ledger.add(session.record(0, 0, {}, [ledger.objective]), state, 0)
+        ledger.write_tables()
+        crown(ledger)
+        return ledger, session
 
 
 def evaluate_checkpoint(
@@ -386,24 +386,24 @@ def model_session(path: Path, cache: Cache) -> tuple[Session, torch.Tensor]:
     return session, torch.cat([weight.detach().flatten() for weight in model.weights.values()])[None]
 
 
-def crown(outcome: Outcome, count: int = 5) -> None:
+def crown(ledger: Ledger, count: int = 5) -> None:
     """Store the best member of each of the ``count`` best trials as a model; the first of them is the champion."""
-    for place, record in enumerate(outcome.ranked()[:count]):
+    for place, record in enumerate(ledger.ranked()[:count]):
         row = best_member(record)
         if row is None:
             continue
-        path, point = outcome.checkpoints[record.number]
+        path, point = ledger.checkpoints[record.number]
         criterion = chosen_by(row)
-        model = outcome.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
-        about = {"trial": record.number, "score": record.score, "folder": outcome.folder.name}
-        session = Session.load(path, torch.device("cpu"), cache_of(outcome.folder.parent.parent))
+        model = ledger.folder / ("champion.pt" if place == 0 else f"checkpoints/winner-{place + 1}.pt")
+        about = {"trial": record.number, "score": record.score, "folder": ledger.folder.name}
+        session = Session.load(path, torch.device("cpu"), cache_of(ledger.folder.parent.parent))
         member = session.members_of(point)[record.members.index(row)]
         session.save_best(model, member, criterion, about)
         suffix = f" at {COLUMNS[criterion]}"
         metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
-        address = outcome.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
+        address = ledger.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
         if place == 0:
-            outcome.champion = address
+            ledger.champion = address
 
 
 def load_model(address: str | Path, output_dir: str = "outputs") -> Model:

@@ -20,7 +20,7 @@ import torch
 from imavae.config.settings import StudyConfig
 from imavae.data.storage import previous_of
 from imavae.runs import interrupts as signals
-from imavae.runs.outcome import Outcome, failed_record
+from imavae.runs.ledger import Ledger, failed_record
 from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search.progress import Snapshot
 from imavae.search.space import Point
@@ -54,15 +54,15 @@ class _Running:
 class Recorder:
     """Follows the trials: tells where the study stands, and records each trial as it ends."""
 
-    def __init__(self, config: StudyConfig, outcome: Outcome, notify: Callable[[Snapshot], None]) -> None:
-        self._config, self._outcome, self._notify = config, outcome, notify
+    def __init__(self, config: StudyConfig, ledger: Ledger, notify: Callable[[Snapshot], None]) -> None:
+        self._config, self._outcome, self._notify = config, ledger, notify
         self._n_points = self._n_trials = 0
         self._trials: dict[str, _Running] = {}
         self._writer = Writer()
         # It evaluates beside workers that have every core: a second thread would wait for them at each operation.
         self._writer.submit(functools.partial(torch.set_num_threads, 1))
         self._start = self._said = time.monotonic()
-        self._before = len(outcome.records)  # trials that an earlier process has finished
+        self._before = len(ledger.records)  # trials that an earlier process has finished
 
     def expect(self, n_points: int, n_trials: int) -> None:
         """Know how many points the study has, and how many Ray trials are to come."""

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from imavae.config.settings import Objective, StudyConfig
 from imavae.errors import UserError
-from imavae.runs.outcome import Outcome
+from imavae.runs.ledger import Ledger
 from imavae.runs.session import Session
 from imavae.search.samplers import open_study
 from imavae.search.space import Parameter, Point
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 
-def proposals(config: StudyConfig, parameters: Sequence[Parameter], points: Sequence[Point], outcome: Outcome) -> Study:
+def proposals(config: StudyConfig, parameters: Sequence[Parameter], points: Sequence[Point], ledger: Ledger) -> Study:
     """Optuna's study, which has the points that are known beforehand, and all that was asked for earlier."""
-    home = outcome.home
+    home = ledger.home
     name, output_dir = home.path.name, Path(config.output_dir)
     study = open_study(output_dir, name, config.objectives, resume=config.resume)
     known = {number: dict(values) for pack in home.asked for number, values in pack}
-    known |= {record.number: dict(record.values) for record in outcome.records}
+    known |= {record.number: dict(record.values) for record in ledger.records}
     if not _knows(study, known):
         home.notices.append(
             f"Optuna had not all of {name}: it was told again what the study's records say (nothing is left to do)"
         )
         study = open_study(output_dir, name, config.objectives)
-        records = {record.number: record for record in outcome.records}
+        records = {record.number: record for record in ledger.records}
         for number in range(max(known) + 1):
             if number in records:
                 study.add_trial(_told(records[number], parameters, config))
@@ -77,9 +77,9 @@ def _told(record: TrialRecord, parameters: Sequence[Parameter], config: StudyCon
     )
 
 
-def unpacked(study: Study, outcome: Outcome, n_points: int) -> list[int]:
+def unpacked(study: Study, ledger: Ledger, n_points: int) -> list[int]:
     """Numbers of points that Optuna has, that have not ended, and that are in no ensemble yet."""
-    packed = {number for pack in outcome.home.asked for number, _ in pack} | {r.number for r in outcome.records}
+    packed = {number for pack in ledger.home.asked for number, _ in pack} | {r.number for r in ledger.records}
     return [n for n in range(min(len(study.get_trials(deepcopy=False)), n_points)) if n not in packed]
 
 
@@ -89,18 +89,18 @@ def runs_of(numbers: Sequence[int]) -> list[list[int]]:
     return [list(numbers[a:b]) for a, b in pairwise([0, *breaks, len(numbers)]) if b > a]
 
 
-def waiting(outcome: Outcome, n_points: int) -> list[list[int]]:
+def waiting(ledger: Ledger, n_points: int) -> list[list[int]]:
     """Numbers of the points of each ensemble of which not all points have ended, within the budget."""
-    packs = [[number for number, _ in pack] for pack in outcome.home.asked]
-    return sorted(pack for pack in packs if not all(outcome.has(n) or n >= n_points for n in pack))
+    packs = [[number for number, _ in pack] for pack in ledger.home.asked]
+    return sorted(pack for pack in packs if not all(ledger.has(n) or n >= n_points for n in pack))
 
 
-def check_files(outcome: Outcome, packs: Sequence[Sequence[int]]) -> None:
+def check_files(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
     """Put damaged checkpoints and notes of the unfinished ensembles aside, and say so.
 
     Of a checkpoint the previous one is taken then, or without any the ensemble is trained from its start.
     """
-    folder, notices = outcome.folder, outcome.home.notices
+    folder, notices = ledger.folder, ledger.home.notices
     suspects = [(place, SEAL.read) for place in (place_of(folder, min(pack)) for pack in packs) if place.exists()]
     notes = [(note, read_note) for note in sorted((folder / "stopped").glob("*.json"))]
     for path, read in [*suspects, *notes]:
@@ -112,12 +112,12 @@ def check_files(outcome: Outcome, packs: Sequence[Sequence[int]]) -> None:
             notices.append(f"{error} (done: it was put aside as {aside.name})")
 
 
-def remind(stopping: Stopping, config: StudyConfig, outcome: Outcome) -> None:
+def remind(stopping: Stopping, config: StudyConfig, ledger: Ledger) -> None:
     """Show the scheduler again what points that were begun have reported, and judge what it may not have judged yet."""
     if config.scheduler.name == "none":
         return
-    for pack in sorted([number for number, _ in pack] for pack in outcome.home.asked):
-        place = SEAL.newest(place_of(outcome.folder, min(pack)))
+    for pack in sorted([number for number, _ in pack] for pack in ledger.home.asked):
+        place = SEAL.newest(place_of(ledger.folder, min(pack)))
         if place is None:
             continue
         reports = _reports(Session.load(place, torch.device("cpu")), config.objectives)
@@ -126,7 +126,7 @@ def remind(stopping: Stopping, config: StudyConfig, outcome: Outcome) -> None:
             known = [
                 (epoch, scores, alive or int(epoch == stopped)) for epoch, scores, alive in mine
             ]  # it was until then
-            last = [] if outcome.has(number) or stopped is not None else known[-1:]
+            last = [] if ledger.has(number) or stopped is not None else known[-1:]
             stopping.remember(number, known[: len(known) - len(last)])
             if [True for epoch, scores, alive in last if stopping.judge(number, epoch, scores, alive)]:
                 stopping.note(pack)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from imavae.config.mapping import keys_of, nearest
 from imavae.config.search import NUMBERS_ONLY
 from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
-from imavae.errors import UserError, known, require
+from imavae.errors import UserError, require, require_choice
 from imavae.search.conditions import Condition, conditions, in_order
 
 if TYPE_CHECKING:
@@ -181,9 +181,9 @@ def _check_key(key: str) -> None:
 
 
 def _parameter(key: str, leaf: Mapping[str, Any]) -> Parameter:
-    known(leaf["type"], FIELDS, f"search.{key}.type")
+    require_choice(leaf["type"], FIELDS, f"search.{key}.type")
     for name in leaf:
-        known(name, ("type", "when", *FIELDS[leaf["type"]]), f"a field of search.{key}")
+        require_choice(name, ("type", "when", *FIELDS[leaf["type"]]), f"a field of search.{key}")
     when = conditions(key, leaf.get("when", {}))
     if leaf["type"] == "choice":
         values = leaf.get("values")

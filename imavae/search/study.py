@@ -16,7 +16,7 @@ from imavae.errors import UserError, require, resumable
 from imavae.metrics.glossary import check_metric
 from imavae.runs import interrupts as signals
 from imavae.runs.folder import create, reopen
-from imavae.runs.outcome import Outcome, tracker_of
+from imavae.runs.ledger import Ledger, tracker_of
 from imavae.runs.session import render
 from imavae.search import cluster, space
 from imavae.search.progress import Snapshot
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 class NoResultError(UserError):
     """A study of which every trial has failed, with what has come of it: its tracked run and its folder are closed."""
 
-    def __init__(self, message: str, outcome: Outcome) -> None:
-        """Take the message and the outcome."""
+    def __init__(self, message: str, ledger: Ledger) -> None:
+        """Take the message and the ledger."""
         super().__init__(message)
-        self.outcome = outcome
+        self.ledger = ledger
 
 
 def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]]:
@@ -96,7 +96,7 @@ def run_study(
     notify: Callable[[Snapshot], None],
     say: Callable[[str], None] = print,
     rendering: Rendering | None = None,
-) -> Outcome:
+) -> Ledger:
     """Run a study to its end, or until it is interrupted, or go on with one that was broken off.
 
     Args:
@@ -120,8 +120,8 @@ def run_study(
                 render(base_of(config), rendering)  # here, once: workers would all begin with it
             home = home or create(config, "studies", config.name or name)
             with resumable(home.path.name):
-                outcome = Outcome.start(config, home, tracker, config.objective)
-            return _run(config, lambda: _Plan.of(config, parameters, points, outcome, slots), outcome, notify, say)
+                ledger = Ledger.start(config, home, tracker, config.objective)
+            return _run(config, lambda: _Plan.of(config, parameters, points, ledger, slots), ledger, notify, say)
 
 
 def dry_run(config: StudyConfig) -> Cost:
@@ -166,7 +166,7 @@ class _Plan:
         config: StudyConfig,
         parameters: list[space.Parameter],
         points: list[space.Point],
-        outcome: Outcome,
+        ledger: Ledger,
         slots: int,
     ) -> _Plan:
         """All of a new study, or what an earlier driver has left."""
@@ -176,63 +176,63 @@ class _Plan:
 
         grid = config.sampler.name == "grid"
         n_points = len(points) if grid else config.budget.trials or 0
-        study = resume.proposals(config, parameters, points, outcome)
+        study = resume.proposals(config, parameters, points, ledger)
         trials = study.get_trials(deepcopy=False)
-        free = resume.unpacked(study, outcome, n_points)
+        free = resume.unpacked(study, ledger, n_points)
         known = [number for number in free if number < len(points)]
         dealt = packs_of(config, parameters, [points[number] for number in known], slots)
         packs = [[known[i] for i in pack] for pack in dealt]
         packs += resume.runs_of([number for number in free if number >= len(points)])
         for pack in sorted(packs):
-            outcome.home.ask([[n, trials[n].system_attrs.get("fixed_params", trials[n].params)] for n in pack])
-        waiting = resume.waiting(outcome, n_points)
-        resume.check_files(outcome, waiting)
-        stopping = Stopping(config, outcome.folder)
-        resume.remind(stopping, config, outcome)
+            ledger.home.ask([[n, trials[n].system_attrs.get("fixed_params", trials[n].params)] for n in pack])
+        waiting = resume.waiting(ledger, n_points)
+        resume.check_files(ledger, waiting)
+        stopping = Stopping(config, ledger.folder)
+        resume.remind(stopping, config, ledger)
         n_trials = len(waiting) + math.ceil(max(0, n_points - len(trials)) / (config.sampler.pack or 1))
-        return cls(Searcher(study, parameters, config, waiting, outcome.home), stopping, n_points, n_trials, slots)
+        return cls(Searcher(study, parameters, config, waiting, ledger.home), stopping, n_points, n_trials, slots)
 
 
 def _run(
     config: StudyConfig,
     plan_of: Callable[[], _Plan],
-    outcome: Outcome,
+    ledger: Ledger,
     notify: Callable[[Snapshot], None],
     say: Callable[[str], None],
-) -> Outcome:
+) -> Ledger:
     """Train what is left on the Ray that is running."""
-    recorder = Recorder(config, outcome, notify)
+    recorder = Recorder(config, ledger, notify)
     try:
         plan = plan_of()
-        for notice in outcome.home.notices:
+        for notice in ledger.home.notices:
             say(notice)
         recorder.expect(plan.n_points, plan.n_trials)
         if plan.n_trials:
-            _tuner(config, plan, outcome, recorder).fit()
+            _tuner(config, plan, ledger, recorder).fit()
         recorder.close()
         at_once = min(plan.slots, plan.n_trials or 1)
-        outcome.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
+        ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
     except KeyboardInterrupt as error:
-        outcome.interrupted = signals.of(error)
+        ledger.interrupted = signals.of(error)
         recorder.abandon()
     except BaseException:
         with suppress(Exception):
             recorder.close()  # what had finished is written, whatever happened
-        outcome.tracker.finish("failed", {}, [])  # else the page would show it as running for ever
-        outcome.close(finished=False)
+        ledger.tracker.finish("failed", {}, [])  # else the page would show it as running for ever
+        ledger.close(finished=False)
         raise
-    outcome.write_tables()
-    if not outcome.ranked() and not outcome.interrupted:
-        outcome.tracker.finish("failed", {}, [])
-        outcome.close(finished=False)
-        reason = next((record.failure for record in outcome.records if record.failure), "nothing was trained")
+    ledger.write_tables()
+    if not ledger.ranked() and not ledger.interrupted:
+        ledger.tracker.finish("failed", {}, [])
+        ledger.close(finished=False)
+        reason = next((record.failure for record in ledger.records if record.failure), "nothing was trained")
         raise NoResultError(
-            f"no trial of {outcome.folder.name} has a result: {reason}; see {outcome.folder / 'ray'}", outcome
+            f"no trial of {ledger.folder.name} has a result: {reason}; see {ledger.folder / 'ray'}", ledger
         )
-    return outcome
+    return ledger
 
 
-def _tuner(config: StudyConfig, plan: _Plan, outcome: Outcome, recorder: Recorder) -> Any:
+def _tuner(config: StudyConfig, plan: _Plan, ledger: Ledger, recorder: Recorder) -> Any:
     """Ray's Tuner for all that is left."""
     from ray import tune
 
@@ -243,7 +243,7 @@ def _tuner(config: StudyConfig, plan: _Plan, outcome: Outcome, recorder: Recorde
         trainable,
         base=to_mapping(base_of(config)),
         objectives=[asdict(objective) for objective in config.objectives],
-        folder=str(outcome.folder),
+        folder=str(ledger.folder),
     )
     return tune.Tuner(
         tune.with_resources(bound, cluster.resources_of(config.cluster)),
@@ -257,7 +257,7 @@ def _tuner(config: StudyConfig, plan: _Plan, outcome: Outcome, recorder: Recorde
         ),
         run_config=tune.RunConfig(
             name="ray",
-            storage_path=str(outcome.folder),
+            storage_path=str(ledger.folder),
             callbacks=[Hooks()],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,

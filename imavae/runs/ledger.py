@@ -31,7 +31,7 @@ COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what
 
 
 @dataclass
-class Outcome:
+class Ledger:
     """A run or study: its folder, its tracker and its trials' records so far, without their histories."""
 
     home: Folder
@@ -47,17 +47,17 @@ class Outcome:
     columns: dict[str, list[str]] = field(default_factory=dict)  # of the tables that have begun
 
     @classmethod
-    def start(cls, config: RunConfig, home: Folder, tracker: Tracker, objective: Objective) -> Outcome:
+    def start(cls, config: RunConfig, home: Folder, tracker: Tracker, objective: Objective) -> Ledger:
         """Start the tracked run, or go on with it; what an earlier process has finished is taken over."""
         mapping = to_mapping(config)
         write_text(home.path / "config.yaml", yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
         tracker.start(home.path.name, mapping, {"imavae.folder": str(home.path)}, resume=config.resume)
-        outcome = cls(home, tracker, objective)
+        ledger = cls(home, tracker, objective)
         for name in ("members.csv", "history.csv"):
             (home.path / name).unlink(missing_ok=True)
         for stored in home.stored:
-            outcome._take(stored)
-        return outcome
+            ledger._take(stored)
+        return ledger
 
     @property
     def folder(self) -> Path:
