@@ -24,7 +24,7 @@ import torch
 from imavae.config.settings import Objective, RunConfig
 from imavae.runs.session import Session
 from imavae.search.recorder import RETRIES
-from imavae.tracking.trial import TrialRecord, Value
+from imavae.tracking.base import TrialRecord, Value
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = (  # three points in two packs, some seconds of training

@@ -29,7 +29,7 @@ from imavae.search.hooks import Hooks
 from imavae.search.progress import Snapshot
 from imavae.search.recorder import Recorder
 from imavae.search.study import run_study
-from imavae.tracking.mlflow import NullTracker
+from imavae.tracking.base import Tracker
 from tests.helpers import trained
 
 
@@ -148,7 +148,7 @@ def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy:
 
 def test_a_trial_that_has_failed_before_it_got_a_worker_is_recorded(tmp_path: Path) -> None:
     settings = config(tmp_path, {}, plugins=[], model={}, budget={"trials": 1})
-    ledger = Ledger.start(settings, create(settings, "studies", "study"), NullTracker(), settings.objective)
+    ledger = Ledger.start(settings, create(settings, "studies", "study"), Tracker(), settings.objective)
     Hooks.recorder = Recorder(settings, ledger, ignore)
     trial = Trial("trainable", config={"points": [[0, {"model.gamma": 9.0}]]}, stub=True)
     Hooks().on_trial_error(0, [trial], trial)

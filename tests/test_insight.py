@@ -29,8 +29,7 @@ from imavae.report.tables import Floats
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger, pareto
 from imavae.search.space import Parameter
-from imavae.tracking.mlflow import NullTracker
-from imavae.tracking.trial import TrialRecord
+from imavae.tracking.base import Tracker, TrialRecord
 
 GAMMA = Parameter("model.gamma", "float", 3.0, 1000.0, log=True)
 WIDTH = Parameter("model.hidden_factor", "int", 5, 40, log=True)
@@ -315,7 +314,7 @@ def ledger(config: StudyConfig, count: int) -> Ledger:
         TrialRecord(n, point, "finished", 0.1 * n, [], [{"epochs": 3}, {"epochs": 4 + n}], {"val/cima": 0.1 * n * n})
         for n, point in enumerate(points)
     ]
-    return Ledger(create(config, "studies", "study"), NullTracker(), config.objective, records)
+    return Ledger(create(config, "studies", "study"), Tracker(), config.objective, records)
 
 
 def test_a_study_of_four_trials_has_these_figures_and_one_of_three_has_not(tmp_path: Path) -> None:

@@ -23,8 +23,7 @@ from imavae.errors import UserError
 from imavae.runs.folder import STATE, STATES, Folder, Stored, create, reopen
 from imavae.runs.ledger import Ledger
 from imavae.runs.session import Session
-from imavae.tracking.mlflow import NullTracker
-from imavae.tracking.trial import TrialRecord
+from imavae.tracking.base import Tracker, TrialRecord
 from imavae.training import checkpoint
 
 GAMMA = {"type": "choice", "values": [3.0, 30.0]}
@@ -258,7 +257,7 @@ def a_record(number: int, epochs: int = 4, extra: str = "val/mcc") -> TrialRecor
 
 
 def an_outcome(settings: RunConfig, folder: Folder) -> Ledger:
-    return Ledger.start(settings, folder, NullTracker(), Objective())
+    return Ledger.start(settings, folder, Tracker(), Objective())
 
 
 @pytest.fixture

@@ -26,8 +26,7 @@ from imavae.report.tables import (
 )
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger
-from imavae.tracking.mlflow import NullTracker
-from imavae.tracking.trial import TrialRecord
+from imavae.tracking.base import Tracker, TrialRecord
 from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]
@@ -308,7 +307,7 @@ def test_no_trial_of_the_front_is_dominated_and_every_other_is(tmp_path: Path) -
     values = rng.integers(0, 4, (40, 3)).astype(float)  # with ties
     row: dict[str, str | float] = {"status": "finished"}
     home = create(run_config({"output_dir": str(tmp_path)}), "studies", "any")
-    ledger = Ledger(home, NullTracker(), objectives[0])
+    ledger = Ledger(home, Tracker(), objectives[0])
     for n, (score, cima, energy) in enumerate(values.tolist()):
         further = {"val/cima": cima, "val/neg_elbo": energy}
         ledger.records.append(TrialRecord(n, {}, "finished", score, [], [row], further))

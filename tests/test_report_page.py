@@ -32,8 +32,7 @@ from imavae.runs.ledger import Ledger, failed_record
 from imavae.search import study as searching
 from imavae.search.recorder import _reason
 from imavae.search.study import NoResultError
-from imavae.tracking.mlflow import NullTracker
-from imavae.tracking.trial import TrialRecord
+from imavae.tracking.base import Tracker, TrialRecord
 from tests.test_report import results
 
 HOSTILE = "<script>alert('x')</script>"
@@ -55,7 +54,7 @@ def settings(folder: Path, **other: Any) -> StudyConfig:
 def ledger(config: RunConfig, tables: list[pd.DataFrame]) -> Ledger:
     """A study that has these members, a table for each trial."""
     home = create(config, "studies", "a-study")
-    found = Ledger(home, NullTracker(), StudyConfig().objective)
+    found = Ledger(home, Tracker(), StudyConfig().objective)
     for n, table in enumerate(tables):
         score = float(np.where(table["status"] == "diverged", 0.0, table["max val/mcc"]).mean())
         values = {"model.gamma": float(table["gamma"][0]), "model.n_layers": 2 + n % 3}
@@ -181,7 +180,7 @@ def test_a_study_without_sources_says_what_may_be_said(tmp_path: Path) -> None:
 
 def home_of(config: RunConfig, table: pd.DataFrame) -> Ledger:
     """A study of one trial without an MCC."""
-    found = Ledger(create(config, "studies", "blind"), NullTracker(), StudyConfig().objective)
+    found = Ledger(create(config, "studies", "blind"), Tracker(), StudyConfig().objective)
     rows: Any = table.to_dict("records")
     found.records.append(TrialRecord(0, {"model.gamma": 100.0}, "finished", 0.0, [], rows))
     return found

@@ -73,7 +73,7 @@ def measure_study() -> dict[str, float]:
         "validation": recorder.total("validate_seconds"),
         "checkpoints": save * len(clock.reports),
         "last trial": clock.spent["close"],
-        "tracking": clock.spent["log_winner"] + clock.spent["finish"],
+        "tracking": clock.spent["log_model"] + clock.spent["finish"],
     }
     seconds["reports"] = end - clock.studied - seconds["tracking"]
     seconds["other"] = end - start - sum(seconds.values())
@@ -103,7 +103,7 @@ class _Clock:
     """What the driver does, and when."""
 
     def __init__(self) -> None:
-        self.spent = dict.fromkeys(("close", "progress", "finish_trial", "log_winner", "finish"), 0.0)  # seconds
+        self.spent = dict.fromkeys(("close", "progress", "finish_trial", "log_model", "finish"), 0.0)  # seconds
         self.reports: list[tuple[float, dict[str, Any]]] = []  # when each arrived, and what it held
         self.recorders: list[Recorder] = []
         self.studied = 0.0  # when the last trial had been recorded

@@ -26,7 +26,7 @@ from imavae.report.tables import (
     three_numbers,
 )
 from imavae.runs.ledger import Ledger
-from imavae.tracking.trial import Value
+from imavae.tracking.base import Value
 
 if TYPE_CHECKING:
     import pandas as pd

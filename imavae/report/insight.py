@@ -26,7 +26,7 @@ from imavae.report.axes import GAMMA, WIDTH, Axis, Upright, axes_of, upright, up
 from imavae.report.tables import Floats
 from imavae.runs.ledger import Ledger, pareto
 from imavae.search.space import Parameter, parse
-from imavae.tracking.trial import TrialRecord
+from imavae.tracking.base import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

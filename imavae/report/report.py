@@ -23,8 +23,8 @@ from imavae.report.selection import choices, selection_table
 from imavae.report.tables import best_trials, chosen_table, diverged, front_table, member_table, plain_table
 from imavae.runs.ledger import Ledger
 from imavae.search.space import parse
+from imavae.tracking.base import TrialRecord
 from imavae.tracking.provenance import provenance
-from imavae.tracking.trial import TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd

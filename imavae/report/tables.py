@@ -21,7 +21,7 @@ from imavae.config.settings import WORST_SCORE, Objective
 if TYPE_CHECKING:
     import pandas as pd
 
-    from imavae.tracking.trial import TrialRecord
+    from imavae.tracking.base import TrialRecord
 
 Floats = NDArray[np.float64]
 

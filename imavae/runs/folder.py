@@ -25,7 +25,7 @@ from imavae.config.mapping import build, to_mapping
 from imavae.config.settings import RunConfig, StudyConfig
 from imavae.data.storage import Lock, OtherFormatError, Seal, previous_of, write_text
 from imavae.errors import UserError
-from imavae.tracking.trial import TrialRecord
+from imavae.tracking.base import TrialRecord
 from imavae.training import checkpoint
 
 STATE = "study.json"

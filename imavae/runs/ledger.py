@@ -23,8 +23,8 @@ from imavae.config.settings import Objective, RunConfig
 from imavae.data.storage import write_text, written_whole
 from imavae.errors import Interrupted, UserError
 from imavae.runs.folder import Folder, Stored
-from imavae.tracking.mlflow import Tracker, open_tracker
-from imavae.tracking.trial import Row, TrialRecord, Value
+from imavae.tracking.base import Row, Tracker, TrialRecord, Value
+from imavae.tracking.mlflow import open_tracker
 from imavae.training.ensemble import CRITERIA
 
 COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called

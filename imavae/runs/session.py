@@ -33,8 +33,8 @@ from imavae.model.export import Model
 from imavae.model.vae import GAMMA, torch_dtype
 from imavae.runs.folder import create, reopen
 from imavae.runs.ledger import COLUMNS, Ledger, best_member, chosen_by, tracker_of
-from imavae.tracking.mlflow import fetch_model
-from imavae.tracking.trial import Row, TrialRecord, Value, member_name
+from imavae.tracking.base import Row, TrialRecord, Value, member_name
+from imavae.tracking.server import fetch_model
 from imavae.training import checkpoint
 from imavae.training.ensemble import Ensemble, State, ensemble, from_plain, initial_state, to_plain
 from imavae.training.loop import Progress, freeze, train
@@ -401,7 +401,7 @@ def crown(ledger: Ledger, count: int = 5) -> None:
         session.save_best(model, member, criterion, about)
         suffix = f" at {COLUMNS[criterion]}"
         metrics = {k.removesuffix(suffix): float(v) for k, v in row.items() if k.endswith(suffix)}
-        address = ledger.tracker.log_winner(model, record.number, member_name(row), metrics, champion=place == 0)
+        address = ledger.tracker.log_model(model, record.number, member_name(row), metrics, champion=place == 0)
         if place == 0:
             ledger.champion = address
 

@@ -27,7 +27,7 @@ from imavae.search.space import Point
 from imavae.search.stopping import note_of, read_note
 from imavae.search.trainable import lock_of, place_of
 from imavae.search.writer import Writer
-from imavae.tracking.mlflow import PROGRESS_PERIOD
+from imavae.tracking.base import PROGRESS_PERIOD
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial

@@ -24,7 +24,7 @@ from imavae.search.samplers import open_study
 from imavae.search.space import Parameter, Point
 from imavae.search.stopping import Report, Stopping, read_note
 from imavae.search.trainable import place_of
-from imavae.tracking.trial import TrialRecord
+from imavae.tracking.base import TrialRecord
 from imavae.training.checkpoint import SEAL
 
 if TYPE_CHECKING:

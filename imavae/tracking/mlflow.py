@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -22,73 +22,29 @@ from imavae.config.settings import Tracking
 from imavae.errors import UserError
 from imavae.tracking import models as winners
 from imavae.tracking import page as mlflow_page
+from imavae.tracking.base import (
+    PROGRESS_PERIOD,
+    Row,
+    Status,
+    Tracker,
+    TrialRecord,
+    finite_metrics,
+    member_name,
+    quartile_curves,
+)
 from imavae.tracking.provenance import provenance
 from imavae.tracking.retry import insist, unless_away
 from imavae.tracking.server import check_reachable, is_server, open_client, tracking_uri, where
-from imavae.tracking.server import fetch_model as fetch_model  # for those who load what was tracked
-from imavae.tracking.trial import Row, Status, TrialRecord, finite_metrics, member_name, quartile_curves
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
-PROGRESS_PERIOD = 5.0  # seconds between two writes of a running trial's curves; a write takes 15 ms, however short
 PARENT = "mlflow.parentRunId"
 FIGURES = (".png", ".pdf")  # files that come to lie under figures/
 BATCH = 1000  # entities in one of MLflow's batches, of which ...
 BATCH_PARAMS = 100  # ... so many parameters
 PARAM_LENGTH = 6000  # characters of a parameter's value
 NONE: Mapping[str, Any] = MappingProxyType({})
-
-
-@runtime_checkable
-class Tracker(Protocol):
-    """Where a study's results go besides its folder. All methods but :meth:`start` need a started study."""
-
-    def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
-        """Open the study's run; with ``resume`` the newest run of this name and these tags, where there is one."""
-
-    def progress(self, trial: TrialRecord) -> None:
-        """Write the curves so far of a running trial, at most every :data:`PROGRESS_PERIOD` seconds."""
-
-    def is_complete(self, trial: int) -> bool:
-        """Whether all of a trial is written already."""
-
-    def finish_trial(self, trial: TrialRecord) -> None:
-        """Write all of a trial and its members, and end their runs. A trial that is complete there is left alone."""
-
-    def log_winner(
-        self, model_file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool
-    ) -> str:
-        """Store a model with the metrics that rank it, and return its address (``models:/…``)."""
-
-    def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
-        """End the study's run with its metrics and files; figures (png, pdf) come to lie under ``figures/``."""
-
-
-class NullTracker:
-    """Tracks nothing: ``tracking=none``."""
-
-    def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
-        """Do nothing."""
-
-    def progress(self, trial: TrialRecord) -> None:
-        """Do nothing."""
-
-    def is_complete(self, trial: int) -> bool:
-        """There is nothing to write."""
-        return True
-
-    def finish_trial(self, trial: TrialRecord) -> None:
-        """Do nothing."""
-
-    def log_winner(
-        self, model_file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool
-    ) -> str:
-        """Return the file's own path: there is no other copy."""
-        return str(model_file)
-
-    def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
-        """Do nothing."""
 
 
 def open_tracker(settings: Tracking, output_dir: Path, experiment: str) -> Tracker:
@@ -98,7 +54,7 @@ def open_tracker(settings: Tracking, output_dir: Path, experiment: str) -> Track
         UserError: an address of an unknown kind, or one that can't be reached or opened (known within 5 seconds).
     """
     if settings.name == "none":
-        return NullTracker()
+        return Tracker()
     uri = tracking_uri(settings, output_dir)
     check_reachable(uri)
     folder = None if is_server(uri) else output_dir.resolve() / "mlartifacts" / model_name(experiment)
@@ -123,7 +79,7 @@ class _TrialRun:
     members: dict[str, str] = field(default_factory=dict)  # run ids by name
 
 
-class MLflowTracker:
+class MLflowTracker(Tracker):
     """Tracks to MLflow, through its client alone: no global state is set. :func:`open_tracker` makes one."""
 
     def __init__(self, uri: str, experiment: str, artifacts: Path | None) -> None:
@@ -224,14 +180,12 @@ class MLflowTracker:
         self._end(run.run_id, failed=trial.status == "failed")  # last of all: this is what marks a trial as complete
         run.done = True
 
-    def log_winner(
-        self, model_file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool
-    ) -> str:
+    def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
         """See :class:`Tracker`."""
         values = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-        return insist(lambda: self._log_winner(model_file, trial, member, values, champion))
+        return insist(lambda: self._log_model(file, trial, member, values, champion))
 
-    def _log_winner(self, model_file: Path, trial: int, member: str, values: dict[str, float], champion: bool) -> str:
+    def _log_model(self, model_file: Path, trial: int, member: str, values: dict[str, float], champion: bool) -> str:
         from mlflow.entities import LoggedModelStatus, Metric
 
         source = self._member_run(trial, member)
