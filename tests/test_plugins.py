@@ -134,10 +134,10 @@ def test_own_code_that_gives_something_else_is_refused(
         (("import math", "import maths"), "plugins can be imported.*ModuleNotFoundError: No module named 'maths'"),
         (("import math", "import math = 3"), "plugins can be imported.*SyntaxError"),
         (("import math", "1 / 0"), "plugins can be imported.*ZeroDivisionError"),
-        (('"logistic"', '"uniform"'), "each variant of data.source has a name of its own.*'uniform'"),
-        (('"logistic"', '""'), "each variant of data.source has a name of its own"),
+        (('"logistic"', '"uniform"'), "every variant of data.source has a unique name.*'uniform'"),
+        (('"logistic"', '""'), "every variant of data.source has a unique name"),
         (("@SOURCES.register\n@dataclass(frozen=True)", "@SOURCES.register\n@dataclass"), "cannot inherit non-frozen"),
-        (("@SOURCES.register\n@dataclass(frozen=True)", "@SOURCES.register"), "is a frozen dataclass of settings"),
+        (("@SOURCES.register\n@dataclass(frozen=True)", "@SOURCES.register"), "a frozen dataclass of settings"),
     ],
 )
 def test_a_file_that_registers_nothing_proper_is_refused(change: tuple[str, str], rule: str, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import ClassVar, Literal, NamedTuple
 from imavae.config.registry import Registry, Settings
 from imavae.errors import require
 
-SOURCES, MIXINGS = Registry("data.source", "data/source"), Registry("data.mixing", "data")
+SOURCES: Registry[type[SourceSettings]] = Registry("data.source", "imavae.config.data_variants")
+MIXINGS: Registry[type[MixingSettings]] = Registry("data.mixing", "imavae.config.data_variants", group="data")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def build(kind: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
     return built
 
 
-def chosen_from(registry: Registry) -> _Chosen:
+def chosen_from(registry: Registry[Any]) -> _Chosen:
     """How a field is read whose variant is chosen by name."""
     return _Chosen(registry)
 
@@ -38,7 +38,7 @@ def chosen_from(registry: Registry) -> _Chosen:
 class _Chosen:
     """Reads a variant; also marks, for :func:`keys_of`, which registry a field's variants are in."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry[Any]) -> None:
         self.registry = registry
 
     def __call__(self, value: Any) -> Any:
@@ -104,7 +104,7 @@ def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def registry_of(hint: Any) -> Registry | None:
+def registry_of(hint: Any) -> Registry[Any] | None:
     """The registry whose variants a field can hold; None for a field of another kind."""
     readers = (getattr(mark, "func", None) for mark in getattr(hint, "__metadata__", ()))
     return next((reader.registry for reader in readers if isinstance(reader, _Chosen)), None)

@@ -40,7 +40,7 @@ from imavae.errors import UserError, require
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PRIORS = Registry("model.prior", "model/prior")
+PRIORS: Registry[type[PriorSettings]] = Registry("model.prior", "imavae.config.variants")
 Parameters = Literal["fixed", "learned", "conditional"]
 
 
