@@ -3,10 +3,12 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 
+from imavae.config.registry import Registry
 from imavae.config.variants import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
 from imavae.errors import UserError
 from tests.wording import advises
@@ -25,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @contextmanager
 def plugins_forgotten() -> Iterator[None]:
     """What is registered within is gone after it."""
-    registries = (SOURCES, MIXINGS, PRIORS)
+    registries: tuple[Registry[Any], ...] = (SOURCES, MIXINGS, PRIORS)
     before = [dict(registry.variants) for registry in registries]
     builders, names = dict(NETWORKS), set(NETWORK_NAMES)
     yield
