@@ -18,9 +18,9 @@ from imavae.config.settings import EvaluateConfig, RunConfig, run_config, study_
 from imavae.data import dataset
 from imavae.errors import UserError
 from imavae.metrics import identifiability
+from imavae.metrics.figure_data import posterior_shapes
 from imavae.metrics.glossary import GLOSSARY, SOURCES, TRUTH, absent
 from imavae.metrics.ima import BATCH
-from imavae.metrics.posterior_shapes import portrait
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.posterior_shapes import run_figures
 from imavae.report.tables import best_trials, chosen_numbers, chosen_table, member_table
@@ -159,7 +159,10 @@ def test_without_sources_what_needs_them_is_absent_with_a_reason(path: Path) -> 
         found = session.evaluate("test", session.state.frozen, torch.arange(3), "probes")
         assert {name.removeprefix("test/") for name in found} == GLOSSARY.keys() - reasons.keys()
         assert all(value.isfinite().all() for value in found.values())
-    assert portrait(session.ensemble, session.state.frozen, torch.arange(3), session.data.val).sources.shape[1] == 0
+    assert (
+        posterior_shapes(session.ensemble, session.state.frozen, torch.arange(3), session.data.val).sources.shape[1]
+        == 0
+    )
 
 
 def test_with_sources_only_the_mixing_is_missing(path: Path) -> None:

@@ -16,8 +16,8 @@ from imavae.data import sprites as drawing
 from imavae.data.cache import Cache
 from imavae.data.dataset import Dataset, Split, make
 from imavae.metrics import disentanglement, evaluate, identifiability
+from imavae.metrics.figure_data import posterior_shapes
 from imavae.metrics.glossary import SLOW, TRUTH, absent
-from imavae.metrics.posterior_shapes import portrait
 from imavae.rng import stream
 from imavae.runs.session import Session
 from imavae.training.ensemble import evaluated, train_epoch
@@ -183,10 +183,10 @@ def test_what_images_cannot_have_is_absent_and_said(tmp_path: Path) -> None:
 def test_the_portrait_has_jacobians_of_fewer_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session.start([sprites(tmp_path)], CPU)
     rows = torch.arange(2)
-    whole = portrait(session.ensemble, session.state.weights, rows, session.data.val)
+    whole = posterior_shapes(session.ensemble, session.state.weights, rows, session.data.val)
     monkeypatch.setattr("imavae.training.ensemble.NUMBERS", 64 * 768)
     monkeypatch.setattr(evaluate, "DIFFERENTIATED", 64 * 768)
-    few = portrait(session.ensemble, session.state.weights, rows, session.data.val)
+    few = posterior_shapes(session.ensemble, session.state.weights, rows, session.data.val)
     assert few.latents.shape == whole.latents.shape == (2, 4, 128)
     torch.testing.assert_close(few.formula, whole.formula[..., :64], rtol=1e-4, atol=0)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imavae.metrics.image_panels import ENDS, Gallery
+from imavae.metrics.figure_data import ENDS, ImagePanels
 from imavae.report.drawing import GREY, INK, new_figure, write
 
 SHOWN = 8  # members, at the most
@@ -20,42 +20,42 @@ CELL, GAP = 0.85, 0.08  # inches of an image, and the share of it that is left w
 Floats = NDArray[np.float64]
 
 
-def image_figures(gallery: Gallery, names: list[str], best: int, folder: Path) -> list[Path]:
+def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path) -> list[Path]:
     """Draw reconstructions of all members and latent traversals of the ``best``-th one, and return the files.
 
     Args:
-        gallery: images of the validation split at the members' best states.
+        panels: images of the validation split at the members' best states.
         names: what its members are called.
         best: the member whose latents are traversed.
         folder: where the files go; made if there is none.
     """
-    figures = {"reconstructions": _reconstructions(gallery, names), "traversals": _traversals(gallery, names[best])}
+    figures = {"reconstructions": _reconstructions(panels, names), "traversals": _traversals(panels, names[best])}
     return write(figures, folder)
 
 
-def _reconstructions(gallery: Gallery, names: list[str]) -> Figure:
+def _reconstructions(panels: ImagePanels, names: list[str]) -> Figure:
     rows: list[tuple[str, Tensor]] = []
     shown = None
     for member, name in enumerate(names[:SHOWN]):
-        if gallery.worlds[member] != shown:
-            shown = gallery.worlds[member]
-            rows.append(("observed", gallery.observations[member]))
-        rows.append((name, gallery.reconstructions[member]))
+        if panels.worlds[member] != shown:
+            shown = panels.worlds[member]
+            rows.append(("observed", panels.observations[member]))
+        rows.append((name, panels.reconstructions[member]))
     figure, axes = _grid("Reconstructions", [images for _, images in rows])
     axes.set_yticks(_centres(len(rows)), [name for name, _ in rows])
     return figure
 
 
-def _traversals(gallery: Gallery, name: str) -> Figure:
-    dim, steps = gallery.values.shape
-    figure, axes = _grid(f"Latent traversals of {name}", list(gallery.traversals))
-    labels = [f"latent {k + 1}" + (f"\n({factor})" if factor else "") for k, factor in enumerate(gallery.factors)]
+def _traversals(panels: ImagePanels, name: str) -> Figure:
+    dim, steps = panels.values.shape
+    figure, axes = _grid(f"Latent traversals of {name}", list(panels.traversals))
+    labels = [f"latent {k + 1}" + (f"\n({factor})" if factor else "") for k, factor in enumerate(panels.factors)]
     axes.set_yticks(_centres(dim), labels)
     low, high = (f"{100 * end:g} %" for end in ENDS)
     at = _centres(steps)
     axes.set_xticks([at[0], at[-1]], [low, high])
     axes.set_xlabel("quantile of the latent, the others at their medians", color=INK)
-    for row, values in zip(_centres(dim), gallery.values.double().numpy(), strict=True):
+    for row, values in zip(_centres(dim), panels.values.double().numpy(), strict=True):
         text = f"{values[0]:.2f}\nto {values[-1]:.2f}".replace("-", "−")
         axes.text(at[-1] + 0.6, row, text, ha="left", va="center", fontsize=8, color=INK)
     return figure

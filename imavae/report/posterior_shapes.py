@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from imavae.metrics.posterior_shapes import Portrait
+from imavae.metrics.figure_data import PosteriorShapes
 from imavae.report.drawing import BLUE, FAINT, INK, VERMILLION, dress, floats, legend, new_figure, say, write
 from imavae.report.figures import SEED_COLOURS
 
@@ -17,12 +17,12 @@ SHOWN = 8  # members, at the most
 
 
 def run_figures(
-    portrait: Portrait, names: list[str], factors: list[str], history: pd.DataFrame, folder: Path
+    shapes: PosteriorShapes, names: list[str], factors: list[str], history: pd.DataFrame, folder: Path
 ) -> list[Path]:
     """Draw latents against sources, posterior variances against their formula and, where it moves, gamma over time.
 
     Args:
-        portrait: points of the validation split at the members' best states; without sources, latents have no figure.
+        shapes: of the members at their best states, on the validation split; without sources, latents have no figure.
         names: what its members are called.
         factors: what its sources are called.
         history: rows of ``history.csv``, with ``seed``, ``epoch`` and ``val/gamma``.
@@ -31,32 +31,32 @@ def run_figures(
     Returns:
         The files.
     """
-    figures = {"posterior_variance": _variances(portrait, names)}
-    if portrait.sources.shape[1]:
-        figures = {"latents": _latents(portrait, names, factors)} | figures
+    figures = {"posterior_variance": _variances(shapes, names)}
+    if shapes.sources.shape[1]:
+        figures = {"latents": _latents(shapes, names, factors)} | figures
     if history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
     return write(figures, folder)
 
 
-def _latents(portrait: Portrait, names: list[str], factors: list[str]) -> Figure:
-    members, dim = min(len(names), SHOWN), portrait.sources.shape[1]
+def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> Figure:
+    members, dim = min(len(names), SHOWN), shapes.sources.shape[1]
     figure = new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.45 * members + 0.9)
     panels = figure.subplots(members, dim, squeeze=False, sharex="col")
     for m in range(members):
         for k in range(dim):
             axes = panels[m, k]
             dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "")
-            axes.plot(portrait.sources[m, k], portrait.latents[m, k], ".", color=BLUE, markersize=1.5, alpha=0.5)
+            axes.plot(shapes.sources[m, k], shapes.latents[m, k], ".", color=BLUE, markersize=1.5, alpha=0.5)
             axes.tick_params(labelsize=7)
     return figure
 
 
-def _variances(portrait: Portrait, names: list[str]) -> Figure:
+def _variances(shapes: PosteriorShapes, names: list[str]) -> Figure:
     figure = new_figure("Posterior variance against its formula", 5.4, 4.6)
     axes = figure.subplots()
     dress(axes, "σ² = 1 / (−(log p)″ + γ² ‖J‖²)", "variance of the posterior")
-    formula, variance = portrait.formula.double().numpy(), portrait.variance.double().numpy()
+    formula, variance = shapes.formula.double().numpy(), shapes.variance.double().numpy()
     sound = np.isfinite(formula) & np.isfinite(variance) & (formula > 0) & (variance > 0)
     if not sound.any():
         say(axes, "no member has finite variances")

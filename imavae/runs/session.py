@@ -26,9 +26,8 @@ from imavae.data.cache import Cache
 from imavae.data.cache import Progress as Rendering
 from imavae.errors import UserError, require, resumable
 from imavae.metrics.evaluate import evaluate, shortened
+from imavae.metrics.figure_data import ImagePanels, PosteriorShapes, image_panels, posterior_shapes
 from imavae.metrics.glossary import FINAL, PROBES, Stage, absent, worst
-from imavae.metrics.image_panels import Gallery, gallery
-from imavae.metrics.posterior_shapes import Portrait, portrait
 from imavae.model.export import Model
 from imavae.model.vae import GAMMA, torch_dtype
 from imavae.runs.folder import create, reopen
@@ -250,21 +249,21 @@ class Session:
         status: Literal["finished", "stopped"] = "stopped" if stopped else "finished"
         return dataclasses.replace(partial, status=status, members=self.member_rows(point, trial))
 
-    def portrait(self) -> tuple[list[str], Portrait]:
+    def portrait(self) -> tuple[list[str], PosteriorShapes]:
         """The members' names, and what they make of the validation split at their best states (first criterion)."""
         rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
         names = [member_name(self.axes(row)) for row in rows.tolist()]
         weights = self.state.best[self.criteria[0]].weights
-        return [f"seed {name}" for name in names], portrait(self.ensemble, weights, rows, self.data.val)
+        return [f"seed {name}" for name in names], posterior_shapes(self.ensemble, weights, rows, self.data.val)
 
-    def gallery(self, best: int, flat: torch.Tensor | None = None) -> Gallery:
+    def gallery(self, best: int, flat: torch.Tensor | None = None) -> ImagePanels:
         """Images of the validation split under the members, and traversals of the ``best``-th one's latents; at the
         weights ``flat``, (member, parameter), by default their best states (first criterion). Only where observations
         are images.
         """
         rows = torch.arange(len(self.ensemble), device=self.ensemble.device)
         weights = self.state.best[self.criteria[0]].weights if flat is None else flat
-        return gallery(self.ensemble, weights, rows, self.data.val, best)
+        return image_panels(self.ensemble, weights, rows, self.data.val, best)
 
     def partial_record(self, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
         """What is known of one point while it trains: no members yet."""
