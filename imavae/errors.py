@@ -1,4 +1,4 @@
-"""A person's mistake, in the one form that all messages about a value have: value, rule, remedy."""
+"""User errors, in one form: the value, the rule and the fix; and interruptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FULL_DISK = ("no space left on device", "disk is full", "disk quota exceeded")
 
 
 class UserError(Exception):
-    """A person's mistake: its text names the value, the rule and the remedy; scripts print it and exit with code 2."""
+    """A mistake in what the user gave. The message names value, rule and fix; commands print it and exit with code 2."""
 
 
 def require(holds: bool, rule: str, got: object, remedy: str) -> None:
@@ -21,7 +21,7 @@ def require(holds: bool, rule: str, got: object, remedy: str) -> None:
 
 
 def require_choice(value: str, valid: Iterable[str], what: str) -> None:
-    """Raise :class:`UserError` unless ``value`` is among the ``valid`` names of ``what``; name the nearest ones."""
+    """Raise :class:`UserError` unless ``value`` is one of the ``valid`` values of ``what``; suggest the nearest."""
     valid = list(valid)
     if value not in valid:
         near = difflib.get_close_matches(value, valid, n=3, cutoff=0.6)
@@ -30,7 +30,7 @@ def require_choice(value: str, valid: Iterable[str], what: str) -> None:
 
 
 def is_full_disk(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that a disk is full."""
+    """Return True if the error, or one of its causes, reports a full disk."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         text = str(error).lower()
@@ -42,18 +42,18 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, raised wherever the main thread is; see signals.py."""
+    """SIGINT or SIGTERM, raised in the main thread by :mod:`imavae.runs.interrupts`."""
 
     def __init__(self, number: int) -> None:
-        """Take the signal's number; by convention the exit code is 128 more."""
+        """Store the exit code, by convention 128 plus the signal's number."""
         super().__init__(number)
         self.code = 128 + number
-        self.folder: str | None = None  # of what has begun, and can be resumed
+        self.folder: str | None = None  # name of the interrupted run's folder, if it can be resumed
 
 
 @contextmanager
 def resumable(folder: str) -> Iterator[None]:
-    """Whoever interrupts the block can go on with what lies in the folder of this name."""
+    """Record on an interruption of the block that the run in ``folder`` can be resumed."""
     try:
         yield
     except Interrupted as error:

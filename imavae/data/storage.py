@@ -1,12 +1,11 @@
-"""Files that are whole or absent, whatever happens to the process or the machine; and a folder's lock.
+"""Atomic file writes, sealed files and the lock of a folder.
 
-A file is written aside, brought to the disk, and renamed. A sealed file begins with a line of its magic words, its
-format and the SHA-256 of all that follows; with ``keep``, the one that it replaces stays beside it as the previous one.
+A file is written under a temporary name, synced to the disk and renamed. A sealed file starts with a line of magic
+words, format number and the SHA-256 of the rest; with ``keep``, the file that it replaces stays as the previous one.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -15,114 +14,104 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from imavae.errors import UserError
+from filelock import FileLock, Timeout
+
+from imavae.errors import UserError, require
 
 DIGEST = 64  # hexadecimal digits of a SHA-256
 
 
 class OtherFormatError(UserError):
-    """A file that is whole, but of another version of this program."""
+    """The file is intact, but a different version of imavae wrote it."""
 
 
 @contextmanager
 def written_whole(path: Path, keep: bool = False) -> Iterator[BinaryIO]:
-    """A file to write to: a reader, even one after a crash, finds the old content or the new one, never a part.
+    """Open ``path`` for writing, atomically: readers see the old content or the new one, even after a crash.
 
-    With ``keep`` the old file stays as :func:`previous_of`; a crash may leave that one alone, never none.
+    With ``keep`` the old file stays as :func:`previous_of`; a crash may leave only that one, never neither.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if keep:
             with suppress(FileNotFoundError):
                 path.replace(previous_of(path))
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself
+    finally:
+        os.close(folder)
 
 
 def write_whole(path: Path, content: bytes, keep: bool = False) -> None:
-    """Write a small file; see :func:`written_whole`."""
+    """Write bytes by :func:`written_whole`."""
     with written_whole(path, keep) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`write_whole` of a text."""
+    """Write a text by :func:`written_whole`."""
     write_whole(path, text.encode())
 
 
 def previous_of(path: Path) -> Path:
-    """Where the file lies that ``path`` has replaced."""
+    """Path of the file that ``path`` replaced."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True)
 class Seal:
-    """How files of one kind are sealed, and what is said of one that can't be read."""
+    """A kind of sealed file, and the remedies in the messages about a bad one."""
 
-    magic: bytes  # the first words of the file
-    format: int  # a change that old readers misread raises it
-    noun: str  # what such a file is called
-    missing: str  # the remedy where there is none
-    damaged: str  # the remedy where it is damaged
-    other: str  # the remedy where it is of another format
+    magic: bytes  # first words of the file
+    format: int  # raised by a change that old readers would misread
+    noun: str  # name of the kind in messages
+    missing: str  # remedy if there is no file
+    damaged: str  # remedy if it is damaged
+    other: str  # remedy if it has a different format
 
     def write(self, path: Path, body: bytes, keep: bool = False) -> None:
-        """Write a sealed file; see :func:`write_whole`."""
-        header = b"%s %d %s\n" % (self.magic, self.format, hashlib.sha256(body).hexdigest().encode())
-        write_whole(path, header + body, keep)
+        """Write a sealed file by :func:`written_whole`."""
+        digest = hashlib.sha256(body).hexdigest()
+        write_whole(path, b"%s %d %s\n" % (self.magic, self.format, digest.encode()) + body, keep)
 
     def read(self, path: Path) -> bytes:
-        """The body of a file that :meth:`write` wrote.
+        """Return the body of a file that :meth:`write` wrote.
 
         Raises:
-            UserError: the file is missing, truncated, changed since, something else, or of another format.
+            UserError: the file is missing, truncated, changed, not sealed by this class, or of a different format.
         """
-        noun = self.noun
+        noun, damaged = self.noun, f"the file is truncated or damaged: {self.damaged}"
         try:
             header, newline, body = path.read_bytes().partition(b"\n")
         except OSError as error:
             raise UserError(
                 f"`{noun} is a file` must hold, but got {path} ({error.strerror}); {self.missing}"
             ) from None
-        if not header:
-            raise UserError(f"`{noun} is whole` must hold, but {path} is empty; {self.damaged}")
-        if not header.startswith(self.magic):
-            raise UserError(
-                f"`{noun} is one of imavae's` must hold, but got {path}; something else has written it: {self.missing}"
-            )
+        require(bool(header), f"{noun} is not empty", path, damaged)
+        require(header.startswith(self.magic), f"{noun} was written by imavae", path, self.missing)
         version, _, digest = header.removeprefix(self.magic).strip().partition(b" ")
-        whole_header = newline and version.isdigit() and len(digest) == DIGEST
-        if whole_header and int(version) != self.format:
+        whole = bool(newline) and version.isdigit() and len(digest) == DIGEST
+        if whole and int(version) != self.format:
             raise OtherFormatError(
                 f"`{noun} format = {self.format}` must hold, but got {int(version)} in {path}; {self.other}"
             )
-        if not whole_header or hashlib.sha256(body).hexdigest().encode() != digest:
-            raise UserError(
-                f"`{noun} is whole` must hold, but {path} does not match its own checksum; "
-                f"it is truncated or damaged: {self.damaged}"
-            )
+        whole = whole and hashlib.sha256(body).hexdigest().encode() == digest
+        require(whole, f"{noun} matches its checksum", path, damaged)
         return body
 
     def newest(self, path: Path) -> Path | None:
-        """The file itself if it is good, else the previous one if that is; None where neither is.
+        """Return ``path`` if that file is good, else the previous one if it is, else None.
 
         Raises:
-            OtherFormatError: of a file of another version, which is not to be taken for a damaged one.
+            OtherFormatError: a file has a different format; it must not be mistaken for a damaged one.
         """
         for candidate in (path, previous_of(path)):
             try:
@@ -135,37 +124,26 @@ class Seal:
         return None
 
 
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process is in a block under the lock file ``path``."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 class Lock:
-    """The right to work in a folder, held until the process ends, however it does, or :meth:`release`."""
+    """Exclusive right to work in a folder, until :meth:`release` or the end of the process, however it ends."""
 
     def __init__(self, folder: Path) -> None:
-        """Take it.
+        """Acquire the lock without waiting.
 
         Raises:
-            UserError: another process has it.
+            UserError: another process holds it.
         """
-        self._file = (folder / ".lock").open("a+")
+        path = folder / ".lock"
+        self._lock = FileLock(path, timeout=0, thread_local=False)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            holder = self._file.read()
-            self._file.close()
+            self._lock.acquire()
+        except Timeout:
             raise UserError(
-                f"`one process at a time works in {folder}` must hold, but process {holder} does; wait for it or end it"
+                f"`one process at a time works in {folder}` must hold, but process {path.read_text()} does; "
+                "wait for it or end it"
             ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        path.write_text(str(os.getpid()))
 
     def release(self) -> None:
-        """Give it back."""
-        self._file.close()
+        """Release the lock."""
+        self._lock.release()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import optuna
+from filelock import FileLock
 from sqlalchemy.exc import DatabaseError
 
 from imavae.config.settings import Objective, Sampler
-from imavae.data.storage import one_at_a_time
 from imavae.errors import UserError
 from imavae.search.space import Parameter
 
@@ -49,7 +49,7 @@ def open_storage(output_dir: Path) -> optuna.storages.RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = output_dir.resolve() / DATABASE
     try:
-        with one_at_a_time(path.with_name(f".{DATABASE}.lock")):  # a new database's tables are made once
+        with FileLock(path.with_name(f".{DATABASE}.lock")):  # a new database's tables are made once
             return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": TIMEOUT}})
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error).splitlines()[0]

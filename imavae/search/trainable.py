@@ -28,10 +28,10 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
     """
     import ray
     import torch
+    from filelock import FileLock
     from ray import tune
 
     from imavae.config.settings import Objective, run_config, with_values
-    from imavae.data.storage import one_at_a_time
     from imavae.runs.session import Session, cache_of, resolve_device
     from imavae.search.stopping import note_of, read_note
 
@@ -57,7 +57,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
             if epoch <= session.state.epoch:
                 session.stop(numbers.index(number))
 
-    with one_at_a_time(lock_of(place)):
+    with FileLock(lock_of(place)):
         session = Session.resume(place, points, device, cache) or Session.start(points, device, cache)
         obey(session)  # a restored state is that from before the driver's decision
         progress = None

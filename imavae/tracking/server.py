@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
+from filelock import FileLock
 
 from imavae.config.settings import Tracking
-from imavae.data.storage import one_at_a_time
 from imavae.errors import UserError
 from imavae.tracking.retry import NO_RETRIES
 
@@ -163,7 +163,7 @@ def open_client(uri: str) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     path = database_file(uri)
     # A new database's tables are made by whoever opens it first; two at a time would get in each other's way.
-    alone = nullcontext() if path is None else one_at_a_time(path.with_name(f".{path.name}.lock"))
+    alone = nullcontext() if path is None else FileLock(path.with_name(f".{path.name}.lock"))
     with alone, mlflow_errors(lambda error: _unreachable(uri, error)):
         if path is not None and not path.exists():
             _make_sqlite(path)
