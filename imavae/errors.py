@@ -11,7 +11,7 @@ FULL_DISK = ("no space left on device", "disk is full", "disk quota exceeded")
 
 
 class UserError(Exception):
-    """A mistake in what the user gave. The message names value, rule and fix; commands print it and exit with code 2."""
+    """A mistake of the user. The message names value, rule and fix; commands print it and exit with code 2."""
 
 
 def require(holds: bool, rule: str, got: object, remedy: str) -> None:
