@@ -10,8 +10,6 @@ import torch
 
 from imavae.config.registry import Registry
 from imavae.config.variants import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
-from imavae.errors import UserError
-from tests.wording import advises
 
 LONGEST = ("kill", "pages", "study", "resume", "cluster", "terminal", "browser", "outage", "reproduce", "sprites_runs")
 
@@ -53,17 +51,3 @@ def forget_plugins() -> Iterator[None]:
     """Tests run in any order."""
     with plugins_forgotten():
         yield
-
-
-@pytest.fixture(autouse=True)
-def every_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever a test makes the package say of a mistake ends with what to do next; each line, where there are more."""
-    said: list[str] = []
-
-    def noted(self: UserError, *arguments: object) -> None:
-        said.extend(line for text in arguments for line in str(text).splitlines())
-        Exception.__init__(self, *arguments)
-
-    monkeypatch.setattr(UserError, "__init__", noted)
-    yield
-    assert [line for line in said if not advises(line)] == []

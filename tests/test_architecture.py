@@ -1,50 +1,56 @@
-"""docs/architecture.md names all modules, and what it names is there."""
+"""The package's import graph: no cycles, and every module imports only from its own layer and those below it."""
 
 from __future__ import annotations
 
-import re
+import ast
+import graphlib
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-MAP, _, RECIPES = TEXT.partition("\n## How to add\n")
+PACKAGE = Path(__file__).parent.parent / "imavae"
+LAYERS = (  # low to high; packages in one entry do not import each other
+    ("errors", "rng"), ("config",), ("data",), ("model",), ("training",), ("metrics",), ("tracking",), ("runs",),
+    ("search",), ("report",), ("paper",), ("api", "bench"), ("cli", "__init__"),
+)  # fmt: skip
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-def test_every_module_is_named_once_and_every_named_one_is_there() -> None:
-    there = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "imavae").rglob("*.py"))
-    named = re.findall(r"`(imavae/[\w/]+\.py)`", MAP)
-    hint = "docs/architecture.md has a sentence for each module: add it there, or take it away"
-    assert sorted(named) == there, hint
+def imported(path: Path) -> set[str]:
+    """The package's modules that a file imports, at its top, in functions and under TYPE_CHECKING."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & MODULES.keys() or {node.module}
+    return found & MODULES.keys()
 
 
-def test_a_recipe_names_what_is_there() -> None:
-    paths = re.findall(r"`((?:imavae|conf|tests|docs)/[\w/.]+)`", RECIPES)
-    assert len(paths) > 15
-    assert [path for path in paths if "NAME" not in path and not (ROOT / path).exists()] == []
+GRAPH = {name: imported(path) - {name} for name, path in MODULES.items()}
 
 
-def test_every_link_leads_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert {"own_mixing.py", "own_source.py", "own_prior.py", "own_network.py"} <= set(links)
-    assert [link for link in links if not (ROOT / "docs" / link).is_file()] == []
+def layer(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-def test_what_a_recipe_calls_by_name_stands_in_the_file_that_it_names() -> None:
-    words = {
-        "imavae/families_data.py": ("MixingSettings", "SourceSettings", "@MIXINGS.register", "@SOURCES.register"),
-        "imavae/data/mixing.py": ("def forward", "def inverse", "def jacobian", "def log_det", "def shifted"),
-        "imavae/families.py": ("PriorSettings", "@PRIORS.register", "bounded", "NETWORK_NAMES"),
-        "imavae/model/priors.py": ("class Prior(", "@build.register"),
-        "imavae/model/networks.py": ("class Network(", "def shapes", "@register_network("),
-        "imavae/metrics/glossary.py": ("GLOSSARY", "class Absence(", "ABSENCES", "FINAL", "PROBES", "TRUTH", "SOURCES"),
-        "imavae/metrics/evaluate.py": ("def _metrics(", "def _identifiability(", "def forward(", "def add("),
-        "imavae/config_search.py": ("SAMPLERS", "NUMBERS_ONLY"),
-        "imavae/search/samplers.py": ("def _sampler(",),
-        "tests/test_mixing.py": ("NONLINEAR",),
-        "tests/test_priors.py": ("LAWS",),
-    }
-    for path, parts in words.items():
-        code = (ROOT / path).read_text(encoding="utf-8")
-        for part in parts:
-            assert part in code, f"{part} in {path}"
-            assert re.split(r"^(?:class|def) ", part.strip("@("))[-1].split(".")[0] in RECIPES, part
+def test_imports_have_no_cycle() -> None:
+    graphlib.TopologicalSorter(GRAPH).prepare()  # raises CycleError, which names the modules
+
+
+def test_a_module_imports_only_from_layers_below() -> None:
+    upward = [
+        f"{name} imports {other}"
+        for name, others in GRAPH.items()
+        for other in others
+        if LEVEL[layer(other)] > LEVEL[layer(name)]
+        or (LEVEL[layer(other)] == LEVEL[layer(name)] and layer(other) != layer(name))
+    ]
+    assert upward == []
+
+
+def test_the_root_holds_few_modules() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= {"__init__", "api", "errors", "estimator", "rng"}
