@@ -1,7 +1,7 @@
 # One command each; `make` alone lists them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup tune reproduce ui dashboard test check docs bench soak
+.PHONY: help setup tune reproduce ui dashboard test test-fast check docs bench soak
 
 PYTHON ?= python3
 PORT ?=
@@ -46,8 +46,13 @@ ui: $(READY) ## open MLflow's page on what was tracked: PORT=5000
 dashboard: $(READY) ## open Optuna's page on the studies: PORT=8080
 	@$(BIN)/python scripts/dashboard.py $(if $(PORT),--port $(PORT))
 
-test: $(READY) ## run the tests, JOBS=2 files of them at once; MLflow's page too, where a Chromium is
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+test: $(READY) ## run all tests, JOBS=2 files at a time; the browser tests need Chromium
+	@$(PYTEST)
+
+test-fast: $(READY) ## run the tests that need no Ray, MLflow server or browser
+	@$(PYTEST) -m 'not slow'
 
 check: $(READY) ## lint, check the format and the types
 	@$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""What all tests share."""
+"""Fixtures and the order of the tests."""
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -11,15 +11,44 @@ import torch
 from imavae.config.registry import Registry
 from imavae.config.variants import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
 
-LONGEST = ("kill", "pages", "study", "resume", "cluster", "terminal", "browser", "outage", "reproduce", "sprites_runs")
+# The longest files start first, so that no worker process is left with one at the end.
+LONGEST = ("test_kill", "test_study", "test_pages", "test_resume", "test_cluster", "test_terminal", "test_browser")
 
-torch.set_num_threads(1)  # the models are tiny, and other processes want the machine's cores, too
+torch.set_num_threads(1)  # the models are tiny, and the other worker process needs its core
+
+_SHARED_RAY = ExitStack()
+
+
+def pytest_sessionfinish() -> None:
+    """End the shared Ray."""
+    _SHARED_RAY.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that run whole studies come first: where several files are tested at once, none is left over to the end."""
-    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    """Run the longest files first, then other slow tests, then the rest."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    slow = {item.path.stem for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order) + (item.path.stem not in slow)))
+
+
+@pytest.fixture(scope="module")
+def shared_ray() -> None:
+    """Ray on two cores, started once per worker process; the studies of a module that uses it start none."""
+    import ray
+
+    from imavae.config.settings import Cluster
+    from imavae.search import cluster
+
+    if not ray.is_initialized():
+        _SHARED_RAY.enter_context(cluster.running(Cluster(cpus=2)))
+
+
+@pytest.fixture
+def no_ray() -> None:
+    """End the shared Ray, for a test that needs to start or join another one."""
+    import ray
+
+    ray.shutdown()
 
 
 @contextmanager

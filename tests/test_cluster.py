@@ -32,15 +32,18 @@ from imavae.search.study import run_study
 from imavae.tracking.base import Tracker
 from tests.helpers import trained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[RayCluster]:
     """A head with one core and one GPU, and a node with more of both and a resource of its own."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray") as folder:
         patch.setenv("RAY_TMPDIR", folder)  # short, for sockets lie in it; and no other Ray is told of this one
-        for name, value in cluster.QUIET.items():
+        for name, value in cluster.RAY_ENVIRONMENT.items():
             patch.setenv(name, value)
         # This asks for Ray's token for all that this process starts, as `ray start` would do by itself.
+        ray.shutdown()  # the shared one
         ray.init("local", num_cpus=1, include_dashboard=False)
         ray.shutdown()
         both = RayCluster(

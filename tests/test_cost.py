@@ -105,6 +105,8 @@ def test_a_dry_run_counts_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_the_first_points_are_those_that_the_study_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as no score decides: here, all of them."""
     monkeypatch.setattr(cost, "estimate", lambda *arguments: arguments)

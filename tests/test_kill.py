@@ -16,6 +16,8 @@ import pytest
 
 from tests.killing import GRID, STARTED, checkpoints, faults, studies, tune, until
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = random.Random(os.environ.get("IMAVAE_KILL_SEED", "1"))  # noqa: S311
 
 

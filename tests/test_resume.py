@@ -23,6 +23,8 @@ from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
 from imavae.training.loop import Progress
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
+
 GAMMA = {"type": "float", "low": 1.0, "high": 300.0, "log": True}
 LAYERS = {"type": "choice", "values": [2, 3]}
 

@@ -24,6 +24,8 @@ from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
 from imavae.training.loop import Progress
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
+
 GAMMA = {"type": "float", "low": 3.0, "high": 300.0, "log": True}
 GRID = {"type": "choice", "values": [3.0, 30.0, 300.0]}
 
@@ -247,6 +249,7 @@ def test_the_numbers_do_not_depend_on_how_many_trials_run_at_once(sampler: str, 
     assert tables[0] == tables[1]
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_trials_are_placed_on_the_shares_of_gpus_that_the_cluster_has(tmp_path: Path) -> None:
     """Four trials, two (fake) GPUs, half a GPU each: each worker sees exactly one GPU, and both GPUs are used."""
     from ray import tune

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from imavae.bench.study import measure_study, study_table
 from imavae.config.settings import run_config
 from imavae.errors import UserError, require
 from imavae.runs.session import Session
+from imavae.search.cluster import available_cpus
 from imavae.training.ensemble import train_epoch
 
 ENSEMBLES = (  # members, dimensions, linear maps
@@ -78,7 +78,7 @@ def main(output: Path, old: Path | None = None) -> None:
     console.print(study_table(study))
     content = {
         "torch": torch.__version__,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cpus(),
         "training": rows,
         "matrix_gflop_per_s": matrix,
         "validation": validation,

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import heapq
 import math
-import os
 import signal
 import tempfile
 import time
@@ -35,6 +34,7 @@ from imavae.data.cache import Cache
 from imavae.metrics.glossary import Stage
 from imavae.model import vae
 from imavae.runs.session import Session, resolve_device
+from imavae.search import cluster
 from imavae.search.space import Point
 from imavae.training.ensemble import train_epoch
 
@@ -115,7 +115,7 @@ def estimate(config: StudyConfig, points: list[Point], packs: list[list[int]], s
     factor = ready / READY
     trials = [trial_seconds(size, known, factor) for size in sizes]
     drivers = [driver_seconds(size, known, factor) for size in sizes]
-    beside = sum(drivers[:-1]) / slots if len(os.sched_getaffinity(0)) <= slots else 0.0  # else it has its own core
+    beside = sum(drivers[:-1]) / slots if cluster.available_cpus() <= slots else 0.0  # else it has its own core
     return Cost(
         points=points,
         packs=packs,
