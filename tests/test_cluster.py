@@ -21,7 +21,7 @@ from ray.tune.experiment import Trial
 from imavae.config.settings import Cluster, StudyConfig, base_of, study_config, with_values
 from imavae.config.variants import load_plugins
 from imavae.errors import UserError
-from imavae.report.insight import member_steps
+from imavae.report.summary import member_steps
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger
 from imavae.search import cluster

@@ -10,7 +10,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from imavae.cli.display import Display, RenderingBar, clock, compact, point_text, short_names
+from imavae.cli.display import Display, RenderingBar
+from imavae.report.text import clock, compact, point_text, short_names
 from imavae.search.progress import Snapshot
 from tests.helpers import console, text_of
 

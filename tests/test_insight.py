@@ -19,13 +19,12 @@ from imavae.report.insight import (
     drawable,
     insight,
     insight_of,
-    member_steps,
     surface,
 )
 from imavae.report.insight_drawn import drawn
 from imavae.report.insight_interactive import sections
 from imavae.report.page import figures
-from imavae.report.tables import Floats
+from imavae.report.summary import Floats, member_steps
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger, pareto
 from imavae.search.space import Parameter

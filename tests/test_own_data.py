@@ -23,7 +23,8 @@ from imavae.metrics.glossary import GLOSSARY, SOURCES, TRUTH, absent
 from imavae.metrics.ima import BATCH
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.posterior_shapes import run_figures
-from imavae.report.tables import best_trials, chosen_numbers, chosen_table, member_table
+from imavae.report.summary import chosen_numbers
+from imavae.report.tables import best_trials, chosen_table, member_table
 from imavae.runs.session import Session, evaluate_checkpoint, load_model, run_point
 from imavae.search.study import check
 from imavae.tracking.server import open_client, tracking_uri

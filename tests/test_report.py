@@ -13,17 +13,8 @@ from imavae.config.settings import Objective, run_config
 from imavae.report.drawing import write
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.over_gamma import MCC, over_gamma
-from imavae.report.tables import (
-    best_trials,
-    counted,
-    front_table,
-    member_table,
-    metric_table,
-    quartiles,
-    scores,
-    three_numbers,
-    three_numbers_table,
-)
+from imavae.report.summary import counted, quartiles, scores, three_numbers
+from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger
 from imavae.tracking.base import Tracker, TrialRecord
@@ -125,7 +116,7 @@ def test_three_numbers_are_two_medians_and_one_checkpoint_and_a_diverged_member_
 def test_three_numbers_without_a_test_split_or_a_survivor() -> None:
     members = hand_made().assign(**{"test/mcc at max val/mcc": np.nan})
     assert np.isnan(three_numbers(members).test_of_chosen)
-    assert "–" in shown(three_numbers_table(three_numbers(members)))
+    assert "–" in shown(chosen_table(members))
     lost = hand_made().assign(status="diverged").drop(columns="test/mcc at max val/mcc")
     numbers = three_numbers(lost)
     assert (numbers.at_best_mcc, numbers.at_best_neg_elbo) == (0, 0)

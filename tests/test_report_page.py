@@ -23,10 +23,11 @@ from imavae.config.data import Data
 from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
 from imavae.errors import Interrupted, UserError
 from imavae.metrics.identifiability import mcc
-from imavae.report.answer import chance, run_answer, study_answer
+from imavae.report.answer import run_answer, study_answer
 from imavae.report.over_gamma import MCC, read
 from imavae.report.over_gamma_interactive import gamma_sections
 from imavae.report.report import Ending, run_report, study_report
+from imavae.report.summary import chance_mcc
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger, failed_record
 from imavae.search import study as searching
@@ -157,7 +158,7 @@ def test_chance_is_what_independent_latents_reach() -> None:
     generator = torch.Generator().manual_seed(1)
     s, z = (torch.randn(400, 4, n, generator=generator, dtype=torch.float64) for _ in range(2))
     drawn = mcc(s, z).quantile(0.95)
-    assert chance(data) == pytest.approx(float(drawn), rel=0.05)
+    assert chance_mcc(data) == pytest.approx(float(drawn), rel=0.05)
 
 
 def test_a_study_without_sources_says_what_may_be_said(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
-from imavae.cli.display import Bar, Display, RenderingBar, clock, new_console
+from imavae.cli.display import Bar, Display, RenderingBar, new_console
 from imavae.config.encode import EncodeConfig
 from imavae.config.settings import EvaluateConfig, RunConfig, StudyConfig
 from imavae.config.variants import SpritesMixing
 from imavae.errors import Interrupted, resumable
+from imavae.report.text import clock
 
 SUMMARY = "summary.json"  # in a study's folder: what its run was tracked with
 SELECTION = "selection.csv"  # there, too: what each criterion would choose
@@ -121,8 +122,8 @@ def _show_results(console: Console, ledger: Ledger, config: StudyConfig, keys: l
     """Print the tables of a study, as far as it has results."""
     if not ledger.ranked():
         return
-    from imavae.report.selection import choices, selection_table
-    from imavae.report.tables import best_trials, chosen_table, front_table
+    from imavae.report.summary import choices
+    from imavae.report.tables import best_trials, chosen_table, front_table, selection_table
 
     members, trials = ledger.members, ledger.trials
     console.print(best_trials(members, trials, keys, config.objective.mode))
@@ -172,7 +173,8 @@ def _searched(ledger: Ledger, parameters: Sequence[Parameter]) -> list[str]:
 
 def _show_cost(config: StudyConfig, parameters: Sequence[Parameter]) -> None:
     """Print what a study would train, and how long that would take here."""
-    from imavae.cli.dry_run import cost_lines, points_table, space_table
+    from imavae.cli.dry_run import cost_lines, points_table
+    from imavae.report.tables import space_table
     from imavae.search.study import dry_run
 
     console = new_console()
@@ -193,8 +195,7 @@ def _conclude(config: StudyConfig, ledger: Ledger, keys: list[str], start: float
     from imavae.report.figures import study_figures
     from imavae.report.insight import insight_of
     from imavae.report.insight_drawn import drawn
-    from imavae.report.selection import choices, selection_metrics
-    from imavae.report.tables import chosen_numbers
+    from imavae.report.summary import choices, chosen_numbers, selection_metrics
     from imavae.runs.session import crown
 
     crown(ledger)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
+from collections.abc import Iterable
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -20,9 +19,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from imavae.report.text import MISSING, clock, point_text
 from imavae.search.progress import Snapshot
 
-MISSING = "–"  # stands for a number that there is not (yet)
 PLAIN_WIDTH = 80  # columns of a plain line, whatever the reader's window
 PLAIN_INTERVAL = 1.0  # seconds between two plain lines, at the least
 
@@ -149,44 +148,6 @@ class RenderingBar(Bar):
 
 def _rendered(done: int, images: int) -> str:
     return f"rendered {done:,}/{images:,} images"
-
-
-def compact(value: object, digits: int = 3) -> str:
-    """A value in few characters: a number to so many significant digits (``9.65e3``), a dash for a missing one."""
-    if value is None or (isinstance(value, Real) and math.isnan(value)):
-        return MISSING
-    if isinstance(value, (bool, Integral)) or not isinstance(value, Real):
-        return str(value)
-    number = float(value)
-    form = f".{digits - 1}e" if 0 < abs(number) < 1e-3 else f".{digits}g"
-    mantissa, _, exponent = f"{number:{form}}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The shortest ending that tells each dotted key from the others; never a bare ``name``, which says nothing."""
-    keys = list(keys)
-    names = {}
-    for key in keys:
-        parts = key.split(".")
-        endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
-        alone = [e for e in endings if e != "name" and sum(f".{k}".endswith(f".{e}") for k in keys) == 1]
-        names[key] = alone[0] if alone else key
-    return names
-
-
-def point_text(point: Mapping[str, object]) -> str:
-    """A point as ``gamma=98.2 n_layers=3``; a value that is missing (a conditional parameter) is left out."""
-    names = short_names(point)
-    texts = {names[key]: compact(value) for key, value in point.items()}
-    return " ".join(f"{name}={text}" for name, text in texts.items() if text != MISSING)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _left(snapshot: Snapshot) -> str:

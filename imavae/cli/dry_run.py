@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from imavae.cli.display import clock, compact, point_text
 from imavae.config.settings import StudyConfig
+from imavae.report.text import clock, point_text
 
 if TYPE_CHECKING:
     from imavae.search.dry_run import Cost
-    from imavae.search.space import Parameter
 
 FIRST = 10  # points that are shown
-
-
-def space_table(parameters: Sequence[Parameter]) -> Table:
-    """A row per searched setting."""
-    table = Table(title="Space", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("setting", "type", "values", "only when"):
-        table.add_column(column, overflow="fold")
-    for parameter in parameters:
-        if parameter.type == "choice":
-            values = ", ".join(compact(value) for value in parameter.values)
-        else:
-            low, high = parameter.ends
-            values = f"{compact(low)} to {compact(high)}" + (", by magnitude" if parameter.log else "")
-        conditions = ", ".join(map(str, parameter.when))
-        table.add_row(parameter.key, parameter.type, escape(values), escape(conditions))
-    return table
 
 
 def points_table(cost: Cost) -> Table:

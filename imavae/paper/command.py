@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imavae.cli.commands import tune
-from imavae.cli.display import clock, new_console
+from imavae.cli.display import new_console
 from imavae.config.mapping import to_mapping
 from imavae.config.reproduce import ReproduceConfig
 from imavae.config.settings import StudyConfig
@@ -25,8 +25,9 @@ from imavae.paper.judge import FAIL, PASS, Row
 from imavae.paper.studies import Study, broken_off, find, unlike
 from imavae.paper.tables import frame, markdown_table, terminal_table
 from imavae.report.drawing import write
-from imavae.report.selection import choices, selection_table
-from imavae.report.tables import plain_table
+from imavae.report.summary import choices
+from imavae.report.tables import plain_table, selection_table
+from imavae.report.text import clock
 from imavae.runs.ledger import tracker_of
 
 DPI = 300  # for print

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imavae.cli.display import compact
 from imavae.paper import style as paper
 from imavae.paper.figure import Entry
 from imavae.paper.judge import Row, beside
@@ -31,6 +30,7 @@ from imavae.paper.statistics import summarise
 from imavae.paper.studies import Study
 from imavae.paper.style import Look
 from imavae.report.drawing import BLUE, GREY, floats
+from imavae.report.text import compact
 
 CHANCE = {2: 0.13, 3: 0.15, 4: 0.16}  # of an MCC over 64 points, by dimension: of independent Gaussian latents
 

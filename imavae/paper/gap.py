@@ -16,7 +16,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from imavae.cli.display import compact
 from imavae.paper import style as paper
 from imavae.paper.figure import Entry
 from imavae.paper.gamma import by_gamma
@@ -27,6 +26,7 @@ from imavae.paper.statistics import Summary, summarise
 from imavae.paper.studies import Study
 from imavae.paper.style import Look
 from imavae.report.drawing import BLUE, INK, VERMILLION, floats
+from imavae.report.text import compact
 
 SHARE = 0.1  # of the contrast, or of a nat per dimension, that the gap may be
 FROM = {"elbo_gap_triangular": 1e3, "elbo_gap_moebius": 1e5}  # γ² from which on the law is judged

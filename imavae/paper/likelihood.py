@@ -17,7 +17,7 @@ from imavae.paper.statistics import summarise
 from imavae.paper.studies import Study
 from imavae.paper.style import Look
 from imavae.report.drawing import BLUE, GREY, floats
-from imavae.report.tables import AT_BEST_MCC, quartiles
+from imavae.report.summary import AT_BEST_MCC, quartiles
 
 GAMMA = Quantity("gamma", "γ² (precision of the decoder)", f"val/gamma {AT}", log=True)
 STATES = {"min −ELBO": AT, "max MCC": AT_BEST_MCC}

@@ -21,7 +21,7 @@ from imavae.paper.statistics import Summary, summarise
 from imavae.paper.studies import Study
 from imavae.paper.style import LOOKS, Look
 from imavae.report.drawing import VERMILLION, floats
-from imavae.report.tables import Floats
+from imavae.report.summary import Floats
 
 LINEAR = "c_IMA of the linear map"  # a column that is added to the members
 TRUTH = f"val/cima_truth {AT}"

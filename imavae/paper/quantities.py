@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from imavae.report.tables import AT_BEST_NEG_ELBO, BEST_NEG_ELBO
+from imavae.report.summary import AT_BEST_NEG_ELBO, BEST_NEG_ELBO
 
 AT = AT_BEST_NEG_ELBO  # everything is read by the paper's protocol: at the smallest validation −ELBO
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from imavae.report.tables import Floats, counted, quartiles
+from imavae.report.summary import Floats, counted, quartiles
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from imavae.paper.quantities import Quantity
 from imavae.paper.statistics import Summary
 from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, finite_or_nan
-from imavae.report.tables import Floats
+from imavae.report.summary import Floats
 
 WIDTH = 5.5  # inches: the text of a NeurIPS page
 GREEN, ORANGE, PURPLE = "#009E73", "#E69F00", "#CC79A7"  # Okabe and Ito's

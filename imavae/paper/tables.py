@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 from rich.table import Table
 
-from imavae.cli.display import MISSING, compact
 from imavae.paper.judge import FAIL, Row
 from imavae.paper.published import Spread
 from imavae.paper.statistics import Summary
 from imavae.report.tables import plain_table
+from imavae.report.text import MISSING, compact
 
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from imavae.cli.display import compact, short_names
-from imavae.config.settings import Data, RunConfig, StudyConfig, base_of, with_values
-from imavae.report.tables import (
+from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
+from imavae.report.summary import (
     AGREEMENT,
     BEST_MCC,
     BEST_NEG_ELBO,
+    chance_mcc,
     counted,
     diverged,
-    energy,
     has_sources,
     no_source_numbers,
     quartiles,
     three_numbers,
 )
+from imavae.report.tables import energy
+from imavae.report.text import compact, short_names
 from imavae.runs.ledger import Ledger
 from imavae.tracking.base import Value
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECOVERED, PARTLY = 0.95, 0.8  # a median MCC or agreement from here up is called so
-DRAWS = 1000  # by which chance is known
 
 
 def study_answer(ledger: Ledger, config: StudyConfig) -> list[str]:
@@ -78,16 +78,6 @@ def point_of(values: Mapping[str, Value], members: pd.DataFrame) -> str:
     return f"{'' if np.ptp(squares) == 0 else 'median '}γ² = {compact(float(np.median(squares)))}"
 
 
-def chance(data: Data) -> float:
-    """The MCC that 95 of 100 latents stay below which know nothing of the sources of the validation split."""
-    from scipy.optimize import linear_sum_assignment
-
-    # the correlation of independent variables is normal around 0, by one over the root of their number
-    random = np.random.default_rng(0).normal(size=(DRAWS, data.dim, data.dim)) / np.sqrt(data.sizes[1])
-    matched = [table[linear_sum_assignment(-table)].mean() for table in np.abs(random)]
-    return float(np.quantile(matched, 0.95))
-
-
 def _told(members: pd.DataFrame, where: str, config: RunConfig, of_several: bool) -> Iterator[str]:
     if not has_sources(members):
         yield from _told_without_sources(members, where, of_several)
@@ -100,7 +90,7 @@ def _told(members: pd.DataFrame, where: str, config: RunConfig, of_several: bool
     elif spread.median >= PARTLY:
         yield f"{best[0].upper()}{best[1:]} recovers the sources in part: {numbers}."
     else:
-        by_chance = chance(config.data)
+        by_chance = chance_mcc(config.data)
         no_better = spread.median <= 2 * by_chance
         verb = "does better than chance" if no_better else "recovers the sources"
         alone = "does no better than chance" if no_better else "does not recover the sources"

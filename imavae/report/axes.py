@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from imavae.cli.display import compact, short_names
-from imavae.report.tables import Floats
+from imavae.report.summary import Floats
+from imavae.report.text import compact, short_names
 from imavae.search.space import Parameter, Value
 
 GAMMA, WIDTH = "model.gamma", "model.hidden_factor"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from imavae.report.tables import Floats
+from imavae.report.summary import Floats
 
 # Okabe and Ito's, which colour-blind readers tell apart, and greys
 BLUE, VERMILLION, GREY, FAINT, INK = "#0072B2", "#D55E00", "#9AA5B1", "#52606D", "#1F2933"

@@ -17,7 +17,6 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from imavae.cli.display import compact, short_names
 from imavae.config.settings import Objective
 from imavae.report.axes import LOG_RATIO
 from imavae.report.drawing import (
@@ -35,7 +34,8 @@ from imavae.report.drawing import (
     write,
 )
 from imavae.report.over_gamma import CONTRAST, MCC, SEEDS, over_gamma
-from imavae.report.tables import Floats, has_sources, scores
+from imavae.report.summary import Floats, has_sources, scores
+from imavae.report.text import compact, short_names
 
 SEED_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 STYLE_OF = {"finished": ("o", "finished"), "stopped": ("v", "stopped early")}  # a trial's marker and what it is called

@@ -13,7 +13,7 @@ conditional parameter is missing it can't matter: a value drawn at random stands
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -21,12 +21,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from imavae.config.settings import WORST_SCORE, RunConfig, StudyConfig, base_of, with_values
+from imavae.config.settings import WORST_SCORE, StudyConfig
 from imavae.report.axes import GAMMA, WIDTH, Axis, Upright, axes_of, upright, upright_score
-from imavae.report.tables import Floats
+from imavae.report.summary import Floats, member_steps
 from imavae.runs.ledger import Ledger, pareto
 from imavae.search.space import Parameter, parse
-from imavae.tracking.base import TrialRecord
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -114,17 +113,6 @@ def insight_of(ledger: Ledger, config: StudyConfig) -> Insight | None:
     trials, costs = ledger.trials, member_steps(ledger.records, config)
     found = insight(trials.assign(**{COST: trials["trial"].map(costs)}), parse(config), goals)
     return found if len(found.trials) >= ENOUGH_TRIALS else None
-
-
-def member_steps(records: Iterable[TrialRecord], config: RunConfig) -> dict[int, int]:
-    """What each trial has cost, by its number: the training steps of all its members."""
-    base, costs = base_of(config) if isinstance(config, StudyConfig) else config, {}
-    for record in records:
-        moves = any(key.startswith("data.") for key in record.values)  # else no file of data need be opened again
-        data = (with_values(base, record.values) if moves else base).data
-        batch = int(record.values.get("training.batch_size", base.training.batch_size))
-        costs[record.number] = -(-data.sizes[0] // batch) * sum(int(row["epochs"]) for row in record.members)
-    return costs
 
 
 def importances(trials: pd.DataFrame, axes: Sequence[Axis], goal: Goal) -> Shares | None:

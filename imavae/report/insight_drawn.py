@@ -18,7 +18,7 @@ from imavae.report.axes import LOG_RATIO, Axis
 from imavae.report.drawing import BLUE, FAINT, GREY, INK, VERMILLION, dress, floats, legend, new_figure
 from imavae.report.figures import STYLE_OF
 from imavae.report.insight import COST, COST_LABEL, Goal, Insight, cost_front, drawable
-from imavae.report.tables import Floats
+from imavae.report.summary import Floats
 
 HALO = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}  # under text on lines
 

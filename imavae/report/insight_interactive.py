@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imavae.cli.display import compact, point_text
 from imavae.report.axes import LOG_RATIO, Axis
 from imavae.report.drawing import BLUE, GREY, VERMILLION, floats
 from imavae.report.insight import COST, COST_LABEL, Goal, Insight, Shares, Surface, cost_front, drawable
 from imavae.report.interactive import Section, broken, new_plot
-from imavae.report.tables import Floats
+from imavae.report.summary import Floats
+from imavae.report.text import compact, point_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter

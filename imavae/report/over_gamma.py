@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from imavae.report.drawing import BLUE, INK, VERMILLION, dress, finite_or_nan, floats, legend, new_figure, say
-from imavae.report.tables import (
+from imavae.report.summary import (
     AGREEMENT,
     AT_BEST_MCC,
     AT_BEST_NEG_ELBO,

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from imavae.cli.display import compact, point_text
 from imavae.report.drawing import BLUE, INK, VERMILLION, finite_or_nan
 from imavae.report.interactive import Section, new_plot
 from imavae.report.over_gamma import AT_CHOSEN, AT_PAPER, CONTRAST, FEW_GAMMAS, MCC, SEEDS, Reading, lost, read
-from imavae.report.tables import Floats, has_sources
+from imavae.report.summary import Floats, has_sources
+from imavae.report.text import compact, point_text
 from imavae.tracking.base import Value, member_name
 
 FINISHED, EARLY = "member", "member that stopped early"

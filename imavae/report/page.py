@@ -12,10 +12,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
-from rich.table import Table
-from rich.text import Text
-
 from imavae.report.interactive import FONT, Section
+from imavae.report.tables import Table
 
 PIXELS, FEWEST = 100, 80  # of a picture per inch of the figure: as it is shown, and below which it scrolls
 UNWANTED = ["lasso2d", "select2d", "sendChartToCloud"]  # buttons; the last one would upload what is shown
@@ -96,19 +94,13 @@ def code(text: str) -> str:
 
 
 def table(shown: Table) -> str:
-    """A table of the terminal: its title is the heading, its caption comes before it."""
-    columns = [f' class="{c.justify}"' if c.justify == "right" else "" for c in shown.columns]
-    heads = "".join(f"<th{c}>{_plain(column.header)}</th>" for c, column in zip(columns, shown.columns, strict=True))
-    lines = [f"<tr>{heads}</tr>"]
-    for row, cells in zip(shown.rows, zip(*(column.cells for column in shown.columns), strict=True), strict=True):
-        bold = ' class="bold"' if row.style == "bold" else ""
-        kinds = [c or ' class="lines"' * ("\n" in str(cell)) for c, cell in zip(columns, cells, strict=True)]
-        texts = "".join(f"<td{kind}>{_plain(cell)}</td>" for kind, cell in zip(kinds, cells, strict=True))
-        lines.append(f"<tr{bold}>{texts}</tr>")
-    about = [f"<h2>{_plain(shown.title or '')}</h2>"]
-    if shown.caption:
-        about.append(f'<p class="faint">{_plain(shown.caption).replace(chr(10), " ")}</p>')
-    return "\n".join([*about, f'<div class="wide"><table>{"".join(lines)}</table></div>'])
+    """A table with its title as the heading."""
+    right = ["" if name in shown.left else ' class="right"' for name in shown.columns]
+    lines = ["".join(f"<th{c}>{escape(name)}</th>" for c, name in zip(right, shown.columns, strict=True))]
+    lines += ["".join(f"<td{c}>{escape(x)}</td>" for c, x in zip(right, row, strict=True)) for row in shown.rows]
+    rows = "".join(f"<tr>{line}</tr>" for line in lines)
+    about = f'<h2>{escape(shown.title)}</h2><p class="faint">{escape(shown.caption)}</p>'
+    return f'{about}<div class="wide"><table>{rows}</table></div>'
 
 
 def picture(path: Path) -> str:
@@ -138,8 +130,3 @@ def figures(sections: Iterable[Section]) -> str:
         parts += [heading(section.heading), paragraph(section.reading, faint=True)]
         parts.append(f'<div class="figure"><div style="min-width: {section.room}px">{div}</div></div>')
     return "\n".join(parts)
-
-
-def _plain(cell: object) -> str:
-    """The text of a table's cell, without the terminal's markup."""
-    return escape(Text.from_markup(str(cell)).plain)

@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
-from imavae.cli.display import clock, point_text
-from imavae.cli.dry_run import space_table
 from imavae.config.settings import RunConfig, StudyConfig
 from imavae.report import page
 from imavae.report.answer import run_answer, study_answer
-from imavae.report.insight import Insight, member_steps
+from imavae.report.insight import Insight
 from imavae.report.interactive import Section
 from imavae.report.over_gamma_interactive import gamma_sections
-from imavae.report.selection import choices, selection_table
-from imavae.report.tables import best_trials, chosen_table, diverged, front_table, member_table, plain_table
+from imavae.report.summary import choices, diverged, member_steps
+from imavae.report.tables import (
+    Table,
+    best_trials,
+    chosen_table,
+    front_table,
+    member_table,
+    selection_table,
+    space_table,
+)
+from imavae.report.text import clock, point_text
 from imavae.runs.ledger import Ledger
 from imavae.search.space import parse
 from imavae.tracking.base import TrialRecord
@@ -181,16 +186,15 @@ def _ends(records: Sequence[TrialRecord], members: pd.DataFrame) -> Iterator[str
         "A trial is stopped by the scheduler; a member is stopped with it, or by training.patience.", faint=True
     )
     lost = Counter(members[diverged(members)]["trial"]) if len(members) else Counter()
-    table = plain_table("Failed and diverged", "A trial that failed has no result; a resume tries it again.")
-    table.add_column("trial", justify="right")
-    for name in ("point", "what happened"):
-        table.add_column(name)
+    rows = []
     for record in records:
         if record.status == "failed" or record.number in lost:
             what = record.failure or f"{lost[record.number]} of {len(record.members)} members diverged"
-            table.add_row(str(record.number), escape(point_text(record.values)), escape(what))
-    if table.row_count:
-        yield page.table(table)
+            rows.append((str(record.number), point_text(record.values), what))
+    if rows:
+        columns = ["trial", "point", "what happened"]
+        about = "A trial that failed has no result; a resume tries it again."
+        yield page.table(Table("Failed and diverged", about, columns, rows, columns[1:]))
 
 
 def _study_cost(ledger: Ledger, config: StudyConfig, ending: Ending) -> dict[str, str]:

@@ -1,0 +1,253 @@
+"""Numbers that summarise members: quartiles, the MCC of a trial read in three ways, and the regret of each criterion.
+
+A diverged member counts as the worst value of its metric (:func:`counted`). A point that trains three of eight seeds
+well therefore does not look better than it is.
+
+Selection (:func:`choices`). Three criteria choose on the validation split: ``val/mcc`` (an oracle, since it needs the
+sources), ``val/neg_elbo``, and ``val/agreement`` of the seeds. Each choice is scored by its MCC on the test split. The
+regret of a criterion is the oracle's MCC minus its own. A small negative regret means that the oracle's lead did not
+last. Three things are chosen: a point (by the medians of its members), a member of a given point, and a member of any
+point. Rivals have the same data: points that differ in ``data.*`` are never compared, nor are members with different
+data seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imavae.config.settings import WORST_SCORE, Data, RunConfig, StudyConfig, base_of, with_values
+from imavae.report.text import point_text
+from imavae.tracking.base import TrialRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+BEST_MCC = "max val/mcc"
+BEST_NEG_ELBO = "min val/neg_elbo"
+AT_BEST_MCC = f"at {BEST_MCC}"
+AT_BEST_NEG_ELBO = f"at {BEST_NEG_ELBO}"
+AGREEMENT = f"val/agreement {AT_BEST_NEG_ELBO}"  # takes the place of MCC where there are no sources
+NULL_DRAWS = 1000  # random latents from which the chance level is estimated
+CHOICES = ("a point", "a member of a point", "a member of any point")
+ORACLE = "val/mcc"
+
+
+class Criterion(NamedTuple):
+    """A score that chooses members, its better direction, and the column of the MCC of what it chooses."""
+
+    column: str
+    sign: int  # 1: the highest is best
+    mcc: str
+
+
+SELECTION = {
+    ORACLE: Criterion(BEST_MCC, 1, f"test/mcc {AT_BEST_MCC}"),
+    "val/neg_elbo": Criterion(BEST_NEG_ELBO, -1, f"test/mcc {AT_BEST_NEG_ELBO}"),
+    "val/agreement": Criterion(AGREEMENT, 1, f"test/mcc {AT_BEST_NEG_ELBO}"),
+}
+BLIND = [name for name in SELECTION if name != ORACLE]  # criteria that need no sources
+
+
+class Quartiles(NamedTuple):
+    """Lower quartile, median and upper quartile."""
+
+    low: float
+    median: float
+    high: float
+
+
+class ThreeNumbers(NamedTuple):
+    """The three MCC values of a trial; NaN for a missing one. A diverged member counts 0 and is never chosen."""
+
+    at_best_mcc: float  # median over members, each at its best val/mcc: an oracle's choice
+    at_best_neg_elbo: float  # median over members, each at its smallest val/neg_elbo: the paper's protocol
+    test_of_chosen: float  # on the test split, of the member with the largest val/mcc
+
+
+class NoSourceNumbers(NamedTuple):
+    """The three numbers of a trial without sources; NaN for a missing one."""
+
+    neg_elbo: float  # median over members, each at its smallest on the validation split
+    agreement: float  # median over members at these states, on the validation split
+    test_of_chosen: float  # −ELBO on the test split, of the member with the smallest val/neg_elbo
+
+
+def has_sources(members: pd.DataFrame) -> bool:
+    """Whether members were compared with sources; without them there is no state of the best val/mcc."""
+    return BEST_MCC in members or BEST_NEG_ELBO not in members
+
+
+def diverged(members: pd.DataFrame) -> NDArray[np.bool_]:
+    """Mask of the members that diverged, (member,)."""
+    return np.asarray(members["status"] == "diverged", dtype=bool)
+
+
+def column_values(frame: pd.DataFrame, column: str) -> Floats:
+    """A column as floats; NaN if it is missing, as it is if no member reached its first validation."""
+    return np.array(frame[column] if column in frame else [np.nan] * len(frame), dtype=np.float64)
+
+
+def counted(members: pd.DataFrame, column: str) -> Floats:
+    """A column's values as they enter an aggregate, (member,): a diverged member has the worst possible value.
+
+    The worst is 0 for MCC and agreement, and +inf for −ELBO and c_IMA. Other missing values (of a test split that was
+    not evaluated) stay NaN.
+    """
+    values = column_values(members, column)
+    metric = column.split(" at ")[0]
+    values[diverged(members)] = 0.0 if "/mcc" in metric or "/agreement" in metric else np.inf
+    return values
+
+
+def quartiles(values: Floats) -> Quartiles:
+    """Quartiles of the values, (n,), without NaN, linear between neighbours; all NaN if none is left."""
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return Quartiles(np.nan, np.nan, np.nan)
+    at = [0.25, 0.5, 0.75]
+    with np.errstate(invalid="ignore"):
+        between = np.quantile(values, at)
+    # Between an infinite value and its neighbour, linear interpolation gives NaN: the upper neighbour replaces it.
+    low, median, high = np.where(np.isnan(between), np.quantile(values, at, method="higher"), between)
+    return Quartiles(float(low), float(median), float(high))
+
+
+def median_of(members: pd.DataFrame, column: str) -> float:
+    """Median of a column over members, diverged ones counted as the worst; NaN if the column is missing."""
+    return quartiles(counted(members, column)).median if column in members else np.nan
+
+
+def scores(trials: pd.DataFrame) -> Floats:
+    """Scores of trials, (trial,); NaN for a failed trial and for a score that stands for infinity."""
+    values = np.array(trials["score"], dtype=np.float64)
+    return np.where((trials["status"] != "failed") & (np.abs(values) < WORST_SCORE), values, np.nan)
+
+
+def three_numbers(members: pd.DataFrame) -> ThreeNumbers:
+    """The three MCC values of one trial, from its members' rows of ``members.csv``."""
+    chosen = np.where(diverged(members), np.nan, column_values(members, BEST_MCC))
+    test = column_values(members, f"test/mcc {AT_BEST_MCC}")
+    return ThreeNumbers(
+        at_best_mcc=quartiles(counted(members, BEST_MCC)).median,
+        at_best_neg_elbo=quartiles(counted(members, f"val/mcc {AT_BEST_NEG_ELBO}")).median,
+        test_of_chosen=np.nan if np.isnan(chosen).all() else float(test[np.nanargmax(chosen)]),
+    )
+
+
+def no_source_numbers(members: pd.DataFrame) -> NoSourceNumbers:
+    """The three numbers of one trial without sources, from its members' rows of ``members.csv``."""
+    best = np.where(diverged(members), np.nan, column_values(members, BEST_NEG_ELBO))
+    test = column_values(members, f"test/neg_elbo {AT_BEST_NEG_ELBO}")
+    return NoSourceNumbers(
+        neg_elbo=quartiles(counted(members, BEST_NEG_ELBO)).median,
+        agreement=median_of(members, AGREEMENT),
+        test_of_chosen=np.nan if np.isnan(best).all() else float(test[np.nanargmin(best)]),
+    )
+
+
+def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:
+    """The three numbers of one trial, by the names under which a study is tracked."""
+    if has_sources(members):
+        return {f"mcc/{name}": value for name, value in three_numbers(members)._asdict().items()}
+    return {f"chosen/{name}": value for name, value in no_source_numbers(members)._asdict().items()}
+
+
+def chance_mcc(data: Data) -> float:
+    """95 % quantile of the MCC between the sources of the validation split and latents independent of them."""
+    from scipy.optimize import linear_sum_assignment
+
+    # Correlations of independent variables are normal around 0, with standard deviation 1 / sqrt(n).
+    random = np.random.default_rng(0).normal(size=(NULL_DRAWS, data.dim, data.dim)) / np.sqrt(data.sizes[1])
+    matched = [table[linear_sum_assignment(-table)].mean() for table in np.abs(random)]
+    return float(np.quantile(matched, 0.95))
+
+
+def member_steps(records: Sequence[TrialRecord], config: RunConfig) -> dict[int, int]:
+    """Cost of each trial, by its number: the training steps of all its members."""
+    base, costs = base_of(config) if isinstance(config, StudyConfig) else config, {}
+    for record in records:
+        moves = any(key.startswith("data.") for key in record.values)  # else the data file need not be read again
+        data = (with_values(base, record.values) if moves else base).data
+        batch = int(record.values.get("training.batch_size", base.training.batch_size))
+        costs[record.number] = -(-data.sizes[0] // batch) * sum(int(row["epochs"]) for row in record.members)
+    return costs
+
+
+def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Selection table: a row per choice with the number of candidates and each criterion's test MCC and regret.
+
+    Args:
+        members: rows of ``members.csv`` of all trials.
+        points: a row per trial, with ``trial`` and a column for each of ``keys``.
+        keys: dotted keys that were searched.
+
+    Returns:
+        An empty frame without sources or if there is nothing to choose from.
+    """
+    import pandas as pd
+
+    needed = {BEST_MCC, BEST_NEG_ELBO, *(criterion.mcc for criterion in SELECTION.values())}
+    if not needed <= set(members.columns):
+        return pd.DataFrame()
+    world = [key for key in keys if key.startswith("data.")]
+    seeds = ["data.seed"] if "data.seed" in members else []
+    joined = members.drop(columns=[key for key in keys if key in members]).merge(points[["trial", *keys]], on="trial")
+    rows = []
+    for rivals in _groups(joined, world):
+        where = {"data": point_text({key: rivals[key].iloc[0] for key in world})}
+        trials = _groups(rivals.sort_values("trial", kind="stable"), ["trial"])
+        rows += [where | row for row in _choice(CHOICES[0], trials)]
+        for trial in trials:
+            about = where | {"point": point_text({key: trial[key].iloc[0] for key in keys if key not in world})}
+            rows += [about | row for own in _groups(trial, seeds) for row in _member(CHOICES[1], own)]
+        if len(trials) > 1:
+            rows += [where | row for own in _groups(rivals, seeds) for row in _member(CHOICES[2], own)]
+    return pd.DataFrame(rows)
+
+
+def selection_metrics(table: pd.DataFrame) -> dict[str, float]:
+    """Median regret of each criterion in each kind of choice, by the names under which a study is tracked."""
+    if not len(table):
+        return {}
+    return {
+        f"regret/{criterion.removeprefix('val/')}/{choice}": median(group, f"regret by {criterion}")
+        for choice, group in table.groupby("choice", sort=False)
+        for criterion in BLIND
+        if f"regret by {criterion}" in group
+    }
+
+
+def median(frame: pd.DataFrame, column: str) -> float:
+    """Median of a column without NaN; NaN if there is none."""
+    return quartiles(column_values(frame, column)).median
+
+
+def _groups(frame: pd.DataFrame, keys: Sequence[str]) -> list[pd.DataFrame]:
+    """Groups of rows with equal values of ``keys``, in order of appearance; the whole frame without keys."""
+    return [group for _, group in frame.groupby(list(keys), sort=False)] if keys else [frame]
+
+
+def _member(choice: str, members: pd.DataFrame) -> list[dict[str, object]]:
+    """Choose among single members. A diverged one is never a candidate."""
+    sound = members[~diverged(members)]
+    return _choice(choice, [sound.iloc[n : n + 1] for n in range(len(sound))])
+
+
+def _choice(choice: str, candidates: Sequence[pd.DataFrame]) -> list[dict[str, object]]:
+    """Choose among groups of members, by the medians of each group; nothing if there is one candidate."""
+    if len(candidates) < 2:
+        return []
+    found: dict[str, float] = {}
+    for name, criterion in SELECTION.items():
+        score = criterion.sign * np.array([median_of(group, criterion.column) for group in candidates])
+        if not np.isnan(score).all():
+            found[name] = median_of(candidates[int(np.nanargmax(score))], criterion.mcc)
+    oracle = found.get(ORACLE, np.nan)
+    row: dict[str, object] = {"choice": choice, "among": len(candidates)}
+    row |= {f"MCC by {name}": value for name, value in found.items()}
+    return [row | {f"regret by {name}": oracle - value for name, value in found.items() if name != ORACLE}]
