@@ -1,5 +1,6 @@
 """Laws of the tracker, on a real SQLite database: nothing is lost or doubled, and what is stored loads again."""
 
+import json
 import math
 import socket
 import sqlite3
@@ -24,8 +25,6 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from imavae.config.settings import Tracking
 from imavae.errors import UserError
 from imavae.tracking import mlflow as tracking
-from imavae.tracking import models as winners
-from imavae.tracking import retry as patience
 from imavae.tracking import server as addresses
 from imavae.tracking.base import Status, Tracker, TrialRecord, Value, quartile_curves
 from imavae.tracking.mlflow import MLflowTracker, open_tracker
@@ -250,7 +249,7 @@ def all_of_a_study(tracker: MLflowTracker, model: Path) -> None:
 def test_a_call_whose_answer_is_lost_is_not_carried_out_twice(
     output_dir: Path, calls_left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(patience, "PAUSES", (0.01,))
+    monkeypatch.setattr(addresses, "FIRST_PAUSE", 0.01)
     left, model = [calls_left], output_dir / "model.pt"
     model.write_bytes(b"a model")
 
@@ -388,7 +387,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loader of models that are one number."""
     (tmp_path / "a_stand_in_loader.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(winners, "LOADER_MODULE", "a_stand_in_loader")
+    monkeypatch.setattr(tracking, "LOADER_MODULE", "a_stand_in_loader")
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -462,7 +461,7 @@ def test_no_database_is_made_to_find_that_a_model_is_missing(tmp_path: Path) -> 
 
 
 def test_an_address_where_nothing_answers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "TIMEOUT", 0.2)
+    monkeypatch.setattr(addresses, "CONNECT_TIMEOUT", 0.2)
     (tmp_path / "text.db").write_text("no database" * 100)
     with socket.socket() as silent, socket.socket() as closed:
         silent.bind(("127.0.0.1", 0))
@@ -499,6 +498,35 @@ def test_the_address_is_the_settings_then_the_environments_then_the_output_folde
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server")
     assert addresses.tracking_uri(SETTINGS, Path("out")) == "http://server"
     assert addresses.tracking_uri(Tracking(uri="sqlite:///my.db"), Path("out")) == f"sqlite:///{tmp_path / 'my.db'}"
+
+
+SEARCHED = {
+    "search": {
+        "model": {"gamma": {"type": "float"}, "prior": {"name": "uniform"}},
+        "training": {"beta": {"type": "int"}},
+    },
+    "objective": {"metric": "val/neg_elbo", "mode": "min", "aggregate": "mean"},
+    "members": {"seed": [1, 2, 3], "data": {"seed": [7, 8]}},
+}
+
+
+def test_mlflows_page_shows_scores_and_what_is_searched(output_dir: Path) -> None:
+    assert first_page(output_dir) == "/#/experiments?workflowType=machine_learning"
+    tracker = opened(output_dir)
+    tracker.start("grid", SEARCHED, {})
+    (study,) = runs(output_dir, "study")
+    for part in ("model.gamma, training.beta.", "mean", "6 members", "smallest val/neg_elbo", "(#/models/paper-grid)"):
+        assert part in study.data.tags[tracking.NOTE]
+    experiment = client(output_dir).get_experiment(experiment_id(output_dir))
+    columns = json.loads(experiment.tags[tracking.VIEW])["selectedColumns"]
+    assert [c for c in columns if c.startswith("params")] == ["params.`model.gamma`", "params.`training.beta`"]
+    assert {"metrics.`score`", "metrics.`max val/mcc`"} < set(columns)
+    path = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=trials"
+    assert first_page(output_dir) == path
+
+
+def first_page(output_dir: Path) -> str:
+    return tracking.first_page(addresses.tracking_uri(SETTINGS, output_dir))
 
 
 def test_no_tracking_leaves_nothing(tmp_path: Path) -> None:

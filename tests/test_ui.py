@@ -61,6 +61,7 @@ def test_a_servers_own_page_is_pointed_at(output_dir: Path, capsys: pytest.Captu
     assert "http://server:5000" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "question"),
     [
@@ -80,10 +81,8 @@ def test_the_page_shows_what_was_tracked_and_ends_with_all_its_processes(
     else:
         optuna.create_study(storage=f"sqlite:///{output_dir}/optuna.db", study_name="paper-grid")
     port = free_port()
-    code = (
-        f"import pathlib, sys; from imavae import ui; sys.exit(ui.{page}(pathlib.Path(sys.argv[1]), int(sys.argv[2])))"
-    )
-    command = [sys.executable, "-c", code, str(output_dir), str(port)]
+    code = f"import sys; from pathlib import Path; from imavae.tracking import ui; ui.{page}(Path(sys.argv[1]), {port})"
+    command = [sys.executable, "-c", code, str(output_dir)]
     served = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert served.stdout is not None
     try:

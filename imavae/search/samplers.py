@@ -16,6 +16,7 @@ from sqlalchemy.exc import DatabaseError
 from imavae.config.settings import Objective, Sampler
 from imavae.errors import UserError
 from imavae.search.space import Parameter
+from imavae.tracking.ui import OPTUNA_DATABASE
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import FrozenTrial
 
-DATABASE = "optuna.db"  # below output_dir, beside MLflow's
 DIRECTIONS = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
 TIMEOUT = 60  # seconds that a write waits for another process's, such as that of a second study
 
@@ -47,9 +47,9 @@ class KnownBox(optuna.samplers.QMCSampler):
 def open_storage(output_dir: Path) -> optuna.storages.RDBStorage:
     """The database of all studies below an output folder. Raises UserError for a file that is damaged."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = output_dir.resolve() / DATABASE
+    path = output_dir.resolve() / OPTUNA_DATABASE
     try:
-        with FileLock(path.with_name(f".{DATABASE}.lock")):  # a new database's tables are made once
+        with FileLock(path.with_name(f".{OPTUNA_DATABASE}.lock")):  # a new database's tables are made once
             return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": TIMEOUT}})
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error).splitlines()[0]

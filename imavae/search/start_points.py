@@ -13,8 +13,9 @@ import yaml
 
 from imavae.config.settings import RunConfig, StudyConfig
 from imavae.errors import UserError, require
-from imavae.search.samplers import DATABASE, open_storage
+from imavae.search.samplers import open_storage
 from imavae.search.space import Parameter, Point, packs
+from imavae.tracking.ui import OPTUNA_DATABASE
 
 BEST = 5  # points that are taken from an earlier study
 
@@ -101,14 +102,14 @@ def _earlier(source: str, parameters: Sequence[Parameter]) -> list[Point]:
     folder = Path(source).resolve()
     output_dir = folder.parent.parent
     rule, remedy = "sampler.start_from is the folder of a study", "name one, as in outputs/studies/NAME"
-    require((folder / "config.yaml").is_file() and (output_dir / DATABASE).is_file(), rule, source, remedy)
+    require((folder / "config.yaml").is_file() and (output_dir / OPTUNA_DATABASE).is_file(), rule, source, remedy)
     fixed = dict(_flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")), ""))
     storage = open_storage(output_dir)
     require(
         folder.name in optuna.get_all_study_names(storage),
         rule,
         source,
-        f"{output_dir / DATABASE} has none so called: name another",
+        f"{output_dir / OPTUNA_DATABASE} has none so called: name another",
     )
     study = optuna.load_study(study_name=folder.name, storage=storage)
     sign = -1 if study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else 1

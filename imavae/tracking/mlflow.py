@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from imavae.config.mapping import build, flatten
+from imavae.config.mapping import build
 from imavae.config.settings import Members, Tracking
 from imavae.errors import UserError
 from imavae.tracking.base import PROGRESS_PERIOD, Row, Status, Tracker, TrialRecord, member_name, quartile_curves
@@ -78,17 +78,17 @@ class MLflowTracker(Tracker):
         location = None if artifacts is None else (artifacts / self._model).as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on language models
         try:
-            self._client.create_experiment(experiment, location, kind)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            self._experiment = str(self._client.create_experiment(experiment, location, kind))
+        except MlflowException:  # it exists
+            found = self._client.get_experiment_by_name(experiment)
+            if found is None:
                 raise
-        found = self._client.get_experiment_by_name(experiment)
-        if found.lifecycle_stage != "active":
-            raise UserError(
-                f"the MLflow experiment must not be deleted, but {experiment!r} is; restore it by "
-                f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {found.experiment_id}`"
-            )
-        self._experiment: str = found.experiment_id
+            self._experiment = found.experiment_id
+            if found.lifecycle_stage != "active":
+                raise UserError(
+                    f"the MLflow experiment {experiment!r} must not be deleted, but is; restore it by "
+                    f"`MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {self._experiment}`"
+                ) from None
         self._study = ""  # run id
         self._start = 0  # of the study's run, milliseconds
         self._trials: dict[int, _TrialRun] = {}
@@ -116,7 +116,7 @@ class MLflowTracker(Tracker):
         if study.info.status != "RUNNING":
             self._client.update_run(self._study, status="RUNNING")
         # MLflow refuses to change a parameter: the values of the first driver stay.
-        self._log(self._study, params={k: v for k, v in flatten(config) if k not in study.data.params})
+        self._log(self._study, params={k: v for k, v in flatten(config).items() if k not in study.data.params})
         self._client.log_text(self._study, yaml.safe_dump(dict(config), sort_keys=False), "config.yaml")
         if config.get("search"):
             space = yaml.safe_dump({"search": config["search"]}, sort_keys=False)
@@ -347,4 +347,13 @@ def describe(config: Mapping[str, Any], model: str) -> str:
 
 def _searched(config: Mapping[str, Any]) -> list[str]:
     """Dotted keys of the searched parameters."""
-    return [key.removesuffix(".type") for key, _ in flatten(config.get("search", {})) if key.endswith(".type")]
+    return [key.removesuffix(".type") for key in flatten(config.get("search", {})) if key.endswith(".type")]
+
+
+def flatten(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a nested mapping by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        inner = flatten(value) if isinstance(value, Mapping) else None
+        flat |= {name: value} if inner is None else {f"{name}.{key}": leaf for key, leaf in inner.items()}
+    return flat

@@ -229,7 +229,7 @@ def filter_for_tags(tags: Mapping[str, str]) -> str:
 
 
 def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
-    """Local path of the model file at ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``models:/m-ID`` or ``runs:/ID``.
+    """Local path of a model's file: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``models:/m-ID`` or ``runs:/ID``.
 
     A member's run stands for its model. A study's run stands for its model with the highest ``val/mcc`` or, without
     sources, the lowest ``val/neg_elbo``.

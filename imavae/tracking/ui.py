@@ -100,7 +100,9 @@ def _serve(name: str, command: list[str], port: int, folder: Path, health: str, 
                     print(f"the {name} is at http://{HOST}:{port}{path} (Ctrl-C ends it)", flush=True)
                     break
                 rule = f"the {name} answers within {START_TIMEOUT:g} s"
-                require(time.monotonic() < end, rule, "no answer", f"run the command again, perhaps with PORT={port + 1}")
+                require(
+                    time.monotonic() < end, rule, "no answer", f"run the command again, perhaps with PORT={port + 1}"
+                )
                 time.sleep(0.2)
             code = server.wait()
         except KeyboardInterrupt:
