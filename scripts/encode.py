@@ -13,7 +13,7 @@ from _launch import Command, launch, require_environment
 
 require_environment()
 
-from imavae.config.encode import EncodeConfig, encode_config
+from imavae.config.settings import EncodeConfig, encode_config
 
 
 def run(config: EncodeConfig) -> None:

@@ -17,7 +17,7 @@ from _launch import Command, composed, exit_code, help_text, require_environment
 
 require_environment()
 
-from imavae.config.reproduce import ReproduceConfig, reproduce_config, study_of
+from imavae.config.settings import ReproduceConfig, reproduce_config, study_of
 from imavae.errors import require
 
 

@@ -14,13 +14,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from _launch import CONF, options, read_search, register_resolvers, register_searches, searches
-from imavae.config.encode import encode_config
 from imavae.config.mapping import keys_of, to_mapping
-from imavae.config.reproduce import ReproduceConfig
 from imavae.config.settings import (
     EvaluateConfig,
+    ReproduceConfig,
     RunConfig,
     StudyConfig,
+    encode_config,
     evaluate_config,
     run_config,
     study_config,

@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from imavae.config.encode import EncodeConfig, encode_config
-from imavae.config.settings import run_config
+from imavae.config.settings import EncodeConfig, encode_config, run_config
 from imavae.data import tables as files
 from imavae.errors import UserError
 from imavae.runs.encode import encode_file

@@ -15,8 +15,7 @@ import torch
 import imavae
 from imavae import metrics
 from imavae.cli import commands
-from imavae.config.search import Objective
-from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config
+from imavae.config.settings import Objective, RunConfig, StudyConfig, overridden, run_config
 from imavae.errors import Interrupted, UserError
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger

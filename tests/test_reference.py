@@ -20,10 +20,16 @@ from imavae.cli.reference.rules import Rule, rules
 from imavae.cli.reference.search_page import EXAMPLE, LEAF
 from imavae.cli.reference.settings import DEFAULTS, REGISTRIES, Setting, Tree, settings_at, settings_of
 from imavae.cli.reference.settings_page import RUN, STUDY
-from imavae.config.encode import EncodeConfig
 from imavae.config.mapping import keys_of
-from imavae.config.reproduce import ReproduceConfig
-from imavae.config.settings import EvaluateConfig, RunConfig, StudyConfig, run_config, study_config
+from imavae.config.settings import (
+    EncodeConfig,
+    EvaluateConfig,
+    ReproduceConfig,
+    RunConfig,
+    StudyConfig,
+    run_config,
+    study_config,
+)
 from imavae.errors import UserError
 from imavae.metrics.glossary import ABSENCES, GLOSSARY, absent
 from imavae.search.conditions import TESTS

@@ -16,8 +16,7 @@ import yaml
 import reproduce
 from _launch import composed, searches
 from imavae.config.mapping import to_mapping
-from imavae.config.reproduce import study_of
-from imavae.config.settings import StudyConfig
+from imavae.config.settings import StudyConfig, study_of
 from imavae.metrics.glossary import GLOSSARY
 from imavae.paper import command
 from imavae.paper.figure import Entry

@@ -15,8 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
 from imavae.cli.display import Bar, Display, RenderingBar, new_console
-from imavae.config.encode import EncodeConfig
-from imavae.config.settings import EvaluateConfig, RunConfig, StudyConfig
+from imavae.config.settings import EncodeConfig, EvaluateConfig, RunConfig, StudyConfig
 from imavae.config.variants import SpritesMixing
 from imavae.errors import Interrupted, resumable
 from imavae.report.text import clock

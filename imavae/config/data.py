@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from imavae.config.mapping import chosen_from
+from imavae.config.registry import chosen_from
 from imavae.config.variants import (
     MIXINGS,
     SOURCES,

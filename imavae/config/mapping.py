@@ -1,24 +1,52 @@
-"""Between plain mappings and the typed tree: building with one clear message per mistake, and back again."""
+"""Between plain mappings and the typed settings tree: building and checking, turning back, nested and dotted keys."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import functools
+import re
+import types
 import typing
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
-from imavae.config.variants import Registry, Settings
 from imavae.errors import UserError
+
+LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}  # names of limits in pydantic's Field, and their signs
+
+
+class Checked(type):
+    """Metaclass of settings classes: a call with wrong values raises UserError instead of pydantic's error."""
+
+    if not TYPE_CHECKING:
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            """Create the settings, checked."""
+            try:
+                return super().__call__(*args, **kwargs)
+            except ValidationError as error:
+                raise _explained(error, kwargs, cls, "") from None
+
+
+class Settings(metaclass=Checked):
+    """Base of every node of the settings tree: refuses unknown keys and infinite numbers.
+
+    A node is a frozen ``pydantic.dataclasses.dataclass``. One line of it holds a setting's type, rule, meaning and
+    default: ``gamma: Annotated[float, Field(gt=0, description="...")] = 100.0``.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
 
 T = TypeVar("T", bound=Settings)
 
 
 def build(kind: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
-    """The node of the tree that a mapping describes; ``prefix`` is where it stands, as in ``data.mixing``.
+    """Build a node of the tree from a mapping; ``prefix`` is the node's dotted key, such as ``data.mixing``.
 
     Raises:
         UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule.
@@ -26,30 +54,8 @@ def build(kind: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
     try:
         built: T = _adapter(typing.cast(Any, kind)).validate_python(dict(mapping))
     except ValidationError as error:
-        raise UserError("\n".join(_explain(e, mapping, kind, prefix) for e in error.errors())) from None
+        raise _explained(error, mapping, kind, prefix) from None
     return built
-
-
-def chosen_from(registry: Registry[Any]) -> _Chosen:
-    """How a field is read whose variant is chosen by name."""
-    return _Chosen(registry)
-
-
-class _Chosen:
-    """Reads a variant; also marks, for :func:`keys_of`, which registry a field's variants are in."""
-
-    def __init__(self, registry: Registry[Any]) -> None:
-        self.registry = registry
-
-    def __call__(self, value: Any) -> Any:
-        if isinstance(value, Settings):
-            return value
-        if not isinstance(value, Mapping):
-            raise UserError(
-                f"`{self.registry.what}` must be a mapping, but got {value!r}; "
-                f"choose a variant by its group, as in {self.registry.group}=NAME"
-            )
-        return build(self.registry.variant(value), value, self.registry.what)
 
 
 @functools.cache
@@ -58,101 +64,155 @@ def _adapter(kind: Any) -> Any:  # a TypeAdapter, which beartype does not know
 
 
 def to_mapping(config: Settings) -> dict[str, Any]:
-    """Plain containers (dict, list, scalars) that :func:`build` turns back into the same."""
-    plain: dict[str, Any] = _plain(dataclasses.asdict(config))  # type: ignore[call-overload]
-    return plain
+    """Plain containers (dict, list, scalars) that :func:`build` turns back into the same settings."""
+    mapping: dict[str, Any] = plain(dataclasses.asdict(config))  # type: ignore[call-overload]
+    return mapping
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value with tuples as lists and settings as mappings, at any depth."""
+    if isinstance(value, Settings):
+        return to_mapping(value)
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
-def split_constants(node: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A search space without its constants (the leaves that are plain values), and the constants, nested alike."""
-    space: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
+def flatten(node: Mapping[str, Any], is_leaf: Callable[[Mapping[str, Any]], bool] | None = None) -> dict[str, Any]:
+    """Values of a nested mapping by dotted key. An inner mapping for which ``is_leaf`` holds counts as a value."""
+    flat: dict[str, Any] = {}
     for name, value in node.items():
-        if isinstance(value, Mapping) and not isinstance(value.get("type"), str):
-            inner, fixed = split_constants(value)
-            space |= {name: inner} if inner else {}
-            constants |= {name: fixed} if fixed else {}
+        if isinstance(value, Mapping) and not (is_leaf and is_leaf(value)):
+            flat |= {f"{name}.{key}": inner for key, inner in flatten(value, is_leaf).items()}
         else:
-            (space if isinstance(value, (Mapping, list, tuple)) else constants)[name] = value
-    return space, constants
+            flat[name] = value
+    return flat
 
 
-def merged(over: Mapping[str, Any], under: Mapping[str, Any]) -> dict[str, Any]:
-    """Two nested mappings in one; where both have a value, that of ``over`` stands."""
-    both = dict(under)
-    for name, value in over.items():
-        nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
-        both[name] = merged(value, both[name]) if nested else value
-    return both
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mapping of values by dotted key: the inverse of :func:`flatten`."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, leaf = key.split(".")
+        node = nested
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    return nested
+
+
+@functools.cache
+def fields_of(kind: Any) -> dict[str, FieldInfo]:
+    """Annotation, rules and description of each field of a settings class, by name."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: FieldInfo.from_annotation(hints[field.name]) for field in dataclasses.fields(kind)}
+
+
+def registry_of(field: FieldInfo) -> Any:
+    """The registry whose variants a field can hold; None for a field of another kind."""
+    readers: list[Any] = [getattr(mark, "func", None) for mark in field.metadata]
+    return next((reader.registry for reader in readers if hasattr(reader, "registry")), None)
+
+
+def nodes_of(field: FieldInfo) -> list[Any]:
+    """The settings classes that a field can hold; none for a plain value."""
+    if registry := registry_of(field):
+        return list(registry)
+    kinds = [kind.__origin__ if typing.get_origin(kind) is Annotated else kind for kind in _members(field.annotation)]
+    return [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; the type itself for another one."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all values that a tree of this type can hold, those of every variant included."""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        if name not in fields:
-            continue
-        for node in _nodes(hint):
+    """Dotted keys of all values that a tree of this type can hold, including those of every variant."""
+    for name, field in fields_of(kind).items():
+        nodes = nodes_of(field)
+        for node in nodes:
             yield from keys_of(node, f"{prefix}{name}.")
-        if not _nodes(hint):
+        if not nodes:
             yield prefix + name
 
 
-def registry_of(hint: Any) -> Registry[Any] | None:
-    """The registry whose variants a field can hold; None for a field of another kind."""
-    readers = (getattr(mark, "func", None) for mark in getattr(hint, "__metadata__", ()))
-    return next((reader.registry for reader in readers if isinstance(reader, _Chosen)), None)
-
-
-def _nodes(hint: Any) -> list[Any]:
-    """The settings classes that a field can hold; none for a plain value."""
-    if registry := registry_of(hint):
-        return list(registry.variants.values())
-    return [hint] if dataclasses.is_dataclass(hint) else []
-
-
-def nearest(key: str, kind: type[Settings]) -> str:
-    """A hint that names the valid dotted keys most like ``key``."""
-    keys = sorted(set(keys_of(kind)))
+def nearest(key: str, kind: type[Settings], prefix: str = "") -> str:
+    """A hint that names the valid dotted keys most like ``key``; ``prefix`` is the dotted key of ``kind``."""
+    keys = sorted({f"{prefix}.{name}".removeprefix(".") for name in keys_of(kind)})
     if key in keys:
         node = key.rpartition(".")[0]
         return f"another variant of `{node}` has it: choose that one by its group (`--help` lists them)"
     leaf = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, keys, n=3, cutoff=0.6) or [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
-    return f"did you mean {' or '.join(near)}?" if near else "see --help, which lists the settings"
+    near = [k for k in keys if k.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"choose one of {', '.join(keys)}" if prefix else "see --help, which lists the settings"
 
 
-def _explain(error: Any, mapping: Mapping[str, Any], kind: type[Settings], prefix: str) -> str:
-    """One validation error as value, rule and remedy."""
-    path, node = [prefix] if prefix else [], typing.cast(Any, mapping)
-    for part in error["loc"]:
-        inside = isinstance(node, (list, tuple)) and isinstance(part, int) and part < len(node)
-        if inside or (isinstance(node, Mapping) and part in node):
-            path.append(str(part))
+def _explained(error: ValidationError, mapping: Mapping[str, Any], kind: Any, prefix: str) -> UserError:
+    problems = error.errors()
+    if len(problems) > 1:  # a tuple with a wrong item counts as too short, too
+        problems = [problem for problem in problems if problem["type"] != "too_short"]
+    return UserError("\n".join(_explain(problem, mapping, kind, prefix) for problem in problems))
+
+
+def _explain(problem: Any, mapping: Mapping[str, Any], kind: Any, prefix: str) -> str:
+    """One of pydantic's errors as value, rule and fix."""
+    path, node, got = [prefix] if prefix else [], typing.cast(Any, mapping), problem["input"]
+    for part in problem["loc"]:
+        if isinstance(node, Mapping) and part in node:
+            path.append(part)
             node = node[part]
-    key = ".".join(path)
-    if error["type"] == "unexpected_keyword_argument":
-        return f"`{key}` is not a setting (got {node!r}); {_nearest(key, kind, prefix)}"
-    if error["type"] in ("dataclass_type", "model_attributes_type"):
-        return f"`{key}` must be a mapping, but got {node!r}; see --help for the settings in it"
-    rule = error["msg"][0].lower() + error["msg"][1:]
-    if error["type"] == "missing":
-        return (
-            f"`{'.'.join(map(str, error['loc']))}` must be given, but is missing; see --help, which shows every setting"
-        )
-    return f"`{key}` has the wrong type or value: {rule}, but got {node!r}; see --help for each setting's meaning"
+    key, name, context = ".".join(path), problem["type"], problem.get("ctx", {})
+    if name == "unexpected_keyword_argument":
+        return f"`{key}` is not a setting (got {got!r}); {nearest(key, kind, prefix)}"
+    if name in ("dataclass_type", "model_attributes_type"):
+        return f"`{key}` must be a mapping, but got {got!r}; see --help for the settings in it"
+    if name == "missing":
+        missing = ".".join([*path, str(problem["loc"][-1])])
+        return f"`{missing}` must be given, but is missing; see --help, which shows every setting"
+    if name == "literal_error":
+        near = difflib.get_close_matches(str(got), re.findall(r"'([^']*)'", context["expected"]), n=1)
+        fix = f"did you mean {near[0]}?" if near else _fix(kind, key, prefix)
+        return f"`{key}` must be one of {context['expected']}, but got {got!r}; {fix}"
+    rules = [f"{key} {sign} {context[limit]:g}" for limit, sign in LIMITS.items() if limit in context]
+    if "min_length" in context:
+        rules, got = [f"{key} has at least {context['min_length']} value"], plain(got)
+    if rules:
+        return f"`{rules[0]}` must hold, but got {got!r}; {_fix(kind, key, prefix)}"
+    rule = problem["msg"].removeprefix("Input should be ")
+    return f"`{key}` must be {rule}, but got {got!r}; {_fix(kind, key, prefix)}"
 
 
-def _nearest(key: str, kind: type[Settings], prefix: str) -> str:
-    if not prefix:
-        return nearest(key, kind)
-    own = list(keys_of(kind))
-    near = difflib.get_close_matches(key.removeprefix(f"{prefix}."), own, n=3, cutoff=0.6)
-    names = [f"{prefix}.{name}" for name in near or own]
-    return f"did you mean {' or '.join(names)}?" if near else f"choose among {', '.join(names)}"
+def _fix(kind: Any, key: str, prefix: str) -> str:
+    """What to do about a wrong value: its meaning and its default."""
+    owner, name = _owner(kind, key.removeprefix(f"{prefix}."))
+    if owner is None:
+        return "see --help for the settings"
+    default, meaning = default_of(owner, name), fields_of(owner)[name].description
+    fix = "see --help" if default is dataclasses.MISSING else f"the default is {key}={shown(default)}"
+    return f"{fix} ({meaning})" if meaning else fix
+
+
+def _owner(kind: Any, key: str) -> tuple[Any, str]:
+    """The settings class that has the field of a dotted key below ``kind``, and the field's name; or None."""
+    name, _, rest = key.partition(".")
+    if name not in fields_of(kind) or not rest:
+        return (kind if name in fields_of(kind) else None), name
+    found = (_owner(node, rest) for node in nodes_of(fields_of(kind)[name]))
+    return next((owner for owner in found if owner[0] is not None), (None, rest))
+
+
+def default_of(kind: Any, name: str) -> Any:
+    """The default of a field, as a plain value; ``dataclasses.MISSING`` for one that must be given."""
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
+    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return plain(made)
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on a command line or in YAML."""
+    import json
+
+    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import pkgutil
-from collections.abc import Iterator, Mapping
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from pydantic import ConfigDict
-
-from imavae.errors import require, require_choice
-
-
-class Settings:
-    """Base of every node of the settings tree: refuses unknown keys and infinite numbers."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-
+from imavae.config.mapping import Settings as Settings
+from imavae.config.mapping import build
+from imavae.errors import UserError, require, require_choice
 
 T = TypeVar("T")
 E = TypeVar("E")
@@ -98,3 +96,61 @@ class Registry(Generic[T]):
     def variant(self, value: Mapping[str, Any]) -> T:
         """Old name of ``registry[value["name"]]``."""
         return self[value.get("name")]
+
+
+class Chosen:
+    """Reads a field whose variant is chosen by name; marks the field with the registry of its variants."""
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        self.registry = registry
+
+    def __call__(self, value: Any) -> Any:
+        """The settings of the variant that a mapping names. Raises UserError for an unknown name or a wrong value."""
+        if isinstance(value, Settings):
+            return value
+        setting, group = self.registry.setting, self.registry.group
+        require(isinstance(value, Mapping), f"{setting} is a mapping", repr(value), f"choose it by {group}=NAME")
+        return build(self.registry[value.get("name")], value, setting)
+
+
+def chosen_from(registry: Registry[Any]) -> Chosen:
+    """Validator of a field that holds a variant of ``registry``: ``Annotated[Base, BeforeValidator(...)]``."""
+    return Chosen(registry)
+
+
+PLUGIN = "imavae_plugin_"  # prefix of the module names of plugins
+
+
+def load_plugins(paths: Iterable[str]) -> None:
+    """Import a user's Python files, each once, so that they register their variants.
+
+    Raises:
+        UserError: a file is missing or can't be imported.
+    """
+    for path in paths:
+        file = Path(path).resolve()
+        name = f"{PLUGIN}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        if name in sys.modules:
+            continue
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None or not file.is_file():
+            raise UserError(f"`plugins are Python files` must hold, but got {path}; give the path of a .py file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            what = f"{path} raises {type(error).__name__}: {error}"
+            raise UserError(f"`plugins can be imported` must hold, but {what}; correct the file") from error
+
+
+def mistake_of_a_plugin(error: BaseException) -> UserError | None:
+    """The UserError for an error raised in a plugin, or in a library that it called; None for any other error."""
+    frames = traceback.walk_tb(error.__traceback__)
+    own = [(frame, line) for frame, line in frames if str(frame.f_globals.get("__name__")).startswith(PLUGIN)]
+    if not own:
+        return None
+    frame, line = own[-1]
+    what = f"line {line} of {frame.f_code.co_filename} raises {type(error).__name__}: {error}"
+    return UserError(f"`plugins run without an error` must hold, but {what}; correct the file")

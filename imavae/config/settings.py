@@ -1,8 +1,8 @@
-"""The typed configuration tree and every rule about a value in it.
+"""The settings of every command: one typed tree with the type, rule, meaning and default of each setting on one line.
 
-Hydra composes YAML into a plain mapping; :func:`run_config` and :func:`study_config` turn that mapping into the frozen
-dataclasses below, or raise :class:`UserError` with the value, the rule and the remedy. Nothing below ``scripts/`` sees
-a Hydra object. This module imports neither torch nor Ray, so that a mistake is reported at once.
+:func:`run_config`, :func:`study_config` and their like turn a plain mapping into the frozen dataclasses below, or raise
+:class:`UserError`. ``--help``, docs/config.md and Hydra's defaults are made from the same classes. This module imports
+neither torch nor Ray, so that a mistake is reported at once.
 """
 
 from __future__ import annotations
@@ -10,176 +10,158 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
 
 from imavae.config.data import Data as Data
-from imavae.config.data import with_file
-from imavae.config.mapping import build, chosen_from, merged, split_constants, to_mapping
-from imavae.config.search import WORST_SCORE as WORST_SCORE
-from imavae.config.search import Budget as Budget
-from imavae.config.search import Objective as Objective
-from imavae.config.search import Sampler as Sampler
-from imavae.config.search import Scheduler as Scheduler
+from imavae.config.data import column_names, with_file
+from imavae.config.mapping import Settings, build, flatten, nest, to_mapping
+from imavae.config.registry import chosen_from, load_plugins
 from imavae.config.variants import (
     MIXINGS,
     NETWORK_NAMES,
     PRIORS,
     SOURCES,
     PriorSettings,
-    Settings,
     UniformPrior,
     image_side,
-    load_plugins,
 )
 from imavae.errors import require, require_choice
 
-VARIANT_NAMES = {f"{registry.what}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose a variant
+VARIANT_NAMES = {f"{registry.setting}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose one
 Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True)
 class Encoder(Settings):
-    """What the encoder has otherwise than the decoder; null: the same."""
+    """Settings of the encoder that differ from the decoder's."""
 
-    n_layers: int | None = None  # linear maps
-    hidden_factor: int | None = None  # width of a hidden layer, in multiples of data.dim
-
-    def __post_init__(self) -> None:
-        for name in ("n_layers", "hidden_factor"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 1,
-                f"model.encoder.{name} >= 1",
-                value,
-                f"say model.encoder.{name}=null to take the decoder's",
-            )
+    n_layers: Annotated[Count | None, Field(description="linear maps; null: as in the decoder")] = None
+    hidden_factor: Annotated[
+        Count | None, Field(description="width of a hidden layer over data.dim; null: as in the decoder")
+    ] = None
 
 
 @dataclass(frozen=True)
 class Model(Settings):
     """A VAE: networks, posterior, decoder precision, prior."""
 
-    name: str = "mlp"  # of the network: mlp, conv (of images), or one of your own
-    gamma: float = 100.0  # the decoder's precision is gamma squared
-    precision: Literal["fixed", "learned", "mle"] = "fixed"  # learned: by gradient; mle: after each epoch; from gamma
-    beta: float = 1.0  # weight of the KL divergence in the loss; reported ELBOs have 1
-    kl: Literal["sampled", "analytic"] = "sampled"  # analytic: in closed form, for Gaussian and Laplace priors
-    posterior: Literal["diagonal", "full"] = "diagonal"  # covariance of the Gaussian posterior
-    decoder: Literal["learned", "mixing"] = "learned"  # mixing: the ground truth; only the encoder is trained
-    n_layers: int = 2  # linear maps in the encoder and in the decoder; an activation stands between two of them
-    hidden_factor: int = 10  # width of a hidden layer, in multiples of data.dim
-    activation: Literal["leaky_relu", "tanh", "silu", "softplus"] = "leaky_relu"
-    slope: float = 0.2  # of the leaky ReLU below zero
+    name: Annotated[str, Field(description="network: mlp, conv (for images), or your own")] = "mlp"
+    gamma: Annotated[float, Field(gt=0, lt=1e9, description="gamma squared is the decoder's precision")] = 100.0
+    precision: Annotated[
+        Literal["fixed", "learned", "mle"],
+        Field(description="fixed; learned: by gradient; mle: set after each epoch; both start from gamma"),
+    ] = "fixed"
+    beta: Annotated[float, Field(gt=0, description="weight of the KL divergence in the loss; reported ELBOs use 1")] = (
+        1.0
+    )
+    kl: Annotated[
+        Literal["sampled", "analytic"], Field(description="analytic: closed form, for Gaussian and Laplace priors")
+    ] = "sampled"
+    posterior: Annotated[Literal["diagonal", "full"], Field(description="covariance of the Gaussian posterior")] = (
+        "diagonal"
+    )
+    decoder: Annotated[
+        Literal["learned", "mixing"], Field(description="mixing: the ground truth; only the encoder is trained")
+    ] = "learned"
+    n_layers: Annotated[Count, Field(description="linear maps in the encoder and in the decoder")] = 2
+    hidden_factor: Annotated[Count, Field(description="width of a hidden layer, in multiples of data.dim")] = 10
+    activation: Annotated[
+        Literal["leaky_relu", "tanh", "silu", "softplus"], Field(description="activation between two linear maps")
+    ] = "leaky_relu"
+    slope: Annotated[float, Field(ge=0, le=1, description="slope of the leaky ReLU below zero")] = 0.2
     encoder: Encoder = field(default_factory=Encoder)
     prior: Prior = field(default_factory=UniformPrior)
 
     def __post_init__(self) -> None:
-        gamma, factor = self.gamma, self.hidden_factor
         require_choice(self.name, sorted(NETWORK_NAMES), "model.name")
-        require(
-            0 < gamma < 1e9,
-            "0 < model.gamma < 1e9",
-            f"gamma={gamma}",
-            "gamma² is the decoder's precision: say model.gamma=30",
-        )
-        require(self.beta > 0, "model.beta > 0", self.beta, "it weighs the KL divergence: say model.beta=1")
-        require(
-            self.n_layers >= 1, "model.n_layers >= 1", self.n_layers, "it counts the linear maps: say model.n_layers=2"
-        )
-        require(
-            factor >= 1, "model.hidden_factor >= 1", factor, "width = factor x data.dim: say model.hidden_factor=10"
-        )
-        require(
-            0 <= self.slope <= 1,
-            "0 <= model.slope <= 1",
-            self.slope,
-            "it is the leaky ReLU's, below zero: say model.slope=0.2",
-        )
         require(
             self.kl == "sampled" or self.prior.analytic,
             "model.kl is analytic only where there is a closed form",
             f"a {self.prior.name} prior",
-            "say model.kl=sampled, or model/prior=gaussian",
+            "set model.kl=sampled, or model/prior=gaussian",
         )
 
 
 @dataclass(frozen=True)
 class Training(Settings):
-    """How long, with what step, on which device."""
+    """Optimisation: how long, with what step, on which device."""
 
-    max_epochs: int = 400
-    batch_size: int = 64
-    learning_rate: float = 1e-3  # of Adam
-    schedule: Literal["constant", "cosine"] = "constant"  # cosine: the rate falls to 0 over max_epochs, epoch by epoch
-    validate_every: int = 5  # epochs
-    patience: int = 5  # validations without a lower val/neg_elbo after which a member stops
-    dtype: Literal["float32", "float64"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    threads: int = 1  # of torch, per ensemble; these models are too small for more to help
-    probes: bool = False  # whether the slow metrics (nonlinear R², DCI, SAP, MIG) are evaluated at the end, too
-
-    def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "validate_every", "patience", "threads"):
-            value = getattr(self, name)
-            require(value >= 1, f"training.{name} >= 1", value, "it is a count: give 1 or more")
-        rate = self.learning_rate
-        require(
-            0 < rate < 1,
-            "0 < training.learning_rate < 1",
-            rate,
-            "Adam's default is 1e-3: say training.learning_rate=1e-3",
-        )
+    max_epochs: Annotated[Count, Field(description="passes over the training split, at most; ASHA's horizon")] = 400
+    batch_size: Annotated[Count, Field(description="observations per step")] = 64
+    learning_rate: Annotated[float, Field(gt=0, lt=1, description="learning rate of Adam")] = 1e-3
+    schedule: Annotated[
+        Literal["constant", "cosine"], Field(description="cosine: the rate falls to 0 over max_epochs")
+    ] = "constant"
+    validate_every: Annotated[Count, Field(description="epochs between two validations")] = 5
+    patience: Annotated[
+        Count, Field(description="validations without a lower val/neg_elbo after which a member stops")
+    ] = 5
+    dtype: Annotated[Literal["float32", "float64"], Field(description="of weights, data and arithmetic")] = "float32"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: cuda if there is one")] = "auto"
+    threads: Annotated[Count, Field(description="torch threads per ensemble; more rarely help small models")] = 1
+    probes: Annotated[
+        bool, Field(description="also evaluate the slow metrics (nonlinear R², DCI, SAP, MIG) at the end")
+    ] = False
 
 
 @dataclass(frozen=True)
 class MembersData(Settings):
-    """The worlds that members train in."""
+    """Worlds of the members."""
 
-    seed: tuple[int, ...] | None = None  # a world for each; null: the one of data.seed
+    seed: Annotated[
+        tuple[Seed, ...] | None, Field(min_length=1, description="a world for each; null: all share data.seed")
+    ] = None
 
 
 @dataclass(frozen=True)
 class Members(Settings):
-    """The members of every point: nothing but seeds, the product of these axes."""
+    """Members of every point: the product of these seeds."""
 
-    seed: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)  # of initialisation, batches and posterior noise
+    seed: Annotated[
+        tuple[Seed, ...], Field(min_length=1, description="seeds of initialisation, batches and posterior noise")
+    ] = (1, 2, 3, 4, 5, 6, 7, 8)
     data: MembersData = field(default_factory=MembersData)
-
-    @property
-    def count(self) -> int:
-        """Members of a point."""
-        return len(self.seed) * (1 if self.data.seed is None else len(self.data.seed))
 
     def __post_init__(self) -> None:
         for key, seeds in (("members.seed", self.seed), ("members.data.seed", self.data.seed)):
-            if seeds is None:
-                continue
-            got = list(seeds)
-            require(len(seeds) >= 1, f"{key} has at least one seed", got, f"say {key}=[1,2,3]")
-            require(len(set(seeds)) == len(seeds), f"{key} has no seed twice", got, "drop the copy")
-            require(min(seeds) >= 0, f"{key} >= 0", got, "give whole numbers from 0 up")
+            unique = len(set(seeds or ())) == len(seeds or ())
+            require(unique, f"{key} has no seed twice", list(seeds or ()), "drop the copy")
+
+    @property
+    def count(self) -> int:
+        """Number of members of a point."""
+        return len(self.seed) * (1 if self.data.seed is None else len(self.data.seed))
 
 
 @dataclass(frozen=True)
 class Tracking(Settings):
-    """Where results are tracked, besides the run's own folder."""
+    """Tracker of the results, besides the run's own folder."""
 
-    name: Literal["mlflow", "none"] = "mlflow"
-    uri: str | None = None  # of MLflow; null: MLFLOW_TRACKING_URI, or else OUTPUT_DIR/mlflow.db
+    name: Annotated[Literal["mlflow", "none"], Field(description="tracker")] = "mlflow"
+    uri: Annotated[
+        str | None, Field(description="MLflow's address; null: MLFLOW_TRACKING_URI, or else OUTPUT_DIR/mlflow.db")
+    ] = None
+
+
+OutputDir = Annotated[str, Field(description="all output lies under it; relative to the current directory")]
+Plugins = Annotated[tuple[str, ...], Field(description="Python files that register your own variants")]
 
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """One point with its members: all that ``scripts/train.py`` needs."""
+    """Settings of ``scripts/train.py``: one point with its members."""
 
-    name: str | None = None  # of the run's folder; null: the default name, numbered when taken
-    output_dir: str = "outputs"  # all output lies under it
-    resume: bool = False  # go on with what was broken off: the newest of this kind, or that of name
-    plugins: tuple[str, ...] = ()  # Python files that register your own mixing, source, prior or network
+    name: Annotated[str | None, Field(description="name of the run's folder; null: a default name")] = None
+    output_dir: OutputDir = "outputs"
+    resume: Annotated[bool, Field(description="continue the newest unfinished run, or the one called name")] = False
+    plugins: Plugins = ()
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
@@ -189,7 +171,7 @@ class RunConfig(Settings):
     def __post_init__(self) -> None:
         if self.name is not None:
             got = repr(self.name)
-            require(_plain(self.name), "name is a plain folder name", got, "use letters, digits, '-', '_' and '.'")
+            require(is_folder_name(self.name), "name is a plain folder name", got, "use letters, digits, -, _ and .")
         source, prior, (low, high) = self.data.source, self.model.prior, support(self)
         covers = not source.known or (low <= source.support[0] and source.support[1] <= high)
         require(
@@ -203,18 +185,18 @@ class RunConfig(Settings):
             not conditional or self.data.n_segments > 1,
             "data.n_segments > 1 for a conditional prior",
             self.data.n_segments,
-            "the prior's parameters depend on the segment: say data.n_segments=5, or model.prior.parameters=fixed",
+            "the prior's parameters depend on the segment: set data.n_segments=5, or model.prior.parameters=fixed",
         )
         if self.model.name == "conv":
             image_side(self.data.observed)
         if self.model.decoder == "mixing":
-            rule, remedy = "model.decoder=mixing needs a known mixing", "say model.decoder=learned"
+            rule, remedy = "model.decoder=mixing needs a known mixing", "set model.decoder=learned"
             require(self.data.mixing.known, rule, f"data.mixing.name={self.data.mixing.name}", remedy)
             require(
                 (low, high) == source.support,
                 "model.decoder=mixing needs a prior on the source's support",
                 f"{[low, high]} for sources on {list(source.support)}",
-                "the mixing takes latents for sources: leave the prior's ends at null, or say model.decoder=learned",
+                "the mixing takes latents for sources: leave the prior's ends at null, or set model.decoder=learned",
             )
             require(
                 self.members.data.seed is None,
@@ -224,8 +206,8 @@ class RunConfig(Settings):
             )
 
 
-def _plain(name: str) -> bool:
-    """Whether a folder can be called so, and lies where it seems to."""
+def is_folder_name(name: str) -> bool:
+    """True if a folder of this name lies directly where it is made and can be typed without quotes."""
     return all(c.isalnum() or c in "-_." for c in name) and name[:1] not in ("", ".", "-")
 
 
@@ -238,74 +220,128 @@ def support(config: RunConfig) -> tuple[float, float]:
     return source.support[0] if low is None else low, source.support[1] if high is None else high
 
 
-SEARCHED = ("data", "model", "training")  # where a search may vary settings
+AGGREGATES = ("median", "mean", "min", "max")
+WORST_SCORE = 1e12  # stands for an infinite score, which samplers refuse
+
+
+@dataclass(frozen=True)
+class Objective(Settings):
+    """A trial's score: the aggregate, over members, of each member's best value so far of one validation metric."""
+
+    metric: Annotated[str, Field(description="a validation metric with a better direction (docs/metrics.md)")] = (
+        "val/mcc"
+    )
+    mode: Annotated[Literal["max", "min"], Field(description="the metric's better direction")] = "max"
+    aggregate: Annotated[str, Field(description="over members: median, mean, min or max")] = "median"
+
+    def __post_init__(self) -> None:
+        require_choice(self.aggregate, AGGREGATES, "objective.aggregate")
+
+
+SAMPLERS = ("tpe", "cmaes", "qmc", "random", "grid")
+NUMBERS_ONLY = ("cmaes",)  # samplers that can't propose a choice, nor a setting that is not always there
+
+
+@dataclass(frozen=True)
+class Sampler(Settings):
+    """How points are proposed."""
+
+    name: Annotated[str, Field(description="tpe, cmaes (numbers only), qmc (quasi-random), random, or grid")] = "tpe"
+    seed: Annotated[Seed, Field(description="seed of the proposals")] = 0
+    startup: Annotated[Count, Field(description="random points before TPE begins to model the objective")] = 10
+    pack: Annotated[
+        Count | None,
+        Field(description="points that may train in one ensemble; null: 1, in a grid all that share an architecture"),
+    ] = None
+    start_from: Annotated[
+        str | tuple[dict[str, Any], ...] | None,
+        Field(description="points to train first: a list, nested like search; or a study's folder, for its best five"),
+    ] = None
+
+    def __post_init__(self) -> None:
+        require_choice(self.name, SAMPLERS, "sampler.name")
+
+
+@dataclass(frozen=True)
+class Scheduler(Settings):
+    """Early stopping of whole points; ``training.patience`` stops single members, with any scheduler."""
+
+    name: Annotated[Literal["asha", "median", "none"], Field(description="rule that stops points early")] = "none"
+    grace: Annotated[Count, Field(description="epochs that every point gets")] = 10
+    reduction: Annotated[int, Field(ge=2, description="ASHA keeps one of this many points at each rung")] = 3
+    samples: Annotated[Count, Field(description="points that the median rule must know before it stops one")] = 3
+
+
+@dataclass(frozen=True)
+class Budget(Settings):
+    """Size of a study; a trial's epochs are training.max_epochs."""
+
+    trials: Annotated[Count | None, Field(description="points to train; null: all points of a grid")] = None
 
 
 @dataclass(frozen=True)
 class Cluster(Settings):
     """Where trials run and what each may use."""
 
-    name: Literal["local", "ray"] = "local"  # ray: join the running cluster at address
-    address: str | None = None  # of a running Ray cluster, or auto
-    cpus: int | None = None  # of this machine, for a local cluster; null: all
-    gpus: int | None = None  # of this machine, for a local cluster; null: all
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0  # a share of one GPU, or whole GPUs; above 0 a trial trains on cuda
-    resources: dict[str, float] | None = None  # of the running cluster's own names, that a trial asks for
+    name: Annotated[Literal["local", "ray"], Field(description="ray: join the running cluster at address")] = "local"
+    address: Annotated[str | None, Field(description="of a running Ray cluster, or auto")] = None
+    cpus: Annotated[Count | None, Field(description="of this machine, for cluster=local; null: all")] = None
+    gpus: Annotated[int | None, Field(ge=0, description="of this machine, for cluster=local; null: all")] = None
+    cpus_per_trial: Annotated[float, Field(gt=0, description="cores reserved for a trial")] = 1.0
+    gpus_per_trial: Annotated[
+        float, Field(ge=0, description="a share of one GPU, or whole GPUs; above 0 a trial trains on cuda")
+    ] = 0.0
+    resources: Annotated[
+        dict[str, Annotated[float, Field(gt=0)]] | None,
+        Field(description="custom resources of the cluster that a trial asks for, such as {a100: 1}"),
+    ] = None
 
     def __post_init__(self) -> None:
         require(
             (self.name == "ray") == (self.address is not None),
             "cluster.address is set exactly when cluster=ray",
             f"cluster={self.name}, address={self.address}",
-            "say cluster=ray cluster.address=auto to join a running cluster",
-        )
-        require(
-            self.cpus is None or self.cpus >= 1, "cluster.cpus >= 1", self.cpus, "say cluster.cpus=null to take all"
-        )
-        require(
-            self.gpus is None or self.gpus >= 0, "cluster.gpus >= 0", self.gpus, "say cluster.gpus=null to take all"
-        )
-        cpus = self.cpus_per_trial
-        require(
-            cpus > 0,
-            "cluster.cpus_per_trial > 0",
-            cpus,
-            "it is a number of cores, or a share of one: say cluster.cpus_per_trial=1",
+            "set cluster=ray cluster.address=auto to join a running cluster",
         )
         share = self.gpus_per_trial
         require(
-            0 <= share <= 1 or share == int(share),
+            share <= 1 or share == int(share),
             "cluster.gpus_per_trial is a share of one GPU or a whole number",
             share,
-            "say 0.25 for four trials per GPU",
+            "set 0.25 for four trials per GPU",
         )
         named = self.resources or {}
         require(
             self.name == "ray" or not named,
             "cluster.resources is null unless cluster=ray",
             named,
-            "only a running cluster has resources of its own names: drop them, or say cluster=ray cluster.address=auto",
+            "only a running cluster has custom resources: drop them, or set cluster=ray cluster.address=auto",
         )
         require(
             not {"cpu", "gpu"} & {name.lower() for name in named},
             "cluster.resources names neither CPU nor GPU",
             named,
-            "say cluster.cpus_per_trial and cluster.gpus_per_trial",
+            "set cluster.cpus_per_trial and cluster.gpus_per_trial",
         )
-        require(min(named.values(), default=1) > 0, "cluster.resources are above 0", named, "drop what is not needed")
 
 
 @dataclass(frozen=True)
 class StudyConfig(RunConfig):
-    """A study: the base that all points share, the space to search and how."""
+    """Settings of ``scripts/tune.py``: the base that all points share, the space to search and how."""
 
-    dry_run: bool = False  # print the points and what they will cost here, and train none
-    study: str = "study"  # what the search is called; so are its MLflow experiment and registered model
-    question: str = ""  # what it asks, in one sentence, for the report
-    search: dict[str, Any] = field(default_factory=dict)  # nested like this tree; each leaf a mapping with `type`
+    dry_run: Annotated[bool, Field(description="print the points and their estimated cost, and train none")] = False
+    study: Annotated[
+        str, Field(description="name of the search, its MLflow experiment and registered model; the file's name")
+    ] = "study"
+    question: Annotated[str, Field(description="what the study asks, in one sentence, for the report")] = ""
+    search: Annotated[
+        dict[str, Any],
+        Field(description="nested like the settings; a leaf is a mapping with type, or a value for every point"),
+    ] = field(default_factory=dict)
     objective: Objective = field(default_factory=Objective)
-    further_objectives: tuple[Objective, ...] = ()  # objective ranks the points and names the champion; these do not
+    further_objectives: Annotated[
+        tuple[Objective, ...], Field(description="reported at the states that objective selects; it ranks the points")
+    ] = ()
     sampler: Sampler = field(default_factory=Sampler)
     scheduler: Scheduler = field(default_factory=Scheduler)
     budget: Budget = field(default_factory=Budget)
@@ -313,35 +349,84 @@ class StudyConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        plain = all(_plain(part) for part in self.study.split("/"))
-        require(plain, "study is plain names between slashes", repr(self.study), "leave it to search=")
+        proper = all(is_folder_name(part) for part in self.study.split("/"))
+        require(proper, "study is plain names between slashes", repr(self.study), "leave it to search=")
         both = self.dry_run and self.resume
         require(not both, "dry_run is not for a study that is resumed", "both", "drop one of them")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """All of them, the first one first."""
+        """All objectives, the first one first."""
         return self.objective, *self.further_objectives
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(Settings):
-    """A stored model and the split to evaluate it on: all that ``scripts/evaluate.py`` needs."""
+class ReproduceConfig(StudyConfig):
+    """Settings of ``scripts/reproduce.py``: what all studies of a figure share; each has its own search space."""
 
-    checkpoint: str  # a path, or an MLflow model address
-    split: Literal["train", "val", "test"] = "test"
-    select: Literal["val/mcc", "val/neg_elbo"] | None = None  # a member's best state; null: by val/mcc, if there is one
-    output_dir: str = "outputs"  # all output lies under it
-    plugins: tuple[str, ...] = ()  # Python files that register the variants of the model, where they are your own
+    figure: Annotated[str | None, Field(description="figure of the paper; null: list them")] = None
+    plot_only: Annotated[bool, Field(description="read finished studies and never run one")] = False
+
+
+Checkpoint = Annotated[str, Field(description="a path, or an MLflow model address such as models:/NAME@champion")]
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Settings):
+    """Settings of ``scripts/evaluate.py``: a stored model and the split to evaluate it on."""
+
+    checkpoint: Checkpoint
+    split: Annotated[Literal["train", "val", "test"], Field(description="split to evaluate on")] = "test"
+    select: Annotated[
+        Literal["val/mcc", "val/neg_elbo"] | None,
+        Field(description="which best state of a member; null: by val/mcc (oracle), without sources by val/neg_elbo"),
+    ] = None
+    output_dir: OutputDir = "outputs"
+    plugins: Plugins = ()
     tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
-        remedy = "say checkpoint=PATH, or checkpoint=models:/NAME@champion"
-        require(self.checkpoint.strip() != "", "checkpoint is not empty", repr(self.checkpoint), remedy)
+        _require_given("checkpoint", self.checkpoint, "checkpoint=PATH, or checkpoint=models:/NAME@champion")
+
+
+@dataclass(frozen=True)
+class EncodeData(Settings):
+    """The rows to encode."""
+
+    path: Annotated[str, Field(description="observations in their own units: .npy, .csv or .parquet")]
+    columns: Annotated[
+        tuple[str, ...] | None, Field(description="in the model's order; null: those it was trained on, by name")
+    ] = None
+
+
+@dataclass(frozen=True)
+class EncodeConfig(Settings):
+    """Settings of ``scripts/encode.py``: a stored model, a file of observations and one for their latents."""
+
+    checkpoint: Checkpoint
+    data: EncodeData
+    out: Annotated[str, Field(description=".parquet or .csv: latents, standard deviations, reconstruction error")]
+    output_dir: OutputDir = "outputs"
+    plugins: Plugins = ()
+    tracking: Tracking = field(default_factory=Tracking)
+
+    def __post_init__(self) -> None:
+        _require_given("checkpoint", self.checkpoint, "checkpoint=PATH, or checkpoint=models:/NAME@champion")
+        _require_given("data.path", self.data.path, "data.path=FILE.parquet")
+        _require_given("out", self.out, "out=latents.parquet")
+        out = Path(self.out).resolve()
+        require_choice(out.suffix, (".parquet", ".csv"), "the ending of out")
+        require(out.parent.is_dir(), "the folder of out exists", out.parent, "create it, or set another out=")
+        other = out != Path(self.data.path).resolve()
+        require(other, "out is another file than data.path", self.out, "it would be overwritten: set another out=")
+
+
+def _require_given(key: str, value: str, example: str) -> None:
+    require(value.strip() != "", f"{key} is not empty", repr(value), f"set {example}")
 
 
 def run_config(mapping: Mapping[str, Any]) -> RunConfig:
-    """The checked run configuration of a plain mapping.
+    """The checked settings of a run from a plain mapping.
 
     Raises:
         UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule; a file of
@@ -350,8 +435,11 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     return build(RunConfig, with_file(_with_plugins(mapping)))
 
 
+SEARCHED = ("data", "model", "training")  # where a search may vary settings
+
+
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
-    """The checked study configuration of a plain mapping; the constants of its search are set where they belong.
+    """The checked settings of a study from a plain mapping; plain values in its search are set where they belong.
 
     Raises:
         UserError: as :func:`run_config` does, or nothing is searched that can be.
@@ -360,57 +448,71 @@ def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
     if isinstance(space, Mapping):
         for name in space:
             rule = "search names settings of data, model or training"
-            remedy = "members are seeds, which every point has: list them outside" if name == "members" else "nest it"
-            require(name in SEARCHED, rule, f"search.{name}", remedy)
-        search, constants = split_constants(space)
-        mapping = {**merged(constants, mapping), "search": search}
+            fix = "members are seeds, which every point has: list them outside" if name == "members" else "nest it"
+            require(name in SEARCHED, rule, f"search.{name}", fix)
+        leaves = flatten(space, is_leaf=is_distribution)
+        constants = {key: value for key, value in leaves.items() if not isinstance(value, (Mapping, list, tuple))}
+        search = nest({key: leaf for key, leaf in leaves.items() if key not in constants})
+        mapping = {**overridden(mapping, nest(constants)), "search": search}
     config = build(StudyConfig, with_file(_with_plugins(mapping)))
-    require(
-        bool(config.search),
-        "search has a parameter",
-        config.search,
-        "list a setting to search, as search_spaces/gamma_uniform.yaml does",
-    )
+    fix = "list a setting to search, as search_spaces/gamma_uniform.yaml does"
+    require(bool(config.search), "search has a parameter", config.search, fix)
     return config
 
 
+def is_distribution(node: Mapping[str, Any]) -> bool:
+    """True for a leaf of a search space: a mapping that names the ``type`` of what is drawn."""
+    return isinstance(node.get("type"), str)
+
+
+def reproduce_config(mapping: Mapping[str, Any]) -> ReproduceConfig:
+    """The checked settings of a reproduction from a plain mapping. Raises as :func:`run_config` does."""
+    return build(ReproduceConfig, mapping)
+
+
+def study_of(mapping: Mapping[str, Any]) -> StudyConfig:
+    """The checked settings of one of a figure's studies. Raises as :func:`study_config` does."""
+    return study_config({key: value for key, value in mapping.items() if key not in ("figure", "plot_only")})
+
+
 def evaluate_config(mapping: Mapping[str, Any]) -> EvaluateConfig:
-    """The checked evaluation configuration of a plain mapping. Raises as :func:`run_config` does."""
+    """The checked settings of an evaluation from a plain mapping. Raises as :func:`run_config` does."""
     return build(EvaluateConfig, mapping)
+
+
+def encode_config(mapping: Mapping[str, Any]) -> EncodeConfig:
+    """The checked settings of an encoding from a plain mapping. Raises as :func:`run_config` does."""
+    data = mapping.get("data")
+    if isinstance(data, Mapping):
+        mapping = {**mapping, "data": {**data, "columns": column_names(data.get("columns"))}}
+    return build(EncodeConfig, mapping)
 
 
 def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping with its plugins imported and their paths made absolute: a worker's current directory is another."""
     paths = mapping.get("plugins") or ()
     proper = isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
-    require(proper, "plugins is a list of paths", repr(paths), "say plugins=[FILE.py]")
+    require(proper, "plugins is a list of paths", repr(paths), "set plugins=[FILE.py]")
     load_plugins(paths)
     return {**mapping, "plugins": [str(Path(path).resolve()) for path in paths]}
 
 
 def base_of(config: StudyConfig) -> RunConfig:
-    """The run configuration that all points of a study share, whether it is resumed or not."""
+    """The run settings that all points of a study share, whether it is resumed or not."""
     shared = {f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)}
     return RunConfig(**{**shared, "resume": False})
 
 
 def with_values(config: RunConfig, values: Mapping[str, object]) -> RunConfig:
-    """A run configuration with some dotted keys (``model.gamma``) set to other values, all rules checked again.
+    """Run settings with some dotted keys (``model.gamma``) set to other values, all rules checked again.
 
     Another variant (``model.prior.name``) comes with its own defaults, as when it is chosen by its group.
     """
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        *path, leaf = key.split(".")
-        node = nested
-        for part in path:
-            node = node.setdefault(part, {})
-        node[leaf] = value
-    return run_config(overridden(to_mapping(config), nested))
+    return run_config(overridden(to_mapping(config), nest(values)))
 
 
 def overridden(base: Mapping[str, Any], settings: Mapping[str, Any], node: str = "") -> dict[str, Any]:
-    """The mapping ``base`` with some settings, nested like it, set to other values; ``node`` is where both stand.
+    """The mapping ``base`` with some settings, nested like it, set to other values; ``node`` is the key of both.
 
     Another variant (``model.prior.name``) comes with its own defaults, and another search space replaces the one there.
     """

@@ -8,14 +8,9 @@ at once.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import math
-import sys
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from imavae.config.data_variants import MIXINGS as MIXINGS
@@ -36,7 +31,9 @@ from imavae.config.data_variants import UnknownMixing as UnknownMixing
 from imavae.config.data_variants import UnknownSource as UnknownSource
 from imavae.config.registry import Registry as Registry
 from imavae.config.registry import Settings as Settings
-from imavae.errors import UserError, require
+from imavae.config.registry import load_plugins as load_plugins
+from imavae.config.registry import mistake_of_a_plugin as mistake_of_a_plugin
+from imavae.errors import require
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -162,43 +159,3 @@ def register_network(name: str) -> Callable[[F], F]:
         return builder
 
     return register
-
-
-PLUGIN = "imavae_plugin_"  # how the modules of a person's own files begin
-
-
-def mistake_of_a_plugin(error: BaseException) -> UserError | None:
-    """The UserError that says what a person's own file has raised, or a library that it has called; None if it was
-    neither.
-    """
-    frames = traceback.walk_tb(error.__traceback__)
-    own = [(frame, line) for frame, line in frames if str(frame.f_globals.get("__name__")).startswith(PLUGIN)]
-    if not own:
-        return None
-    frame, line = own[-1]
-    what = f"line {line} of {frame.f_code.co_filename} raises {type(error).__name__}: {error}"
-    return UserError(f"`plugins run without an error` must hold, but {what}; correct the file")
-
-
-def load_plugins(paths: Iterable[str]) -> None:
-    """Import a person's own files, each once, so that they register their variants.
-
-    Raises:
-        UserError: a file that is missing or can't be imported.
-    """
-    for path in paths:
-        file = Path(path).resolve()
-        name = f"{PLUGIN}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
-        if name in sys.modules:
-            continue
-        spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None or not file.is_file():
-            raise UserError(f"`plugins are Python files` must hold, but got {path}; give the path of a .py file")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            what = f"{path} raises {type(error).__name__}: {error}"
-            raise UserError(f"`plugins can be imported` must hold, but {what}; correct the file") from error

@@ -14,8 +14,7 @@ from rich.table import Table
 from imavae.cli.commands import tune
 from imavae.cli.display import new_console
 from imavae.config.mapping import to_mapping
-from imavae.config.reproduce import ReproduceConfig
-from imavae.config.settings import StudyConfig
+from imavae.config.settings import ReproduceConfig, StudyConfig
 from imavae.data.storage import write_text
 from imavae.errors import UserError, require
 from imavae.paper import style as paper

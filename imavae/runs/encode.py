@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyarrow import csv, parquet
 from torch import Tensor
 
-from imavae.config.encode import EncodeConfig
+from imavae.config.settings import EncodeConfig
 from imavae.config.variants import SpritesMixing, load_plugins
 from imavae.data import tables as files
 from imavae.errors import require

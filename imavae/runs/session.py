@@ -17,9 +17,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from imavae.config.encode import EncodeConfig
 from imavae.config.mapping import to_mapping
-from imavae.config.settings import WORST_SCORE, EvaluateConfig, Members, Objective, RunConfig
+from imavae.config.settings import WORST_SCORE, EncodeConfig, EvaluateConfig, Members, Objective, RunConfig
 from imavae.config.variants import SpritesMixing, load_plugins
 from imavae.data import dataset
 from imavae.data.cache import Cache

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from imavae.config.mapping import keys_of, nearest
-from imavae.config.search import NUMBERS_ONLY
-from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
+from imavae.config.settings import NUMBERS_ONLY, RunConfig, StudyConfig, base_of, with_values
 from imavae.errors import UserError, require, require_choice
 from imavae.search.conditions import Condition, conditions, in_order
 

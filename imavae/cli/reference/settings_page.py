@@ -15,9 +15,7 @@ from imavae.cli.reference.rules import Rule, rules
 from imavae.cli.reference.search_page import search_section
 from imavae.cli.reference.settings import DEFAULTS, REGISTRIES, Setting, Tree, about, settings_at, settings_of
 from imavae.config import settings as config
-from imavae.config.encode import EncodeConfig
-from imavae.config.reproduce import ReproduceConfig
-from imavae.config.settings import EvaluateConfig, RunConfig, StudyConfig
+from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
 
 RUN = ("config_data", "config", "families_data", "families", "data.files")  # where the rules of a run are checked
 STUDY = ("config_search", "search.space", "search.conditions", "search.starts", "search.study", "search.cluster")
