@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 
 from imavae.config.settings import Objective, RunConfig
+from imavae.runs.records import trial_record
 from imavae.runs.session import Session
 from imavae.search.recorder import RETRIES
 from imavae.tracking.base import TrialRecord, Value
@@ -169,7 +170,7 @@ def _trained(points: tuple[RunConfig, ...], pack: tuple[int, ...]) -> list[Trial
     session = Session.start(list(points), torch.device("cpu"))
     for _ in session.train():
         pass
-    return [session.record(point, number, {}, [Objective()]) for point, number in enumerate(pack)]
+    return [trial_record(session, point, number, {}, [Objective()]) for point, number in enumerate(pack)]
 
 
 def _tracking_faults(folder: Path) -> Iterator[str]:

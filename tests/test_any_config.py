@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from imavae.config.settings import Objective, StudyConfig, base_of, run_config, study_config, with_values
 from imavae.errors import UserError
+from imavae.runs.records import trial_record
 from imavae.runs.session import Session
 from imavae.search import space
 from imavae.search.study import check
@@ -124,7 +125,7 @@ def train(config: Any) -> None:
     session = Session.start([config], torch.device("cpu"))
     for _ in session.train():
         pass
-    record = session.record(0, 0, {}, [Objective()])
+    record = trial_record(session, 0, 0, {}, [Objective()])
     assert len(record.members) == config.members.count
     assert {row["status"] for row in record.members} <= {"finished", "stopped", "diverged"}
 

@@ -24,6 +24,7 @@ from imavae.errors import UserError
 from imavae.report.summary import member_steps
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger
+from imavae.runs.records import member_rows
 from imavae.search import cluster
 from imavae.search.hooks import Hooks
 from imavae.search.progress import Snapshot
@@ -146,12 +147,12 @@ def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy:
     assert steps == pytest.approx(sum(member_steps(ledger.records, settings).values()))  # none was done twice
     for record in ledger.records:
         alone = trained([with_values(base_of(settings), record.values)])
-        assert alone.member_rows(0, record.number) == record.members
+        assert member_rows(alone, 0, record.number) == record.members
 
 
 def test_a_trial_that_has_failed_before_it_got_a_worker_is_recorded(tmp_path: Path) -> None:
     settings = config(tmp_path, {}, plugins=[], model={}, budget={"trials": 1})
-    ledger = Ledger.start(settings, create(settings, "studies", "study"), Tracker(), settings.objective)
+    ledger = Ledger.start(settings, create(settings, "studies", "study"), Tracker())
     Hooks.recorder = Recorder(settings, ledger, ignore)
     trial = Trial("trainable", config={"points": [[0, {"model.gamma": 9.0}]]}, stub=True)
     Hooks().on_trial_error(0, [trial], trial)

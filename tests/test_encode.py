@@ -14,7 +14,8 @@ from imavae.config.settings import EncodeConfig, encode_config, run_config
 from imavae.data import tables as files
 from imavae.errors import UserError
 from imavae.runs.encode import encode_file
-from imavae.runs.session import Session, load_model
+from imavae.runs.models import load_model, save_best
+from imavae.runs.session import Session
 from tests.helpers import file_data, observations
 
 COLUMNS = ["z0", "z1", "std0", "std1", "error"]
@@ -25,7 +26,7 @@ def model_of(folder: Path, prior: dict[str, Any], dtype: str = "float64", **data
     path = observations(folder / "train.parquet", columns=3)
     data = file_data(path, dim=2, **data)
     config = run_config({"data": data, "model": {"prior": prior}, "training": {"dtype": dtype}})
-    Session.start([config], torch.device("cpu")).save_best(folder / "model.pt", 0, "val/neg_elbo", {})
+    save_best(folder / "model.pt", Session.start([config], torch.device("cpu")), 0, "val/neg_elbo", {})
     path.unlink()
     return folder / "model.pt"
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from imavae.config.settings import Objective, RunConfig, run_config
+from imavae.runs.records import history_rows, member_rows, trial_record
 from imavae.runs.session import Session
 from imavae.training.ensemble import BETAS, CRITERIA, Adam, initial_state
 
@@ -153,7 +154,7 @@ def test_a_member_that_goes_nan_is_isolated_and_counted_as_the_worst() -> None:
     assert session.scores([median])[0] == pytest.approx(others.scores([least])[0])
     assert session.scores([Objective(metric="val/r2_linear", aggregate="min")]) == [[0]]
     assert session.scores([Objective(metric="val/neg_elbo", mode="min", aggregate="max")]) == [[1e12]]
-    row = session.member_rows(0, 0)[1]
+    row = member_rows(session, 0, 0)[1]
     assert row["status"] == "diverged"
     assert row["max val/mcc"] != row["max val/mcc"]  # NaN: it was never validated
 
@@ -179,12 +180,12 @@ def test_a_point_that_is_stopped_is_frozen_and_the_others_train_on_as_if_it_had_
     torch.testing.assert_close(session.state.frozen[2:], trained(points[1:]).state.frozen, rtol=0, atol=2e-5)
     session.save(tmp_path / "state.pt")
     restored = Session.load(tmp_path / "state.pt", CPU)
-    assert [restored.record(i, i, {}, [Objective()]).status for i in range(2)] == ["stopped", "finished"]
+    assert [trial_record(restored, i, i, {}, [Objective()]).status for i in range(2)] == ["stopped", "finished"]
 
 
 def test_several_scores_are_those_of_one_set_of_states() -> None:
     session = trained([config([1, 2, 3], 10.0, max_epochs=8, learning_rate=1e-2)])
-    rows = session.member_rows(0, 0)
+    rows = member_rows(session, 0, 0)
     objectives = [Objective(), Objective(metric="val/cima", mode="min"), Objective(aggregate="max")]
     expected = [
         np.median([row["max val/mcc"] for row in rows]),
@@ -229,8 +230,8 @@ def test_an_interrupted_run_repeats_an_uninterrupted_one_bit_for_bit(tmp_path: P
             pass
         assert resumed.state.status == whole.state.status
         assert torch.equal(resumed.state.frozen, whole.state.frozen)
-        assert repr(resumed.history_rows(0, 0)) == repr(whole.history_rows(0, 0))  # NaN is like NaN
-        assert repr(resumed.member_rows(1, 1)) == repr(whole.member_rows(1, 1))
+        assert repr(history_rows(resumed, 0, 0)) == repr(history_rows(whole, 0, 0))  # NaN is like NaN
+        assert repr(member_rows(resumed, 1, 1)) == repr(member_rows(whole, 1, 1))
 
 
 def test_members_of_different_points_differ_in_nothing_but_what_the_points_say() -> None:

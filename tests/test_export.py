@@ -17,7 +17,8 @@ from torch import Tensor
 from imavae.config.settings import RunConfig
 from imavae.errors import UserError
 from imavae.model import vae
-from imavae.runs.session import Session, load_model
+from imavae.runs.models import load_model
+from imavae.runs.session import Session
 from imavae.training import checkpoint
 from imavae.training.checkpoint import load_member, save_member
 from tests.helpers import GAUSSIAN, UNIFORM, config, normal, plain_model, point, random_members

@@ -26,7 +26,8 @@ from imavae.report.insight_interactive import sections
 from imavae.report.page import figures
 from imavae.report.summary import Floats, member_steps
 from imavae.runs.folder import create
-from imavae.runs.ledger import Ledger, pareto
+from imavae.runs.ledger import Ledger
+from imavae.runs.results import pareto
 from imavae.search.space import Parameter
 from imavae.tracking.base import Tracker, TrialRecord
 

@@ -18,9 +18,10 @@ from imavae.cli import commands
 from imavae.config.settings import Objective, RunConfig, StudyConfig, overridden, run_config
 from imavae.errors import Interrupted, UserError
 from imavae.runs.folder import create
-from imavae.runs.ledger import Ledger
+from imavae.runs.ledger import Ledger, run_point
+from imavae.runs.models import member_model
 from imavae.runs.results import Results
-from imavae.runs.session import Session, run_point
+from imavae.runs.session import Session
 from imavae.tracking.mlflow import open_tracker
 from tests.helpers import file_data, observations, sprites
 
@@ -254,7 +255,7 @@ def test_a_persons_own_rows_go_in_raw_and_by_name(tmp_path: Path) -> None:
 
 def test_images_are_numbers_between_0_and_1(tmp_path: Path) -> None:
     ledger, session = run_point(sprites(tmp_path, tracking={"name": "none"}), lambda *_: None)
-    model = session.best(0, "val/mcc", {})
+    model = member_model(session, 0, "val/mcc", {})
     world = imavae.world(model)
     assert world.observations.shape == (64, 768)
     assert imavae.encode(model, world.observations).z.shape == (64, 4)

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from imavae.config.settings import RunConfig, run_config
 from imavae.model import vae
-from imavae.runs.session import Session, load_model
+from imavae.runs.models import load_model, save_best
+from imavae.runs.records import history_rows, member_rows
+from imavae.runs.session import Session
 from imavae.training.ensemble import train_epoch
 from tests.helpers import normal, plain_model, pointwise_jacobian, random_members, trained, weight
 
@@ -99,8 +101,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(option: str, tmp_path: Path) -> 
     for _ in resumed.train():
         pass
     assert torch.equal(resumed.state.frozen, whole.state.frozen)
-    assert repr(resumed.history_rows(0, 0)) == repr(whole.history_rows(0, 0))
-    assert repr(resumed.member_rows(0, 0)) == repr(whole.member_rows(0, 0))
+    assert repr(history_rows(resumed, 0, 0)) == repr(history_rows(whole, 0, 0))
+    assert repr(member_rows(resumed, 0, 0)) == repr(member_rows(whole, 0, 0))
 
 
 def test_gamma_stays_where_it_is_fixed_and_moves_where_it_is_learned() -> None:
@@ -135,8 +137,8 @@ def test_what_precision_has_become_is_reported_and_stored(tmp_path: Path) -> Non
     final = session.state.history[-1].values["val/gamma"]
     torch.testing.assert_close(final, weight(session, vae.GAMMA).exp())
     assert (final != session.state.history[0].values["val/gamma"]).all()
-    assert [row["gamma"] for row in session.member_rows(0, 0)] == pytest.approx(final.tolist())
-    session.save_best(tmp_path / "model.pt", 0, "val/neg_elbo", {})
+    assert [row["gamma"] for row in member_rows(session, 0, 0)] == pytest.approx(final.tolist())
+    save_best(tmp_path / "model.pt", session, 0, "val/neg_elbo", {})
     epoch = int(session.state.best["val/neg_elbo"].epoch[0])
     then = float(session.state.history[epoch - 1].values["val/gamma"][0])
     assert load_model(tmp_path / "model.pt").gamma == pytest.approx(then)

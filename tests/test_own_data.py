@@ -25,7 +25,9 @@ from imavae.report.figures import solo_figures, study_figures
 from imavae.report.posterior_shapes import run_figures
 from imavae.report.summary import chosen_numbers
 from imavae.report.tables import best_trials, chosen_table, member_table
-from imavae.runs.session import Session, evaluate_checkpoint, load_model, run_point
+from imavae.runs.ledger import run_point
+from imavae.runs.models import evaluate_checkpoint, load_model
+from imavae.runs.session import Session
 from imavae.search.study import check
 from imavae.tracking.server import open_client, tracking_uri
 from imavae.training import checkpoint

@@ -22,7 +22,8 @@ from imavae.errors import UserError
 from imavae.model import priors, vae
 from imavae.model.networks import Layout
 from imavae.rng import stream
-from imavae.runs.session import Session, load_model
+from imavae.runs.models import load_model, save_best
+from imavae.runs.session import Session
 from imavae.training import checkpoint
 from imavae.training.ensemble import train_epoch
 from tests.helpers import normal, pointwise_jacobian, trained
@@ -66,7 +67,7 @@ def test_the_examples_train_and_are_stored(own: str, monkeypatch: pytest.MonkeyP
     first, last = session.state.history[0].values, session.state.history[-1].values
     assert (last["val/neg_elbo"] < first["val/neg_elbo"]).all()
     assert (last["val/gap_log_px"] > -0.1).all()  # the bound: no ELBO above the exact log-likelihood
-    session.save_best(tmp_path / "model.pt", 1, "val/mcc", {})
+    save_best(tmp_path / "model.pt", session, 1, "val/mcc", {})
     x = session.data.test.observations[0]
     model = load_model(tmp_path / "model.pt")
     assert model.architecture == session.ensemble.model
@@ -141,7 +142,7 @@ def test_evaluate_reads_an_own_variant_with_its_plugin_and_says_so_without(
     session = Session.start([configured(monkeypatch, *OWN[own], *QUICK)], torch.device("cpu"))
     path = tmp_path / f"{kind}.pt"
     if kind == "model":
-        session.save_best(path, 0, "val/mcc", {})
+        save_best(path, session, 0, "val/mcc", {})
     else:
         session.save(path)
     plugin = forgotten(own)

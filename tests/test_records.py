@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from imavae.config.settings import Objective, RunConfig, StudyConfig, run_config, study_config
-from imavae.data.storage import Lock, Seal, previous_of, write_whole
+from imavae.data.storage import Seal, previous_of, write_whole
 from imavae.errors import UserError
-from imavae.runs.folder import STATE, STATES, Folder, Stored, create, reopen
+from imavae.runs.folder import STATES, LockedFolder, RunFolder, Stored, create, reopen
 from imavae.runs.ledger import Ledger
+from imavae.runs.records import history_rows
 from imavae.runs.session import Session
 from imavae.tracking.base import Tracker, TrialRecord
 from imavae.training import checkpoint
@@ -41,11 +42,11 @@ def config(tmp_path: Path, **other: Any) -> StudyConfig:
     return study_config(base | other)
 
 
-def again(settings: StudyConfig, **other: Any) -> Folder:
+def again(settings: StudyConfig, **other: Any) -> LockedFolder:
     return reopen(dataclasses.replace(settings, resume=True, **other), "studies", "paper-tiny")
 
 
-def started(settings: StudyConfig, finished: bool = False) -> Folder:
+def started(settings: StudyConfig, finished: bool = False) -> LockedFolder:
     """A folder that an earlier process has left."""
     folder = create(settings, "studies", "paper-tiny")
     if finished:
@@ -217,14 +218,14 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_state_comes_from_its_backup_or_not_at_all(name: str, tmp_path: Path) -> None:
     path = started(config(tmp_path)).path
-    DAMAGE[name](path / STATE)
+    DAMAGE[name](RunFolder(path).state)
     folder = again(config(tmp_path))
     assert folder.path == path
     assert "its backup was used" in folder.notices[0]
-    assert STATES.newest(path / STATE) == path / STATE
+    assert STATES.newest(RunFolder(path).state) == RunFolder(path).state
     folder.lock.release()
-    DAMAGE[name](path / STATE)
-    DAMAGE[name](previous_of(path / STATE))
+    DAMAGE[name](RunFolder(path).state)
+    DAMAGE[name](previous_of(RunFolder(path).state))
     missing = name == "missing"  # then there is no trace of a study, but by its name
     with pytest.raises(UserError, match="to resume" if missing else "is no better"):
         again(config(tmp_path))
@@ -234,9 +235,9 @@ def test_damaged_state_comes_from_its_backup_or_not_at_all(name: str, tmp_path: 
 
 
 def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
-    path = started(config(tmp_path)).path / STATE
-    path.write_bytes(path.read_bytes().replace(b"study 1", b"study 2", 1))
-    with pytest.raises(UserError, match=r"study state format = 1.* got 2.*the version of imavae that wrote it"):
+    path = started(config(tmp_path)).RunFolder(path).state
+    path.write_bytes(path.read_bytes().replace(b"study 2", b"study 3", 1))
+    with pytest.raises(UserError, match=r"study state format = 2.* got 3.*version"):
         again(config(tmp_path))
 
 
@@ -256,8 +257,8 @@ def a_record(number: int, epochs: int = 4, extra: str = "val/mcc") -> TrialRecor
     return TrialRecord(number, {"model.gamma": 0.1 + number}, "finished", 0.1 * number, history, members)
 
 
-def an_outcome(settings: RunConfig, folder: Folder) -> Ledger:
-    return Ledger.start(settings, folder, Tracker(), Objective())
+def an_outcome(settings: RunConfig, folder: LockedFolder) -> Ledger:
+    return Ledger.start(settings, folder, Tracker())
 
 
 @pytest.fixture
@@ -393,7 +394,7 @@ def test_an_ensemble_goes_on_from_its_last_good_checkpoint_bit_for_bit(tmp_path:
     for _ in resumed.train():
         pass
     assert torch.equal(resumed.state.frozen, whole.state.frozen)
-    assert resumed.history_rows(0, 0) == whole.history_rows(0, 0)
+    assert history_rows(resumed, 0, 0) == history_rows(whole, 0, 0)
     previous_of(path).unlink()
     assert Session.resume(path, [point()], cpu) is None
 

@@ -308,7 +308,7 @@ def test_no_trial_of_the_front_is_dominated_and_every_other_is(tmp_path: Path) -
         for n, mine in enumerate(losses)
         if not any((other <= mine).all() and (other < mine).any() for other in losses)
     }
-    front = ledger.front(objectives)
+    front = ledger.front()
     assert {record.number for record in front} == expected
     found = [record.score or 0.0 for record in front]
     assert found == sorted(found, reverse=True)

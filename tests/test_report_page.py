@@ -28,8 +28,9 @@ from imavae.report.over_gamma import MCC, read
 from imavae.report.over_gamma_interactive import gamma_sections
 from imavae.report.report import Ending, run_report, study_report
 from imavae.report.summary import chance_mcc
-from imavae.runs.folder import create
-from imavae.runs.ledger import Ledger, failed_record
+from imavae.runs.folder import Stored, create
+from imavae.runs.ledger import Ledger
+from imavae.runs.records import failed_record
 from imavae.search import study as searching
 from imavae.search.recorder import _reason
 from imavae.search.study import NoResultError
@@ -196,7 +197,9 @@ def test_diverged_members_and_failed_trials_are_counted_and_named(tmp_path: Path
         row["status"] = "diverged"
     for row in found.records[2].members[:5]:
         row["status"] = "stopped"
-    found.records.append(failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, "RuntimeError: no luck"))
+    found.stored.append(
+        Stored(failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, "RuntimeError: no luck"), None, 0)
+    )
     text = Reader(study_report(found, config, ENDING)).text
     assert "Trials1 failed, 4 finished" in text
     assert "Members7 diverged, 68 finished, 5 stopped" in text
@@ -227,7 +230,9 @@ def test_where_nothing_came_of_it_the_report_says_so(tmp_path: Path) -> None:
     )
     assert run_answer(ledger(config, [sources(0.9).assign(status="diverged")]), config)[0].endswith("member diverged.")
     failed = ledger(config, [])
-    failed.records += [failed_record(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}") for n in range(3)]
+    failed.stored += [
+        Stored(failed_record(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}"), None, 0) for n in range(3)
+    ]
     reader = Reader(study_report(failed, config, ENDING))
     assert "There is no answer: each of 3 points failed." in reader.text
     assert f"The first reason: RuntimeError: {HOSTILE}" in reader.text
@@ -244,7 +249,7 @@ def test_a_study_of_which_all_failed_leaves_its_report(
 ) -> None:
     config = settings(tmp_path, tracking={"name": "none"})
     failed = ledger(config, [])
-    failed.records.append(failed_record(0, {"model.gamma": 5.0}, "RuntimeError: no luck"))
+    failed.stored.append(Stored(failed_record(0, {"model.gamma": 5.0}, "RuntimeError: no luck"), None, 0))
 
     def run_study(*_: object) -> Ledger:
         raise NoResultError("no trial has a result; see its log", failed)
@@ -261,7 +266,7 @@ def test_a_study_of_which_all_failed_leaves_its_report(
 
 def test_a_page_loads_nothing_and_what_people_wrote_is_text(tmp_path: Path) -> None:
     found, config = four(tmp_path, question=f"Is {HOSTILE} a question?")
-    found.records.append(failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, HOSTILE))
+    found.stored.append(Stored(failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, HOSTILE), None, 0))
     picture = tmp_path / "drawn.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\3\x20\0\0\2\0")
     again = ["python", "scripts/tune.py", f"data.path={HOSTILE}"]

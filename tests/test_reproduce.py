@@ -27,7 +27,7 @@ from imavae.paper.mixings import LINEAR, with_linear_contrast
 from imavae.paper.published import table
 from imavae.paper.studies import Study, find, unlike
 from imavae.paper.tables import frame, markdown_table, terminal_table
-from imavae.runs.folder import STATE
+from imavae.runs.folder import RunFolder
 from imavae.search.space import grid, parse
 from imavae.search.study import check
 from tests.helpers import console, text_of
@@ -215,7 +215,7 @@ def test_what_was_broken_off_is_gone_on_with(
     members, asked = members_of(few), []
     folder = store(few, members[members["trial"] < 4], tmp_path, "half")
     if begun:  # else it is of a version that could not be resumed
-        (folder / STATE).write_text("")
+        RunFolder(folder).state.write_text("")
 
     def finish(config: StudyConfig) -> None:
         asked.append(config)

@@ -16,8 +16,8 @@ import pytest
 
 from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.runs.ledger import Ledger
-from imavae.runs.session import Session, run_point
+from imavae.runs.ledger import Ledger, run_point
+from imavae.runs.session import Session
 from imavae.search import recorder
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study

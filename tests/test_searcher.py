@@ -16,7 +16,7 @@ from imavae.search import study
 from imavae.search.samplers import open_study
 from imavae.search.searcher import Searcher
 from imavae.search.space import Point
-from imavae.search.stopping import note_of, write_note
+from imavae.search.stopping import write_note
 
 GAMMA = {"type": "float", "low": 1.0, "high": 256.0, "log": True}
 LAYERS = {"type": "int", "low": 2, "high": 5}
@@ -105,7 +105,7 @@ def test_what_an_earlier_driver_was_training_is_trained_again_as_it_was(tmp_path
 def test_points_end_complete_pruned_or_failed_each_with_its_own_score(tmp_path: Path) -> None:
     searcher, found = started(config(tmp_path, SPACE, 4, sampler={"pack": 3}))
     searcher.suggest("a")
-    write_note(note_of(tmp_path / "studies" / "tiny", 0), {1: 20})
+    write_note(RunFolder(tmp_path / "studies" / "tiny").note(0), {1: 20})
     searcher.on_trial_complete("a", {"scores": [[0.1], [0.2], [0.3]]})
     searcher.suggest("b")
     searcher.on_trial_complete("b", None, error=True)

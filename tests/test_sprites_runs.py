@@ -22,7 +22,8 @@ import tune
 from _launch import Command, launch
 from imavae.config.variants import SpritesMixing
 from imavae.data import sprites as drawing
-from imavae.runs.session import Session, load_model
+from imavae.runs.models import load_model
+from imavae.runs.session import Session
 from tests.helpers import sprites
 
 SMALL = ["data=sprites", "model=conv", "data.mixing.side=16", "data.n_obs=640", "members.seed=[1,2]"]

@@ -11,7 +11,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
-from imavae.search.stopping import StandIn, Stopping, note_of, read_note
+from imavae.search.stopping import StandIn, Stopping, read_note
 
 CURVES = {0: [0.6, 0.62, 0.9], 1: [0.1, 0.2, 0.3], 2: [0.5, 0.6, 0.7], 3: [0.3, 0.35, 0.4]}
 
@@ -38,7 +38,7 @@ def report(stopping: Stopping, points: dict[int, float], epoch: int, alive: int 
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_points_of_one_trial_are_stopped_as_rays_asha_stops_trials(tmp_path: Path, mode: str) -> None:
     sign = 1 if mode == "max" else -1
-    stopping = Stopping(config(mode, name="asha", grace=1, reduction=2), tmp_path)
+    stopping = Stopping(config(mode, name="asha", grace=1, reduction=2), RunFolder(tmp_path))
     asha: Any = ASHAScheduler("epoch", "score", mode, 4, 1, 2)
     expected: dict[int, int] = {}
     for number in CURVES:
@@ -50,11 +50,11 @@ def test_points_of_one_trial_are_stopped_as_rays_asha_stops_trials(tmp_path: Pat
             if number not in expected and asha.on_trial_result(None, StandIn(str(number)), result) == "STOP":
                 expected[number] = epoch
     assert stopping.stopped == expected == {1: 1, 2: 2, 3: 1}
-    assert read_note(note_of(tmp_path, 0)) == expected
+    assert read_note(RunFolder(tmp_path).note(0)) == expected
 
 
 def test_the_median_rule_stops_a_point_below_the_others_once_it_knows_enough_of_them(tmp_path: Path) -> None:
-    stopping = Stopping(config(name="median", grace=2, samples=3), tmp_path)
+    stopping = Stopping(config(name="median", grace=2, samples=3), RunFolder(tmp_path))
     for number, score in enumerate([0.5, 0.6, 0.7]):
         for epoch in (1, 2):
             assert report(stopping, {number: score}, epoch) == "CONTINUE"
@@ -65,14 +65,14 @@ def test_the_median_rule_stops_a_point_below_the_others_once_it_knows_enough_of_
 
 
 def test_a_report_that_comes_again_is_not_judged_again(tmp_path: Path) -> None:
-    stopping = Stopping(config(name="asha", grace=1, reduction=2), tmp_path)
+    stopping = Stopping(config(name="asha", grace=1, reduction=2), RunFolder(tmp_path))
     report(stopping, {0: 0.9, 1: 0.95}, 1)
     assert report(stopping, {0: 0.1, 1: 0.1}, 1) == "CONTINUE"
     assert stopping.stopped == {}
 
 
 def test_a_point_that_has_ended_is_never_stopped_and_its_score_counts(tmp_path: Path) -> None:
-    stopping = Stopping(config(name="asha", grace=1, reduction=2), tmp_path)
+    stopping = Stopping(config(name="asha", grace=1, reduction=2), RunFolder(tmp_path))
     assert report(stopping, {0: 0.5}, 1) == "CONTINUE"
     assert report(stopping, {0: 0.9}, 2, alive=0) == "CONTINUE"
     report(stopping, {1: 0.8}, 1)
@@ -81,12 +81,12 @@ def test_a_point_that_has_ended_is_never_stopped_and_its_score_counts(tmp_path: 
 
 def test_what_was_noted_holds_for_the_next_driver(tmp_path: Path) -> None:
     settings = config(name="asha", grace=1, reduction=2)
-    report(Stopping(settings, tmp_path), {7: 0.9, 8: 0.1}, 1)
-    assert Stopping(settings, tmp_path).stopped == {8: 1}
+    report(Stopping(settings, RunFolder(tmp_path)), {7: 0.9, 8: 0.1}, 1)
+    assert Stopping(settings, RunFolder(tmp_path)).stopped == {8: 1}
 
 
 def test_no_scheduler_stops_nothing(tmp_path: Path) -> None:
-    stopping = Stopping(config(name="none"), tmp_path)
+    stopping = Stopping(config(name="none"), RunFolder(tmp_path))
     assert {report(stopping, {0: 0.9, 1: 0.0}, epoch) for epoch in (1, 2, 3)} == {TrialScheduler.CONTINUE}
     assert not list(tmp_path.iterdir())
 

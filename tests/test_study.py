@@ -18,8 +18,10 @@ from mlflow.entities import Run
 
 from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.runs.ledger import Ledger
-from imavae.runs.session import Session, crown, load_model, run_point
+from imavae.runs.folder import Ledger
+from imavae.runs.ledger import Ledger, run_point
+from imavae.runs.models import load_model
+from imavae.runs.session import Session
 from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
 from imavae.training.loop import Progress
@@ -74,7 +76,7 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: 
     snapshots: list[Snapshot] = []
     settings = config(tmp_path, scheduler={"name": "asha", "grace": 1, "reduction": 2}, budget={"trials": 4})
     ledger = run_study(settings, snapshots.append)
-    crown(ledger)
+    ledger.crown()
     ledger.tracker.finish("finished", {}, [])
 
     assert ledger.folder == tmp_path / "studies" / "paper-tiny"
@@ -127,7 +129,7 @@ def runs_of(tmp_path: Path, kind: str) -> list[Run]:
 
 
 def finished(ledger: Ledger) -> Ledger:
-    crown(ledger)
+    ledger.crown()
     ledger.tracker.finish("finished", {}, [])
     return ledger
 
@@ -205,7 +207,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
         mine = members[members["trial"] == trial]
         assert cima == pytest.approx(mine["val/cima at max val/mcc"].median())
     study = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db")
-    front = [record.number for record in ledger.front(config(tmp_path, further_objectives=further).objectives)]
+    front = [record.number for record in ledger.front()]
     assert sorted(front) == sorted(trial.number for trial in study.best_trials)
     assert front[0] == trials["trial"].iloc[int(trials["score"].argmax())]
     metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs_of(tmp_path, "trial")}

@@ -127,7 +127,7 @@ def _show_results(console: Console, ledger: Ledger, config: StudyConfig, keys: l
     members, trials = ledger.members, ledger.trials
     console.print(best_trials(members, trials, keys, config.objective.mode))
     if config.further_objectives:
-        console.print(front_table(ledger.front(config.objectives), config.objectives, keys))
+        console.print(front_table(ledger.front(), config.objectives, keys))
     console.print(chosen_table(_winner(ledger)))
     chosen = choices(members, trials, keys)
     if len(chosen):
@@ -197,7 +197,7 @@ def _conclude(config: StudyConfig, ledger: Ledger, keys: list[str], start: float
     from imavae.report.summary import choices, chosen_numbers, selection_metrics
     from imavae.runs.session import crown
 
-    crown(ledger)
+    ledger.crown()
     folder = ledger.folder / "figures"
     members, trials = ledger.members, ledger.trials
     figures = study_figures(members, trials, keys, ledger.objective, folder)

@@ -1,15 +1,17 @@
-"""The memory of a run or study, in its folder: what it was asked (study.json) and each trial that has ended (records/).
+"""The folder of a run or study: the names of its files, its lock, and its state on disk.
 
-``study.json`` is rewritten rarely, and the previous one is kept. Each trial that has ended has two files of its own,
-written once: its record, and its rows of history.csv. So the cost of a trial does not grow with their number, and a
-trial whose record is whole is never trained again. All of them are sealed (see files.py): what is damaged is
-noticed, and what can't be recovered from a backup is trained again from its checkpoint.
+The state is ``study.json`` (the settings) plus one record per finished trial. ``study.json`` is rewritten rarely and its
+previous version is kept. A finished trial has two files, written once: its record and its rows of ``history.csv``. So the
+cost of a trial does not grow with their number, and a trial with a whole record is never trained again. All of these
+files are sealed (see :mod:`imavae.data.storage`): damage is noticed, and what no backup restores is trained again from
+its checkpoint.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -20,30 +22,28 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from imavae.config.mapping import build, to_mapping
 from imavae.config.settings import RunConfig, StudyConfig
-from imavae.data.storage import Lock, OtherFormatError, Seal, previous_of, write_text
-from imavae.errors import UserError
+from imavae.data.storage import OtherFormatError, Seal, previous_of, write_text
+from imavae.errors import UserError, require
 from imavae.tracking.base import TrialRecord
 from imavae.training import checkpoint
 
-STATE = "study.json"
-PARTS = ("records", "checkpoints")  # folders in the folder
+Numbered = list[Any]  # [number, values]: a point with its number in the study
 
-Numbered = list[Any]  # [number, values]: a point with its place in the study
-
-OTHER = "resume it with the version of imavae that wrote it, or start a new one without resume=true"
-STATES = Seal(b"imavae study", 1, "study state", "name another study", "restore the folder from a copy", OTHER)
-RECORDS = Seal(b"imavae record", 1, "record", "train the trial again", "train the trial again", OTHER)
-PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make it again", OTHER)
-FREE = (  # settings that a resumed study may have otherwise than before: where and how long it runs, not what it asks
+OTHER_VERSION = "imavae 0.1 wrote format 1: resume it with that version, or start a new one without resume=true"
+STATES = Seal(b"imavae study", 2, "study state", "name another study", "restore the folder from a copy", OTHER_VERSION)
+RECORDS = Seal(b"imavae record", 1, "record", "train the trial again", "train the trial again", OTHER_VERSION)
+PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make it again", OTHER_VERSION)
+FREE = (  # settings that may change when a study is resumed: they say where and how long it runs, not what it computes
     "name",
     "output_dir",
     "resume",
     "dry_run",
     "question",
-    "plugins",  # their contents are compared, not where they lie
+    "plugins",  # the contents of these files are compared, not their paths
     "tracking",
     "cluster",
     "budget.trials",
@@ -52,49 +52,186 @@ FREE = (  # settings that a resumed study may have otherwise than before: where 
 )
 
 
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files in the folder of a run or study."""
+
+    path: Path
+
+    @property
+    def output_dir(self) -> Path:
+        """The output folder: this folder is ``OUTPUT_DIR/runs/NAME`` or ``OUTPUT_DIR/studies/NAME``."""
+        return self.path.parent.parent
+
+    @property
+    def state(self) -> Path:
+        """Settings and progress, sealed."""
+        return self.path / "study.json"
+
+    @property
+    def config(self) -> Path:
+        """The settings, to be read by the user."""
+        return self.path / "config.yaml"
+
+    @property
+    def members(self) -> Path:
+        """A row per member."""
+        return self.path / "members.csv"
+
+    @property
+    def history(self) -> Path:
+        """A row per member and validation."""
+        return self.path / "history.csv"
+
+    @property
+    def summary(self) -> Path:
+        """Metrics of the whole study and its cost, name to value."""
+        return self.path / "summary.json"
+
+    @property
+    def selection(self) -> Path:
+        """What each selection criterion would choose."""
+        return self.path / "selection.csv"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of figures."""
+        return self.path / "figures"
+
+    @property
+    def ray(self) -> Path:
+        """Ray's folder of logs."""
+        return self.path / "ray"
+
+    @property
+    def champion(self) -> Path:
+        """The model of the best member."""
+        return self.path / "champion.pt"
+
+    def winner(self, place: int) -> Path:
+        """The model of the best member of the trial in this place, from 1; the first one is the champion."""
+        return self.champion if place == 1 else self.path / "checkpoints" / f"winner-{place}.pt"
+
+    @property
+    def run_checkpoint(self) -> Path:
+        """The ensemble of a run."""
+        return self.path / "checkpoint.pt"
+
+    def ensemble(self, first: int) -> Path:
+        """The checkpoint of the ensemble whose first point has this number."""
+        return self.path / "checkpoints" / f"ensemble-{first:03d}.pt"
+
+    def ensemble_lock(self, first: int) -> Path:
+        """The lock of that ensemble: a dying worker may still train it when its successor starts."""
+        return self.ensemble(first).with_suffix(".lock")
+
+    def note(self, first: int) -> Path:
+        """The scheduler's note on the points of that ensemble."""
+        return self.path / "stopped" / f"{first:03d}.json"
+
+    def notes(self) -> list[Path]:
+        """All notes of the scheduler."""
+        return sorted(self.note(0).parent.glob("*.json"))
+
+    def record(self, number: int) -> Path:
+        """The record of a finished trial."""
+        return self.path / "records" / f"trial-{number:03d}.json"
+
+    def history_rows(self, number: int) -> Path:
+        """A finished trial's rows of ``history.csv``, with their header."""
+        return self.record(number).with_suffix(".csv")
+
+    def records(self) -> list[Path]:
+        """The records of all finished trials."""
+        return sorted(self.path.glob("records/trial-*.json"))
+
+    def pack(self, first: int) -> Path:
+        """The points that train together, the first of which has this number."""
+        return self.path / "records" / f"ensemble-{first:03d}.json"
+
+    def packs(self) -> list[Path]:
+        """The points of all ensembles."""
+        return sorted(self.path.glob("records/ensemble-*.json"))
+
+
 @dataclass
 class State:
-    """What ``study.json`` holds."""
+    """Content of ``study.json``."""
 
     config: dict[str, Any]  # the settings, as plain containers
-    files: dict[str, str]  # of plugins and of data of a person's own: file name -> SHA-256 of its content
+    files: dict[str, str]  # plugins and the user's data: file name -> SHA-256 of its content
     created: float  # seconds since the epoch
-    finished: bool = False  # its budget is spent and all is reported
+    finished: bool = False  # the budget is spent and the report is written
+    points: int = 1  # to be trained in all
+    champion: str = ""  # the address of the best model, for load_model
+    version: str = field(default_factory=lambda: importlib.metadata.version("imavae"))  # of imavae, which wrote it
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A trial that has ended, as its record has it: without the history, which lies beside it."""
+    """A finished trial as its record has it. Its history is in a file of its own."""
 
     trial: TrialRecord
-    checkpoint: str | None  # the ensemble's file, relative to the folder; None for a trial that has failed
-    point: int  # which of the ensemble's points it is
+    checkpoint: str | None  # the ensemble's file, relative to the folder; None if the trial failed
+    point: int  # index of the trial's point in the ensemble
+
+
+class Lock:
+    """The right to work in a folder. It ends with the process, or by :meth:`release`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock. Raises UserError if another process holds it."""
+        path = folder / ".lock"
+        self._lock = FileLock(path)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = path.read_text()
+            raise UserError(
+                f"`one process at a time works in {folder}` must hold, but process {holder} does; wait for it or end it"
+            ) from None
+        path.write_text(str(os.getpid()))
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
 
 
 @dataclass
-class Folder:
-    """The folder of a run or study, which only this process works in."""
+class LockedFolder:
+    """The folder of a run or study that this process alone works in, with its state."""
 
-    path: Path
+    names: RunFolder
     lock: Lock
     state: State
-    stored: list[Stored] = field(default_factory=list)  # what an earlier process has finished
+    stored: list[Stored] = field(default_factory=list)  # trials that an earlier process has finished
     asked: list[list[Numbered]] = field(default_factory=list)  # the points of each ensemble
-    notices: list[str] = field(default_factory=list)  # what was found damaged, and what became of it
+    notices: list[str] = field(default_factory=list)  # damage that was found, and what was done about it
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.names.path
 
     def save_state(self) -> None:
         """Write ``study.json``."""
-        _save_state(self.path, self.state)
+        _save_state(self.names, self.state)
 
     def ask(self, points: list[Numbered]) -> None:
-        """Remember which points train together, before they do: a checkpoint is that of an ensemble."""
+        """Remember which points train together, before they do: a checkpoint belongs to an ensemble."""
         self.asked.append(points)
-        PACKS.write(_pack_file(self.path, min(number for number, _ in points)), json.dumps(points).encode())
+        PACKS.write(self.names.pack(min(number for number, _ in points)), json.dumps(points).encode())
 
     def save(self, stored: Stored) -> None:
-        """Write a trial's record and its rows of history.csv; from then on it is never trained again."""
+        """Write a trial's record and its rows of ``history.csv``; from then on it is never trained again."""
+        number = stored.trial.number
         rows = str(pd.DataFrame(stored.trial.history).to_csv(index=False)) if stored.trial.history else ""
-        write_text(self.history_file(stored.trial.number), rows)
+        write_text(self.names.history_rows(number), rows)
         trial = {f.name: getattr(stored.trial, f.name) for f in dataclasses.fields(TrialRecord) if f.name != "history"}
         content = {
             "trial": trial,
@@ -102,93 +239,101 @@ class Folder:
             "point": stored.point,
             "history_sha256": hashlib.sha256(rows.encode()).hexdigest(),
         }
-        RECORDS.write(_record_file(self.path, stored.trial.number), json.dumps(content).encode())
-
-    def history_file(self, number: int) -> Path:
-        """A trial's rows of history.csv, with their header."""
-        return _record_file(self.path, number).with_suffix(".csv")
+        RECORDS.write(self.names.record(number), json.dumps(content).encode())
 
     def history(self, number: int) -> list[dict[str, Any]]:
-        """A trial's rows of history.csv."""
-        path = self.history_file(number)
+        """A finished trial's rows of ``history.csv``."""
+        path = self.names.history_rows(number)
         if not path.stat().st_size:
             return []
         frame = pd.read_csv(path, float_precision="round_trip")
         return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 
-def create(config: RunConfig, kind: str, name: str) -> Folder:
-    """A new folder OUTPUT_DIR/KIND/NAME, with -2, -3, ... added where the name is taken; nobody sees a part of it.
+def create(config: RunConfig, kind: str, name: str) -> LockedFolder:
+    """Make a new folder OUTPUT_DIR/KIND/NAME, with -2, -3, ... added where the name is taken.
+
+    The folder is prepared under a hidden name, so that other processes never see a part of it.
 
     Raises:
         UserError: all of these names are taken.
     """
     base = Path(config.output_dir).resolve() / kind
     base.mkdir(parents=True, exist_ok=True)
-    hidden = base / f".{name}.{os.getpid()}"  # until its state is there
-    shutil.rmtree(hidden, ignore_errors=True)
-    for part in PARTS:
-        (hidden / part).mkdir(parents=True)
-    lock = Lock(hidden)
+    hidden = RunFolder(base / f".{name}.{os.getpid()}")
+    shutil.rmtree(hidden.path, ignore_errors=True)
+    for file in (hidden.record(0), hidden.ensemble(0)):
+        file.parent.mkdir(parents=True)
+    lock = Lock(hidden.path)
     state = State(to_mapping(config), _digests(config), time.time())
-    for _ in range(2):  # the first one has its backup from the start
+    for _ in range(2):  # so that the first state has a backup
         _save_state(hidden, state)
     for number in range(1, 10_000):
-        folder = base / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
+        path = base / (name if number == 1 else f"{name}-{number}")
+        if not path.exists():
             try:
-                hidden.rename(folder)
+                hidden.path.rename(path)
             except OSError:  # another process was faster
                 continue
-            return Folder(folder, lock, state)
-    shutil.rmtree(hidden)
+            return LockedFolder(RunFolder(path), lock, state)
+    shutil.rmtree(hidden.path)
     raise UserError(f"`name is free` must hold, but {base / name} to -9999 are taken; choose another name=")
 
 
-def reopen(config: RunConfig, kind: str, name: str) -> Folder:
-    """The folder that ``resume=true`` means: that of ``name=``, or else the newest that is not finished, or else the
-    newest. Its settings become those of ``config``, as far as they may differ.
+def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
+    """Open the folder to resume: ``config.name``, else the newest unfinished folder, else the newest.
+
+    Its settings become those of ``config``, as far as they may differ.
 
     Raises:
-        UserError: there is none; its state is damaged beyond its backup, or of another version; it is in use; or it
-            was asked something else.
+        UserError: there is no such folder; its state is damaged beyond its backup or of another version; another process
+            works in it; or its settings differ.
     """
     base = Path(config.output_dir).resolve() / kind
     path = base / config.name if config.name else _newest(base, config, name)
-    if not path.is_dir():
-        raise UserError(f"`there is a {path}` must hold, but there is none; drop resume=true to start it")
-    lock = Lock(path)
-    state, from_backup = _read_state(path)
-    used = f"{path / STATE} was damaged or missing: its backup was used (nothing is left to do)"
+    require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")
+    lock, names = Lock(path), RunFolder(path)
+    state, from_backup = _read_state(names)
+    used = f"{names.state} was damaged or missing: its backup was used (no action is needed)"
     notices = [used] if from_backup else []
     _check_same(path.name, state, config)
-    for leftover in (file for part in (".", "stopped", *PARTS) for file in (path / part).glob(".*.[0-9]*")):
+    folders = (path, names.note(0).parent, names.record(0).parent, names.ensemble(0).parent)
+    for leftover in (file for folder in folders for file in folder.glob(".*.[0-9]*")):
         leftover.unlink()  # of a write that was cut off
     if from_backup:
-        (path / STATE).unlink(missing_ok=True)  # so that it does not become the backup
-    state = dataclasses.replace(state, config=to_mapping(config), finished=False)
-    folder = Folder(path, lock, state, list(_load_records(path, notices)), list(_load_packs(path, notices)), notices)
+        names.state.unlink(missing_ok=True)  # so that the damaged file does not become the backup
+    state = dataclasses.replace(
+        state, config=to_mapping(config), finished=False, version=importlib.metadata.version("imavae")
+    )
+    folder = LockedFolder(
+        names, lock, state, list(_load_records(names, notices)), list(_load_packs(names, notices)), notices
+    )
     folder.save_state()
     return folder
 
 
-def read(path: Path) -> tuple[State, list[Stored]]:
-    """What a run or study was asked and its trials that have ended, by number; nothing is changed, nor reserved.
+def read(names: RunFolder) -> tuple[State, list[Stored]]:
+    """The state and the finished trials of a folder, by number. Nothing is changed or locked.
 
     Raises:
-        UserError: there is none at ``path``, or a file of it is damaged or of another version.
+        UserError: there is no state, or a file is damaged or of another version.
     """
-    state, _ = _read_state(path)
-    return state, [_read_record(file)[0] for file in sorted((path / "records").glob("trial-*.json"))]
+    state, _ = _read_state(names)
+    return state, [_read_record(file)[0] for file in names.records()]
 
 
-def _save_state(path: Path, state: State) -> None:
-    STATES.write(path / STATE, json.dumps(dataclasses.asdict(state), indent=1).encode(), keep=True)
+def essence(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a study's numbers, as dotted key -> value: all but those in ``FREE``."""
+    return dict(_flat(to_mapping(config)))
 
 
-def _read_state(path: Path) -> tuple[State, bool]:
+def _save_state(names: RunFolder, state: State) -> None:
+    STATES.write(names.state, json.dumps(dataclasses.asdict(state), indent=1).encode(), keep=True)
+
+
+def _read_state(names: RunFolder) -> tuple[State, bool]:
     """The state, and whether it is from the backup."""
-    file = path / STATE
+    file = names.state
     good = STATES.newest(file)
     if good is None:
         try:
@@ -198,16 +343,8 @@ def _read_state(path: Path) -> tuple[State, bool]:
     return State(**json.loads(STATES.read(good or file))), good != file
 
 
-def _record_file(path: Path, number: int) -> Path:
-    return path / "records" / f"trial-{number:03d}.json"
-
-
-def _pack_file(path: Path, first: int) -> Path:
-    return path / "records" / f"ensemble-{first:03d}.json"
-
-
-def _load_packs(path: Path, notices: list[str]) -> Iterator[list[Numbered]]:
-    for file in sorted((path / "records").glob("ensemble-*.json")):
+def _load_packs(names: RunFolder, notices: list[str]) -> Iterator[list[Numbered]]:
+    for file in names.packs():
         try:
             yield json.loads(PACKS.read(file))
         except OtherFormatError:
@@ -217,11 +354,11 @@ def _load_packs(path: Path, notices: list[str]) -> Iterator[list[Numbered]]:
             file.unlink()
 
 
-def _load_records(path: Path, notices: list[str]) -> Iterator[Stored]:
-    """The trials that are recorded whole and have a result; the others are trained again."""
-    for file in sorted((path / "records").glob("trial-*.json")):
+def _load_records(names: RunFolder, notices: list[str]) -> Iterator[Stored]:
+    """The trials that have a whole record and a result; the others are trained again."""
+    for file in names.records():
         try:
-            stored = _load_record(path, file)
+            stored = _load_record(names, file)
         except OtherFormatError:
             raise
         except UserError as error:
@@ -232,47 +369,46 @@ def _load_records(path: Path, notices: list[str]) -> Iterator[Stored]:
             yield stored
 
 
-def _load_record(path: Path, file: Path) -> Stored | None:
-    """A recorded trial; None for one that has failed, which is tried again."""
+def _load_record(names: RunFolder, file: Path) -> Stored | None:
+    """A recorded trial; None for a failed one, which is tried again."""
     stored, expected = _read_record(file)
     if stored.checkpoint is None:
         return None
-    checkpoint.SEAL.read(path / stored.checkpoint)
-    rows = file.with_suffix(".csv")
+    checkpoint.SEAL.read(names.path / stored.checkpoint)
+    rows = names.history_rows(stored.trial.number)
     digest = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
-    if digest != expected:
-        raise UserError(f"`record is whole` must hold, but {rows} does not match it; {RECORDS.damaged}")
+    require(digest == expected, "record is whole", f"{rows}, which does not match it", RECORDS.damaged)
     return stored
 
 
 def _read_record(file: Path) -> tuple[Stored, str]:
-    """A trial, and the digest of its rows of history.csv."""
+    """A trial, and the digest of its rows of ``history.csv``."""
     content = json.loads(RECORDS.read(file))
     stored = Stored(TrialRecord(history=[], **content["trial"]), content["checkpoint"], content["point"])
     return stored, content["history_sha256"]
 
 
 def _newest(base: Path, config: RunConfig, name: str) -> Path:
-    """The newest folder of this search that is not finished, or else the newest."""
+    """The newest unfinished folder of this search, else its newest."""
     found: list[tuple[bool, float, Path]] = []
     for path in sorted(base.glob("[!.]*")):
-        if not (path / STATE).exists() and not previous_of(path / STATE).exists():
-            continue  # nothing of ours
+        names = RunFolder(path)
+        if not names.state.exists() and not previous_of(names.state).exists():
+            continue  # not a folder of ours
         try:
-            state, _ = _read_state(path)
+            state, _ = _read_state(names)
         except UserError:
             if path.name.startswith(name):  # it may well be the one that is meant
                 raise
             continue
         if state.config.get("study") == getattr(config, "study", None):
             found.append((_unfinished(state, config), state.created, path))
-    if not found:
-        raise UserError(f"`there is a {name} to resume` must hold, but {base} has none; drop resume=true to start one")
+    require(bool(found), f"there is a {name} to resume", f"none in {base}", "drop resume=true to start one")
     return max(found)[2]
 
 
 def _unfinished(state: State, config: RunConfig) -> bool:
-    """Whether there is something left to do, under a budget that has been raised, too."""
+    """Whether trials are left to train; a raised budget makes a finished study unfinished."""
     if not state.finished or not isinstance(config, StudyConfig):
         return not state.finished
     before, now = state.config["budget"]["trials"], config.budget.trials
@@ -280,24 +416,22 @@ def _unfinished(state: State, config: RunConfig) -> bool:
 
 
 def _check_same(name: str, state: State, config: RunConfig) -> None:
-    """Refuse to go on with something else than what was begun, and list the differences."""
+    """Refuse to resume with other settings, and list the differences."""
     # Built anew, so that a setting that has been added since has its default.
-    before = to_mapping(build(type(config), {**state.config, "plugins": config.plugins}))
-    then, now = dict(_flat(before)), dict(_flat(to_mapping(config)))
+    then, now = essence(build(type(config), {**state.config, "plugins": config.plugins})), essence(config)
     changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     differing = [f"{key}={then.get(key)}, not {now.get(key)}" for key in changed]
     digests = _digests(config)
-    files = {**state.files, **digests}
-    differing += [f"another {file}" for file in files if state.files.get(file) != digests.get(file)]
+    differing += [f"another {f}" for f in {**state.files, **digests} if state.files.get(f) != digests.get(f)]
     if differing:
         raise UserError(
-            f"`a resumed study is asked what it was asked before` must hold, but {name} had {'; '.join(differing)}; "
-            "give it the same again, or start a new one without resume=true"
+            f"`a resumed study keeps its settings` must hold, but {name} had {'; '.join(differing)}; "
+            "use the same settings again, or start a new study without resume=true"
         )
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of all settings that must stay the same."""
+    """Dotted keys and values of all settings but those in ``FREE``."""
     for key, value in config.items():
         dotted = f"{prefix}{key}"
         if dotted in FREE:
@@ -309,9 +443,8 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _digests(config: RunConfig) -> dict[str, str]:
-    paths = [Path(path) for path in (*config.plugins, config.data.path, config.data.sources_path) if path]
     digests = {}
-    for path in paths:
+    for path in (Path(path) for path in (*config.plugins, config.data.path, config.data.sources_path) if path):
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

@@ -1,230 +1,264 @@
-"""What has come of a run or study: its folder, its tracker, its trials' records and tables.
+"""The writing side of a run or study: records, tracks and tabulates each trial when it ends.
 
-Curves are long and are not kept in memory: of a trial that has ended they lie in its files (see records.py). The tables
-grow by the rows of each trial, in the order in which trials end, and are put in order by trial once, at the end.
+Histories are long and are not kept in memory; those of finished trials are in their files (see :mod:`imavae.runs.folder`).
+The tables grow by the rows of each trial, in the order in which trials end, and are sorted by trial once, at the end.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+import torch
 import yaml
-from numpy.typing import NDArray
 
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import Objective, RunConfig
+from imavae.data.cache import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
-from imavae.errors import Interrupted, UserError
-from imavae.runs.folder import Folder, Stored
-from imavae.tracking.base import Row, Tracker, TrialRecord, Value
+from imavae.errors import Interrupted, UserError, resumable
+from imavae.runs.columns import at_state, criterion_of
+from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, reopen
+from imavae.runs.models import save_best
+from imavae.runs.records import partial_record, trial_record
+from imavae.runs.results import Results, best_member
+from imavae.runs.session import Session, cache_of, render, resolve_device
+from imavae.tracking.base import Status, Tracker, TrialRecord, member_name
 from imavae.tracking.mlflow import open_tracker
-from imavae.training.ensemble import CRITERIA
+from imavae.training.loop import Progress
 
-COLUMNS = {"val/neg_elbo": "min val/neg_elbo", "val/mcc": "max val/mcc"}  # what the two best states are called
+WINNERS = 5  # best trials whose best members are stored as models
 
 
 @dataclass
 class Ledger:
-    """A run or study: its folder, its tracker and its trials' records so far, without their histories."""
+    """A run or study in progress: its folder, its tracker and its finished trials, without their histories."""
 
-    home: Folder
+    config: RunConfig
+    home: LockedFolder
     tracker: Tracker
-    objective: Objective
-    records: list[TrialRecord] = field(default_factory=list)
-    checkpoints: dict[int, tuple[Path, int]] = field(
-        default_factory=dict
-    )  # trial -> its ensemble's file, its point there
-    champion: str = ""  # the address that load_model takes
-    interrupted: Interrupted | None = None  # what ended it before its budget was spent
-    work_seconds: float = 0.0  # spent in training and validation, by each of the trials that run at once
-    columns: dict[str, list[str]] = field(default_factory=dict)  # of the tables that have begun
+    stored: list[Stored] = field(default_factory=list)  # in the order in which trials ended
+    interrupted: Interrupted | None = None  # set if it ended before its budget was spent
+    work_seconds: float = 0.0  # that each of the concurrent trials spent in training and validation
+    columns: dict[str, list[str]] = field(default_factory=dict)  # of the tables that have rows
 
     @classmethod
-    def start(cls, config: RunConfig, home: Folder, tracker: Tracker, objective: Objective) -> Ledger:
-        """Start the tracked run, or go on with it; what an earlier process has finished is taken over."""
+    def start(cls, config: RunConfig, home: LockedFolder, tracker: Tracker) -> Ledger:
+        """Start or continue the tracked run, and take over the trials that an earlier process has finished."""
         mapping = to_mapping(config)
-        write_text(home.path / "config.yaml", yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+        write_text(home.names.config, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
         tracker.start(home.path.name, mapping, {"imavae.folder": str(home.path)}, resume=config.resume)
-        ledger = cls(home, tracker, objective)
-        for name in ("members.csv", "history.csv"):
-            (home.path / name).unlink(missing_ok=True)
+        ledger = cls(config, home, tracker)
+        for table in (ledger.names.members, ledger.names.history):
+            table.unlink(missing_ok=True)
         for stored in home.stored:
             ledger._take(stored)
         return ledger
 
     @property
+    def names(self) -> RunFolder:
+        """Paths of the files in the folder."""
+        return self.home.names
+
+    @property
     def folder(self) -> Path:
-        """Where all of it lies."""
+        """The folder."""
         return self.home.path
 
     @property
-    def members(self) -> pd.DataFrame:
-        """The rows of ``members.csv``, by trial."""
-        return members_table(self.records)
+    def records(self) -> list[TrialRecord]:
+        """The records of finished trials, in the order in which they ended."""
+        return [stored.trial for stored in self.stored]
 
     @property
-    def history(self) -> pd.DataFrame:
-        """The rows of ``history.csv``, by trial, as :meth:`write_tables` has last written them."""
-        return read_history(self.folder)
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """A row per trial: trial, score, status, epochs, further objectives by metric, then the searched values."""
-        return trials_table(self.records)
-
-    def sorted(self) -> list[TrialRecord]:
-        """The records by trial number: they arrive in the order in which trials end."""
-        return by_number(self.records)
-
-    def ranked(self) -> list[TrialRecord]:
-        """The records that have members and a score, best first; the earlier trial wins a tie."""
-        return ranked(self.records, self.objective)
-
-    def front(self, objectives: Sequence[Objective]) -> list[TrialRecord]:
-        """The records that no other dominates: is as good by every objective, and better by one. Best by the first one
-        first.
-        """
-        ranked = self.ranked()
-        found = [[record.score or 0.0, *(record.further[o.metric] for o in objectives[1:])] for record in ranked]
-        front = pareto(np.array(found, dtype=np.float64), [objective.mode for objective in objectives])
-        return [record for record, on_it in zip(ranked, front.tolist(), strict=True) if on_it]
+    def results(self) -> Results:
+        """The results so far."""
+        names, state = self.names, self.home.state
+        return Results(
+            self.folder,
+            self.config,
+            tuple(sorted(self.stored, key=lambda stored: stored.trial.number)),
+            json.loads(names.summary.read_text(encoding="utf-8")) if names.summary.is_file() else {},
+            self.interrupted is not None,
+            state.points,
+            len(self.home.stored),
+            state.champion,
+        )
 
     def has(self, number: int) -> bool:
-        """Whether a trial has ended already."""
-        return any(record.number == number for record in self.records)
+        """Return whether a trial has ended."""
+        return any(stored.trial.number == number for stored in self.stored)
 
     def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
-        """Take in a trial that has ended: it is recorded, tracked, and its rows are added to the folder's tables.
+        """Add a finished trial: write its record, track it, and append its rows to the tables.
 
-        Its best states lie in ``checkpoint``, where it is the ensemble's ``point``-th point.
+        Its best states are in ``checkpoint``, as the ensemble's point ``point``.
         """
         stored = Stored(record, None if checkpoint is None else str(checkpoint.relative_to(self.folder)), point)
-        self.home.save(stored)  # first: what follows can be done again
+        self.home.save(stored)  # first: what follows can be repeated
         self._take(stored)
 
     def write_tables(self) -> None:
-        """Write ``members.csv`` and ``history.csv`` anew: by trial, with every column that any of them has."""
-        write_text(self.folder / "members.csv", _csv(self.members))
-        shards = [self.home.history_file(record.number) for record in self.sorted()]
+        """Rewrite ``members.csv`` and ``history.csv``: sorted by trial, with every column that any trial has."""
+        write_text(self.names.members, _csv(self.results.members))
+        shards = [self.names.history_rows(record.number) for record in self.results.records]
         shards = [shard for shard in shards if shard.stat().st_size]  # a member may diverge before any validation
         columns = list(dict.fromkeys(name for shard in shards for name in _columns(shard)))
-        with written_whole(self.folder / "history.csv") as file:
+        with written_whole(self.names.history) as file:
             if columns:
                 file.write((",".join(columns) + "\n").encode())
             for shard in shards:
                 file.write(_body(shard.read_text(), columns).encode())
 
+    def write_summary(self, metrics: Mapping[str, float]) -> None:
+        """Write ``summary.json``."""
+        write_text(self.names.summary, json.dumps(metrics, indent=1))
+
+    def crown(self) -> None:
+        """Store the best member of each of the best trials as a model; the first of them is the champion."""
+        trials = {stored.trial.number: stored for stored in self.stored}
+        for place, record in enumerate(self.results.ranked()[:WINNERS], start=1):
+            row = best_member(record)
+            if row is None:
+                continue
+            stored, file, criterion = trials[record.number], self.names.winner(place), criterion_of(row)
+            about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
+            path = self.folder / str(stored.checkpoint)
+            session = Session.load(path, torch.device("cpu"), cache_of(self.names.output_dir))
+            member = session.members_of(stored.point)[record.members.index(row)]
+            save_best(file, session, member, criterion, about)
+            metrics = {metric: float(row[column]) for metric, column in at_state(row, criterion).items()}
+            name, champion = member_name(row), place == 1
+            address = self.tracker.log_model(file, record.number, name, metrics, champion=champion)
+            if champion:
+                self.home.state.champion = address
+
+    def finish(self, files: list[Path], metrics: Mapping[str, float] | None = None) -> None:
+        """End the tracked run with its tables, further files and metrics, and close the folder."""
+        tables = [self.names.members, self.names.history]
+        self.tracker.finish("stopped" if self.interrupted else "finished", metrics or {}, [*tables, *files])
+        self.close(finished=self.interrupted is None)
+
+    def abandon(self, status: Status) -> None:
+        """End the tracked run and close the folder after an error: else the run would be shown as running for ever."""
+        self.tracker.finish(status, {}, [])
+        self.close(finished=False)
+
     def close(self, finished: bool) -> None:
-        """Give the folder back; ``finished`` says that nothing is left to do."""
+        """Release the folder; ``finished`` means that nothing is left to train."""
         if finished:
             self.home.state.finished = True
             self.home.save_state()
         self.home.lock.release()
+
+    @property
+    def members(self) -> pd.DataFrame:
+        """See :class:`Results`."""
+        return self.results.members
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """See :class:`Results`."""
+        return self.results.history
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """See :class:`Results`."""
+        return self.results.trials
+
+    @property
+    def champion(self) -> str:
+        """The address of the best model."""
+        return self.home.state.champion
+
+    @property
+    def objective(self) -> Objective:
+        """See :class:`Results`."""
+        return self.results.objective
+
+    def sorted(self) -> list[TrialRecord]:
+        """See :class:`Results`."""
+        return self.results.records
+
+    def ranked(self) -> list[TrialRecord]:
+        """See :class:`Results`."""
+        return self.results.ranked()
+
+    def front(self) -> list[TrialRecord]:
+        """See :class:`Results`."""
+        return self.results.front()
 
     def _take(self, stored: Stored) -> None:
         record, number = stored.trial, stored.trial.number
         if not self.tracker.is_complete(number):
             history = record.history or self.home.history(number)
             self.tracker.finish_trial(dataclasses.replace(record, history=history))
-        self.records.append(dataclasses.replace(record, history=[]))
-        if stored.checkpoint is not None:
-            self.checkpoints[number] = self.folder / stored.checkpoint, stored.point
-        self._grow("members.csv", _csv(pd.DataFrame(record.members)))
-        self._grow("history.csv", self.home.history_file(number).read_text())
+        self.stored.append(dataclasses.replace(stored, trial=dataclasses.replace(record, history=[])))
+        self._grow(self.names.members, _csv(pd.DataFrame(record.members)))
+        self._grow(self.names.history, self.names.history_rows(number).read_text())
 
-    def _grow(self, name: str, table: str) -> None:
-        """Add rows to a table; columns that its first trial has not got wait for :meth:`write_tables`."""
+    def _grow(self, path: Path, table: str) -> None:
+        """Append rows to a table; columns that its first trial lacks wait for :meth:`write_tables`."""
         if not table:
             return
-        with (self.folder / name).open("a", encoding="utf-8") as file:
-            if name not in self.columns:
-                self.columns[name] = table.partition("\n")[0].split(",")
-                file.write(",".join(self.columns[name]) + "\n")
-            file.write(_body(table, self.columns[name]))
+        with path.open("a", encoding="utf-8") as file:
+            if path.name not in self.columns:
+                self.columns[path.name] = table.partition("\n")[0].split(",")
+                file.write(",".join(self.columns[path.name]) + "\n")
+            file.write(_body(table, self.columns[path.name]))
 
 
-def by_number(records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """Records in the order of their trials' numbers."""
-    return sorted(records, key=lambda record: record.number)
+def run_point(
+    config: RunConfig, notify: Callable[[Session, Progress], None], rendering: Rendering | None = None
+) -> tuple[Ledger, Session]:
+    """Train one point's members in this process, without Ray.
 
+    The folder gets a checkpoint after each validation, the tables and the champion; the tracker a run with one trial.
 
-def ranked(records: Sequence[TrialRecord], objective: Objective) -> list[TrialRecord]:
-    """The records that have members and a score, best first; the earlier trial wins a tie."""
-    sign = -1 if objective.mode == "max" else 1
-    scored = [record for record in by_number(records) if record.score is not None and record.members]
-    return sorted(scored, key=lambda record: sign * (record.score or 0.0))
+    Args:
+        config: settings of the run.
+        notify: called after each epoch.
+        rendering: called while images that are not in the cache are rendered.
 
-
-def members_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
-    """The rows of ``members.csv``, by trial."""
-    return pd.DataFrame([row for record in by_number(records) for row in record.members])
-
-
-def trials_table(records: Sequence[TrialRecord]) -> pd.DataFrame:
-    """A row per trial: trial, score, status, epochs, further objectives by metric, then the searched values."""
-    rows: list[dict[str, object]] = []
-    for record in by_number(records):
-        epochs = max((int(row["epochs"]) for row in record.members), default=0)
-        row = {"trial": record.number, "score": record.score, "status": record.status, "epochs": epochs}
-        rows.append({**row, **record.further, **record.values})
-    return pd.DataFrame(rows)
-
-
-def read_history(folder: Path) -> pd.DataFrame:
-    """The rows of a folder's ``history.csv``; without any, where nothing was validated."""
-    path = folder / "history.csv"
-    return pd.read_csv(path, float_precision="round_trip") if path.stat().st_size else pd.DataFrame()
-
-
-def pareto(values: NDArray[np.float64], modes: Sequence[str]) -> NDArray[np.bool_]:
-    """Which rows of ``values`` (trial, objective) no other row beats: (trial,).
-
-    A row is beaten by one that is nowhere worse and somewhere better; equal rows do not beat each other.
+    Raises:
+        UserError: a mistake in the configuration, or there is nothing to resume.
+        Interrupted: the run can be resumed from its last validation.
     """
-    better = values * np.array([1.0 if mode == "max" else -1.0 for mode in modes])
-    rivals = better[:, None]  # [i, j]: does i beat j?
-    beaten: NDArray[np.bool_] = ((rivals >= better).all(-1) & (rivals > better).any(-1)).any(axis=0)
-    return ~beaten
-
-
-def failed_record(trial: int, values: Row, reason: str) -> TrialRecord:
-    """A trial that ended without a result."""
-    return TrialRecord(trial, values, "failed", None, [], [], failure=reason)
-
-
-def best_member(record: TrialRecord) -> dict[str, Value] | None:
-    """The member with the highest val/mcc of a trial or, without sources, with the lowest val/neg_elbo; diverged ones
-    are left out. None where none is left.
-    """
-
-    def value(row: dict[str, Value]) -> float:
-        criterion = chosen_by(row)
-        return float(row[COLUMNS[criterion]]) * (1 if CRITERIA[criterion] == "max" else -1)
-
-    sound = [row for row in record.members if row["status"] != "diverged"]
-    return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
-
-
-def best_place(record: TrialRecord) -> int:
-    """Where the best member stands among a trial's; the first where none is left."""
-    row = best_member(record)
-    return 0 if row is None else record.members.index(row)
-
-
-def chosen_by(row: Row) -> str:
-    """The criterion by which a member and its state are chosen: val/mcc is not there without sources."""
-    return next(criterion for criterion in CRITERIA if COLUMNS[criterion] in row)
+    device = resolve_device(config.training.device)
+    torch.set_num_threads(config.training.threads)
+    home = reopen(config, "runs", "train") if config.resume else None
+    tracker = tracker_of(config, "train")
+    render(config, rendering)  # before the folder is made: there may be no room for it
+    home = home or create(config, "runs", config.name or "train")
+    with resumable(home.path.name):
+        path, cache = home.names.run_checkpoint, cache_of(config.output_dir)
+        session = Session.resume(path, [config], device, cache) or Session.start([config], device, cache)
+        ledger = Ledger.start(config, home, tracker)
+        objectives = ledger.results.objectives
+        try:
+            for progress in session.train():
+                if progress.validated:
+                    session.save(path, keep=True)
+                    ledger.tracker.progress(partial_record(session, 0, 0, {}, objectives))
+                notify(session, progress)
+        except BaseException:
+            ledger.abandon("stopped")
+            raise
+        if not ledger.has(0):
+            session.save(path, keep=True)
+            ledger.add(trial_record(session, 0, 0, {}, objectives), path, 0)
+        ledger.write_tables()
+        ledger.crown()
+        return ledger, session
 
 
 def tracker_of(config: RunConfig, experiment: str) -> Tracker:
-    """The tracker that answers at the configured address. Raises UserError, within seconds, where none does."""
+    """Open the configured tracker. Raises UserError within seconds if it can't be reached."""
     try:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,73 +1,146 @@
-"""What a run or study has left in its folder, read back: tables, and any of its members as a model.
+"""Results of a run or study, read from its folder: settings, trials, tables, and any member as a model.
 
-All of it is there from the moment that a trial has ended, also of a study that is running or was broken off.
+A trial's results are there as soon as it has ended, also while the study runs or after it was interrupted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from imavae.config.settings import Objective, RunConfig, StudyConfig
 from imavae.errors import require, require_choice
 from imavae.model.export import Model
-from imavae.runs.folder import Stored, read
-from imavae.runs.ledger import best_member, chosen_by, members_table, ranked, read_history, trials_table
+from imavae.runs.columns import best_column, criterion_of
+from imavae.runs.folder import RunFolder, Stored, read
+from imavae.runs.models import member_model
 from imavae.runs.session import Session, cache_of
+from imavae.tracking.base import TrialRecord, Value
 from imavae.training.checkpoint import load_member, stored_config
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run or study that has left something in its folder; nothing in it is changed.
+    """Results of a run or study. Reading them changes nothing.
 
     Attributes:
         folder: ``OUTPUT_DIR/runs/NAME`` or ``OUTPUT_DIR/studies/NAME``.
-        config: what was asked, a :class:`imavae.config.settings.StudyConfig` for a study.
+        config: the settings; of a study a :class:`imavae.config.settings.StudyConfig`.
+        stored: the finished trials, by number, without their histories.
+        summary: metrics of the whole study and its cost, name to value; empty until it is finished.
+        interrupted: whether trials are left to train.
+        points: number of trials that were planned.
+        earlier: number of trials that had ended before the last process began.
+        champion_address: what :func:`imavae.load_model` takes for the best model; empty if there is none.
     """
 
     folder: Path
-    config: RunConfig = dataclasses.field(repr=False)
-    _stored: tuple[Stored, ...] = dataclasses.field(repr=False)
+    config: RunConfig = field(repr=False)
+    stored: tuple[Stored, ...] = field(repr=False)
+    summary: Mapping[str, float] = field(default_factory=dict, repr=False)
+    interrupted: bool = False
+    points: int = 1
+    earlier: int = 0
+    champion_address: str = ""
+
+    @property
+    def names(self) -> RunFolder:
+        """Paths of the files in the folder."""
+        return RunFolder(self.folder)
+
+    @property
+    def records(self) -> list[TrialRecord]:
+        """A record per finished trial, by number, without its history."""
+        return [stored.trial for stored in self.stored]
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives of the study; of a run the default one."""
+        return objectives_of(self.config)
+
+    @property
+    def objective(self) -> Objective:
+        """The objective that ranks the trials."""
+        return self.objectives[0]
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the last process; NaN if unknown."""
+        return self.summary.get("seconds", math.nan)
+
+    @property
+    def work_seconds(self) -> float:
+        """Part of it that each of the concurrent trials spent in training and validation; NaN if unknown."""
+        return self.summary.get("seconds/training", math.nan)
 
     @property
     def members(self) -> pd.DataFrame:
-        """A row per member (trial, seed, gamma, how it ended, every metric at its best states): ``members.csv``."""
-        return members_table([stored.trial for stored in self._stored])
+        """A row per member (trial, seeds, gamma, status, every metric at its best states): ``members.csv``."""
+        return pd.DataFrame([row for record in self.records for row in record.members])
+
+    @property
+    def winners(self) -> pd.DataFrame:
+        """The rows of ``members`` of the best trial."""
+        return pd.DataFrame(self.ranked()[0].members)
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row per member and validation (trial, seed, epoch, every metric): ``history.csv``."""
-        return read_history(self.folder)
+        """A row per member and validation (trial, seeds, epoch, every metric): ``history.csv``; empty without any."""
+        path = self.names.history
+        return pd.read_csv(path, float_precision="round_trip") if path.stat().st_size else pd.DataFrame()
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row per trial: trial, score, status, epochs, scores by further objectives, then the searched settings by
-        their dotted keys. A run is a study of one trial, 0, without searched settings.
+        """A row per trial: trial, score, status, epochs, scores by further objectives, searched settings.
+
+        A run is a study of one trial, 0, without searched settings.
         """
-        return trials_table([stored.trial for stored in self._stored])
+        rows: list[dict[str, object]] = []
+        for record in self.records:
+            epochs = max((int(row["epochs"]) for row in record.members), default=0)
+            row = {"trial": record.number, "score": record.score, "status": record.status, "epochs": epochs}
+            rows.append({**row, **record.further, **record.values})
+        return pd.DataFrame(rows)
+
+    def ranked(self) -> list[TrialRecord]:
+        """The records with members and a score, best first; the earlier trial wins a tie."""
+        sign = -1 if self.objective.mode == "max" else 1
+        scored = [record for record in self.records if record.score is not None and record.members]
+        return sorted(scored, key=lambda record: sign * (record.score or 0.0))
+
+    def front(self) -> list[TrialRecord]:
+        """The Pareto front of the objectives, best by the first one first."""
+        ranked, further = self.ranked(), [objective.metric for objective in self.objectives[1:]]
+        scores = [[record.score or 0.0, *(record.further[metric] for metric in further)] for record in ranked]
+        front = pareto(np.array(scores, dtype=np.float64), [objective.mode for objective in self.objectives])
+        return [record for record, on_it in zip(ranked, front.tolist(), strict=True) if on_it]
 
     @property
     def champion(self) -> Model:
         """The best member of the best trial, at its best state, as a plain ``nn.Module``.
 
         Raises:
-            UserError: nothing has been crowned yet, or its file is damaged.
+            UserError: there is no champion yet, or its file is damaged.
         """
-        return load_member(self.folder / "champion.pt")
+        return load_member(self.names.champion)
 
     def model(self, trial: int | None = None, seed: int | None = None, by: str | None = None) -> Model:
-        """A member as a plain ``nn.Module`` with ``encode`` and ``decode``.
+        """Return a member as a plain ``nn.Module`` with ``encode`` and ``decode``.
 
         Args:
             trial: its number; by default that of the best score.
-            seed: the member's, the best of the trial by default; where members have worlds of their own, the best in
-                its worlds.
-            by: which of its two best states: ``val/mcc`` (the default, where there are sources) or ``val/neg_elbo``.
+            seed: seed of the member, by default of the trial's best one. Where members have worlds of their own, the
+                best of this seed's members is returned.
+            by: which of its two best states: ``val/mcc`` (the default, where sources are known) or ``val/neg_elbo``.
 
         Raises:
             UserError: there is no such trial, member or state.
@@ -80,38 +153,70 @@ class Results:
         best = best_member(dataclasses.replace(record, members=rows))
         require(best is not None, "the member has not diverged", f"seed={seed}", "see status in members")
         row = record.members.index(best or rows[0])
-        cache = cache_of(self.folder.parent.parent)
-        session = Session.load(self.folder / str(stored.checkpoint), torch.device("cpu"), cache)
-        criterion = by or chosen_by(record.members[row])
+        path = self.folder / str(stored.checkpoint)
+        session = Session.load(path, torch.device("cpu"), cache_of(self.names.output_dir))
+        criterion = by or criterion_of(record.members[row])
         require_choice(criterion, session.criteria, "by")
         about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
-        return session.best(session.members_of(stored.point)[row], criterion, about)
+        return member_model(session, session.members_of(stored.point)[row], criterion, about)
 
     def _trial(self, number: int | None) -> Stored:
-        """The trial of that number, with members; by default the best."""
-        trained = {stored.trial.number: stored for stored in self._stored if stored.checkpoint is not None}
-        objective = self.config.objective if isinstance(self.config, StudyConfig) else Objective()
-        order = [record.number for record in ranked([stored.trial for stored in trained.values()], objective)]
-        require(bool(order), "a trial has a result", f"none in {self.folder}", "resume it: resume=True")
+        """The trial with this number; by default the best one."""
+        trained = {stored.trial.number: stored for stored in self.stored if stored.checkpoint is not None}
+        require(bool(trained), "a trial has a result", f"none in {self.folder}", "resume it: resume=True")
         there, remedy = number in (None, *trained), f"choose one of {sorted(trained)}"
         require(there, "trial is one that has a result", f"trial={number}", remedy)
-        return trained[order[0] if number is None else number]
+        return trained[self.ranked()[0].number if number is None else number]
 
 
 def load_results(folder: str | Path) -> Results:
-    """The run or study in a folder, as ``train`` and ``tune`` return it.
+    """Load the results of a run or study, as ``train`` and ``tune`` return them.
 
     Args:
         folder: ``outputs/runs/NAME`` or ``outputs/studies/NAME``.
 
     Raises:
-        UserError: there is none, a file of it is damaged or of another version, or it has a variant of your own that is
-            not registered (``imavae.config.variants.load_plugins`` does that).
+        UserError: there is no run or study; a file is damaged or of another version; or a variant of your own is not
+            registered (``imavae.config.variants.load_plugins`` does that).
     """
     path = Path(folder).resolve()
     require(path.is_dir(), "folder is that of a run or study", folder, "look under outputs/runs and outputs/studies")
-    state, stored = read(path)
-    kind = StudyConfig if "search" in state.config else RunConfig
-    config = stored_config(state.config, kind)
-    config = dataclasses.replace(config, plugins=tuple(state.config["plugins"]), resume=False)  # to be asked anew
-    return Results(path, config, tuple(stored))
+    names = RunFolder(path)
+    state, stored = read(names)
+    config = stored_config(state.config, StudyConfig if "search" in state.config else RunConfig)
+    config = dataclasses.replace(config, plugins=tuple(state.config["plugins"]), resume=False)
+    summary = json.loads(names.summary.read_text(encoding="utf-8")) if names.summary.is_file() else {}
+    interrupted, champion = not state.finished, state.champion
+    return Results(path, config, tuple(stored), summary, interrupted, state.points, champion_address=champion)
+
+
+def objectives_of(config: RunConfig) -> tuple[Objective, ...]:
+    """The objectives of a study; of a run the best ``val/mcc``, or ``val/neg_elbo`` where sources are unknown."""
+    if isinstance(config, StudyConfig):
+        return config.objectives
+    return (Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min"),)
+
+
+def best_member(record: TrialRecord) -> dict[str, Value] | None:
+    """The row of a trial's member with the highest val/mcc or, where sources are unknown, the lowest val/neg_elbo.
+
+    Diverged members are left out; None if no other is left.
+    """
+
+    def value(row: dict[str, Value]) -> float:
+        criterion = criterion_of(row)
+        return float(row[best_column(criterion)]) * (1 if criterion == "val/mcc" else -1)
+
+    sound = [row for row in record.members if row["status"] != "diverged"]
+    return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
+
+
+def pareto(values: NDArray[np.float64], modes: Sequence[str]) -> NDArray[np.bool_]:
+    """Which rows of ``values`` (trial, objective) no other row dominates: (trial,).
+
+    A row is dominated by one that is nowhere worse and somewhere better; equal rows do not dominate each other.
+    """
+    better = values * np.array([1.0 if mode == "max" else -1.0 for mode in modes])
+    rivals = better[:, None]  # [i, j]: does i dominate j?
+    dominated: NDArray[np.bool_] = ((rivals >= better).all(-1) & (rivals > better).any(-1)).any(axis=0)
+    return ~dominated

@@ -20,12 +20,12 @@ import torch
 from imavae.config.settings import StudyConfig
 from imavae.data.storage import previous_of
 from imavae.runs import interrupts as signals
-from imavae.runs.ledger import Ledger, failed_record
+from imavae.runs.ledger import Ledger
+from imavae.runs.records import failed_record, partial_record, trial_record
 from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search.progress import Snapshot
 from imavae.search.space import Point
-from imavae.search.stopping import note_of, read_note
-from imavae.search.trainable import lock_of, place_of
+from imavae.search.stopping import read_note
 from imavae.search.writer import Writer
 from imavae.tracking.base import PROGRESS_PERIOD
 
@@ -73,7 +73,7 @@ class Recorder:
         if trial.trial_id in self._trials:
             return
         points = {number: dict(values) for number, values in trial.config["points"]}
-        self._trials[trial.trial_id] = _Running(place_of(self._outcome.folder, min(points)), points)
+        self._trials[trial.trial_id] = _Running(self._outcome.names.ensemble(min(points)), points)
 
     def reported(self, trial: Trial, result: dict[str, Any]) -> None:
         """Remember a report, and pass the curves so far on to the tracker."""
@@ -162,21 +162,22 @@ class Recorder:
             session = self._session(running)
             for i, (number, point) in enumerate(running.points.items()):
                 if not self._outcome.has(number):
-                    self._outcome.tracker.progress(session.partial_record(i, number, point, self._config.objectives))
+                    self._outcome.tracker.progress(partial_record(session, i, number, point, self._config.objectives))
 
     def _session(self, running: _Running) -> Session:
-        return Session.load(running.place, resolve_device("cpu"), cache_of(self._outcome.folder.parent.parent))
+        return Session.load(running.place, resolve_device("cpu"), cache_of(self._outcome.names.output_dir))
 
     def _record(self, running: _Running) -> None:
         session = self._session(running)
-        stopped = read_note(note_of(self._outcome.folder, min(running.points)))
+        stopped = read_note(self._outcome.names.note(min(running.points)))
         for i, (number, point) in enumerate(running.points.items()):
             if self._outcome.has(number):
                 continue  # an earlier driver was cut off amid the points of a pack
             if number in stopped:
                 session.stop(i)  # the state is that from before the driver's last decision
-            self._outcome.add(session.record(i, number, point, self._config.objectives), running.place, i)
-        for needless in (previous_of(running.place), lock_of(running.place)):
+            self._outcome.add(trial_record(session, i, number, point, self._config.objectives), running.place, i)
+        lock = self._outcome.names.ensemble_lock(min(running.points))
+        for needless in (previous_of(running.place), lock):
             needless.unlink(missing_ok=True)
 
     def _record_failure(self, running: _Running, reason: str) -> None:

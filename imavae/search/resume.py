@@ -23,7 +23,6 @@ from imavae.runs.session import Session
 from imavae.search.samplers import open_study
 from imavae.search.space import Parameter, Point
 from imavae.search.stopping import Report, Stopping, read_note
-from imavae.search.trainable import place_of
 from imavae.tracking.base import TrialRecord
 from imavae.training.checkpoint import SEAL
 
@@ -100,9 +99,9 @@ def check_files(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
 
     Of a checkpoint the previous one is taken then, or without any the ensemble is trained from its start.
     """
-    folder, notices = ledger.folder, ledger.home.notices
-    suspects = [(place, SEAL.read) for place in (place_of(folder, min(pack)) for pack in packs) if place.exists()]
-    notes = [(note, read_note) for note in sorted((folder / "stopped").glob("*.json"))]
+    names, notices = ledger.names, ledger.home.notices
+    suspects = [(place, SEAL.read) for place in (names.ensemble(min(pack)) for pack in packs) if place.exists()]
+    notes = [(note, read_note) for note in names.notes()]
     for path, read in [*suspects, *notes]:
         try:
             read(path)
@@ -117,7 +116,7 @@ def remind(stopping: Stopping, config: StudyConfig, ledger: Ledger) -> None:
     if config.scheduler.name == "none":
         return
     for pack in sorted([number for number, _ in pack] for pack in ledger.home.asked):
-        place = SEAL.newest(place_of(ledger.folder, min(pack)))
+        place = SEAL.newest(ledger.names.ensemble(min(pack)))
         if place is None:
             continue
         reports = _reports(Session.load(place, torch.device("cpu")), config.objectives)

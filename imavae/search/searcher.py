@@ -14,10 +14,10 @@ from optuna.trial import TrialState
 from ray.tune.search import Searcher as RaySearcher
 
 from imavae.config.settings import StudyConfig
-from imavae.runs.folder import Folder, Numbered
+from imavae.runs.folder import LockedFolder, Numbered
 from imavae.search.samplers import sampler_for
 from imavae.search.space import Parameter, Point, shared
-from imavae.search.stopping import note_of, read_note
+from imavae.search.stopping import read_note
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -32,7 +32,7 @@ class Searcher(RaySearcher):
         parameters: Sequence[Parameter],
         config: StudyConfig,
         waiting: Sequence[Sequence[int]],
-        home: Folder | None,
+        home: LockedFolder | None,
     ) -> None:
         """Args:
         study: Optuna's.
@@ -72,7 +72,7 @@ class Searcher(RaySearcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell each point's score: pruned, where it was stopped, failed, where there is none."""
         numbers = self._numbers.pop(trial_id)
-        stopped = read_note(note_of(self._home.path, min(numbers))) if self._home else {}
+        stopped = read_note(self._home.names.note(min(numbers))) if self._home else {}
         told = {trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()}
         for i, number in enumerate(numbers):
             if number in told:

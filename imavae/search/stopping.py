@@ -19,6 +19,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from imavae.config.settings import StudyConfig
 from imavae.data.storage import Seal
+from imavae.runs.folder import RunFolder
 
 AGAIN = "remove it: the point is judged again when it is resumed"
 NOTES = Seal(b"imavae note", 1, "note", AGAIN, AGAIN, "resume the study with the version of imavae that wrote it")
@@ -31,11 +32,6 @@ class StandIn:
     """What a rule needs of a Ray trial, for a point."""
 
     trial_id: str
-
-
-def note_of(folder: Path, first: int) -> Path:
-    """Where the study in ``folder`` notes which points were stopped, of the trial whose first point has this number."""
-    return folder / "stopped" / f"{first:03d}.json"
 
 
 def read_note(note: Path) -> dict[int, int]:
@@ -56,14 +52,14 @@ class Stopping(FIFOScheduler):
 
     _supports_buffered_results = False  # each report is judged before its worker goes on
 
-    def __init__(self, config: StudyConfig, folder: Path) -> None:
-        """Of the study in ``folder``; what it has noted there before still holds."""
+    def __init__(self, config: StudyConfig, names: RunFolder) -> None:
+        """Of the study with these files; what it has noted there before still holds."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._folder, self._rule = folder, _rule(config)
+        self._names, self._rule = names, _rule(config)
         self._seen: dict[int, int] = {}  # the last epoch that each point was judged at
         self._ended: set[int] = set()  # points whose members have all stopped by themselves
         self.stopped: dict[int, int] = {}  # the epochs at which points were stopped, by their numbers
-        for note in sorted((folder / "stopped").glob("*.json")):
+        for note in names.notes():
             self.stopped |= read_note(note)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -79,7 +75,7 @@ class Stopping(FIFOScheduler):
 
     def note(self, numbers: Sequence[int]) -> None:
         """Tell the worker that trains these points which of them are stopped."""
-        write_note(note_of(self._folder, min(numbers)), {n: self.stopped[n] for n in numbers if n in self.stopped})
+        write_note(self._names.note(min(numbers)), {n: self.stopped[n] for n in numbers if n in self.stopped})
 
     def remember(self, number: int, reports: Sequence[Report]) -> None:
         """Show the rule what an earlier driver has shown it; what was decided then stands in the notes."""

@@ -120,7 +120,7 @@ def run_study(
                 render(base_of(config), rendering)  # here, once: workers would all begin with it
             home = home or create(config, "studies", config.name or name)
             with resumable(home.path.name):
-                ledger = Ledger.start(config, home, tracker, config.objective)
+                ledger = Ledger.start(config, home, tracker)
             return _run(config, lambda: _Plan.of(config, parameters, points, ledger, slots), ledger, notify, say)
 
 
@@ -187,7 +187,7 @@ class _Plan:
             ledger.home.ask([[n, trials[n].system_attrs.get("fixed_params", trials[n].params)] for n in pack])
         waiting = resume.waiting(ledger, n_points)
         resume.check_files(ledger, waiting)
-        stopping = Stopping(config, ledger.folder)
+        stopping = Stopping(config, ledger.names)
         resume.remind(stopping, config, ledger)
         n_trials = len(waiting) + math.ceil(max(0, n_points - len(trials)) / (config.sampler.pack or 1))
         return cls(Searcher(study, parameters, config, waiting, ledger.home), stopping, n_points, n_trials, slots)
@@ -206,6 +206,8 @@ def _run(
         plan = plan_of()
         for notice in ledger.home.notices:
             say(notice)
+        ledger.home.state.points = plan.n_points
+        ledger.home.save_state()
         recorder.expect(plan.n_points, plan.n_trials)
         if plan.n_trials:
             _tuner(config, plan, ledger, recorder).fit()
@@ -218,16 +220,14 @@ def _run(
     except BaseException:
         with suppress(Exception):
             recorder.close()  # what had finished is written, whatever happened
-        ledger.tracker.finish("failed", {}, [])  # else the page would show it as running for ever
-        ledger.close(finished=False)
+        ledger.abandon("failed")
         raise
     ledger.write_tables()
     if not ledger.ranked() and not ledger.interrupted:
-        ledger.tracker.finish("failed", {}, [])
-        ledger.close(finished=False)
+        ledger.abandon("failed")
         reason = next((record.failure for record in ledger.records if record.failure), "nothing was trained")
         raise NoResultError(
-            f"no trial of {ledger.folder.name} has a result: {reason}; see {ledger.folder / 'ray'}", ledger
+            f"no trial of {ledger.folder.name} has a result: {reason}; see {ledger.names.ray}", ledger
         )
     return ledger
 
@@ -256,7 +256,7 @@ def _tuner(config: StudyConfig, plan: _Plan, ledger: Ledger, recorder: Recorder)
             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
-            name="ray",
+            name=ledger.names.ray.name,
             storage_path=str(ledger.folder),
             callbacks=[Hooks()],
             failure_config=tune.FailureConfig(max_failures=RETRIES),

@@ -9,16 +9,6 @@ from pathlib import Path
 from typing import Any
 
 
-def place_of(folder: Path, first: int) -> Path:
-    """Where the study in ``folder`` has the checkpoint of the ensemble whose first point has this number."""
-    return folder / "checkpoints" / f"ensemble-{first:03d}.pt"
-
-
-def lock_of(place: Path) -> Path:
-    """The file that keeps two workers from one ensemble: the first may still be dying when its successor starts."""
-    return place.with_suffix(".lock")
-
-
 def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dict[str, Any]], folder: str) -> None:
     """Train the points of ``config`` in one ensemble, from its checkpoint in the study's ``folder`` if there is one.
 
@@ -32,17 +22,19 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
     from ray import tune
 
     from imavae.config.settings import Objective, run_config, with_values
+    from imavae.runs.folder import RunFolder
     from imavae.runs.session import Session, cache_of, resolve_device
-    from imavae.search.stopping import note_of, read_note
+    from imavae.search.stopping import read_note
 
     shared = run_config(base)
     torch.set_num_threads(shared.training.threads)
     goals = [Objective(**objective) for objective in objectives]
     numbers = [number for number, _ in config["points"]]
-    note, place = note_of(Path(folder), min(numbers)), place_of(Path(folder), min(numbers))
+    names = RunFolder(Path(folder))
+    note, place = names.note(min(numbers)), names.ensemble(min(numbers))
     points = [with_values(shared, values) for _, values in config["points"]]
     device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
-    cache = cache_of(Path(folder).parent.parent)
+    cache = cache_of(names.output_dir)
     done = {"member_steps": 0, "train_seconds": 0.0, "validate_seconds": 0.0}
 
     def report(session: Session) -> None:
@@ -57,7 +49,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
             if epoch <= session.state.epoch:
                 session.stop(numbers.index(number))
 
-    with FileLock(lock_of(place)):
+    with FileLock(names.ensemble_lock(min(numbers))):
         session = Session.resume(place, points, device, cache) or Session.start(points, device, cache)
         obey(session)  # a restored state is that from before the driver's decision
         progress = None
