@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from imavae.errors import UserError
     from imavae.model.export import Model
     from imavae.runs.encode import Latents, encode
+    from imavae.runs.models import load_model
     from imavae.runs.results import Results, load_results
-    from imavae.runs.session import load_model
 
 __all__ = [
     "Latents",
@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Latents": "encoding",
+    "Latents": "runs.encode",
     "Model": "model.export",
-    "Results": "results",
+    "Results": "runs.results",
     "UserError": "errors",
     "World": "api",
-    "encode": "encoding",
-    "load_model": "run",
-    "load_results": "results",
+    "encode": "runs.encode",
+    "load_model": "runs.models",
+    "load_results": "runs.results",
     "train": "api",
     "tune": "api",
     "world": "api",

@@ -97,9 +97,7 @@ def test_the_panel_tells_all_that_a_snapshot_has(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_display_is_imported_without_the_slow_libraries() -> None:
-    code = (
-        "import sys, imavae.cli.display; print([m for m in ('matplotlib', 'pandas', 'torch') if m in sys.modules])"
-    )
+    code = "import sys, imavae.cli.display; print([m for m in ('matplotlib', 'pandas', 'torch') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

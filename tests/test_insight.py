@@ -25,7 +25,7 @@ from imavae.report.insight_drawn import drawn
 from imavae.report.insight_interactive import sections
 from imavae.report.page import figures
 from imavae.report.summary import Floats, member_steps
-from imavae.runs.folder import create
+from imavae.runs.folder import Stored, create
 from imavae.runs.ledger import Ledger
 from imavae.runs.results import pareto
 from imavae.search.space import Parameter
@@ -314,7 +314,8 @@ def ledger(config: StudyConfig, count: int) -> Ledger:
         TrialRecord(n, point, "finished", 0.1 * n, [], [{"epochs": 3}, {"epochs": 4 + n}], {"val/cima": 0.1 * n * n})
         for n, point in enumerate(points)
     ]
-    return Ledger(create(config, "studies", "study"), Tracker(), config.objective, records)
+    stored = [Stored(record, None, 0) for record in records]
+    return Ledger(config, create(config, "studies", "study"), Tracker(), stored)
 
 
 def test_a_study_of_four_trials_has_these_figures_and_one_of_three_has_not(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ import torch
 import imavae
 from imavae import metrics
 from imavae.cli import commands
-from imavae.config.settings import Objective, RunConfig, StudyConfig, overridden, run_config
+from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config
 from imavae.errors import Interrupted, UserError
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import member_model
 from imavae.runs.results import Results
 from imavae.runs.session import Session
-from imavae.tracking.mlflow import open_tracker
+from imavae.tracking.base import Tracker
 from tests.helpers import file_data, observations, sprites
 
 TINY: dict[str, Any] = {
@@ -167,7 +167,7 @@ def test_an_interrupted_run_can_be_read_and_goes_on_to_the_same_numbers(
 def test_an_interrupted_study_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(config: StudyConfig, console: object) -> Ledger:  # noqa: ARG001
         home = create(config, "studies", "broken")
-        ledger = Ledger(home, open_tracker(config.tracking, tmp_path, "broken"), Objective())
+        ledger = Ledger(config, home, Tracker())
         ledger.interrupted = Interrupted(2)
         return ledger
 

@@ -255,7 +255,8 @@ def test_reports_say_that_there_are_no_sources(path: Path) -> None:
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3]])
 def test_figures_are_drawn_without_sources_and_with_a_single_seed(seeds: list[int], path: Path, tmp_path: Path) -> None:
     ledger, session = run_point(run_config({**to_mapping(own(path)), "members": {"seed": seeds}}), lambda *_: None)
-    names, points = session.portrait()
+    names = [f"seed {seed}" for seed in seeds]
+    points = posterior_shapes(session.ensemble, session.best_weights, torch.arange(len(seeds)), session.data.val)
     drawn = solo_figures(ledger.history, tmp_path) + run_figures(points, names, [], ledger.history, tmp_path)
     drawn += study_figures(ledger.members, ledger.trials, [], ledger.objective, tmp_path)
     found = {file.stem for file in drawn}

@@ -17,8 +17,8 @@ import pandas as pd
 import pytest
 import torch
 
-from imavae.config.settings import Objective, RunConfig, StudyConfig, run_config, study_config
-from imavae.data.storage import Seal, previous_of, write_whole
+from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
+from imavae.data.storage import Lock, Seal, previous_of, write_whole
 from imavae.errors import UserError
 from imavae.runs.folder import STATES, LockedFolder, RunFolder, Stored, create, reopen
 from imavae.runs.ledger import Ledger
@@ -235,7 +235,7 @@ def test_damaged_state_comes_from_its_backup_or_not_at_all(name: str, tmp_path: 
 
 
 def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
-    path = started(config(tmp_path)).RunFolder(path).state
+    path = started(config(tmp_path)).names.state
     path.write_bytes(path.read_bytes().replace(b"study 2", b"study 3", 1))
     with pytest.raises(UserError, match=r"study state format = 2.* got 3.*version"):
         again(config(tmp_path))
@@ -286,7 +286,7 @@ def test_recorded_trials_come_back_as_they_were(tmp_path: Path, ensemble: Callab
     ledger.home.lock.release()
     found = an_outcome(settings, again(settings))
     assert found.sorted() == ledger.sorted()
-    assert found.checkpoints == ledger.checkpoints
+    assert found.results.stored == ledger.results.stored
     assert (found.has(0), found.has(1), found.has(2)) == (True, False, True)
     found.add(a_record(1), place, 1)
     found.write_tables()

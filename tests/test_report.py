@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,15 @@ import pandas as pd
 import pytest
 from rich.console import RenderableType
 
-from imavae.config.settings import Objective, run_config
+from imavae.config.settings import Objective, study_config
 from imavae.report.drawing import write
 from imavae.report.figures import solo_figures, study_figures
 from imavae.report.over_gamma import MCC, over_gamma
 from imavae.report.summary import counted, quartiles, scores, three_numbers
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
-from imavae.runs.folder import create
-from imavae.runs.ledger import Ledger
-from imavae.tracking.base import Tracker, TrialRecord
+from imavae.runs.folder import Stored
+from imavae.runs.results import Results
+from imavae.tracking.base import TrialRecord
 from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]
@@ -297,18 +298,20 @@ def test_no_trial_of_the_front_is_dominated_and_every_other_is(tmp_path: Path) -
     rng = np.random.default_rng(1)
     values = rng.integers(0, 4, (40, 3)).astype(float)  # with ties
     row: dict[str, str | float] = {"status": "finished"}
-    home = create(run_config({"output_dir": str(tmp_path)}), "studies", "any")
-    ledger = Ledger(home, Tracker(), objectives[0])
+    stored = []
+    search = {"model": {"gamma": {"type": "float", "low": 3.0, "high": 99.0}}}
+    further_objectives = [dataclasses.asdict(objective) for objective in objectives[1:]]
+    config = study_config({"search": search, "budget": {"trials": 40}, "further_objectives": further_objectives})
     for n, (score, cima, energy) in enumerate(values.tolist()):
         further = {"val/cima": cima, "val/neg_elbo": energy}
-        ledger.records.append(TrialRecord(n, {}, "finished", score, [], [row], further))
+        stored.append(Stored(TrialRecord(n, {}, "finished", score, [], [row], further), None, 0))
     losses = values * [-1, 1, 1]
     expected = {
         n
         for n, mine in enumerate(losses)
         if not any((other <= mine).all() and (other < mine).any() for other in losses)
     }
-    front = ledger.front()
+    front = Results(tmp_path, config, tuple(stored)).front()
     assert {record.number for record in front} == expected
     found = [record.score or 0.0 for record in front]
     assert found == sorted(found, reverse=True)

@@ -56,12 +56,12 @@ def settings(folder: Path, **other: Any) -> StudyConfig:
 def ledger(config: RunConfig, tables: list[pd.DataFrame]) -> Ledger:
     """A study that has these members, a table for each trial."""
     home = create(config, "studies", "a-study")
-    found = Ledger(home, Tracker(), StudyConfig().objective)
+    found = Ledger(config, home, Tracker())
     for n, table in enumerate(tables):
         score = float(np.where(table["status"] == "diverged", 0.0, table["max val/mcc"]).mean())
         values = {"model.gamma": float(table["gamma"][0]), "model.n_layers": 2 + n % 3}
         rows: Any = table.assign(trial=n).to_dict("records")
-        found.records.append(TrialRecord(n, values, "finished", score, [], rows))
+        found.stored.append(Stored(TrialRecord(n, values, "finished", score, [], rows), None, 0))
     return found
 
 
@@ -182,9 +182,9 @@ def test_a_study_without_sources_says_what_may_be_said(tmp_path: Path) -> None:
 
 def home_of(config: RunConfig, table: pd.DataFrame) -> Ledger:
     """A study of one trial without an MCC."""
-    found = Ledger(create(config, "studies", "blind"), Tracker(), StudyConfig().objective)
+    found = Ledger(config, create(config, "studies", "blind"), Tracker())
     rows: Any = table.to_dict("records")
-    found.records.append(TrialRecord(0, {"model.gamma": 100.0}, "finished", 0.0, [], rows))
+    found.stored.append(Stored(TrialRecord(0, {"model.gamma": 100.0}, "finished", 0.0, [], rows), None, 0))
     return found
 
 
@@ -285,7 +285,7 @@ def test_a_page_loads_nothing_and_what_people_wrote_is_text(tmp_path: Path) -> N
 
 def test_a_report_has_all_its_parts(tmp_path: Path) -> None:
     found, config = four(tmp_path, question="Which gamma?")
-    found.champion = "models:/study@champion"
+    found.home.state.champion = "models:/study@champion"
     reader = Reader(study_report(found, config, ENDING))
     for part in (
         "Which gamma?",

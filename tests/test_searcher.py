@@ -11,7 +11,7 @@ import pytest
 
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
-from imavae.runs.folder import create
+from imavae.runs.folder import RunFolder, create
 from imavae.search import study
 from imavae.search.samplers import open_study
 from imavae.search.searcher import Searcher

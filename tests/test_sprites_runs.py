@@ -22,6 +22,7 @@ import tune
 from _launch import Command, launch
 from imavae.config.variants import SpritesMixing
 from imavae.data import sprites as drawing
+from imavae.metrics.figure_data import image_panels
 from imavae.runs.models import load_model
 from imavae.runs.session import Session
 from tests.helpers import sprites
@@ -186,7 +187,7 @@ def test_a_gallery_shows_what_the_model_makes(tmp_path: Path) -> None:
 
     config = sprites(tmp_path, members={"seed": [1, 2], "data": {"seed": [3, 8]}}, training={"dtype": "float64"})
     session = trained([config])
-    shown = session.gallery(2)
+    shown = image_panels(session.ensemble, session.best_weights, torch.arange(4), session.data.val, 2)
     assert shown.worlds == [0, 0, 1, 1]
     weights = session.state.best["val/mcc"].weights
     for member in range(4):

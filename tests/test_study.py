@@ -18,7 +18,6 @@ from mlflow.entities import Run
 
 from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
-from imavae.runs.folder import Ledger
 from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import load_model
 from imavae.runs.session import Session
@@ -191,8 +190,9 @@ def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: P
     deep = trials["model.n_layers"] == 3
     assert 0 < deep.sum() < 6
     assert (trials["model.hidden_factor"].notna() == deep).all()
-    for trial, (path, point) in ledger.checkpoints.items():
-        built = Session.load(path, torch.device("cpu")).points[point].model
+    for stored in ledger.stored:
+        trial, path = stored.trial.number, ledger.folder / str(stored.checkpoint)
+        built = Session.load(path, torch.device("cpu")).points[stored.point].model
         assert built.activation == "silu"
         assert built.hidden_factor == (trials["model.hidden_factor"][trial] if deep[trial] else 10)  # else the base's
     params = [set(run.data.params) for run in runs_of(tmp_path, "trial")]

@@ -18,8 +18,8 @@ import pyte
 import pytest
 from rich.console import Console, RenderableType
 
-from imavae.config.settings import Objective
 from imavae.cli.display import Bar, Display, RenderingBar, new_console
+from imavae.config.settings import Objective
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.tracking.base import TrialRecord
 from tests.helpers import text_of

@@ -56,8 +56,8 @@ def train(config: RunConfig) -> None:
 
 
 def run(config: RunConfig, console: Console) -> tuple[Ledger, Session]:
-    """Train one point's members under a progress bar. Raises as :func:`imavae.runs.session.run_point` does."""
-    from imavae.runs.session import run_point
+    """Train one point's members under a progress bar. Raises as :func:`imavae.runs.ledger.run_point` does."""
+    from imavae.runs.ledger import run_point
 
     columns = (TextColumn("epoch {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
     bar = Bar(console, *columns)
@@ -72,20 +72,29 @@ def run(config: RunConfig, console: Console) -> tuple[Ledger, Session]:
 
 def _run_figures(config: RunConfig, ledger: Ledger, session: Session) -> list[Path]:
     """Draw what a run has come to."""
+    import torch
+
+    from imavae.metrics.figure_data import image_panels, posterior_shapes
     from imavae.report.figures import solo_figures
     from imavae.report.image_panels import image_figures
     from imavae.report.posterior_shapes import run_figures
-    from imavae.runs.ledger import best_place
+    from imavae.runs.results import best_member
+    from imavae.tracking.base import member_name
 
     figures = []
     folder, history = ledger.folder / "figures", ledger.history
     if len(history):
-        names, portrait = session.portrait()
+        rows = torch.arange(len(session.ensemble), device=session.ensemble.device)
+        names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
+        weights, val = session.best_weights, session.data.val
+        portrait = posterior_shapes(session.ensemble, weights, rows, val)
         factors = [factor.name for factor in config.data.factors]
         figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
         if session.data.val.images is not None:
-            best = best_place(ledger.records[0])
-            figures += image_figures(session.gallery(best), names, best, folder)
+            row = best_member(ledger.records[0])
+            best = 0 if row is None else ledger.records[0].members.index(row)
+            panels = image_panels(session.ensemble, weights, rows, val, best)
+            figures += image_figures(panels, names, best, folder)
     return figures
 
 
@@ -195,7 +204,6 @@ def _conclude(config: StudyConfig, ledger: Ledger, keys: list[str], start: float
     from imavae.report.insight import insight_of
     from imavae.report.insight_drawn import drawn
     from imavae.report.summary import choices, chosen_numbers, selection_metrics
-    from imavae.runs.session import crown
 
     ledger.crown()
     folder = ledger.folder / "figures"
@@ -258,7 +266,7 @@ def _say_how_to_go_on(console: Console, interrupted: Interrupted) -> None:
 def evaluate(config: EvaluateConfig) -> None:
     """Print every metric of a stored model or ensemble on one split, and why others are absent."""
     from imavae.report.tables import metric_table
-    from imavae.runs.session import evaluate_checkpoint
+    from imavae.runs.models import evaluate_checkpoint
 
     console = new_console()
     with RenderingBar(console) as images:
@@ -286,11 +294,16 @@ def encode(config: EncodeConfig) -> None:
 
 
 def _champions_images(folder: Path, output_dir: str) -> list[Path]:
+    import torch
+
+    from imavae.metrics.figure_data import image_panels
     from imavae.report.image_panels import image_figures
-    from imavae.runs.session import cache_of, model_session
+    from imavae.runs.models import model_session
+    from imavae.runs.session import cache_of
 
     session, flat = model_session(folder / "champion.pt", cache_of(output_dir))
-    return image_figures(session.gallery(0, flat), ["champion"], 0, folder / "figures")
+    panels = image_panels(session.ensemble, flat, torch.arange(1), session.data.val, 0)
+    return image_figures(panels, ["champion"], 0, folder / "figures")
 
 
 def _kept(folder: Path, metrics: dict[str, float], chosen: pd.DataFrame) -> list[Path]:

@@ -60,9 +60,9 @@ def find(wanted: StudyConfig) -> Study | None:
 
 def broken_off(wanted: StudyConfig) -> str | None:
     """The name of the newest study that was to run just this and can be resumed; None where there is none."""
-    from imavae.runs.folder import STATE
+    from imavae.runs.folder import RunFolder
 
-    return next((folder.name for folder, _ in _alike(wanted) if (folder / STATE).is_file()), None)
+    return next((folder.name for folder, _ in _alike(wanted) if RunFolder(folder).state.is_file()), None)
 
 
 def unlike(wanted: StudyConfig) -> str:

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from imavae.config.settings import WORST_SCORE, StudyConfig
 from imavae.report.axes import GAMMA, WIDTH, Axis, Upright, axes_of, upright, upright_score
 from imavae.report.summary import Floats, member_steps
-from imavae.runs.ledger import Ledger, pareto
+from imavae.runs.ledger import Ledger
+from imavae.runs.results import pareto
 from imavae.search.space import Parameter, parse
 
 if TYPE_CHECKING:

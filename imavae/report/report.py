@@ -80,7 +80,7 @@ def _study_parts(ledger: Ledger, config: StudyConfig, ending: Ending) -> Iterato
     if ranked:
         yield page.table(best_trials(members, trials, keys, config.objective.mode, top=BEST))
         if config.further_objectives:
-            yield page.table(front_table(ledger.front(config.objectives), config.objectives, keys))
+            yield page.table(front_table(ledger.front(), config.objectives, keys))
         yield page.table(chosen_table(members[members["trial"] == ranked[0].number]))
         chosen = choices(members, trials, keys)
         if len(chosen):

@@ -1,7 +1,7 @@
 """Names of the columns of ``members.csv``.
 
-A member keeps two best states: by ``val/mcc`` (where sources are known) and by ``val/neg_elbo``. The value of a criterion
-at its own best state is in ``max val/mcc`` or ``min val/neg_elbo``; any other metric at that state is in, for example,
+A member keeps two best states: by ``val/mcc`` (where sources are known) and by ``val/neg_elbo``. The best value of a
+criterion is in ``max val/mcc`` or ``min val/neg_elbo``; any other metric at that state is in a column like
 ``test/mcc at max val/mcc``.
 """
 

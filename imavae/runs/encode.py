@@ -25,7 +25,7 @@ from imavae.config.variants import SpritesMixing, load_plugins
 from imavae.data import tables as files
 from imavae.errors import require
 from imavae.model.export import Model
-from imavae.runs.session import load_model, locate
+from imavae.runs.models import load_model, locate
 from imavae.training.checkpoint import load_member, rows_of
 from imavae.training.ensemble import evaluated
 

@@ -1,10 +1,10 @@
 """The folder of a run or study: the names of its files, its lock, and its state on disk.
 
-The state is ``study.json`` (the settings) plus one record per finished trial. ``study.json`` is rewritten rarely and its
-previous version is kept. A finished trial has two files, written once: its record and its rows of ``history.csv``. So the
-cost of a trial does not grow with their number, and a trial with a whole record is never trained again. All of these
-files are sealed (see :mod:`imavae.data.storage`): damage is noticed, and what no backup restores is trained again from
-its checkpoint.
+The state is ``study.json`` (the settings) plus one record per finished trial. ``study.json`` is rewritten rarely and
+its previous version is kept. A finished trial has two files, written once: its record and its rows of ``history.csv``.
+So the cost of a trial does not grow with their number, and a trial with a whole record is never trained again. All of
+these files are sealed (see :mod:`imavae.data.storage`): damage is noticed, and what no backup restores is trained again
+from its checkpoint.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from imavae.config.mapping import build, to_mapping
 from imavae.config.settings import RunConfig, StudyConfig
-from imavae.data.storage import OtherFormatError, Seal, previous_of, write_text
+from imavae.data.storage import Lock, OtherFormatError, Seal, previous_of, write_text
 from imavae.errors import UserError, require
 from imavae.tracking.base import TrialRecord
 from imavae.training import checkpoint
@@ -181,27 +180,6 @@ class Stored:
     point: int  # index of the trial's point in the ensemble
 
 
-class Lock:
-    """The right to work in a folder. It ends with the process, or by :meth:`release`."""
-
-    def __init__(self, folder: Path) -> None:
-        """Take the lock. Raises UserError if another process holds it."""
-        path = folder / ".lock"
-        self._lock = FileLock(path)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            holder = path.read_text()
-            raise UserError(
-                f"`one process at a time works in {folder}` must hold, but process {holder} does; wait for it or end it"
-            ) from None
-        path.write_text(str(os.getpid()))
-
-    def release(self) -> None:
-        """Give the lock back."""
-        self._lock.release()
-
-
 @dataclass
 class LockedFolder:
     """The folder of a run or study that this process alone works in, with its state."""
@@ -286,8 +264,8 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
     Its settings become those of ``config``, as far as they may differ.
 
     Raises:
-        UserError: there is no such folder; its state is damaged beyond its backup or of another version; another process
-            works in it; or its settings differ.
+        UserError: there is no such folder; its state is damaged beyond its backup or of another version; another
+            process works in it; or its settings differ.
     """
     base = Path(config.output_dir).resolve() / kind
     path = base / config.name if config.name else _newest(base, config, name)

@@ -1,7 +1,7 @@
 """The writing side of a run or study: records, tracks and tabulates each trial when it ends.
 
-Histories are long and are not kept in memory; those of finished trials are in their files (see :mod:`imavae.runs.folder`).
-The tables grow by the rows of each trial, in the order in which trials end, and are sorted by trial once, at the end.
+Histories are long and are not kept in memory: a finished trial has them in a file (see folder.py). The
+tables grow by the rows of each trial, in the order in which trials end, and are sorted by trial once, at the end.
 """
 
 from __future__ import annotations

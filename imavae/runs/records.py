@@ -53,8 +53,8 @@ def history_rows(session: Session, point: int, trial: int) -> list[dict[str, Val
 def member_rows(session: Session, point: int, trial: int) -> list[dict[str, Value]]:
     """A row per member of one point, as in ``members.csv``.
 
-    Validation values are taken from the history. Evaluated here are the test split, the probes, and the agreement between
-    the members' best states: the history has the agreement between states of one epoch.
+    Validation values are taken from the history. Evaluated here are the test split, the probes, and the agreement
+    between the members' best states: the history has the agreement between states of one epoch.
     """
     state = session.state
     rows = torch.tensor(session.members_of(point), device=session.ensemble.device)

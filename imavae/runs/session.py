@@ -64,7 +64,7 @@ class Session:
 
     @classmethod
     def load(cls, path: Path, device: torch.device, cache: Cache | None = None) -> Session:
-        """Load the session that :meth:`save` wrote; it continues to the same numbers. Raises UserError for a bad file."""
+        """Load the session that :meth:`save` wrote, to continue to the same numbers. UserError: a bad file."""
         content = checkpoint.load(path)
         rule, remedy = "checkpoint holds an ensemble", "load it by imavae.load_model"
         require(content["kind"] == "ensemble", rule, f"a {content['kind']} in {path}", remedy)
@@ -137,7 +137,7 @@ class Session:
         return [row for row in self.state.active.tolist() if self.ensemble.members[row].point == point]
 
     def axes(self, row: int) -> dict[str, Value]:
-        """The seeds that tell a member from the others of its point: ``seed``, and ``data.seed`` with several worlds."""
+        """The seeds of a member within its point: ``seed`` and, where there are several worlds, ``data.seed``."""
         member = self.ensemble.members[row]
         worlds: dict[str, Value] = {"data.seed": member.world} if len(self.ensemble.worlds) > 1 else {}
         return {"seed": member.seed, **worlds}
@@ -151,8 +151,8 @@ class Session:
     def scores(self, objectives: Sequence[Objective]) -> list[list[float]]:
         """Scores of each point: each objective, aggregated over its members at each one's best state so far.
 
-        Best is by the first objective, so all scores of a point belong to one set of models. A diverged member counts as
-        the worst.
+        Best is by the first objective, so all scores of a point belong to one set of models. A diverged member counts
+        as the worst.
         """
         signs = [1 if objective.mode == "max" else -1 for objective in objectives]
         best = np.full((len(objectives), len(self.ensemble)), -np.inf)  # larger is better
