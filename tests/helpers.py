@@ -16,7 +16,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from imavae.config.settings import Data, RunConfig, run_config
+from imavae.config.data import AnyData, SyntheticData
+from imavae.config.settings import RunConfig, run_config
 from imavae.config.variants import MoebiusMixing
 from imavae.data import sources
 from imavae.data.dataset import Dataset, Split
@@ -55,8 +56,7 @@ def observations(path: Path, n: int = 1000, columns: int = 4) -> Path:
 
 def file_data(path: Path, **other: Any) -> dict[str, Any]:
     """The settings of ``data=file`` with that path."""
-    unknown = {"source": {"name": "unknown"}, "mixing": {"name": "unknown"}}
-    return {"path": str(path), "dim": None, "n_obs": None, "n_segments": None, **unknown, **other}
+    return {"kind": "file", "path": str(path), **other}
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -120,8 +120,9 @@ def per_point(jacobian: Tensor) -> Tensor:
     return jacobian.permute(1, 2, 0)[None]
 
 
-def exact_neg_log_px(data: Data, world: Dataset, split: Split) -> Tensor:
+def exact_neg_log_px(data: AnyData, world: Dataset, split: Split) -> Tensor:
     """−log p(x) of each observation of a split, in closed form, from its own sources."""
+    assert isinstance(data, SyntheticData)
     s = split.sources[0].double()
     return world.mixings[0].log_det(s) - sources.build(data.source).log_prob(s)
 
@@ -151,9 +152,8 @@ def text_of(output: Console) -> str:
 
 
 def sprites(folder: Path, model: dict[str, Any] | None = None, **other: Any) -> RunConfig:
-    """A point of 640 small images, whose cache lies in a folder; ``other`` may have data, mixing, members, training."""
-    mixing = {"name": "sprites", "side": 16, **other.pop("mixing", {})}
-    data = {"dim": 4, "n_obs": 640, "source": {"name": "beta"}, "mixing": mixing, **other.pop("data", {})}
+    """A point of 640 small images, whose cache lies in a folder; ``other`` may have data, members, training."""
+    data = {"kind": "sprites", "n_obs": 640, "side": 16, **other.pop("data", {})}
     network = {"name": "conv", "gamma": 1.0, "n_layers": 2, "hidden_factor": 4, "prior": {"name": "beta"}}
     training = {"max_epochs": 1, "validate_every": 1, "learning_rate": 0.003, **other.pop("training", {})}
     rest = {"members": {"seed": [1, 2]}, "output_dir": str(folder), "training": training, **other}

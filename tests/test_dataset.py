@@ -12,7 +12,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from imavae.config.settings import Data, RunConfig, run_config
+from imavae.config.data import SyntheticData
+from imavae.config.settings import RunConfig, run_config
 from imavae.config.variants import (
     BetaSource,
     FlowMixing,
@@ -32,18 +33,18 @@ from imavae.runs.session import Session
 from tests.helpers import pointwise_jacobian, untouched_generators
 
 WORLDS = [
-    Data(n_obs=1000),
-    Data(n_obs=777, train=0.5, val=0.25, dim=2, mixing=MLPMixing()),
-    Data(n_obs=640, train=0.6, val=0.3, dim=5, source=GaussianSource()),
-    Data(n_obs=700, mixing=MoebiusMixing(linear="unit_determinant"), source=BetaSource(), n_segments=4),
-    Data(n_obs=700, dim=4, mixing=FlowMixing(), source=LaplaceSource(), n_segments=2),
-    Data(n_obs=700, mixing=LinearMixing(weights="general"), n_segments=3, variances=(0.1, 2.0)),
+    SyntheticData(n_obs=1000),
+    SyntheticData(n_obs=777, train=0.5, val=0.25, dim=2, mixing=MLPMixing()),
+    SyntheticData(n_obs=640, train=0.6, val=0.3, dim=5, source=GaussianSource()),
+    SyntheticData(n_obs=700, mixing=MoebiusMixing(linear="unit_determinant"), source=BetaSource(), n_segments=4),
+    SyntheticData(n_obs=700, dim=4, mixing=FlowMixing(), source=LaplaceSource(), n_segments=2),
+    SyntheticData(n_obs=700, mixing=LinearMixing(weights="general"), n_segments=3, variances=(0.1, 2.0)),
 ]
 SOURCES: list[SourceSettings] = [UniformSource(high=2.0), GaussianSource(mean=1.0), LaplaceSource(), BetaSource()]
 each_world = pytest.mark.parametrize("data", WORLDS, ids=lambda data: f"{data.n_obs}-{data.dim}-{data.mixing.name}")
 
 
-def made(data: Data, *seeds: int, dtype: torch.dtype = torch.float64) -> Dataset:
+def made(data: SyntheticData, *seeds: int, dtype: torch.dtype = torch.float64) -> Dataset:
     return dataset.make(data, seeds or (data.seed,), dtype)
 
 
@@ -57,7 +58,7 @@ def stacked(made: Dataset, name: str) -> Tensor:
 
 
 @each_world
-def test_splits_have_their_sizes_and_together_hold_every_source_once(data: Data) -> None:
+def test_splits_have_their_sizes_and_together_hold_every_source_once(data: SyntheticData) -> None:
     world = made(data)
     sizes = len(world.train), len(world.val), len(world.test)
     assert sizes == data.sizes
@@ -70,7 +71,7 @@ def test_splits_have_their_sizes_and_together_hold_every_source_once(data: Data)
 
 
 @each_world
-def test_every_precision_holds_the_same_numbers(data: Data) -> None:
+def test_every_precision_holds_the_same_numbers(data: SyntheticData) -> None:
     single, double = made(data, dtype=torch.float32), made(data)
     for name in ("sources", "observations"):
         assert stacked(single, name).dtype == torch.float32
@@ -84,7 +85,7 @@ def test_every_precision_holds_the_same_numbers(data: Data) -> None:
 
 
 @each_world
-def test_a_split_knows_its_sources_support_and_lies_on_it(data: Data) -> None:
+def test_a_split_knows_its_sources_support_and_lies_on_it(data: SyntheticData) -> None:
     for split in splits(made(data)):
         assert split.support == data.source.support
         assert split.support[0] <= split.sources.min()
@@ -92,7 +93,7 @@ def test_a_split_knows_its_sources_support_and_lies_on_it(data: Data) -> None:
 
 
 @each_world
-def test_the_seed_decides_all_of_a_world(data: Data) -> None:
+def test_the_seed_decides_all_of_a_world(data: SyntheticData) -> None:
     one = made(data, 3)
     dataset._make.cache_clear()
     again, other = made(data, 3), made(data, 4)
@@ -104,7 +105,7 @@ def test_the_seed_decides_all_of_a_world(data: Data) -> None:
 
 
 @each_world
-def test_a_world_does_not_depend_on_its_company_nor_on_data_seed(data: Data) -> None:
+def test_a_world_does_not_depend_on_its_company_nor_on_data_seed(data: SyntheticData) -> None:
     together, alone = made(data, 5, 2, 9), made(dataclasses.replace(data, seed=77), 2)
     assert len(together.mixings) == 3
     for several, one in zip(splits(together), splits(alone), strict=True):
@@ -119,7 +120,7 @@ def test_a_world_does_not_depend_on_its_company_nor_on_data_seed(data: Data) -> 
 
 
 @each_world
-def test_the_truth_is_that_of_each_worlds_mixing_and_source(data: Data) -> None:
+def test_the_truth_is_that_of_each_worlds_mixing_and_source(data: SyntheticData) -> None:
     worlds = made(data, 1, 2)
     assert worlds.train.truth is None
     for split in (worlds.val, worlds.test):
@@ -136,7 +137,7 @@ def test_the_truth_is_that_of_each_worlds_mixing_and_source(data: Data) -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_each_segment_has_sources_of_its_own_variance_and_of_one_mean(source: SourceSettings) -> None:
-    data = Data(dim=2, n_obs=40_000, source=source, mixing=LinearMixing(), n_segments=5, variances=(0.5, 3.0))
+    data = SyntheticData(dim=2, n_obs=40_000, source=source, mixing=LinearMixing(), n_segments=5, variances=(0.5, 3.0))
     world = made(data)
     u, s = stacked(world, "segments")[0], stacked(world, "sources")[0]
     counts = u.bincount(minlength=5)
@@ -155,7 +156,9 @@ def test_each_segment_has_sources_of_its_own_variance_and_of_one_mean(source: So
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_log_px_of_segments_is_that_of_the_laws_that_the_segments_have(source: SourceSettings) -> None:
     # with x = W s and |det W| = 1, log p(x|u) = log p(s|u), which scipy knows for a law of the segment's variance
-    data = Data(dim=2, n_obs=90_000, val=0.29, source=source, mixing=LinearMixing(), n_segments=2, variances=(0.4, 1.6))
+    data = SyntheticData(
+        dim=2, n_obs=90_000, val=0.29, source=source, mixing=LinearMixing(), n_segments=2, variances=(0.4, 1.6)
+    )
     split = made(data).val
     assert split.truth is not None
     assert split.segments is not None
@@ -181,7 +184,7 @@ def _law(source: SourceSettings, drawn: Any) -> Any:
 
 
 def test_segments_leave_the_mixing_as_it_was_and_more_observations_the_variances() -> None:
-    data = Data(n_obs=1000, mixing=MLPMixing(), source=GaussianSource(), n_segments=3)
+    data = SyntheticData(n_obs=1000, mixing=MLPMixing(), source=GaussianSource(), n_segments=3)
     s = torch.zeros(1, 3, dtype=torch.float64)
     plain, segmented = dataset.world(dataclasses.replace(data, n_segments=1)), dataset.world(data)
     difference = [world.mixing.jacobian(s) for world in (plain, segmented)]
@@ -196,9 +199,9 @@ def test_segments_leave_the_mixing_as_it_was_and_more_observations_the_variances
 
 
 def test_the_same_data_are_drawn_once_and_others_anew() -> None:
-    data = Data(n_obs=1000)
+    data = SyntheticData(n_obs=1000)
     first = made(data, 1)
-    assert made(Data(n_obs=1000), 1) is first
+    assert made(SyntheticData(n_obs=1000), 1) is first
     assert made(data, 2) is not first
     assert made(data, 1) is not first  # only the last one is kept
 
@@ -213,7 +216,7 @@ def test_the_members_seeds_decide_nothing_of_it() -> None:
 
 
 @each_world
-def test_global_generators_stay_as_they_are(data: Data) -> None:
+def test_global_generators_stay_as_they_are(data: SyntheticData) -> None:
     dataset._make.cache_clear()
     with untouched_generators():
         made(data, 1, 2, dtype=torch.float32)
@@ -228,17 +231,16 @@ def test_a_session_leaves_global_generators_as_they_are() -> None:
 @pytest.mark.parametrize("shares", [(0.7, 0.3), (0.9, 0.2), (0.0, 0.5), (0.98, 0.01)])
 def test_splits_without_enough_observations_are_refused(shares: tuple[float, float]) -> None:
     with pytest.raises(UserError, match=r"split|train"):
-        RunConfig(data=Data(n_obs=1000, train=shares[0], val=shares[1]))
+        RunConfig(data=SyntheticData(n_obs=1000, train=shares[0], val=shares[1]))
 
 
 @pytest.mark.parametrize(
     ("values", "rule"),
     [
-        ({"n_segments": 0}, "n_segments >= 1"),
         ({"variances": (0.0, 1.0)}, "0 < data.variances"),
         ({"variances": (2.0, 1.0)}, "0 < data.variances"),
     ],
 )
 def test_segments_without_variances_are_refused(values: dict[str, object], rule: str) -> None:
     with pytest.raises(UserError, match=rule.replace("[", r"\[")):
-        dataclasses.replace(Data(), **values)  # type: ignore[arg-type]
+        dataclasses.replace(SyntheticData(), **values)  # type: ignore[arg-type]

@@ -124,18 +124,18 @@ def _ensemble(path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing": (lambda path: path.with_name("other").touch(), "is a file"),
     "folder": (lambda path: path.mkdir(), "is a file"),
-    "empty": (_truncated(0), "is empty"),
-    "half a header": (lambda path: path.write_bytes(b"imavae checkpoint 1 d0"), "truncated or damaged"),
+    "empty": (_truncated(0), "truncated or damaged"),
+    "half a header": (lambda path: path.write_bytes(b"imavae checkpoint 2 d0"), "truncated or damaged"),
     "a tenth": (_truncated(0.1), "truncated or damaged"),
     "a half": (_truncated(0.5), "truncated or damaged"),
     "nearly all": (_truncated(0.99), "truncated or damaged"),
     "a changed byte": (_changed(lambda content: content[:-999] + b"?" + content[-998:]), "checksum"),
     "other version": (
-        _changed(lambda content: content.replace(b"checkpoint 1 ", b"checkpoint 99 ", 1)),
-        "format = 1.* got 99",
+        _changed(lambda content: content.replace(b"checkpoint 2 ", b"checkpoint 99 ", 1)),
+        "format = 2.* got 99",
     ),
-    "text": (lambda path: path.write_text("no checkpoint at all\n"), "something else has written it"),
-    "torch's own": (lambda path: torch.save(torch.zeros(3), path), "something else has written it"),
+    "text": (lambda path: path.write_text("no checkpoint at all\n"), "was written by imavae"),
+    "torch's own": (lambda path: torch.save(torch.zeros(3), path), "was written by imavae"),
     "ensemble": (_ensemble, "holds one model.* got an ensemble"),
 }
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from imavae.config.settings import Data
+from imavae.config.data import SyntheticData
 from imavae.config.variants import (
     BetaSource,
     FlowMixing,
@@ -33,51 +33,51 @@ from tests.helpers import PUBLISHED, exact_neg_log_px, per_point, pointwise_jaco
 
 ROUNDED = MoebiusMixing(matrix=((0.6, -0.80001), (0.8, 0.6)), centre=(0.0, 0.7))  # as a person might type it
 MOEBIUS = [
-    *(Data(dim=d, seed=seed) for d in (2, 3, 5) for seed in (1, 2)),
-    Data(mixing=PUBLISHED),
-    Data(dim=2, mixing=ROUNDED),
-    Data(source=GaussianSource(mean=1.0, std=2.0)),
-    Data(source=LaplaceSource(mean=1.0, scale=2.0)),
-    Data(dim=2, source=BetaSource(low=3.0, high=4.0)),
+    *(SyntheticData(dim=d, seed=seed) for d in (2, 3, 5) for seed in (1, 2)),
+    SyntheticData(mixing=PUBLISHED),
+    SyntheticData(dim=2, mixing=ROUNDED),
+    SyntheticData(source=GaussianSource(mean=1.0, std=2.0)),
+    SyntheticData(source=LaplaceSource(mean=1.0, scale=2.0)),
+    SyntheticData(dim=2, source=BetaSource(low=3.0, high=4.0)),
 ]
 ON_TOP = [
-    Data(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=0.7)),
-    Data(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=-0.95), source=BetaSource()),
-    Data(dim=3, mixing=MoebiusMixing(linear="unit_determinant")),
-    Data(dim=5, mixing=MoebiusMixing(linear="unit_determinant"), seed=2),
-    Data(dim=3, mixing=MoebiusMixing(linear="unit_columns")),
-    Data(dim=4, mixing=MoebiusMixing(linear="unit_columns"), seed=2),
+    SyntheticData(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=0.7)),
+    SyntheticData(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=-0.95), source=BetaSource()),
+    SyntheticData(dim=3, mixing=MoebiusMixing(linear="unit_determinant")),
+    SyntheticData(dim=5, mixing=MoebiusMixing(linear="unit_determinant"), seed=2),
+    SyntheticData(dim=3, mixing=MoebiusMixing(linear="unit_columns")),
+    SyntheticData(dim=4, mixing=MoebiusMixing(linear="unit_columns"), seed=2),
 ]
 NONLINEAR = [
-    Data(dim=2, mixing=MLPMixing(n_layers=2)),
-    Data(dim=3, mixing=MLPMixing(n_layers=4)),
-    Data(dim=5, mixing=MLPMixing(n_layers=2, weights="uniform"), seed=3),
-    Data(dim=3, mixing=MLPMixing(n_layers=4, weights="uniform", slope=0.5)),
-    Data(dim=3, mixing=MLPMixing(n_layers=3, weights="triangular")),
-    Data(dim=5, mixing=MLPMixing(n_layers=2, weights="triangular", off_diagonal=2.0), seed=4),
-    Data(dim=4, mixing=FlowMixing()),
-    Data(dim=6, mixing=FlowMixing(n_layers=3, width=20), source=LaplaceSource(), seed=2),
-    Data(dim=3, mixing=MLPMixing(n_layers=2), source=GaussianSource(std=30.0)),  # softplus far from zero, too
+    SyntheticData(dim=2, mixing=MLPMixing(n_layers=2)),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=4)),
+    SyntheticData(dim=5, mixing=MLPMixing(n_layers=2, weights="uniform"), seed=3),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=4, weights="uniform", slope=0.5)),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=3, weights="triangular")),
+    SyntheticData(dim=5, mixing=MLPMixing(n_layers=2, weights="triangular", off_diagonal=2.0), seed=4),
+    SyntheticData(dim=4, mixing=FlowMixing()),
+    SyntheticData(dim=6, mixing=FlowMixing(n_layers=3, width=20), source=LaplaceSource(), seed=2),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=2), source=GaussianSource(std=30.0)),  # softplus far from zero, too
 ]
 LINEAR = [
-    Data(dim=3, mixing=MLPMixing(n_layers=1)),
-    Data(dim=2, mixing=MLPMixing(n_layers=1, weights="uniform")),
-    Data(dim=3, mixing=MLPMixing(n_layers=4, slope=1.0)),
-    Data(dim=3, mixing=LinearMixing()),
-    Data(dim=4, mixing=LinearMixing(weights="general")),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=1)),
+    SyntheticData(dim=2, mixing=MLPMixing(n_layers=1, weights="uniform")),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=4, slope=1.0)),
+    SyntheticData(dim=3, mixing=LinearMixing()),
+    SyntheticData(dim=4, mixing=LinearMixing(weights="general")),
 ]
 EVERY = [*MOEBIUS, *ON_TOP, *NONLINEAR, *LINEAR]
 every_mixing = pytest.mark.parametrize("data", EVERY, ids=lambda d: f"{d.dim}-{d.mixing}")
 
 
-def world(data: Data, n: int = 40) -> tuple[Mixing, Tensor]:
+def world(data: SyntheticData, n: int = 40) -> tuple[Mixing, Tensor]:
     """The mixing of ``data``, shifted by something, and sources for it."""
     shift = torch.linspace(-1, 2, data.dim, dtype=torch.float64)
     return build(data).shifted(shift), sources.build(data.source).sample(n, data.dim, stream(9, "sources"))
 
 
 @every_mixing
-def test_inverse_undoes_forward_and_forward_the_inverse(data: Data) -> None:
+def test_inverse_undoes_forward_and_forward_the_inverse(data: SyntheticData) -> None:
     mixing, s = world(data)
     x = mixing.forward(s)
     torch.testing.assert_close(mixing.inverse(x), s, rtol=1e-11, atol=1e-11)
@@ -85,20 +85,20 @@ def test_inverse_undoes_forward_and_forward_the_inverse(data: Data) -> None:
 
 
 @every_mixing
-def test_jacobian_is_that_of_autograd(data: Data) -> None:
+def test_jacobian_is_that_of_autograd(data: SyntheticData) -> None:
     mixing, s = world(data)
     torch.testing.assert_close(mixing.jacobian(s), pointwise_jacobian(mixing.forward, s), rtol=1e-11, atol=1e-12)
 
 
 @every_mixing
-def test_log_det_is_that_of_the_jacobian(data: Data) -> None:
+def test_log_det_is_that_of_the_jacobian(data: SyntheticData) -> None:
     mixing, s = world(data)
     expected = torch.linalg.slogdet(mixing.jacobian(s)).logabsdet
     torch.testing.assert_close(mixing.log_det(s), expected, rtol=1e-11, atol=1e-11)
 
 
 @every_mixing
-def test_a_point_does_not_depend_on_its_batch(data: Data) -> None:
+def test_a_point_does_not_depend_on_its_batch(data: SyntheticData) -> None:
     mixing, s = world(data)
     for function in (mixing.forward, mixing.inverse, mixing.jacobian, mixing.log_det):
         alone = torch.cat([function(row[None]) for row in s])
@@ -106,7 +106,7 @@ def test_a_point_does_not_depend_on_its_batch(data: Data) -> None:
 
 
 @pytest.mark.parametrize("data", MOEBIUS, ids=lambda d: f"{d.dim}-{d.mixing}")
-def test_a_moebius_map_has_zero_contrast(data: Data) -> None:
+def test_a_moebius_map_has_zero_contrast(data: SyntheticData) -> None:
     mixing, s = world(data)
     values, full, _ = contrast(per_point(mixing.jacobian(s)))
     assert full.all()
@@ -114,7 +114,7 @@ def test_a_moebius_map_has_zero_contrast(data: Data) -> None:
 
 
 @pytest.mark.parametrize("data", NONLINEAR[:-1], ids=lambda d: f"{d.dim}-{d.mixing}")
-def test_a_nonlinear_mlp_has_positive_contrast(data: Data) -> None:
+def test_a_nonlinear_mlp_has_positive_contrast(data: SyntheticData) -> None:
     mixing, s = world(data)
     values, full, _ = contrast(per_point(mixing.jacobian(s)))
     assert full.all()
@@ -124,14 +124,14 @@ def test_a_nonlinear_mlp_has_positive_contrast(data: Data) -> None:
 
 @pytest.mark.parametrize("n_layers", [1, 2, 4])
 def test_an_orthogonal_mlp_of_slope_one_is_a_rotation(n_layers: int) -> None:
-    mixing, s = world(Data(dim=3, mixing=MLPMixing(n_layers=n_layers, slope=1.0)))
+    mixing, s = world(SyntheticData(dim=3, mixing=MLPMixing(n_layers=n_layers, slope=1.0)))
     difference = mixing.forward(s) - mixing.forward(torch.zeros_like(s))
     torch.testing.assert_close(difference.norm(dim=1), s.norm(dim=1))
     assert mixing.log_det(s).abs().max() < 1e-12
 
 
 @every_mixing
-def test_a_dataset_is_centred_by_its_mixing_which_reproduces_it(data: Data) -> None:
+def test_a_dataset_is_centred_by_its_mixing_which_reproduces_it(data: SyntheticData) -> None:
     made = dataset.make(dataclasses.replace(data, n_obs=6000), (data.seed,), torch.float64)
     splits = (made.train, made.val, made.test)
     x = torch.cat([split.observations[0] for split in splits])
@@ -201,7 +201,7 @@ def test_triangular_weights_are_triangular_with_a_unit_diagonal() -> None:
 
 
 @pytest.mark.parametrize("data", ON_TOP, ids=lambda d: f"{d.dim}-{d.mixing}")
-def test_a_linear_map_on_top_is_the_moebius_map_times_its_linear_part(data: Data) -> None:
+def test_a_linear_map_on_top_is_the_moebius_map_times_its_linear_part(data: SyntheticData) -> None:
     mixing, s = world(data)
     matrix = linear_part(mixing)
     assert matrix is not None
@@ -216,7 +216,7 @@ def test_a_linear_map_on_top_is_the_moebius_map_times_its_linear_part(data: Data
 
 @pytest.mark.parametrize("cosine", [-0.9, 0.0, 0.5])
 def test_cosine_is_that_between_the_columns(cosine: float) -> None:
-    matrix = linear_part(build(Data(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=cosine))))
+    matrix = linear_part(build(SyntheticData(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=cosine))))
     assert matrix is not None
     gram = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(matrix.T @ matrix, gram)
@@ -226,7 +226,7 @@ def test_cosine_is_that_between_the_columns(cosine: float) -> None:
 
 @pytest.mark.parametrize("weights", ["orthogonal", "general"])
 def test_a_linear_mixing_is_linear_and_orthogonal_only_if_asked(weights: Any) -> None:
-    mixing = build(Data(dim=4, mixing=LinearMixing(weights=weights)))
+    mixing = build(SyntheticData(dim=4, mixing=LinearMixing(weights=weights)))
     assert isinstance(mixing, Linear)
     matrix = linear_part(mixing)
     assert matrix is not None
@@ -236,7 +236,7 @@ def test_a_linear_mixing_is_linear_and_orthogonal_only_if_asked(weights: Any) ->
 
 
 def test_a_flows_halves_alternate_and_reach_each_other() -> None:
-    data = Data(dim=4, mixing=FlowMixing(n_layers=2))
+    data = SyntheticData(dim=4, mixing=FlowMixing(n_layers=2))
     mixing, s = world(data, n=200)
     assert isinstance(mixing, Flow)
     assert [layer.swapped for layer in mixing.layers] == [False, True]
@@ -247,7 +247,7 @@ def test_a_flows_halves_alternate_and_reach_each_other() -> None:
 
 
 @every_mixing
-def test_a_mixing_can_move_to_a_device(data: Data) -> None:
+def test_a_mixing_can_move_to_a_device(data: SyntheticData) -> None:
     mixing, s = world(data, n=3)
     there = moved(mixing, "meta")
     for function in (there.forward, there.jacobian, there.log_det):
@@ -256,7 +256,7 @@ def test_a_mixing_can_move_to_a_device(data: Data) -> None:
 
 
 @every_mixing
-def test_the_seed_draws_the_mixing(data: Data) -> None:
+def test_the_seed_draws_the_mixing(data: SyntheticData) -> None:
     first, again, other = (build(dataclasses.replace(data, seed=seed)) for seed in (1, 1, 2))
     s = world(data, n=5)[1]
     assert torch.equal(first.forward(s), again.forward(s))
@@ -267,7 +267,7 @@ def test_the_seed_draws_the_mixing(data: Data) -> None:
 @pytest.mark.parametrize("source", [UniformSource(low=1.0, high=9.0), GaussianSource(mean=4.0), LaplaceSource()])
 def test_a_random_pole_lies_at_its_distance_from_the_sources(source: Any) -> None:
     for seed in range(10):
-        data = Data(dim=3, source=source, seed=seed, mixing=MoebiusMixing(distance=1.5))
+        data = SyntheticData(dim=3, source=source, seed=seed, mixing=MoebiusMixing(distance=1.5))
         mixing = build(data)
         assert isinstance(mixing, Moebius)
         middle, half_diagonal = reach(data)
@@ -275,7 +275,7 @@ def test_a_random_pole_lies_at_its_distance_from_the_sources(source: Any) -> Non
 
 
 def test_what_is_given_is_not_drawn() -> None:
-    given = build(Data(seed=5, mixing=PUBLISHED))
+    given = build(SyntheticData(seed=5, mixing=PUBLISHED))
     assert isinstance(given, Moebius)
     expected = torch.tensor(PUBLISHED.matrix, dtype=torch.float64)
     torch.testing.assert_close(given.matrix, expected, rtol=0, atol=1e-7)
@@ -284,7 +284,7 @@ def test_what_is_given_is_not_drawn() -> None:
 
 def test_entropy_of_the_published_moebius_data() -> None:
     # origin: DESIGN §10, −E[log p(x)] = −5.297 by quadrature; its standard deviation over data is 0.72
-    data = Data(n_obs=60_000, mixing=PUBLISHED)
+    data = SyntheticData(n_obs=60_000, mixing=PUBLISHED)
     made = dataset.make(data, (data.seed,), torch.float64)
     values = torch.cat([exact_neg_log_px(data, made, split) for split in (made.train, made.val, made.test)])
     assert float(values.mean()) == pytest.approx(-5.297, abs=4 * 0.72 / math.sqrt(60_000) + 5e-4)
@@ -312,7 +312,7 @@ def test_the_activation_is_inverted_far_from_zero(slope: float) -> None:
 )
 def test_a_mixing_that_does_not_go_with_the_data_is_refused(values: dict[str, Any], rule: str) -> None:
     with pytest.raises(UserError, match=rule):
-        Data(**values)
+        SyntheticData(**values)
 
 
 @pytest.mark.parametrize(
@@ -342,4 +342,4 @@ class Bare(MixingSettings):
 
 def test_an_own_mixing_without_build_is_told_so() -> None:
     with pytest.raises(UserError, match=r"data.mixing has a method build.*Bare without it"):
-        build(Data(mixing=Bare()))
+        build(SyntheticData(mixing=Bare()))

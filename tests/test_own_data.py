@@ -282,10 +282,10 @@ def test_mcc_is_no_objective_without_sources(path: Path) -> None:
     ("data", "model", "parts"),
     [
         ({"dim": 5}, {}, ["data.dim <= the number of data.columns", "5 latents of 4"]),
-        ({"n_obs": 200}, {}, ["at least 64 observations", "take a longer file"]),
+        ({"n_obs": 200}, {}, ["at least 64 observations"]),
         ({"n_segments": 3}, {}, ["data.segment_column names the labels", "n_segments=3"]),
-        ({"source": {"name": "uniform"}}, {}, ["data.source is unknown where the mixing is", "uniform"]),
-        ({"mixing": {"name": "mlp"}}, {}, ["data.path is set exactly when the mixing is unknown", "mixing=mlp"]),
+        ({"source": {"name": "uniform"}}, {}, ["data.source"]),
+        ({"mixing": {"name": "mlp"}}, {}, ["data.mixing"]),
         ({}, {"decoder": "mixing"}, ["model.decoder=mixing needs a known mixing", "learned"]),
         ({}, {"prior": {"name": "gaussian", "parameters": "conditional"}}, ["data.n_segments > 1"]),
     ],

@@ -38,7 +38,7 @@ TINY: dict[str, list[str]] = {
     "tune": [*STUDY, "budget.trials=2"],
     "reproduce": STUDY,
 }
-IMAGES = ["data.mixing.side=16", "model.n_layers=2", "model.hidden_factor=4"]
+IMAGES = ["data.side=16", "model.n_layers=2", "model.hidden_factor=4"]
 LARGER = "budget.trials=64"  # a study that goes on gets one trial more
 BY_MAKE = {"make tune SEARCH=gamma_uniform", "make reproduce"}
 SERVED = {"make ui": "/health", "make dashboard": "/api/studies"}

@@ -14,6 +14,7 @@ import pytest
 import scipy.stats
 import torch
 
+from imavae.config.data import SyntheticData
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig, run_config
 from imavae.config.variants import SOURCES, load_plugins
@@ -34,6 +35,7 @@ def point(plugins: list[str], **data: Any) -> RunConfig:
 
 def test_the_example_of_a_source_is_the_law_that_it_says() -> None:
     config = point([SOURCE], source={"name": "logistic", "mean": 0.5, "scale": 0.3})
+    assert isinstance(config.data, SyntheticData)
     built, law = sources.build(config.data.source), scipy.stats.logistic(0.5, 0.3)
     s = built.sample(20_000, 3, stream(1, "sources"))
     assert s.dtype == torch.float64
@@ -94,7 +96,7 @@ def test_a_moebius_pole_needs_to_know_where_an_own_source_lies(tmp_path: Path) -
     file = written(tmp_path, SOURCE, ("def extent", "def reaches"))
     with pytest.raises(UserError, match=r"data.source has a finite extent"):
         point([file], source={"name": "logistic"})
-    assert point([file], source={"name": "logistic"}, mixing={"name": "mlp"}).data.source.support[0] == -math.inf
+    assert point([file], source={"name": "logistic"}, mixing={"name": "mlp"}).data.support == (-math.inf, math.inf)
 
 
 def written(folder: Path, example: str, *changes: tuple[str, str]) -> str:
@@ -143,7 +145,7 @@ def test_own_code_that_gives_something_else_is_refused(
 def test_a_file_that_registers_nothing_proper_is_refused(change: tuple[str, str], rule: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rule):
         point([written(tmp_path, SOURCE, change)])
-    assert set(SOURCES.variants) == {"uniform", "gaussian", "laplace", "beta", "unknown"}
+    assert set(SOURCES.variants) == {"uniform", "gaussian", "laplace", "beta"}
 
 
 @pytest.mark.parametrize("path", ["missing.py", "", "docs", "README.md"])

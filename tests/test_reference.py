@@ -178,7 +178,7 @@ def test_a_rule_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
     [
         ("data.dim >= 2", "data.dim", True),
         ("data.dimension >= 2", "data.dim", False),
-        ("data.dim is the number of data.mixing.factors", "data.mixing.factors", False),
+        ("data.dim is the number of data.factors", "data.factors", False),
         ("data.train + data.val < 1", "data.val", True),
         ("model.encoder.n_layers >= 1", "model.encoder", False),
         ("name is a plain folder name", "name", True),
@@ -240,9 +240,7 @@ SETTINGS = [
     run_config({"members": {"seed": [1]}, "model": {"prior": {"name": "gaussian"}}}),
     config({"source": {"name": "gaussian"}}, {"prior": {"name": "gaussian"}}),
     config({"source": UNIFORM}, {"prior": {"name": "beta"}}),
-    run_config(
-        {"data": {"dim": 4, "source": {"name": "beta"}, "mixing": {"name": "sprites"}}, "model": {"name": "conv"}}
-    ),
+    run_config({"data": {"kind": "sprites"}, "model": {"name": "conv"}}),
 ]
 
 

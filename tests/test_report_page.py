@@ -19,7 +19,7 @@ import train
 import tune
 from _launch import Command, compose_jobs, launch, question_of
 from imavae.cli import commands
-from imavae.config.data import Data
+from imavae.config.data import SyntheticData
 from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
 from imavae.errors import Interrupted, UserError
 from imavae.metrics.identifiability import mcc
@@ -154,7 +154,7 @@ def test_the_words_follow_from_the_median(level: float, words: str, alone: str, 
 
 
 def test_chance_is_what_independent_latents_reach() -> None:
-    data = Data(n_obs=1500, dim=4)
+    data = SyntheticData(n_obs=1500, dim=4)
     n = data.sizes[1]
     generator = torch.Generator().manual_seed(1)
     s, z = (torch.randn(400, 4, n, generator=generator, dtype=torch.float64) for _ in range(2))

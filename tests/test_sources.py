@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 import torch
 
-from imavae.config.settings import Data
+from imavae.config.data import SyntheticData
 from imavae.config.variants import (
     BetaSource,
     GaussianSource,
@@ -131,13 +131,13 @@ def test_no_two_purposes_share_a_stream() -> None:
 
 @each_law
 def test_reach_is_the_half_diagonal_of_the_box_that_holds_the_sources(source: SourceSettings, law: Any) -> None:
-    middle, half_diagonal = reach(Data(dim=4, source=source))
+    middle, half_diagonal = reach(SyntheticData(dim=4, source=source))
     bounded = math.isfinite(law.support()[1])
     assert middle == pytest.approx(sum(law.support()) / 2 if bounded else law.mean())
     deviations = 3 if isinstance(source, GaussianSource) else 6 / math.sqrt(2)
     corner = law.support()[1] if bounded else law.mean() + deviations * law.std()
     assert half_diagonal == pytest.approx(math.sqrt(4 * (corner - middle) ** 2))
-    segmented = reach(Data(dim=4, source=source, n_segments=3, variances=(0.5, 4.0)))
+    segmented = reach(SyntheticData(dim=4, source=source, n_segments=3, variances=(0.5, 4.0)))
     assert segmented == pytest.approx((middle, half_diagonal * (1 if bounded else 2)))
 
 

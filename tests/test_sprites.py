@@ -11,23 +11,28 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from imavae.config.settings import Data
-from imavae.config.variants import BetaSource, GaussianSource, SpritesMixing
+from imavae.config.data import SpritesData
+from imavae.config.mapping import build
+from imavae.config.variants import UniformSource
 from imavae.data import sources, sprites
 from imavae.errors import UserError
 from tests.helpers import untouched_generators
 
 SUPPORT = (-0.5, 0.5)
 LEVEL = 1 / 255  # of a byte
-TURNED: dict[str, Any] = {"factors": ("x", "y", "size", "hue", "angle")}
-SHAPED: dict[str, Any] = {"factors": ("x", "y", "size", "hue", "shape"), "shapes": ("square", "triangle", "circle")}
+TURNED: dict[str, Any] = {"dim": 5, "factors": ("x", "y", "size", "hue", "angle")}
+SHAPED: dict[str, Any] = {
+    "dim": 5,
+    "factors": ("x", "y", "size", "hue", "shape"),
+    "shapes": ("square", "triangle", "circle"),
+}
 SETTINGS = [
-    SpritesMixing(),
-    SpritesMixing(shapes=("triangle",)),
-    SpritesMixing(shapes=("circle",)),
-    SpritesMixing(**TURNED),
-    SpritesMixing(**TURNED, shapes=("triangle",), side=48),
-    SpritesMixing(**SHAPED),
+    SpritesData(),
+    SpritesData(shapes=("triangle",)),
+    SpritesData(shapes=("circle",)),
+    SpritesData(**TURNED),
+    SpritesData(**TURNED, shapes=("triangle",), side=48),
+    SpritesData(**SHAPED),
 ]
 each_kind = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join((*s.shapes, *s.factors[4:])))
 
@@ -36,17 +41,17 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def drawn(settings: SpritesMixing, n: int, seed: int = 0) -> Tensor:
+def drawn(settings: SpritesData, n: int, seed: int = 0) -> Tensor:
     """Uniform sources on the support, of all factors."""
     return torch.rand(n, len(settings.factors), generator=generator(seed), dtype=torch.float64) - 0.5
 
 
-def rendered(settings: SpritesMixing, s: Tensor, seed: int = 0) -> ndarray:
+def rendered(settings: SpritesData, s: Tensor, seed: int = 0) -> ndarray:
     """Images in [0, 1]."""
-    return sprites.render(sprites.scenes(settings, SUPPORT, s, generator(seed)), settings) / 255
+    return sprites.render(sprites.scenes(settings, s, generator(seed)), settings) / 255
 
 
-def along(settings: SpritesMixing, name: str, at: Tensor, rest: Tensor) -> Tensor:
+def along(settings: SpritesData, name: str, at: Tensor, rest: Tensor) -> Tensor:
     """Sources that differ in one factor alone."""
     s = rest.repeat(len(at), 1)
     s[:, settings.factors.index(name)] = at
@@ -55,9 +60,9 @@ def along(settings: SpritesMixing, name: str, at: Tensor, rest: Tensor) -> Tenso
 
 @each_kind
 @pytest.mark.parametrize(("name", "axis"), [("x", 3), ("y", 2)])
-def test_moving_by_whole_pixels_shifts_the_image_by_as_many(settings: SpritesMixing, name: str, axis: int) -> None:
+def test_moving_by_whole_pixels_shifts_the_image_by_as_many(settings: SpritesData, name: str, axis: int) -> None:
     ends = torch.tensor([[-0.5], [0.5]], dtype=torch.float64).repeat(1, len(settings.factors))
-    low, high = sprites.scenes(settings, SUPPORT, ends, generator()).centre[:, 0].tolist()
+    low, high = sprites.scenes(settings, ends, generator()).centre[:, 0].tolist()
     for rest in drawn(settings, 5):
         at = -0.3 + torch.tensor([0, 1, 4], dtype=torch.float64) / (high - low)
         images = rendered(settings, along(settings, name, at, rest))
@@ -67,10 +72,10 @@ def test_moving_by_whole_pixels_shifts_the_image_by_as_many(settings: SpritesMix
 
 
 @each_kind
-def test_a_sprite_lies_inside_wherever_its_factors_take_it(settings: SpritesMixing) -> None:
+def test_a_sprite_lies_inside_wherever_its_factors_take_it(settings: SpritesData) -> None:
     corners = (drawn(settings, 300) > 0).double() - 0.5
     corners[:, 4:] = drawn(settings, 300)[:, 4:]  # any angle, any shape
-    scenes = sprites.scenes(settings, SUPPORT, corners, generator())
+    scenes = sprites.scenes(settings, corners, generator())
     cover = rendered(settings, corners).max(1)
     area = (2 * scenes.half.astype(float)) ** 2
     np.testing.assert_allclose(cover.sum((1, 2)), area, rtol=0.03)  # nothing is cut off; all shapes have one area
@@ -79,7 +84,7 @@ def test_a_sprite_lies_inside_wherever_its_factors_take_it(settings: SpritesMixi
 
 @pytest.mark.parametrize("shape", sprites.SHAPES)
 def test_a_shape_in_the_middle_is_its_own_mirror_image(shape: Any) -> None:
-    settings = SpritesMixing(factors=("size", "hue"), shapes=(shape,))
+    settings = SpritesData(dim=2, factors=("size", "hue"), shapes=(shape,))
     images = rendered(settings, drawn(settings, 5))
     np.testing.assert_allclose(images, images[..., ::-1], atol=1.01 * LEVEL)
     upside_down = np.abs(images - images[..., ::-1, :]).max()
@@ -88,7 +93,7 @@ def test_a_shape_in_the_middle_is_its_own_mirror_image(shape: Any) -> None:
 
 @pytest.mark.parametrize("shape", sprites.SHAPES)
 def test_the_mass_is_the_area_and_grows_with_size(shape: Any) -> None:
-    settings = SpritesMixing(shapes=(shape,), hue=(0.0, 0.1))
+    settings = SpritesData(shapes=(shape,), hue=(0.0, 0.1))
     at = torch.linspace(-0.5, 0.5, 30, dtype=torch.float64)
     images = rendered(settings, along(settings, "size", at, torch.full((4,), 0.1, dtype=torch.float64)))
     mass = images[:, 0].sum((1, 2))
@@ -98,7 +103,7 @@ def test_the_mass_is_the_area_and_grows_with_size(shape: Any) -> None:
 
 
 @each_kind
-def test_hue_changes_the_colour_and_not_the_mask(settings: SpritesMixing) -> None:
+def test_hue_changes_the_colour_and_not_the_mask(settings: SpritesData) -> None:
     at = torch.linspace(-0.5, 0.5, 9, dtype=torch.float64)
     for rest in drawn(settings, 3):
         images = rendered(settings, along(settings, "hue", at, rest))
@@ -110,7 +115,7 @@ def test_hue_changes_the_colour_and_not_the_mask(settings: SpritesMixing) -> Non
 
 
 @each_kind
-def test_images_depend_continuously_on_every_factor_but_the_shape(settings: SpritesMixing) -> None:
+def test_images_depend_continuously_on_every_factor_but_the_shape(settings: SpritesData) -> None:
     step = 2e-3  # moves no edge by more than 64 of it, in pixels, and no colour by more than 6
     for number in (i for i, name in enumerate(settings.factors) if name != "shape"):
         s = drawn(settings, 40) * 0.9
@@ -120,7 +125,7 @@ def test_images_depend_continuously_on_every_factor_but_the_shape(settings: Spri
 
 
 @each_kind
-def test_every_factor_changes_the_image(settings: SpritesMixing) -> None:
+def test_every_factor_changes_the_image(settings: SpritesData) -> None:
     for number in range(len(settings.factors)):
         s = drawn(settings, 5) * 0.5
         other = s.clone()
@@ -130,7 +135,7 @@ def test_every_factor_changes_the_image(settings: SpritesMixing) -> None:
 
 @pytest.mark.parametrize("shape", ["square", "triangle"])
 def test_a_sprite_that_is_turned_by_its_symmetry_is_itself_again(shape: Any) -> None:
-    settings = SpritesMixing(**TURNED, shapes=(shape,), angle=(0.0, 0.999999))
+    settings = SpritesData(**TURNED, shapes=(shape,), angle=(0.0, 0.999999))
     at = torch.tensor([-0.5, 0.5, 0.0], dtype=torch.float64)
     first, last, half = rendered(settings, along(settings, "angle", at, drawn(settings, 1)[0]))
     np.testing.assert_allclose(first, last, atol=1.01 * LEVEL)
@@ -138,18 +143,18 @@ def test_a_sprite_that_is_turned_by_its_symmetry_is_itself_again(shape: Any) -> 
 
 
 def test_the_shape_is_the_level_of_its_sources_interval() -> None:
-    settings = SpritesMixing(**SHAPED)
+    settings = SpritesData(**SHAPED)
     at = torch.tensor([-0.5, -0.17, -0.16, 0.0, 0.16, 0.17, 0.5], dtype=torch.float64)
     s = along(settings, "shape", at, torch.zeros(5, dtype=torch.float64))
-    assert sprites.scenes(settings, SUPPORT, s, generator()).shape.tolist() == [0, 0, 1, 1, 1, 2, 2]
+    assert sprites.scenes(settings, s, generator()).shape.tolist() == [0, 0, 1, 1, 1, 2, 2]
     for level, shape in enumerate(settings.shapes):
-        alone = SpritesMixing(shapes=(shape,), factors=("size", "hue"))  # at the middle of the image
+        alone = SpritesData(shapes=(shape,), dim=2, factors=("size", "hue"))  # at the middle of the image
         mixed = rendered(settings, s[[0, 3, 6]])[level]
         np.testing.assert_array_equal(mixed, rendered(alone, torch.zeros(1, 2, dtype=torch.float64))[0])
 
 
 def test_a_factor_that_is_left_out_stays_in_the_middle_and_the_angle_at_zero() -> None:
-    settings, all_ = SpritesMixing(factors=("hue", "x")), SpritesMixing()
+    settings, all_ = SpritesData(dim=2, factors=("hue", "x")), SpritesData()
     s = drawn(settings, 6)
     full = torch.zeros(6, 4, dtype=torch.float64)
     full[:, 0], full[:, 3] = s[:, 1], s[:, 0]
@@ -157,9 +162,10 @@ def test_a_factor_that_is_left_out_stays_in_the_middle_and_the_angle_at_zero() -
 
 
 def test_the_support_is_mapped_linearly_onto_the_ranges() -> None:
-    settings, s = SpritesMixing(), drawn(SpritesMixing(), 50)
-    one = sprites.scenes(settings, SUPPORT, s, generator())
-    other = sprites.scenes(settings, (2.0, 5.0), 2 + 3 * (s + 0.5), generator())
+    settings, s = SpritesData(), drawn(SpritesData(), 50)
+    one = sprites.scenes(settings, s, generator())
+    moved = SpritesData(source=UniformSource(low=2.0, high=5.0))
+    other = sprites.scenes(moved, 2 + 3 * (s + 0.5), generator())
     for a, b in zip(one, other, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
     np.testing.assert_allclose(one.half, 64 * (0.15 + 0.1 * s[:, 2].numpy()), rtol=1e-6)
@@ -175,16 +181,16 @@ def test_colours_are_those_of_the_colour_wheel() -> None:
 
 
 def test_jitter_changes_the_colour_and_nothing_else() -> None:
-    plain, noisy = SpritesMixing(), SpritesMixing(jitter=(0.02, 0.1, 0.1))
+    plain, noisy = SpritesData(), SpritesData(jitter=(0.02, 0.1, 0.1))
     s = drawn(plain, 400)
-    one, other = (sprites.scenes(settings, SUPPORT, s, generator()) for settings in (plain, noisy))
+    one, other = (sprites.scenes(settings, s, generator()) for settings in (plain, noisy))
     for name in ("centre", "half", "angle", "shape"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     assert (np.abs(one.colour - other.colour).max(1) > 0).all()
     value = other.colour.max(1)  # that of HSV
     assert np.abs((1 - value) / 0.1).max() < 5
     np.testing.assert_allclose(np.sqrt(np.mean(((1 - value) / 0.1) ** 2)), 1, atol=0.15)
-    assert not np.array_equal(other.colour, sprites.scenes(noisy, SUPPORT, s, generator(1)).colour)
+    assert not np.array_equal(other.colour, sprites.scenes(noisy, s, generator(1)).colour)
 
 
 @pytest.mark.parametrize("projective", [False, True])
@@ -209,7 +215,7 @@ def test_a_map_of_the_factors_fills_the_cube_and_keeps_lines(projective: bool, d
 
 @pytest.mark.parametrize("transform", ["affine", "projective"])
 def test_a_transformed_world_is_the_plain_one_of_the_mapped_factors(transform: Any) -> None:
-    plain, turned = SpritesMixing(**SHAPED), SpritesMixing(**SHAPED, transform=transform)
+    plain, turned = SpritesData(**SHAPED), SpritesData(**SHAPED, transform=transform)
     s = drawn(plain, 30)
     f = sprites.draw_map(transform == "projective", 4, generator(3))
     mapped = torch.cat([f(s[:, :4] + 0.5) - 0.5, s[:, 4:]], 1)  # the shape is left alone
@@ -218,8 +224,8 @@ def test_a_transformed_world_is_the_plain_one_of_the_mapped_factors(transform: A
 
 
 def test_images_are_their_seeds_own_and_leave_global_generators_alone() -> None:
-    settings = SpritesMixing(transform="affine", jitter=(0.01, 0.05, 0.05), side=32)
-    s = sources.build(BetaSource()).sample(20, 4, generator())
+    settings = SpritesData(transform="affine", jitter=(0.01, 0.05, 0.05), side=32)
+    s = sources.build(SpritesData().source).sample(20, 4, generator())
     with untouched_generators():
         one, again, other = (rendered(settings, s, seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(one, again)
@@ -227,8 +233,8 @@ def test_images_are_their_seeds_own_and_leave_global_generators_alone() -> None:
 
 
 def test_rows_are_images_by_channel_row_and_column(tmp_path: Path) -> None:
-    settings = SpritesMixing(side=16)
-    scenes = sprites.scenes(settings, SUPPORT, drawn(settings, 700), generator())
+    settings = SpritesData(side=16)
+    scenes = sprites.scenes(settings, drawn(settings, 700), generator())
     told: list[tuple[int, int]] = []
     rows = sprites.images(scenes, settings, tmp_path / "new", lambda done, of: told.append((done, of)))
     np.testing.assert_array_equal(rows.reshape(700, 3, 16, 16), sprites.render(scenes, settings))
@@ -237,12 +243,12 @@ def test_rows_are_images_by_channel_row_and_column(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> None:
-    settings = SpritesMixing(side=16, factors=("size", "hue"))
+    settings = SpritesData(side=16, dim=2, factors=("size", "hue"))
     s = drawn(settings, 50)
     told: list[int] = []
 
-    def images(settings: SpritesMixing, s: Tensor) -> ndarray:
-        scenes = sprites.scenes(settings, SUPPORT, s, generator())
+    def images(settings: SpritesData, s: Tensor) -> ndarray:
+        scenes = sprites.scenes(settings, s, generator())
         return sprites.images(scenes, settings, tmp_path, lambda done, _: told.append(done))
 
     first = images(settings, s)
@@ -257,7 +263,7 @@ def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> Non
         {"jitter": (0.1, 0.0, 0.0)},
         {"transform": "affine"},
     ]
-    others = [(SpritesMixing(**{**vars(settings), **change}), s) for change in changes]
+    others = [(SpritesData(**{**vars(settings), **change}), s) for change in changes]
     for other, sources_ in (*others, (settings, s[:40]), (settings, drawn(settings, 50, seed=1))):
         expected = rendered(other, sources_).reshape(len(sources_), -1)
         np.testing.assert_array_equal(images(other, sources_) / 255, expected)
@@ -267,17 +273,19 @@ def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("values", "rule"),
     [
-        ({"factors": ("x", "y", "x")}, "factors has none twice"),
+        ({"factors": ("x", "y", "x")}, "factors has no factor twice"),
         ({"shapes": ()}, "shapes are as many as the factors need"),
         ({"shapes": ("square", "circle")}, "shapes are as many as the factors need"),
         ({"factors": ("x", "shape")}, "shapes are as many as the factors need"),
         ({"factors": ("x", "shape"), "shapes": ("square", "square")}, "shapes are as many as the factors need"),
         ({"factors": ("x", "angle"), "shapes": ("circle",)}, "no circle for the factor angle"),
-        ({"side": 15}, "side >= 16"),
+        ({"side": 15}, "data.side"),
+        ({"dim": 3}, "data.dim is the number of data.factors"),
+        ({"source": {"name": "gaussian"}}, "lives on an interval for data=sprites"),
         ({"size": (0.0, 0.2)}, r"size\[0\] < size\[1\] <= 0.25"),
         ({"size": (0.2, 0.2)}, r"size\[0\] < size\[1\] <= 0.25"),
         ({"size": (0.2, 0.3)}, r"size\[0\] < size\[1\] <= 0.25"),
-        ({"side": 16, "size": (0.06, 0.2)}, r"1/side <= data.mixing.size"),
+        ({"side": 16, "size": (0.06, 0.2)}, r"1/side <= data.size"),
         ({"hue": (0.0, 1.0)}, "hue rises by less than 1"),
         ({"hue": (0.5, 0.5)}, "hue rises by less than 1"),
         ({"angle": (0.3, 1.5)}, "angle rises by less than 1"),
@@ -287,31 +295,18 @@ def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> Non
 )
 def test_settings_that_make_no_sprites_are_refused(values: dict[str, Any], rule: str) -> None:
     with pytest.raises(UserError, match=rule):
-        SpritesMixing(**values)
-
-
-@pytest.mark.parametrize(
-    ("values", "rule"),
-    [
-        ({"dim": 3, "source": BetaSource()}, "data.dim is the number of data.mixing.factors"),
-        ({"dim": 4, "source": GaussianSource()}, "lives on an interval for data=sprites"),
-    ],
-)
-def test_sprites_that_do_not_go_with_the_data_are_refused(values: dict[str, Any], rule: str) -> None:
-    with pytest.raises(UserError, match=rule):
-        Data(mixing=SpritesMixing(), **values)
-    assert Data(dim=4, source=BetaSource(), mixing=SpritesMixing()).dim == 4
+        build(SpritesData, {"dim": len(values.get("factors", "1234")), **values}, "data")
 
 
 def test_a_source_of_shapes_settles_where_its_shape_stays() -> None:
-    settings = SpritesMixing(factors=("x", "shape"), shapes=("square", "triangle", "circle"), side=16)
+    settings = SpritesData(dim=2, factors=("x", "shape"), shapes=("square", "triangle", "circle"), side=16)
     s = drawn(settings, 300)
-    settled = sprites.settled(settings, SUPPORT, s)
+    settled = sprites.settled(settings, s)
     assert torch.equal(settled[:, 0], s[:, 0])
     assert len(set(settled[:, 1].tolist())) == 3
     width = SUPPORT[1] - SUPPORT[0]
     assert float((settled[:, 1] - s[:, 1]).abs().max()) <= width / 6 + 1e-12
     np.testing.assert_array_equal(rendered(settings, settled), rendered(settings, s))
-    assert torch.equal(sprites.settled(settings, SUPPORT, settled), settled)
+    assert torch.equal(sprites.settled(settings, settled), settled)
     ends = torch.tensor([SUPPORT, SUPPORT], dtype=torch.float64).T
-    assert len(set(sprites.settled(settings, SUPPORT, ends)[:, 1].tolist())) == 2  # both ends have a class
+    assert len(set(sprites.settled(settings, ends)[:, 1].tolist())) == 2  # both ends have a class

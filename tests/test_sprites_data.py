@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from imavae.config.data import SpritesData
 from imavae.config.settings import RunConfig
-from imavae.config.variants import SpritesMixing
 from imavae.data import sprites as drawing
 from imavae.data.cache import Cache
 from imavae.data.dataset import Dataset, Split, make
@@ -42,31 +42,33 @@ def pixels(split: Split, world: int = 0) -> Tensor:
     return split.block(torch.tensor([world]), ALL)[0].T
 
 
-def mixing_of(config: RunConfig) -> SpritesMixing:
-    assert isinstance(config.data.mixing, SpritesMixing)
-    return config.data.mixing
+def settings_of(config: RunConfig) -> SpritesData:
+    assert isinstance(config.data, SpritesData)
+    return config.data
 
 
-@pytest.mark.parametrize("mixing", [{}, {"transform": "affine"}, SHAPES], ids=["plain", "affine", "shapes"])
-def test_each_image_is_drawn_from_its_own_sources(mixing: dict[str, object], tmp_path: Path) -> None:
-    config = sprites(tmp_path, mixing=mixing)
+@pytest.mark.parametrize("data", [{}, {"transform": "affine"}, SHAPES], ids=["plain", "affine", "shapes"])
+def test_each_image_is_drawn_from_its_own_sources(data: dict[str, object], tmp_path: Path) -> None:
+    config = sprites(tmp_path, data=data)
     made = data_of(config)
     assert [len(split) for split in splits(made)] == list(config.data.sizes)
     for split in splits(made):
         scenes = drawing.scenes(
-            mixing_of(config), config.data.source.support, split.sources[0], stream(config.data.seed, "mixing")
+            settings_of(config),
+            split.sources[0],
+            stream(config.data.seed, "mixing"),
         )
-        expected = drawing.render(scenes, mixing_of(config)).reshape(len(split), -1) / 255
+        expected = drawing.render(scenes, settings_of(config)).reshape(len(split), -1) / 255
         np.testing.assert_array_equal(pixels(split).numpy(), expected)
     together = torch.cat([split.sources[0] for split in splits(made)])
     assert len(set(map(tuple, together[:, :2].tolist()))) == config.data.n_obs
 
 
 def test_a_world_does_not_depend_on_its_company_and_has_a_file_of_its_own(tmp_path: Path) -> None:
-    mixing = {"transform": "projective", "jitter": [0.02, 0.1, 0.1]}
+    data = {"transform": "projective", "jitter": [0.02, 0.1, 0.1]}
     with untouched_generators():
-        several = data_of(sprites(tmp_path, mixing=mixing, members={"seed": [1], "data": {"seed": [3, 8]}}))
-        alone = data_of(sprites(tmp_path, mixing=mixing, data={"seed": 8}))
+        several = data_of(sprites(tmp_path, data=data, members={"seed": [1], "data": {"seed": [3, 8]}}))
+        alone = data_of(sprites(tmp_path, data={**data, "seed": 8}))
     for one, other in zip(splits(several), splits(alone), strict=True):
         assert torch.equal(one.sources[1], other.sources[0])
         assert torch.equal(pixels(one, 1), pixels(other))
@@ -192,8 +194,8 @@ def test_the_portrait_has_jacobians_of_fewer_points(tmp_path: Path, monkeypatch:
 
 
 def test_the_shape_takes_as_many_values_as_there_are_and_is_discrete_to_the_metrics(tmp_path: Path) -> None:
-    config = sprites(tmp_path, mixing=SHAPES, training={"dtype": "float64"})
-    assert [factor.discrete for factor in config.data.factors] == [False, False, False, True]
+    config = sprites(tmp_path, data=SHAPES, training={"dtype": "float64"})
+    assert [factor.discrete for factor in config.data.source_factors] == [False, False, False, True]
     session = Session.start([config], CPU)
     split = session.data.val
     shape = split.sources[0, :, 3]

@@ -20,14 +20,14 @@ import evaluate
 import train
 import tune
 from _launch import Command, launch
-from imavae.config.variants import SpritesMixing
+from imavae.config.data import SpritesData
 from imavae.data import sprites as drawing
 from imavae.metrics.figure_data import image_panels
 from imavae.runs.models import load_model
 from imavae.runs.session import Session
 from tests.helpers import sprites
 
-SMALL = ["data=sprites", "model=conv", "data.mixing.side=16", "data.n_obs=640", "members.seed=[1,2]"]
+SMALL = ["data=sprites", "model=conv", "data.side=16", "data.n_obs=640", "members.seed=[1,2]"]
 QUICK = [*SMALL, "model.n_layers=2", "model.hidden_factor=4", "training.max_epochs=2", "training.validate_every=1"]
 COMMANDS: dict[str, Command[Any]] = {
     "train": train.COMMAND,
@@ -61,7 +61,7 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     honest = drawing.render
 
-    def counted(scenes: drawing.Scenes, settings: SpritesMixing) -> NDArray[np.uint8]:
+    def counted(scenes: drawing.Scenes, settings: SpritesData) -> NDArray[np.uint8]:
         counts.append(len(scenes.half))
         return honest(scenes, settings)
 
@@ -156,16 +156,16 @@ def test_the_mlp_takes_images_too(call: Call, tmp_path: Path) -> None:
 
 BAD = {
     "conv of vectors": (["model=conv"], ["3 x side x side", "got 3 numbers", "data=sprites"]),
-    "conv of an odd side": ([*SMALL, "data.mixing.side=24"], ["a side that 16 divides", "1728 numbers", "model=mlp"]),
+    "conv of an odd side": ([*SMALL, "data.side=24"], ["a side that 16 divides", "1728 numbers", "model=mlp"]),
     "true decoder": ([*SMALL, "model.decoder=mixing"], ["needs a known mixing", "sprites", "learned"]),
-    "a factor too many": ([*SMALL, "data.dim=5"], ["data.dim is the number of data.mixing.factors", "5 for 4"]),
+    "a factor too many": ([*SMALL, "data.dim=5"], ["data.dim is the number of data.factors", "5 for 4"]),
     "unbounded sources": (
         [*SMALL, "data/source=gaussian", "model/prior=gaussian"],
         ["lives on an interval", "data/source=beta"],
     ),
-    "one shape": ([*SMALL, "data.mixing.factors=[x,y,size,shape]"], ["shapes are as many as the factors need"]),
-    "a factor that is none": ([*SMALL, "data.mixing.factors=[x,y,size,colour]"], ["data.mixing.factors", "'colour'"]),
-    "jitter": ([*SMALL, "data.mixing.jitter=[0,-1,0]"], ["data.mixing.jitter >= 0", "standard deviations"]),
+    "one shape": ([*SMALL, "data.factors=[x,y,size,shape]"], ["shapes are as many as the factors need"]),
+    "a factor that is none": ([*SMALL, "data.factors=[x,y,size,colour]"], ["data.factors", "'colour'"]),
+    "jitter": ([*SMALL, "data.jitter=[0,-1,0]"], ["data.jitter >= 0", "standard deviations"]),
     "network": ([*SMALL, "model.name=cnn"], ["model.name", "conv, mlp", "'cnn'"]),
     "option": (["model=cnn"], ["an option of model", "choose one of conv, mlp"]),
 }

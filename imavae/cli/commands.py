@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
 from imavae.cli.display import Bar, Display, RenderingBar, new_console
+from imavae.config.data import SpritesData
 from imavae.config.settings import EncodeConfig, EvaluateConfig, RunConfig, StudyConfig
-from imavae.config.variants import SpritesMixing
 from imavae.errors import Interrupted, resumable
 from imavae.report.text import clock
 
@@ -88,7 +88,7 @@ def _run_figures(config: RunConfig, ledger: Ledger, session: Session) -> list[Pa
         names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
         weights, val = session.best_weights, session.data.val
         portrait = posterior_shapes(session.ensemble, weights, rows, val)
-        factors = [factor.name for factor in config.data.factors]
+        factors = [factor.name for factor in config.data.source_factors]
         figures = solo_figures(history, folder) + run_figures(portrait, names, factors, history, folder)
         if session.data.val.images is not None:
             row = best_member(ledger.records[0])
@@ -212,7 +212,7 @@ def _conclude(config: StudyConfig, ledger: Ledger, keys: list[str], start: float
     found = insight_of(ledger, config)
     if found is not None:
         figures += write(drawn(found), folder)
-    if isinstance(config.data.mixing, SpritesMixing):
+    if isinstance(config.data, SpritesData):
         figures += _champions_images(ledger.folder, config.output_dir)
     chosen = choices(members, trials, keys)
     metrics = chosen_numbers(_winner(ledger)) | selection_metrics(chosen)

@@ -1,132 +1,98 @@
-"""The settings of the data: of a synthetic world, or of a person's own file."""
+"""Settings of the data, one class per kind: a known mixing of drawn sources, images of sprites, or a user's file."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic.dataclasses import dataclass
 
 from imavae.config.registry import chosen_from
 from imavae.config.variants import (
     MIXINGS,
     SOURCES,
+    BetaSource,
     Factor,
     MixingSettings,
     MoebiusMixing,
     Settings,
     SourceSettings,
     UniformSource,
-    UnknownMixing,
 )
-from imavae.errors import require
+from imavae.errors import require, require_choice
 
 Source = Annotated[SourceSettings, BeforeValidator(chosen_from(SOURCES))]
 Mixing = Annotated[MixingSettings, BeforeValidator(chosen_from(MIXINGS))]
+Range = tuple[float, float]
+
+FROM_FILE: Any = None  # default of what run_config reads from the file
+SMALLEST_SPLIT = 64  # observations
 
 
 @dataclass(frozen=True)
 class Data(Settings):
-    """Observations, of a synthetic world (sources and the mixing of them) or in a file, and their split.
+    """Base of the kinds of data: observations and their split into training, validation and test."""
 
-    :func:`run_config` reads from the file what is left open (null) of columns, n_obs, dim and n_segments.
-    """
-
-    dim: int = 3  # number of sources and of latents; of observed dimensions, too, but for a file and for images
-    n_obs: int = 60_000  # observations, over all splits
-    seed: int = 1  # of the mixing, the sources and the split; all members share them, unless members.data.seed is set
-    train: float = 0.7  # share of the observations to train on
-    val: float = 0.2  # share that stops and selects; the rest is the test split
-    n_segments: int = 1  # above 1, each observation has an auxiliary u, its segment, with source parameters of its own
-    variances: tuple[float, float] = (
-        0.5,
-        3.0,
-    )  # of the segments' sources, over the source's own: uniform between these
-    path: str | None = None  # a file of a person's own observations (.npy, .csv, .parquet), for an unknown mixing
-    columns: tuple[str, ...] | None = None  # of the file, by name (0, 1, ... of an .npy); null: all
-    sources_path: str | None = None  # a file of their sources, as many rows and a column for each
-    segment_column: str | None = None  # of the file: any labels, the observations' segments
-    standardise: bool = True  # a file's columns, by mean and standard deviation of the training split
-    source: Source = field(default_factory=UniformSource)
-    mixing: Mixing = field(default_factory=MoebiusMixing)
+    dim: Annotated[int, Field(ge=2, description="number of sources and of latents")] = 3
+    n_obs: Annotated[int, Field(description="observations, over all splits")] = 60_000
+    seed: Annotated[
+        int,
+        Field(description="of data and split; all members share it, unless members.data.seed is set"),
+    ] = 1
+    train: Annotated[float, Field(gt=0, lt=1, description="share of the observations to train on")] = 0.7
+    val: Annotated[float, Field(gt=0, lt=1, description="share that stops and selects; the rest is the test split")] = (
+        0.2
+    )
+    n_segments: Annotated[
+        int, Field(ge=1, description="above 1, each observation has an auxiliary variable u, its segment")
+    ] = 1
 
     def __post_init__(self) -> None:
-        self._check_file()
-        require(self.dim >= 2, "data.dim >= 2", self.dim, "one source alone is not mixed with anything: say data.dim=3")
         require(
             self.train > 0 and self.val > 0 and self.train + self.val < 1,
             "data.train + data.val < 1, both above 0",
             f"train={self.train}, val={self.val}",
-            "what they leave is the test split: say data.train=0.7 data.val=0.2",
+            "the rest is the test split: set data.train=0.7 data.val=0.2",
         )
         require(
-            min(self.sizes) >= 64,
-            "each split has at least 64 observations",
+            min(self.sizes) >= SMALLEST_SPLIT,
+            f"each split has at least {SMALLEST_SPLIT} observations",
             f"train, val, test of {self.sizes}",
-            f"{'raise data.n_obs' if self.path is None else 'take a longer file'} or change data.train and data.val",
+            "use more observations (data.n_obs) or change data.train and data.val",
         )
-        require(
-            self.n_segments >= 1,
-            "data.n_segments >= 1",
-            self.n_segments,
-            "1 means no auxiliary variable: say data.n_segments=1",
-        )
-        low, high = self.variances
-        require(
-            0 < low <= high,
-            "0 < data.variances[0] <= data.variances[1]",
-            self.variances,
-            "they are a range: say data.variances=[0.5,3]",
-        )
-        self.mixing.check(self.dim, self.source)
-
-    def _check_file(self) -> None:
-        unknown = isinstance(self.mixing, UnknownMixing)
-        require(
-            (self.path is not None) == unknown,
-            "data.path is set exactly when the mixing is unknown",
-            f"path={self.path}, mixing={self.mixing.name}",
-            "say data=file data.path=FILE.parquet (or .csv, .npy)",
-        )
-        for key in ("columns", "sources_path", "segment_column"):
-            value = getattr(self, key)
-            require(value is None or unknown, f"data.{key} is set only with data.path", value, "say data=file")
-        require(
-            self.source.known or unknown,
-            "data.source is known where the mixing is",
-            "unknown",
-            "choose one, as in data/source=uniform",
-        )
-        require(
-            self.path is None or (self.segment_column is not None) == (self.n_segments > 1),
-            "data.n_segments > 1 exactly where data.segment_column names the labels",
-            f"n_segments={self.n_segments}, segment_column={self.segment_column}",
-            "leave data.n_segments at null, which counts them",
-        )
-        if self.columns is not None:
-            observed, rule = len(self.columns), "data.dim <= the number of data.columns"
-            require(
-                self.dim <= observed,
-                rule,
-                f"{self.dim} latents of {observed}",
-                "say data.dim=null for as many as columns",
-            )
 
     @property
     def observed(self) -> int:
         """Number of observed dimensions, at least that of latents."""
-        return self.mixing.observed(self.dim) if self.columns is None else len(self.columns)
+        return self.dim
 
     @property
-    def factors(self) -> tuple[Factor, ...]:
-        """What each source stands for."""
-        return self.mixing.factors_of(self.dim)
+    def source_factors(self) -> tuple[Factor, ...]:
+        """Name and type of each source."""
+        return tuple(Factor(f"source {number}") for number in range(1, self.dim + 1))
 
     @property
     def has_sources(self) -> bool:
-        """Whether the sources of each observation are there to be compared with."""
-        return self.path is None or self.sources_path is not None
+        """True if the sources of each observation are known."""
+        return True
+
+    @property
+    def support(self) -> Range | None:
+        """Interval that each source lives on; None where the sources' law is unknown."""
+        return None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the user's files."""
+        return ()
+
+    @property
+    def summary(self) -> str:
+        """Description in a few words, for reports."""
+        return f"{self.n_obs:,} observations"
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -135,25 +101,255 @@ class Data(Settings):
         return train, val, self.n_obs - train - val
 
 
+@dataclass(frozen=True)
+class DrawnData(Data):
+    """Base of the kinds of data whose sources are drawn."""
+
+    variances: Annotated[
+        Range,
+        Field(description="range of the segments' variances, over the source's; at most its own for a bounded source"),
+    ] = (0.5, 3.0)
+    source: Source = field(default_factory=UniformSource)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.variances
+        require(
+            0 < low <= high,
+            "0 < data.variances[0] <= data.variances[1]",
+            self.variances,
+            "give a range: set data.variances=[0.5,3]",
+        )
+
+    @property
+    def support(self) -> Range:
+        """Interval that each source lives on."""
+        return self.source.support
+
+
+@dataclass(frozen=True)
+class SyntheticData(DrawnData):
+    """Observations x = f(s) of drawn sources s and a mixing f, whose inverse and Jacobian are known."""
+
+    kind: Literal["synthetic"] = "synthetic"
+    mixing: Mixing = field(default_factory=MoebiusMixing)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mixing.check(self.dim, self.source)
+
+    @property
+    def summary(self) -> str:
+        """Description in a few words, for reports."""
+        return f"{super().summary} of {self.dim} {self.source.name} sources, mixed by {self.mixing.name}"
+
+
+@dataclass(frozen=True)
+class SpritesData(DrawnData):
+    """Images of one shape on black, drawn from its place, size, hue, ...: see :mod:`imavae.data.sprites`.
+
+    Each source gives one factor, mapped linearly from its support onto the factor's range. A factor that is left out
+    stays at the middle of its range, the angle at 0. The source of the factor ``shape`` takes as many values as there
+    are shapes: the middles of equal parts of its support.
+    """
+
+    kind: Literal["sprites"] = "sprites"
+    dim: Annotated[int, Field(ge=2, description="number of sources and of latents: one for each factor")] = 4
+    source: Source = field(default_factory=BetaSource)
+    factors: Annotated[
+        tuple[Literal["x", "y", "size", "hue", "angle", "shape"], ...],
+        Field(description="in the order of the sources; one left out stays at its middle"),
+    ] = ("x", "y", "size", "hue")
+    side: Annotated[int, Field(ge=16, description="of the image, in pixels")] = 64
+    shapes: Annotated[
+        tuple[Literal["square", "triangle", "circle"], ...],
+        Field(description="several only with the factor shape, which cuts its source's support into equal parts"),
+    ] = ("square",)
+    size: Annotated[Range, Field(description="half-width of the square of the same area, over the image's side")] = (
+        0.1,
+        0.2,
+    )
+    hue: Annotated[Range, Field(description="in turns of the colour wheel; a whole turn would end where it starts")] = (
+        0.0,
+        0.8,
+    )
+    angle: Annotated[Range, Field(description="in units of the turn that brings the shape back onto itself")] = (
+        0.0,
+        0.8,
+    )
+    transform: Annotated[
+        Literal["none", "affine", "projective"],
+        Field(description="random map of all factors but the shape, before they are drawn"),
+    ] = "none"
+    jitter: Annotated[
+        tuple[float, float, float],
+        Field(description="standard deviations of noise on each image's hue, saturation and value"),
+    ] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        factors, shapes, (smallest, largest) = self.factors, self.shapes, self.size
+        count = len(factors)
+        require(len(set(factors)) == count, "data.factors has no factor twice", factors, "drop the copy")
+        require(
+            self.dim == count,
+            "data.dim is the number of data.factors",
+            f"{self.dim} for {count}",
+            f"set data.dim={count}",
+        )
+        low, high = self.source.support
+        require(
+            math.isfinite(low) and math.isfinite(high),
+            "data.source lives on an interval for data=sprites",
+            f"{self.source.name} sources",
+            "use data/source=beta",
+        )
+        proper = len(set(shapes)) == len(shapes) >= 1 and (len(shapes) > 1) == ("shape" in factors)
+        remedy = "the factor shape chooses among two or three: list as many, or one without it"
+        require(proper, "data.shapes are as many as the factors need", f"{shapes} for {factors}", remedy)
+        require(
+            "angle" not in factors or "circle" not in shapes,
+            "data.shapes has no circle for the factor angle",
+            shapes,
+            "a circle has no angle: drop one of them",
+        )
+        require(
+            smallest * self.side >= 1 and smallest < largest <= 0.25,
+            "1/side <= data.size[0] < size[1] <= 0.25",
+            self.size,
+            "a sprite has a pixel or more, and room to move: set data.size=[0.1,0.2]",
+        )
+        for key in ("hue", "angle"):
+            low, high = getattr(self, key)
+            require(
+                low < high < low + 1,
+                f"data.{key} rises by less than 1",
+                (low, high),
+                f"a whole turn is seen twice: set data.{key}=[0,0.8]",
+            )
+        require(
+            min(self.jitter) >= 0,
+            "data.jitter >= 0",
+            self.jitter,
+            "give standard deviations: set data.jitter=[0,0,0]",
+        )
+        mixed = self.transform == "none" or len(set(factors) - {"shape"}) >= 2
+        require(mixed, "data.transform has two factors to mix, besides shape", factors, "set data.transform=none")
+
+    @property
+    def observed(self) -> int:
+        """Numbers in an image: red, green and blue of each pixel."""
+        return 3 * self.side**2
+
+    @property
+    def source_factors(self) -> tuple[Factor, ...]:
+        """Name and type of each source."""
+        return tuple(Factor(name, discrete=name == "shape") for name in self.factors)
+
+    @property
+    def summary(self) -> str:
+        """Description in a few words, for reports."""
+        return f"{self.n_obs:,} images of {self.dim} factors ({', '.join(self.factors)}), {self.source.name} sources"
+
+
+@dataclass(frozen=True)
+class FileData(Data):
+    """Observations in a user's file. :func:`with_file` reads dim, n_obs, n_segments and columns where they are null."""
+
+    kind: Literal["file"] = "file"
+    dim: Annotated[int, Field(ge=2, description="latents, at most as many as columns; null: as many")] = FROM_FILE
+    n_obs: Annotated[int, Field(description="number of the file's first rows to use; null: all")] = FROM_FILE
+    n_segments: Annotated[
+        int, Field(ge=1, description="number of labels in data.segment_column; null: counts them")
+    ] = FROM_FILE
+    path: Annotated[str, Field(description="your observations: .npy, .csv or .parquet")] = ""
+    columns: Annotated[tuple[str, ...], Field(description="of the file, by name (0, 1, ... of an .npy); null: all")] = (
+        FROM_FILE
+    )
+    sources_path: Annotated[
+        str | None,
+        Field(description="their sources, if you know them: as many rows, data.dim columns; null: unknown"),
+    ] = None
+    segment_column: Annotated[
+        str | None,
+        Field(description="column of labels of any type: the observations' segments, for a conditional prior"),
+    ] = None
+    standardise: Annotated[
+        bool, Field(description="scale the columns by mean and standard deviation of the training split")
+    ] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            (self.segment_column is not None) == (self.n_segments > 1),
+            "data.n_segments > 1 exactly where data.segment_column names the labels",
+            f"n_segments={self.n_segments}, segment_column={self.segment_column}",
+            "leave data.n_segments at null, which counts them",
+        )
+        require(
+            self.dim <= self.observed,
+            "data.dim <= the number of data.columns",
+            f"{self.dim} latents of {self.observed}",
+            "set data.dim=null for as many as columns",
+        )
+
+    @property
+    def observed(self) -> int:
+        """Number of columns."""
+        return len(self.columns)
+
+    @property
+    def has_sources(self) -> bool:
+        """True if the sources of each observation are known."""
+        return self.sources_path is not None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of the user's files."""
+        return (self.path,) if self.sources_path is None else (self.path, self.sources_path)
+
+    @property
+    def summary(self) -> str:
+        """Description in a few words, for reports."""
+        return f"{super().summary} of {', '.join(self.columns)} in {self.path}"
+
+
+KINDS = {kind.kind: kind for kind in (SyntheticData, SpritesData, FileData)}
+
+
+def _kind_of(data: Any) -> str:
+    """Return the tag of a mapping or of settings. Raises UserError for an unknown one."""
+    tag = data.get("kind", SyntheticData.kind) if isinstance(data, Mapping) else getattr(data, "kind", "synthetic")
+    require_choice(str(tag), KINDS, "data.kind")
+    return str(tag)
+
+
+AnyData = Annotated[
+    Annotated[SyntheticData, Tag("synthetic")]
+    | Annotated[SpritesData, Tag("sprites")]
+    | Annotated[FileData, Tag("file")],
+    Discriminator(_kind_of),
+]
+
+
 def with_file(mapping: dict[str, Any]) -> dict[str, Any]:
-    """The mapping with what it leaves open of a file's data read from that file, which is checked on the way.
+    """Return the mapping with the settings that are null for a file of observations read from that file.
 
     Raises:
         UserError: there is no such file, or it can't be used.
     """
     data = mapping.get("data")
-    if not isinstance(data, Mapping) or not isinstance(data.get("path"), str):
-        mixing = data.get("mixing") if isinstance(data, Mapping) else None
-        unknown = isinstance(mixing, Mapping) and mixing.get("name") == UnknownMixing.name
-        require(not unknown, "data.path is the path of a file", data and data.get("path"), "say data.path=FILE.parquet")
+    if not isinstance(data, Mapping) or data.get("kind") != FileData.kind:
         return mapping
+    path = data.get("path")
+    require(isinstance(path, str) and path != "", "data.path is the path of a file", path, "set data.path=FILE.parquet")
     from imavae.data.tables import resolved  # pyarrow: only where there is a file to read
 
     return {**mapping, "data": resolved({**data, "columns": column_names(data.get("columns"))})}
 
 
 def column_names(columns: Any) -> Any:
-    """A list of columns with whole numbers, which name those of an .npy, as text."""
+    """Return a list of columns with whole numbers, which name those of an .npy, as text."""
     if not isinstance(columns, (list, tuple)):
         return columns
     return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in columns]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from imavae.config.registry import Registry, Settings
 from imavae.errors import require
@@ -21,7 +21,6 @@ class SourceSettings(Settings):
     """Base of the sources' settings. An own one has ``build() -> imavae.data.sources.Source``."""
 
     name: str = ""
-    known: ClassVar[bool] = True  # whether their law is
 
     @property
     def support(self) -> tuple[float, float]:
@@ -123,20 +122,6 @@ class BetaSource(SourceSettings):
         return self.low, self.high
 
 
-@SOURCES.register
-@dataclass(frozen=True)
-class UnknownSource(SourceSettings):
-    """The sources of a file of observations: nobody knows their law, and no data can tell their scale."""
-
-    name: str = "unknown"
-    known: ClassVar[bool] = False
-
-    @property
-    def support(self) -> tuple[float, float]:
-        """A convention, for a bounded prior that is told nothing else."""
-        return -0.5, 0.5
-
-
 class Factor(NamedTuple):
     """What a source stands for."""
 
@@ -152,15 +137,6 @@ class MixingSettings(Settings):
     """
 
     name: str = ""
-    known: ClassVar[bool] = True  # whether its Jacobian and the observations' likelihood are
-
-    def observed(self, dim: int) -> int:
-        """Numbers in an observation that is made of ``dim`` sources."""
-        return dim
-
-    def factors_of(self, dim: int) -> tuple[Factor, ...]:
-        """What each source stands for."""
-        return tuple(Factor(f"source {number}") for number in range(1, dim + 1))
 
     def check(self, dim: int, source: SourceSettings) -> None:
         """Raise UserError where these settings don't go with the sources."""
@@ -295,96 +271,6 @@ class FlowMixing(MixingSettings):
         require(
             dim > 2 and dim % 2 == 0, rule, dim, "its layers need two halves of two dimensions or more: say data.dim=4"
         )
-
-
-@MIXINGS.register
-@dataclass(frozen=True)
-class SpritesMixing(MixingSettings):
-    """Images of one shape on black, drawn from its place, size, hue, ...: see :mod:`imavae.data.sprites`.
-
-    Each source stands for one factor, mapped linearly from its support onto the factor's range. A factor that is left
-    out stays at the middle of its range, the angle at 0. The source that stands for the shape takes as many values as
-    there are shapes: the middles of equal parts of its support.
-    """
-
-    name: str = "sprites"
-    known: ClassVar[bool] = False
-    factors: tuple[Literal["x", "y", "size", "hue", "angle", "shape"], ...] = ("x", "y", "size", "hue")
-    side: int = 64  # of the image, in pixels
-    shapes: tuple[Literal["square", "triangle", "circle"], ...] = ("square",)  # several only with the factor shape
-    size: tuple[float, float] = (0.1, 0.2)  # half the width of the square of the same area, over the image's side
-    hue: tuple[float, float] = (0.0, 0.8)  # in turns of the colour wheel; a whole one would end where it starts
-    angle: tuple[float, float] = (0.0, 0.8)  # in units of the turn that brings the shape back onto itself
-    transform: Literal["none", "affine", "projective"] = "none"  # a random map of the factors, before they are drawn
-    jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of each image's hue, saturation, value: std of the noise
-
-    def __post_init__(self) -> None:
-        factors, shapes, (smallest, largest) = self.factors, self.shapes, self.size
-        require(len(set(factors)) == len(factors), "data.mixing.factors has none twice", factors, "drop the copy")
-        proper = len(set(shapes)) == len(shapes) >= 1 and (len(shapes) > 1) == ("shape" in factors)
-        remedy = "the factor shape chooses among two or three: list as many, or one without it"
-        require(proper, "data.mixing.shapes are as many as the factors need", f"{shapes} for {factors}", remedy)
-        round_ = "angle" in factors and "circle" in shapes
-        require(
-            not round_,
-            "data.mixing.shapes has no circle for the factor angle",
-            shapes,
-            "a circle has no angle: drop one of them",
-        )
-        require(
-            self.side >= 16,
-            "data.mixing.side >= 16",
-            self.side,
-            "it is the image's side in pixels: say data.mixing.side=64",
-        )
-        fits = smallest * self.side >= 1 and smallest < largest <= 0.25
-        rule = "1/side <= data.mixing.size[0] < size[1] <= 0.25"
-        require(fits, rule, self.size, "a sprite has a pixel or more, and room to move: say data.mixing.size=[0.1,0.2]")
-        for key in ("hue", "angle"):
-            low, high = getattr(self, key)
-            once = low < high < low + 1
-            require(
-                once,
-                f"data.mixing.{key} rises by less than 1",
-                (low, high),
-                f"a whole turn is seen twice: say data.mixing.{key}=[0,0.8]",
-            )
-        require(
-            min(self.jitter) >= 0,
-            "data.mixing.jitter >= 0",
-            self.jitter,
-            "they are standard deviations: say data.mixing.jitter=[0,0,0]",
-        )
-        mixed = self.transform == "none" or len(set(factors) - {"shape"}) >= 2
-        require(mixed, "data.mixing.transform has two factors to mix, besides shape", factors, "say transform=none")
-
-    def observed(self, dim: int) -> int:
-        """Numbers in an image: red, green and blue of each pixel."""
-        return 3 * self.side**2
-
-    def factors_of(self, dim: int) -> tuple[Factor, ...]:
-        """What each source stands for."""
-        return tuple(Factor(name, discrete=name == "shape") for name in self.factors)
-
-    def check(self, dim: int, source: SourceSettings) -> None:
-        """Raise UserError where these settings don't go with the sources."""
-        rule, count = "data.dim is the number of data.mixing.factors", len(self.factors)
-        require(dim == count, rule, f"{dim} for {count}", f"say data.dim={count}")
-        bounded, remedy = math.isfinite(source.support[0]) and math.isfinite(source.support[1]), "say data/source=beta"
-        require(bounded, "data.source lives on an interval for data=sprites", f"{source.name} sources", remedy)
-
-
-@MIXINGS.register
-@dataclass(frozen=True)
-class UnknownMixing(MixingSettings):
-    """Whatever made the observations in a person's own file (``data.path``)."""
-
-    name: str = "unknown"
-    known: ClassVar[bool] = False
-
-    def check(self, dim: int, source: SourceSettings) -> None:
-        """Raise UserError where these settings don't go with the sources."""
-        require(not source.known, "data.source is unknown where the mixing is", source.name, "say data=file alone")
 
 
 def _interval(low: float, high: float) -> None:

@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from imavae.config.data import AnyData, SyntheticData, column_names, with_file
 from imavae.config.data import Data as Data
-from imavae.config.data import column_names, with_file
 from imavae.config.mapping import Settings, build, flatten, nest, to_mapping
 from imavae.config.registry import chosen_from, load_plugins
 from imavae.config.variants import (
@@ -32,7 +32,7 @@ from imavae.config.variants import (
 )
 from imavae.errors import require, require_choice
 
-VARIANT_NAMES = {f"{registry.setting}.name" for registry in (SOURCES, MIXINGS, PRIORS)}  # settings that choose one
+TAGS = {"data": "kind"} | {registry.setting: "name" for registry in (SOURCES, MIXINGS, PRIORS)}  # choose a variant
 Prior = Annotated[PriorSettings, BeforeValidator(chosen_from(PRIORS))]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
@@ -162,7 +162,7 @@ class RunConfig(Settings):
     output_dir: OutputDir = "outputs"
     resume: Annotated[bool, Field(description="continue the newest unfinished run, or the one called name")] = False
     plugins: Plugins = ()
-    data: Data = field(default_factory=Data)
+    data: AnyData = field(default_factory=SyntheticData)
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)
     members: Members = field(default_factory=Members)
@@ -172,12 +172,12 @@ class RunConfig(Settings):
         if self.name is not None:
             got = repr(self.name)
             require(is_folder_name(self.name), "name is a plain folder name", got, "use letters, digits, -, _ and .")
-        source, prior, (low, high) = self.data.source, self.model.prior, support(self)
-        covers = not source.known or (low <= source.support[0] and source.support[1] <= high)
+        prior, (low, high), inner = self.model.prior, support(self), self.data.support
+        covers = inner is None or (low <= inner[0] and inner[1] <= high)
         require(
             covers and (not prior.bounded or high - low < math.inf),
             "the prior's support covers the source's",
-            f"a {prior.name} prior on [{low:g}, {high:g}] for {source.name} sources on {list(source.support)}",
+            f"a {prior.name} prior on [{low:g}, {high:g}] for sources on {list(inner or ())}",
             "widen model.prior.low and .high, or choose model/prior=gaussian",
         )
         conditional = getattr(prior, "parameters", "fixed") == "conditional"
@@ -191,11 +191,11 @@ class RunConfig(Settings):
             image_side(self.data.observed)
         if self.model.decoder == "mixing":
             rule, remedy = "model.decoder=mixing needs a known mixing", "set model.decoder=learned"
-            require(self.data.mixing.known, rule, f"data.mixing.name={self.data.mixing.name}", remedy)
+            require(isinstance(self.data, SyntheticData), rule, f"data.kind={self.data.kind}", remedy)
             require(
-                (low, high) == source.support,
+                (low, high) == inner,
                 "model.decoder=mixing needs a prior on the source's support",
-                f"{[low, high]} for sources on {list(source.support)}",
+                f"{[low, high]} for sources on {list(inner or ())}",
                 "the mixing takes latents for sources: leave the prior's ends at null, or set model.decoder=learned",
             )
             require(
@@ -211,13 +211,19 @@ def is_folder_name(name: str) -> bool:
     return all(c.isalnum() or c in "-_." for c in name) and name[:1] not in ("", ".", "-")
 
 
+UNKNOWN_SUPPORT = (-0.5, 0.5)  # of a bounded prior for sources of unknown law
+
+
 def support(config: RunConfig) -> tuple[float, float]:
-    """The interval that the latents live on: a bounded prior's own, or else its source's; the whole line for others."""
-    prior, source = config.model.prior, config.data.source
+    """Return the interval that the latents live on: a bounded prior's own ends, or else the source's; the whole line
+    for an unbounded prior. Where the sources' law is unknown, an end that is not given is -0.5 or 0.5 by convention.
+    """
+    prior = config.model.prior
     if not prior.bounded:
         return -math.inf, math.inf
     low, high = getattr(prior, "low", None), getattr(prior, "high", None)
-    return source.support[0] if low is None else low, source.support[1] if high is None else high
+    lower, upper = config.data.support or UNKNOWN_SUPPORT
+    return lower if low is None else low, upper if high is None else high
 
 
 AGGREGATES = ("median", "mean", "min", "max")
@@ -522,6 +528,7 @@ def overridden(base: Mapping[str, Any], settings: Mapping[str, Any], node: str =
         if not isinstance(value, Mapping) or not isinstance(before, Mapping) or key == "search":
             both[name] = value
             continue
-        other = f"{key}.name" in VARIANT_NAMES and value.get("name", before.get("name")) != before.get("name")
-        both[name] = value if other else overridden(before, value, f"{key}.")
+        tag = TAGS.get(key, "")
+        chosen = before.get(tag, SyntheticData.kind if key == "data" else None)
+        both[name] = value if value.get(tag, chosen) != chosen else overridden(before, value, f"{key}.")
     return both

@@ -25,10 +25,7 @@ from imavae.config.data_variants import MixingSettings as MixingSettings
 from imavae.config.data_variants import MLPMixing as MLPMixing
 from imavae.config.data_variants import MoebiusMixing as MoebiusMixing
 from imavae.config.data_variants import SourceSettings as SourceSettings
-from imavae.config.data_variants import SpritesMixing as SpritesMixing
 from imavae.config.data_variants import UniformSource as UniformSource
-from imavae.config.data_variants import UnknownMixing as UnknownMixing
-from imavae.config.data_variants import UnknownSource as UnknownSource
 from imavae.config.registry import Registry as Registry
 from imavae.config.registry import Settings as Settings
 from imavae.config.registry import load_plugins as load_plugins

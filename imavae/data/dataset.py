@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from imavae.config.settings import Data
-from imavae.config.variants import SpritesMixing
+from imavae.config.data import Data, DrawnData, FileData, SpritesData, SyntheticData
 from imavae.data import mixing, sources, sprites
 from imavae.data import tables as files
 from imavae.data.cache import Cache, Progress
@@ -133,7 +132,7 @@ def make(
         UserError: a person's own source or mixing that gives no such numbers, segments that it can't have, or a file
             that can't be used or written.
     """
-    return _make(data, seeds, Place(dtype, device), cache or Cache(), files.stamp(data.path))
+    return _make(data, seeds, Place(dtype, device), cache or Cache(), tuple(map(files.stamp, data.files)))
 
 
 @functools.lru_cache(maxsize=1)  # a study's trials share their data
@@ -142,13 +141,15 @@ def _make(
     seeds: tuple[int, ...],
     place: Place,
     cache: Cache,
-    stamp: files.Stamp,  # noqa: ARG001  -- it tells a file that has changed since
+    stamps: tuple[files.Stamp, ...],  # noqa: ARG001  -- they tell a file that has changed since
 ) -> Dataset:
     dtype, device = place
-    if data.path is not None:
+    if isinstance(data, FileData):
         return _from_file(data, seeds, dtype, device)
-    if isinstance(data.mixing, SpritesMixing):
-        return _images(data, data.mixing, seeds, place, cache)
+    if isinstance(data, SpritesData):
+        return _images(data, seeds, place, cache)
+    if not isinstance(data, SyntheticData):
+        raise TypeError(f"no data of the kind {type(data).__name__}")
     empty = functools.partial(_empty, data, len(seeds), dtype=dtype, device=device)
     sizes = data.sizes
     splits = empty(sizes[0], known=False), empty(sizes[1], known=True), empty(sizes[2], known=True)
@@ -162,10 +163,8 @@ def _make(
     return Dataset(tuple(mixings), *splits)
 
 
-def _from_file(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Dataset:
+def _from_file(data: FileData, seeds: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Dataset:
     """The splits of a person's own observations."""
-    if data.path is None or data.columns is None:
-        raise ValueError("a file's data have a path and columns")
     x = torch.from_numpy(files.read(data.path, data.columns, data.n_obs))
     s, u = torch.empty(data.n_obs, 0), None
     if data.sources_path is not None:
@@ -188,15 +187,15 @@ def _from_file(data: Data, seeds: tuple[int, ...], dtype: torch.dtype, device: t
     return Dataset((), train, val, test, tuple(scalings))
 
 
-def _images(data: Data, settings: SpritesMixing, seeds: tuple[int, ...], place: Place, cache: Cache) -> Dataset:
+def _images(data: SpritesData, seeds: tuple[int, ...], place: Place, cache: Cache) -> Dataset:
     """The splits of images, in memory maps."""
     splits, maps = [_empty(data, len(seeds), n, False, *place) for n in data.sizes], []
     for number, seed in enumerate(seeds):
         drawn = _drawn(dataclasses.replace(data, seed=seed))
         order = torch.randperm(data.n_obs, generator=stream(seed, "split"))
-        s = sprites.settled(settings, data.source.support, drawn.sources)
-        scenes = sprites.scenes(settings, data.source.support, s[order], stream(seed, "mixing"))
-        maps.append(sprites.images(scenes, settings, cache.folder, _part(cache.progress, number, len(seeds))))
+        s = sprites.settled(data, drawn.sources)
+        scenes = sprites.scenes(data, s[order], stream(seed, "mixing"))
+        maps.append(sprites.images(scenes, data, cache.folder, _part(cache.progress, number, len(seeds))))
         for split, rows in zip(splits, torch.split(order, list(data.sizes)), strict=True):
             split.sources[number] = s[rows]
             if split.segments is not None and drawn.segments is not None:
@@ -218,9 +217,9 @@ def _part(progress: Progress | None, number: int, worlds: int) -> Progress | Non
     return lambda done, of: told(number * of + done, worlds * of)
 
 
-def _scaling(x: Float64[Tensor, "n o"], data: Data) -> Scaling:
+def _scaling(x: Float64[Tensor, "n o"], data: FileData) -> Scaling:
     mean, std = x.mean(0), x.std(0, correction=0)
-    constant = [name for name, zero in zip(data.columns or (), (std <= 0).tolist(), strict=True) if zero]
+    constant = [name for name, zero in zip(data.columns, (std <= 0).tolist(), strict=True) if zero]
     got = f"column {', '.join(constant)} of {data.path}"
     require(not constant, "columns to standardise vary in the training split", got, "leave it out of data.columns")
     return Scaling(mean, std)
@@ -234,7 +233,7 @@ class Drawn(NamedTuple):
     segments: Int[Tensor, " n"] | None
 
 
-def _drawn(data: Data) -> Drawn:
+def _drawn(data: DrawnData) -> Drawn:
     source, segments = sources.build(data.source), None
     if data.n_segments > 1:
         segments, factors = _segments(data)
@@ -244,7 +243,7 @@ def _drawn(data: Data) -> Drawn:
     return Drawn(source, s, segments)
 
 
-def world(data: Data) -> World:
+def world(data: SyntheticData) -> World:
     """The world of ``data.seed``. Raises as :func:`make` does."""
     source, s, segments = _drawn(data)
     f = mixing.build(data)
@@ -254,7 +253,7 @@ def world(data: Data) -> World:
     return World(f, source, s, x, segments)
 
 
-def _segments(data: Data) -> tuple[Int[Tensor, " n"], Float64[Tensor, "n d"]]:
+def _segments(data: DrawnData) -> tuple[Int[Tensor, " n"], Float64[Tensor, "n d"]]:
     """u, and the variance factors of each observation."""
     low, high = data.variances
     table = torch.rand(data.n_segments, data.dim, generator=stream(data.seed, "variances"), dtype=torch.float64)
@@ -262,7 +261,7 @@ def _segments(data: Data) -> tuple[Int[Tensor, " n"], Float64[Tensor, "n d"]]:
     return u, (low + (high - low) * table)[u]
 
 
-def _scaled(source: Source, factors: Float64[Tensor, "n d"], data: Data) -> Source:
+def _scaled(source: Source, factors: Float64[Tensor, "n d"], data: DrawnData) -> Source:
     if not isinstance(source, Scalable):
         raise UserError(
             f"`data.n_segments is 1 for a source without a method scaled` must hold, but got {data.n_segments}; "
@@ -272,7 +271,7 @@ def _scaled(source: Source, factors: Float64[Tensor, "n d"], data: Data) -> Sour
     return source.scaled(factors / data.variances[1] if bounded else factors)
 
 
-def _check(values: Tensor, key: str, data: Data) -> None:
+def _check(values: Tensor, key: str, data: DrawnData) -> None:
     """Raise UserError unless these are ``data.n_obs`` finite float64 vectors: a person's own code may give others."""
     shape = (data.n_obs, data.dim)
     proper = values.shape == shape and values.dtype == torch.float64 and bool(values.isfinite().all())
@@ -289,9 +288,9 @@ def _empty(data: Data, worlds: int, n: int, known: bool, dtype: torch.dtype, dev
     jacobian = (worlds, data.observed, data.dim, n)
     return Split(
         sources=empty(worlds, n, data.dim if data.has_sources else 0, dtype=dtype),
-        observations=empty(worlds, n, 0 if isinstance(data.mixing, SpritesMixing) else data.observed, dtype=dtype),
+        observations=empty(worlds, n, 0 if isinstance(data, SpritesData) else data.observed, dtype=dtype),
         segments=empty(worlds, n, dtype=torch.int64) if data.n_segments > 1 else None,
-        support=data.source.support if data.source.known else None,
+        support=data.support,
         truth=Truth(empty(worlds, n, dtype=torch.float64), empty(*jacobian, dtype=dtype)) if known else None,
     )
 

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from imavae.config.settings import Data
+from imavae.config.data import DrawnData, SyntheticData
 from imavae.config.variants import FlowMixing, LinearMixing, MixingSettings, MLPMixing, MoebiusMixing
 from imavae.data import matrices
 from imavae.data.flow import Flow, random_coupling
@@ -213,7 +213,7 @@ def linear_part(mixing: Mixing) -> Float64[Tensor, "d d"] | None:
     return None
 
 
-def build(data: Data) -> Mixing:
+def build(data: SyntheticData) -> Mixing:
     """The mixing that ``data`` names, with whatever it leaves open drawn from ``data.seed``.
 
     Raises:
@@ -223,13 +223,13 @@ def build(data: Data) -> Mixing:
 
 
 @functools.singledispatch
-def draw(settings: MixingSettings, data: Data, generator: torch.Generator) -> Mixing:
+def draw(settings: MixingSettings, data: SyntheticData, generator: torch.Generator) -> Mixing:
     """The mixing that some settings describe; own settings bring a method ``build(data, generator)`` along."""
     return cast(Mixing, build_own(settings, "data.mixing", Mixing, data, generator))
 
 
 @draw.register
-def _(settings: MoebiusMixing, data: Data, generator: torch.Generator) -> Mixing:
+def _(settings: MoebiusMixing, data: SyntheticData, generator: torch.Generator) -> Mixing:
     matrix = matrices.orthogonal(data.dim, generator)
     direction = torch.randn(data.dim, generator=generator, dtype=torch.float64)
     middle, half_diagonal = reach(data)
@@ -253,7 +253,7 @@ def _(settings: MoebiusMixing, data: Data, generator: torch.Generator) -> Mixing
 
 
 @draw.register
-def _(settings: MLPMixing, data: Data, generator: torch.Generator) -> Mixing:
+def _(settings: MLPMixing, data: SyntheticData, generator: torch.Generator) -> Mixing:
     match settings.weights:
         case "orthogonal":
             weight = functools.partial(matrices.orthogonal, data.dim, generator)
@@ -265,19 +265,19 @@ def _(settings: MLPMixing, data: Data, generator: torch.Generator) -> Mixing:
 
 
 @draw.register
-def _(settings: LinearMixing, data: Data, generator: torch.Generator) -> Mixing:
+def _(settings: LinearMixing, data: SyntheticData, generator: torch.Generator) -> Mixing:
     weight = matrices.orthogonal if settings.weights == "orthogonal" else matrices.general
     return Linear(weight(data.dim, generator), _origin(data))
 
 
 @draw.register
-def _(settings: FlowMixing, data: Data, generator: torch.Generator) -> Mixing:
+def _(settings: FlowMixing, data: SyntheticData, generator: torch.Generator) -> Mixing:
     swaps = [layer % 2 == 1 for layer in range(settings.n_layers)]
     layers = tuple(random_coupling(data.dim, settings.width, swapped, generator) for swapped in swaps)
     return Flow(layers, _origin(data))
 
 
-def reach(data: Data) -> tuple[float, float]:
+def reach(data: DrawnData) -> tuple[float, float]:
     """The middle of the box that holds the sources for all practical purposes, and its half-diagonal.
 
     Segments of larger variance widen the box of unbounded sources.
@@ -288,5 +288,5 @@ def reach(data: Data) -> tuple[float, float]:
     return middle, half_width * math.sqrt(data.dim)
 
 
-def _origin(data: Data) -> Float64[Tensor, " d"]:
+def _origin(data: SyntheticData) -> Float64[Tensor, " d"]:
     return torch.zeros(data.dim, dtype=torch.float64)

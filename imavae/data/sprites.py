@@ -25,7 +25,7 @@ from jaxtyping import Float32, Float64, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from imavae.config.variants import SpritesMixing
+from imavae.config.data import SpritesData
 from imavae.data import matrices
 from imavae.data.cache import cached
 
@@ -89,24 +89,24 @@ def _ratio(matrix: Tensor, slope: Tensor, t: Tensor) -> Tensor:
     return t @ matrix.T / (1 + t @ slope)[:, None]
 
 
-def settled(settings: SpritesMixing, support: tuple[float, float], s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+def settled(settings: SpritesData, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
     """The sources with that of the shape at one of as many values as there are shapes: the middles of equal parts of
     its support.
     """
     if "shape" not in settings.factors:
         return s
-    low, width = support[0], (support[1] - support[0]) / len(settings.shapes)
+    low, high = settings.source.support
+    width = (high - low) / len(settings.shapes)
     at = settings.factors.index("shape")
     s = s.clone()
     s[:, at] = low + width * (((s[:, at] - low) / width).floor().clamp(0, len(settings.shapes) - 1) + 0.5)
     return s
 
 
-def scenes(
-    settings: SpritesMixing, support: tuple[float, float], s: Float64[Tensor, "n d"], generator: torch.Generator
-) -> Scenes:
-    """What the sources on ``support`` stand for; the map of the factors and the jitter come from ``generator``."""
-    t = ((s - support[0]) / (support[1] - support[0])).clamp(0, 1)
+def scenes(settings: SpritesData, s: Float64[Tensor, "n d"], generator: torch.Generator) -> Scenes:
+    """What the sources stand for; the map of the factors and the jitter come from ``generator``."""
+    low, high = settings.source.support
+    t = ((s - low) / (high - low)).clamp(0, 1)
     smooth = [i for i, name in enumerate(settings.factors) if name != "shape"]
     if settings.transform != "none":
         t = t.clone()
@@ -135,7 +135,7 @@ def scenes(
     )
 
 
-def _margin(settings: SpritesMixing) -> float:
+def _margin(settings: SpritesData) -> float:
     """How near to the border a centre may come, in pixels; half a pixel is for the edge."""
     turned = "angle" in settings.factors
     reach = max(SHAPES[name].turned if turned else SHAPES[name].upright for name in settings.shapes)
@@ -153,7 +153,7 @@ def rgb(
     return colour
 
 
-def render(scenes: Scenes, settings: SpritesMixing) -> UInt8[ndarray, "n 3 side side"]:
+def render(scenes: Scenes, settings: SpritesData) -> UInt8[ndarray, "n 3 side side"]:
     """The images. Only a patch around each sprite is computed."""
     side = settings.side
     images = np.zeros((len(scenes.half), 3, side, side), np.uint8)
@@ -194,7 +194,7 @@ def _cover(
 
 
 def images(
-    scenes: Scenes, settings: SpritesMixing, folder: Path, progress: Callable[[int, int], None] | None = None
+    scenes: Scenes, settings: SpritesData, folder: Path, progress: Callable[[int, int], None] | None = None
 ) -> UInt8[ndarray, "n feature"]:
     """The images as rows of 3 x side x side bytes, in a read-only memory map of a file in ``folder``.
 
@@ -212,7 +212,7 @@ def images(
     return cached(folder / f"sprites-{_key(scenes, settings)}.npy", shape, chunk, progress)
 
 
-def _key(scenes: Scenes, settings: SpritesMixing) -> str:
+def _key(scenes: Scenes, settings: SpritesData) -> str:
     """A name for the pixels, from all that determines them: no two worlds share one, whatever they were drawn with."""
     digest = hashlib.sha256(repr((VERSION, settings.side, settings.shapes, _margin(settings))).encode())
     for array in scenes:

@@ -72,7 +72,7 @@ def evaluate(
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
     block, most = max(1, ACTIVATIONS // (max(sizes) * EVALUATED)), identifiability.AGREEMENT_POINTS
     worlds, parts, locations = ensemble.world_of(rows), [], []
-    discrete = [factor.discrete for factor in ensemble.config.data.factors]
+    discrete = [factor.discrete for factor in ensemble.config.data.source_factors]
     contrast = None if split.truth is None else ima.truth_contrast(split.truth.jacobian)
     for at in torch.split(torch.arange(len(flat), device=flat.device), block):
         world = worlds[at]

@@ -50,7 +50,7 @@ def posterior_shapes(
     assert inverse is not None  # noqa: S101
     latents = points.location.cpu()
     if ensemble.config.data.has_sources:
-        discrete = [factor.discrete for factor in ensemble.config.data.factors]
+        discrete = [factor.discrete for factor in ensemble.config.data.source_factors]
         tables = correlation(sources, points.location, discrete).abs().nan_to_num().cpu().numpy()
         order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
         latents = torch.take_along_dim(latents, order[:, :, None], dim=1)
@@ -100,7 +100,7 @@ def image_panels(
 
 def _matched_factors(ensemble: Ensemble, s: Float[Tensor, "d n"], location: Float[Tensor, "d n"]) -> list[str | None]:
     """Name of the factor matched with each latent, one to one."""
-    factors = ensemble.config.data.factors
+    factors = ensemble.config.data.source_factors
     table = correlation(s[None], location[None], [factor.discrete for factor in factors])[0].abs().cpu().numpy()
     names: list[str | None] = [None] * location.shape[0]
     for source, latent in zip(*linear_sum_assignment(table, maximize=True), strict=True):

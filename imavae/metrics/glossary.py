@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+from imavae.config.data import DrawnData, SpritesData, SyntheticData
 from imavae.config.settings import WORST_SCORE, RunConfig, support
-from imavae.config.variants import SpritesMixing, UniformPrior, UniformSource
+from imavae.config.variants import UniformPrior, UniformSource
 from imavae.errors import UserError, require_choice
 
 Stage = Literal["validation", "final", "probes"]  # while training; at the end; at the end, if they are asked for
@@ -163,7 +164,7 @@ class Absence(NamedTuple):
 
 
 def _images(config: RunConfig) -> bool:
-    return isinstance(config.data.mixing, SpritesMixing)
+    return isinstance(config.data, SpritesData)
 
 
 ABSENCES = (  # where several hold of a metric, the last one is told
@@ -171,14 +172,15 @@ ABSENCES = (  # where several hold of a metric, the last one is told
     Absence(
         ("mse_source",),
         "prior and source have different supports",
-        lambda config, *_: support(config) != config.data.source.support,
+        lambda config, *_: support(config) != config.data.support,
     ),
-    Absence(("mse_source",), "the sources' own scale is unknown", lambda config, *_: not config.data.source.known),
+    Absence(("mse_source",), "the sources' own scale is unknown", lambda config, *_: config.data.support is None),
     Absence(
         ("mcc_cdf",),
         "a CDF maps onto the sources only if they are uniform, and the prior is not",
         lambda config, *_: (
-            not isinstance(config.data.source, UniformSource) or isinstance(config.model.prior, UniformPrior)
+            not (isinstance(config.data, DrawnData) and isinstance(config.data.source, UniformSource))
+            or isinstance(config.model.prior, UniformPrior)
         ),
     ),
     Absence(("agreement",), "one seed has no other to agree with", lambda config, *_: len(config.members.seed) == 1),
@@ -195,7 +197,7 @@ ABSENCES = (  # where several hold of a metric, the last one is told
     Absence(
         TRUTH,
         "the mixing is unknown, and so are its likelihoods and Jacobians",
-        lambda config, *_: not config.data.mixing.known,
+        lambda config, *_: not isinstance(config.data, SyntheticData),
     ),
     Absence(
         TRUTH,

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from imavae.config.data import FileData
 from imavae.config.settings import RunConfig
 from imavae.data.dataset import Scaling
 from imavae.model import vae
@@ -44,6 +45,11 @@ class Model(nn.Module):
             scaling = Scaling(zeros, zeros + 1)
         self.column_mean = nn.Buffer(scaling.mean)
         self.column_std = nn.Buffer(scaling.std)
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the file's columns that the model was trained on; None if its data were no file."""
+        return self.config.data.columns if isinstance(self.config.data, FileData) else None
 
     @property
     def weights(self) -> dict[str, Tensor]:

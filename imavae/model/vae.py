@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import imavae.model.conv  # noqa: F401 - it registers its network
+from imavae.config.data import SyntheticData
 from imavae.config.settings import RunConfig, support
 from imavae.data import dataset
 from imavae.data.mixing import Mixing, moved
@@ -149,7 +150,7 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     prior = priors.build(model.prior, support(config))
     parameters, segments = getattr(model.prior, "parameters", "fixed"), config.data.n_segments
     conditional = (segments, inner[1], len(prior.start) * dim)
-    if model.decoder == "mixing":
+    if model.decoder == "mixing" and isinstance(config.data, SyntheticData):
         decoder: Network = TrueDecoder(moved(dataset.world(config.data).mixing, device))
     else:
         decoder = networks.build("decoder", dim, observed, inner, model)

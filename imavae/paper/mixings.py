@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from imavae.config.data import SyntheticData
 from imavae.paper import style as paper
 from imavae.paper.figure import Entry
 from imavae.paper.gamma import estimators, read
@@ -33,9 +34,11 @@ def with_linear_contrast(study: Study) -> Study:
     from imavae.data import mixing
     from imavae.metrics.ima import contrast as local_contrast
 
-    contrasts = {}
+    contrasts, data = {}, study.config.data
+    if not isinstance(data, SyntheticData):
+        raise TypeError(f"data of the kind {data.kind} have no mixing")
     for seed in study.members["data.seed"].unique():
-        matrix = mixing.linear_part(mixing.build(dataclasses.replace(study.config.data, seed=int(seed))))
+        matrix = mixing.linear_part(mixing.build(dataclasses.replace(data, seed=int(seed))))
         if matrix is not None:
             contrasts[seed] = float(local_contrast(matrix[None, ..., None]).values[0, 0])
     return dataclasses.replace(

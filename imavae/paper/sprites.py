@@ -19,7 +19,7 @@ from imavae.paper.studies import Study
 
 PUBLISHED = "sprites_gamma"
 QUANTITIES = (MCC, CONTRAST, NEG_ELBO)
-TRANSFORM = "data.mixing.transform"
+TRANSFORM = "data.transform"
 
 
 def gamma_rows(studies: Sequence[Study]) -> list[Row]:

@@ -149,14 +149,10 @@ def _searched(config: StudyConfig, ending: Ending) -> dict[str, str]:
 
 def _asked(config: RunConfig) -> dict[str, str]:
     data, model, training, members = config.data, config.model, config.training, config.members
-    if data.path is not None:
-        observed = f"{data.n_obs:,} observations of {', '.join(data.columns or ())} in {data.path}"
-    else:
-        observed = f"{data.n_obs:,} observations of {data.dim} {data.source.name} sources, mixed by {data.mixing.name}"
     seeds = _listed(members.seed)
     worlds = members.data.seed or (data.seed,)
     return {
-        "Data": f"{observed}; data.seed {_listed(worlds)}",
+        "Data": f"{data.summary}; data.seed {_listed(worlds)}",
         "Members": f"{members.count}; seeds {seeds}",
         "Model": f"{model.name}, {model.prior.name} prior, {model.posterior} posterior, {model.precision} precision",
         "Training": f"at most {training.max_epochs} epochs in batches of {training.batch_size}; a member stops after "

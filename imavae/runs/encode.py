@@ -20,8 +20,9 @@ from numpy.typing import ArrayLike, NDArray
 from pyarrow import csv, parquet
 from torch import Tensor
 
+from imavae.config.data import SpritesData
 from imavae.config.settings import EncodeConfig
-from imavae.config.variants import SpritesMixing, load_plugins
+from imavae.config.variants import load_plugins
 from imavae.data import tables as files
 from imavae.errors import require
 from imavae.model.export import Model
@@ -124,14 +125,14 @@ def encoded(model: Model, x: Float[Tensor, "o n"]) -> Float[Tensor, "r n"]:
 
 def _check_images(model: Model, x: Tensor, where: object) -> None:
     """Raise UserError for what can't be images, where the model takes images."""
-    if isinstance(model.config.data.mixing, SpritesMixing) and x.numel():
+    if isinstance(model.config.data, SpritesData) and x.numel():
         proper, remedy = bool(x.min() >= 0 and x.max() <= 1), "divide bytes by 255"
         require(proper, "images are numbers in [0, 1]", f"others in {where}", remedy)
 
 
 def _columns(model: Model, table: files.Table, asked: tuple[str, ...] | None) -> tuple[str, ...]:
     """The file's columns in the model's order. Raises UserError unless they are there, and as many."""
-    learned, observed = model.config.data.columns, model.config.data.observed
+    learned, observed = model.columns, model.config.data.observed
     if asked is None:
         asked = learned if learned is not None else tuple(table.numeric)
         missing = [name for name in asked if name not in table.numeric]

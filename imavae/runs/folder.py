@@ -422,7 +422,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _digests(config: RunConfig) -> dict[str, str]:
     digests = {}
-    for path in (Path(path) for path in (*config.plugins, config.data.path, config.data.sources_path) if path):
+    for path in (Path(path) for path in (*config.plugins, *config.data.files)):
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

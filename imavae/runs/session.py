@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from imavae.config.data import SpritesData
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import WORST_SCORE, Objective, RunConfig
-from imavae.config.variants import SpritesMixing
 from imavae.data import dataset
 from imavae.data.cache import Cache
 from imavae.data.cache import Progress as Rendering
@@ -41,7 +41,7 @@ def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache
 
 def render(config: RunConfig, rendering: Rendering | None) -> None:
     """Put the images of a point's worlds into the cache; ``rendering`` is called while some are rendered."""
-    if isinstance(config.data.mixing, SpritesMixing):
+    if isinstance(config.data, SpritesData):
         worlds = config.members.data.seed or (config.data.seed,)
         dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
 

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
+from imavae.config.data import SpritesData
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig, StudyConfig, base_of, run_config, with_values
-from imavae.config.variants import SpritesMixing
 from imavae.data.cache import Cache
 from imavae.metrics.glossary import Stage
 from imavae.model import vae
@@ -224,7 +224,7 @@ def _measure(points: list[RunConfig], seconds: float, on_gpu: bool) -> Times:
     """One ensemble's times, measured for so many seconds, or somewhat longer where one validation takes so long."""
     training = points[0].training
     torch.set_num_threads(training.threads)
-    images = isinstance(points[0].data.mixing, SpritesMixing)
+    images = isinstance(points[0].data, SpritesData)
     if images:  # some are enough, and a study renders all of them once, before its first trial
         few = min(points[0].data.n_obs, IMAGES)
         points = [dataclasses.replace(p, data=dataclasses.replace(p.data, n_obs=few)) for p in points]

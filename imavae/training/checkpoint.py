@@ -28,7 +28,7 @@ from imavae.model.export import Model
 C = TypeVar("C", bound=RunConfig)
 SEAL = Seal(
     magic=b"imavae checkpoint",
-    format=1,
+    format=2,
     noun="checkpoint",
     missing="look under outputs/ for one",
     damaged="use another one",
@@ -116,7 +116,7 @@ def rows_of(model: Model, data: Any) -> Tensor:
     Raises:
         UserError: a column is missing, or it has another shape.
     """
-    columns, observed = model.config.data.columns, model.config.data.observed
+    columns, observed = model.columns, model.config.data.observed
     if columns is not None and isinstance(data, pd.DataFrame) and data.columns.dtype != np.int64:
         missing = [name for name in columns if name not in data]
         require(
