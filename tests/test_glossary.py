@@ -1,49 +1,95 @@
-"""The glossary: what is better, where a metric can't be had, and which of them a study can pursue."""
+"""The glossary: directions, absent metrics with their reasons, objectives, and metrics of a user's own."""
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
 import pytest
+import torch
 
+from imavae.config.settings import RunConfig, run_config
 from imavae.errors import UserError
-from imavae.metrics.glossary import FINAL, GLOSSARY, PROBES, absent, check_metric
-from imavae.metrics.identifiability import AGREEMENT_POINTS
-from tests.helpers import UNIFORM, config
+from imavae.metrics import identifiability
+from imavae.metrics.glossary import METRICS, SOURCES, STAGES, Evaluation, absent, check_metric, metric, metrics_page
+from tests.helpers import UNIFORM, config, trained
+
+SETTINGS = [
+    run_config({}),
+    run_config({"members": {"seed": [1]}, "model": {"prior": {"name": "gaussian"}}}),
+    config({"source": {"name": "gaussian"}}, {"prior": {"name": "gaussian"}}),
+    config({"source": UNIFORM}, {"prior": {"name": "beta"}}),
+]
 
 
-def test_the_glossary_says_what_is_better_and_objectives_are_checked_against_it() -> None:
-    at = config({"source": UNIFORM}, {"prior": {"name": "beta"}})
+def test_every_metric_is_defined_and_objectives_are_checked_against_its_direction() -> None:
+    at = SETTINGS[3]
     reasons = absent(at, True, "validation")
-    for name, metric in GLOSSARY.items():
-        assert metric.definition, name
-        assert metric.equation, name
-        assert metric.direction in ("max", "min", "one", "none")
-        if metric.direction in ("max", "min") and name not in reasons:
-            check_metric(at, f"val/{name}", metric.direction)
+    assert set(reasons) == {metric.name for metric in METRICS if metric.stage != "validation"}
+    for entry in METRICS:
+        assert entry.definition, entry.name
+        assert entry.equation, entry.name
+        if entry.direction in ("max", "min") and entry.name not in reasons:
+            check_metric(at, f"val/{entry.name}", entry.direction)
             with pytest.raises(UserError, match=r"objective\.mode"):
-                check_metric(at, f"val/{name}", "max" if metric.direction == "min" else "min")
-    assert set(reasons) == {*FINAL, *PROBES}
+                check_metric(at, f"val/{entry.name}", "max" if entry.direction == "min" else "min")
     for bad in ("val/mc", "test/mcc", "mcc", "val/kl", "val/self_consistency"):
         with pytest.raises(UserError, match=r"objective\.metric"):
             check_metric(at, bad, "max")
 
 
-def test_the_bound_of_agreements_points_is_what_the_glossary_says() -> None:
-    assert f"on {AGREEMENT_POINTS:,} points at the most" in GLOSSARY["agreement"].definition
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "reason"),
-    [
-        ("agreement", "max", "one seed has no other"),
-        ("mcc_cdf", "max", "the prior is not"),
-        ("mse_source", "min", "different supports"),
-        ("amari", "min", "no validation does"),
-        ("conformal_contrast", "min", "no validation does"),
-        ("sap", "max", "training.probes=true"),
-        ("r2_nonlinear", "max", "training.probes=true"),
-    ],
-)
-def test_a_metric_that_no_validation_has_is_no_objective(name: str, mode: str, reason: str) -> None:
+@pytest.mark.parametrize("name", ["agreement", "mcc_cdf", "mse_source", "amari", "conformal_contrast", "sap"])
+def test_a_metric_that_no_validation_has_is_no_objective(name: str) -> None:
     at = config({"source": UNIFORM}, {"prior": {"name": "uniform", "low": -1.0, "high": 1.0}}, members={"seed": [1]})
-    with pytest.raises(UserError, match=f"`val/{name}` must be there to be an objective.*{reason}.*choose another"):
-        check_metric(at, f"val/{name}", mode)
+    reason = absent(at, True, "validation")[name]
+    with pytest.raises(UserError, match=re.escape(f"objective.metric=val/{name}") + f".*{re.escape(reason)}"):
+        check_metric(at, f"val/{name}", METRICS[name].direction)
+
+
+@pytest.mark.parametrize("at", SETTINGS, ids=str)
+def test_the_page_has_every_metric_and_every_reason(at: RunConfig) -> None:
+    page = metrics_page()
+    reasons = dict(re.findall(r"^(\d+)\. (.+)$", page, re.MULTILINE))
+    numbers = dict(re.findall(r"^\| `(\w+)` .*\| ([\d, ]*) \|$", page, re.MULTILINE))
+    assert list(numbers) == METRICS.names()
+    for stage in STAGES:
+        for truth in (True, False):
+            for name, reason in absent(at, truth, stage).items():
+                assert reason in [reasons[number] for number in numbers[name].split(", ")], name
+
+
+def test_bounds_of_points_are_what_the_definitions_say() -> None:
+    assert f"{identifiability.AGREEMENT_POINTS:,} points" in METRICS["agreement"].definition
+    assert f"{identifiability.PROBE_POINTS:,} points" in METRICS["r2_nonlinear"].definition
+
+
+@pytest.fixture
+def own_metric() -> Iterator[str]:
+    @metric("max", "max_k |corr(s_1, z_k)|", needs=[SOURCES], floor=0.0)
+    def first_source(at: Evaluation) -> torch.Tensor:
+        """Greatest correlation of the first source."""
+        return at.correlation(at.standardised_locations)[:, 0].abs().amax(1)
+
+    yield "first_source"
+    del METRICS._entries["first_source"]
+
+
+def test_a_metric_of_ones_own_is_logged_after_the_built_in_ones_and_can_be_an_objective(own_metric: str) -> None:
+    at = config({"n_obs": 1000}, {}, members={"seed": [1, 2]}, training={"max_epochs": 1, "validate_every": 1})
+    check_metric(at, f"val/{own_metric}", "max")
+    values = trained([at]).state.history[-1].values
+    assert list(values)[-1] == f"val/{own_metric}"
+    assert ((values[f"val/{own_metric}"] >= 0) & (values[f"val/{own_metric}"] <= 1)).all()
+    with pytest.raises(UserError, match=own_metric):
+        metric("max", "0")(METRICS[own_metric].compute)
+
+
+def test_checking_an_objective_imports_no_torch() -> None:
+    code = (
+        "import sys; from imavae.config.settings import run_config; from imavae.metrics.glossary import check_metric\n"
+        "check_metric(run_config({}), 'val/mcc', 'max'); print({'torch', 'scipy', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

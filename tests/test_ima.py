@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imavae.metrics import ima
-from imavae.metrics.ima import ColumnNorms, contrast, inverse_variance, truth_contrast
+from imavae.metrics.ima import ColumnNorms, contrast, inverse_variance, pointwise_contrast
 from tests.helpers import normal, per_point
 
 SHAPES = [(2, 2), (3, 3), (5, 5), (5, 3)]
@@ -160,7 +160,7 @@ def moebius(dim: int, n: int) -> Tensor:
 def test_a_moebius_map_has_no_contrast_of_either_kind_and_scaling_a_latent_gives_it_one(dim: int) -> None:
     jacobian = moebius(dim, 50)
     assert float(conformal_contrast(jacobian)) == pytest.approx(0, abs=1e-13)
-    assert float(truth_contrast(jacobian[0]).max()) == pytest.approx(0, abs=1e-13)
+    assert float(pointwise_contrast(jacobian[0]).max()) == pytest.approx(0, abs=1e-13)
     scales = torch.arange(1.0, dim + 1, dtype=torch.float64)  # its columns stay orthogonal
     expected = 0.5 * dim * scales.square().mean().log() - scales.log().sum()
     assert float(conformal_contrast(jacobian * scales[:, None])) == pytest.approx(float(expected), rel=1e-12)
@@ -237,13 +237,13 @@ def test_points_without_full_rank_do_not_count_for_amari_and_conformal_contrast(
     assert conformal_contrast(torch.full_like(decoder, torch.nan)).isnan().all()
 
 
-def test_truth_contrast_keeps_its_points() -> None:
+def test_the_pointwise_contrast_keeps_its_points() -> None:
     jacobian = normal(4, 3, 3, 20)
-    values = truth_contrast(jacobian)
+    values = pointwise_contrast(jacobian)
     torch.testing.assert_close(values, obvious(jacobian), rtol=1e-9, atol=1e-9)
-    assert torch.equal(truth_contrast(jacobian[1]), values[1:2])
+    assert torch.equal(pointwise_contrast(jacobian[1]), values[1:2])
     jacobian[2, :, 0, 5] = 0
-    assert truth_contrast(jacobian).isnan().nonzero().tolist() == [[2, 5]]
+    assert pointwise_contrast(jacobian).isnan().nonzero().tolist() == [[2, 5]]
 
 
 def test_column_norms_of_known_columns() -> None:

@@ -15,7 +15,6 @@ import yaml
 
 from imavae.cli.reference import pages
 from imavae.cli.reference.comments import meanings
-from imavae.cli.reference.metrics_page import ARROWS, SOURCES
 from imavae.cli.reference.rules import Rule, rules
 from imavae.cli.reference.search_page import EXAMPLE, LEAF
 from imavae.cli.reference.settings import DEFAULTS, REGISTRIES, Setting, Tree, settings_at, settings_of
@@ -27,15 +26,12 @@ from imavae.config.settings import (
     ReproduceConfig,
     RunConfig,
     StudyConfig,
-    run_config,
     study_config,
 )
 from imavae.errors import UserError
-from imavae.metrics.glossary import ABSENCES, GLOSSARY, absent
 from imavae.search.conditions import TESTS
 from imavae.search.space import FIELDS
 from imavae.search.study import check
-from tests.helpers import UNIFORM, config
 
 ROOT = Path(__file__).parent.parent
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("docs/config.md", "docs/metrics.md")}
@@ -178,7 +174,7 @@ def test_a_rule_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
     [
         ("data.dim >= 2", "data.dim", True),
         ("data.dimension >= 2", "data.dim", False),
-        ("data.dim is the number of data.factors", "data.factors", False),
+        ("data.dim is the number of data.mixing.factors", "data.mixing.factors", False),
         ("data.train + data.val < 1", "data.val", True),
         ("model.encoder.n_layers >= 1", "model.encoder", False),
         ("name is a plain folder name", "name", True),
@@ -218,41 +214,6 @@ def test_choices_are_of_any_plain_type(values: list[Any]) -> None:
     key = {bool: ("training", "probes"), float: ("model", "slope"), str: ("model", "name")}[type(values[0])]
     search = {key[0]: {key[1]: {"type": "choice", "values": values}}}
     assert check(study_config({"search": search, "sampler": {"name": "grid"}}))[0][0].values == tuple(values)
-
-
-def test_the_tables_of_metrics_are_the_glossary() -> None:
-    what = rows("docs/metrics.md", "## What each is")
-    equations = rows("docs/metrics.md", "## Equations and sources")
-    assert [row[:4] for row in what] == [
-        [f"`{name}`", metric.definition, ARROWS[metric.direction], metric.unit] for name, metric in GLOSSARY.items()
-    ]
-    assert equations == [[f"`{name}`", metric.equation, metric.source] for name, metric in GLOSSARY.items()]
-
-
-def test_every_source_is_told() -> None:
-    for metric in GLOSSARY.values():
-        assert metric.source in ("here", "change of variables") or any(name in metric.source for name in SOURCES)
-    assert [name for name in SOURCES if not any(name in metric.source for metric in GLOSSARY.values())] == []
-
-
-SETTINGS = [
-    run_config({}),
-    run_config({"members": {"seed": [1]}, "model": {"prior": {"name": "gaussian"}}}),
-    config({"source": {"name": "gaussian"}}, {"prior": {"name": "gaussian"}}),
-    config({"source": UNIFORM}, {"prior": {"name": "beta"}}),
-    run_config({"data": {"kind": "sprites"}, "model": {"name": "conv"}}),
-]
-
-
-@pytest.mark.parametrize("at", SETTINGS, ids=str)
-def test_a_metric_is_absent_for_a_reason_that_stands_beside_it(at: RunConfig) -> None:
-    numbers = {row[0].strip("`"): row[4].split(", ") for row in rows("docs/metrics.md", "## What each is")}
-    reasons = dict(re.findall(r"^(\d+)\. (.+)$", PAGES["docs/metrics.md"], re.MULTILINE))
-    assert len(reasons) == len(ABSENCES)
-    for stage in ("validation", "final", "probes"):
-        for truth in (True, False):
-            for name, reason in absent(at, truth, stage).items():
-                assert reason in [reasons[number] for number in numbers[name]], name
 
 
 def test_tables_can_be_read() -> None:

@@ -17,7 +17,7 @@ import reproduce
 from _launch import composed, searches
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import StudyConfig, study_of
-from imavae.metrics.glossary import GLOSSARY
+from imavae.metrics.glossary import METRICS
 from imavae.paper import command
 from imavae.paper.figure import Entry
 from imavae.paper.figures import FIGURES
@@ -57,7 +57,7 @@ def members_of(config: StudyConfig) -> pd.DataFrame:
                 row |= {
                     f"{split}/{metric} at {state}": float(rng.uniform(0.2, 0.9))
                     for split in ("val", "test")
-                    for metric in GLOSSARY
+                    for metric in METRICS.names()
                     for state in STATES
                 }
                 row |= {STATES[0]: row[f"val/neg_elbo at {STATES[0]}"], STATES[1]: row[f"val/mcc at {STATES[1]}"]}
@@ -67,7 +67,7 @@ def members_of(config: StudyConfig) -> pd.DataFrame:
 
 def history_of(members: pd.DataFrame) -> pd.DataFrame:
     curves = [members.assign(epoch=epoch) for epoch in (5, 10)]
-    columns = {f"val/{name} at {STATES[0]}": f"val/{name}" for name in GLOSSARY}
+    columns = {f"val/{name} at {STATES[0]}": f"val/{name}" for name in METRICS.names()}
     return pd.concat(curves)[["trial", "seed", "epoch", *columns]].rename(columns=columns)
 
 

@@ -1,39 +1,18 @@
-"""Every metric as a pure function on NumPy arrays or tensors whose rows are observations: ``imavae.metrics.mcc(s, z)``.
+"""Metrics as pure functions of NumPy arrays or tensors whose rows are observations: ``imavae.metrics.mcc(s, z)``.
 
-The same functions, vectorised over the members of an ensemble, are in the modules beside; evaluate.py takes all of them
-over a split. glossary.py has every logged name. What a model alone knows (``neg_elbo``, ``kl``, ``log_px_z``,
-``prior_variance``, ``gamma``) is no function of arrays; ``mcc_mean``, ``mcc_cdf`` and ``cima_truth`` are :func:`mcc`
+definitions.py has every metric that is logged. Some of them need a model (``neg_elbo``, ``kl``, ``log_px_z``,
+``prior_variance``, ``gamma``) and are not offered here; ``mcc_mean``, ``mcc_cdf`` and ``cima_truth`` are :func:`mcc`
 and :func:`cima` of other arrays.
 """
+
+# ruff: noqa: F403, F405  -- the names are listed once, below
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imavae.metrics.arrays import (
-        active_units,
-        agreement,
-        amari,
-        cima,
-        cima_batch,
-        cima_pointwise,
-        column_norms,
-        conformal_contrast,
-        dci,
-        likelihoods,
-        mcc,
-        mcc_batch,
-        mcc_spearman,
-        mig,
-        mse,
-        r2_linear,
-        r2_nonlinear,
-        rank_deficient,
-        sap,
-        self_consistency,
-        self_consistency_batch,
-    )
+    from imavae.metrics.arrays import *
 
 __all__ = [
     "active_units",
@@ -61,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when a metric is asked for: the glossary needs none."""
+    """Import torch only when a metric is first used."""
     if name in __all__:
         from imavae.metrics import arrays
 

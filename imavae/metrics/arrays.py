@@ -1,133 +1,93 @@
-"""The metrics as pure functions on arrays, as ``imavae.metrics`` offers them; a row is an observation.
+"""Metrics as pure functions of arrays, offered as ``imavae.metrics.mcc`` and so on; a row is an observation.
 
 Sources ``s`` are (n, d), latents ``z`` (n, e) with e ≥ d, Jacobians (n, o, d): entry [i, j, k] is ∂x_j/∂z_k at point i.
-Each is a NumPy array, a pandas frame, nested lists or a torch tensor, which is taken as a constant from whatever
-device. Nothing is computed here: these are the functions by which ensembles are evaluated, of an ensemble of one.
-Results are Python numbers, or NumPy arrays where there is one a point or a member.
+Each may be a NumPy array, a pandas frame, nested lists or a torch tensor on any device. Results are Python numbers, or
+NumPy arrays where there is one value per point or model.
 
-The source of a metric (its paper) is named where it is computed: identifiability.py, disentanglement.py, ima.py,
-likelihood.py; the glossary has each metric's equation.
+Every function raises :class:`imavae.errors.UserError` for arrays of wrong shapes or values. It brings its arguments
+into the layout of an ensemble of one, (member, d, n), and calls the function by which ensembles are evaluated.
+docs/metrics.md has the equation of each metric.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from imavae.errors import require
 from imavae.metrics import disentanglement, identifiability, ima
-from imavae.metrics import likelihood as exact
-from imavae.metrics.checked import (
-    Values,
-    check_as_many,
-    check_batch,
-    each_of,
-    jacobian_of,
-    kinds_of,
-    members_of,
-    points_of,
-    posterior_of,
-    read,
-    rows_of,
-    shape_of,
-)
 from imavae.metrics.disentanglement import DCI as DCI
+
+Values = ArrayLike | Tensor | Sequence[Any] | float  # the last two for run-time checks: ArrayLike has complex alone
 
 
 def mcc(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
-    """Mean absolute Pearson correlation of sources and latents, matched one to one so that it is greatest.
+    """Mean absolute Pearson correlation of sources and latents under the best one-to-one matching.
 
     Args:
         s: sources (n, d), finite.
-        z: latents (n, e), e ≥ d. One that is constant or not finite correlates with nothing.
-        discrete: for each source, whether its values are names (d,); the correlation ratio counts then. None is.
+        z: latents (n, e), e ≥ d. A constant latent, or one that is not finite, has correlation 0.
+        discrete: for each source, whether its values are labels (d,); it is then compared by the correlation ratio.
 
     Returns:
-        A number in [0, 1]; near 0 by chance.
-
-    Raises:
-        UserError: arrays of other shapes, or sources that are not finite.
+        A number in [0, 1]; chance is near 0.
     """
-    return float(identifiability.mcc(*members_of(s, z), kinds_of(s, discrete)))
+    return float(identifiability.mcc(*_pair(s, z), _kinds(s, discrete)))
 
 
 def mcc_spearman(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
-    """:func:`mcc` of ranks: blind to monotone distortions of each latent.
-
-    Arguments (s: (n, d), z: (n, e), discrete: (d,)), result and errors are those of :func:`mcc`.
-
-    Raises:
-        UserError: as :func:`mcc` does.
-    """
-    return float(identifiability.mcc_spearman(*members_of(s, z), kinds_of(s, discrete)))
+    """:func:`mcc` of ranks, invariant to monotone maps of each latent; same arguments, range and chance level."""
+    return float(identifiability.mcc_spearman(*_pair(s, z), _kinds(s, discrete)))
 
 
 def mcc_batch(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
-    """The published estimator, for comparison only: the average of :func:`mcc` over batches of 64 rows; what is left
-    over is dropped. Chance is well above 0: 0.15 for three sources.
-
-    Arguments (s: (n, d), z: (n, e), discrete: (d,)) and result are those of :func:`mcc`.
-
-    Raises:
-        UserError: as :func:`mcc` does, or fewer than 64 rows.
+    """:func:`mcc` averaged over whole batches of 64 rows: the published estimator (Reizinger et al., NeurIPS 2022), for
+    comparison only. Same arguments and range; chance is well above 0: 0.15 for three sources.
     """
-    known, found = members_of(s, z)
-    check_batch(found)
-    return float(identifiability.mcc_batch(known, found, ima.BATCH, kinds_of(s, discrete)))
+    sources, latents = _pair(s, z)
+    _require_batch(latents)
+    return float(identifiability.mcc_batch(sources, latents, _kinds(s, discrete)))
 
 
 def r2_linear(s: Values, z: Values) -> float:
-    """R² of the best linear map from all latents to each source, fitted on the first half of the rows and scored on the
-    second, at least 0; the mean over sources.
+    """R² of the best linear map from all latents to each source, averaged over sources; fitted on the first half of the
+    rows and scored on the second.
 
     Args:
         s: sources (n, d), finite.
         z: latents (n, e), e ≥ d.
 
     Returns:
-        A number in [0, 1].
-
-    Raises:
-        UserError: arrays of other shapes, or sources that are not finite.
+        A number in [0, 1]; chance is near 0.
     """
-    return float(identifiability.r2_linear(*members_of(s, z)))
+    return float(identifiability.r2_linear(*_pair(s, z)))
 
 
 def r2_nonlinear(s: Values, z: Values) -> float:
-    """:func:`r2_linear` with a nonlinear map, kernel ridge regression: fitted on 2,000 rows at most, scored on as many.
-
-    Arguments (s: (n, d), z: (n, e)) and result are those of :func:`r2_linear`.
-
-    Raises:
-        UserError: as :func:`r2_linear` does.
+    """:func:`r2_linear` with a nonlinear map (kernel ridge regression), fitted on at most 2,000 rows and scored on as
+    many; same arguments, range and chance level.
     """
-    return float(identifiability.r2_nonlinear(*members_of(s, z)))
+    return float(identifiability.r2_nonlinear(*_pair(s, z)))
 
 
 def agreement(z: Sequence[Values] | Values) -> NDArray[np.float64]:
-    """How far models agree on their latents, which needs no sources: of each model, the median over the others of the
-    :func:`mcc` between their latents.
+    """Agreement of models on their latents, without sources: for each model, the median :func:`mcc` between its latents
+    and those of the others (after Duan et al., ICLR 2020).
 
     Args:
-        z: the latents (n, d) of each of several models, of the same observations; or one array (model, n, d).
+        z: latents (n, d) of each model for the same observations; or one array (model, n, d).
 
     Returns:
-        (model,), each in [0, 1].
-
-    Raises:
-        UserError: fewer than two models, or latents of other shapes.
+        (model,), each in [0, 1]; chance is near 0.
     """
-    models = [points_of("z", one) for one in z]  # type: ignore[union-attr]  # an array is a sequence of its rows
-    require(
-        len(models) >= 2,
-        "z has the latents of two models at least",
-        len(models),
-        "give two: one has no other",
-    )
+    models = [_points("z", one) for one in z]  # type: ignore[union-attr]  # an array is a sequence of its rows
+    require(len(models) >= 2, "z has the latents of at least two models", len(models), "give two or more")
     shapes = [tuple(one.shape) for one in models]
     require(len(set(shapes)) == 1, "the latents of all models have one shape", shapes, "give latents of the same rows")
     stacked = torch.stack([one.to(models[0].dtype).T for one in models])
@@ -135,128 +95,88 @@ def agreement(z: Sequence[Values] | Values) -> NDArray[np.float64]:
 
 
 def active_units(z: Values, prior_variance: Values = 1.0) -> int:
-    """How many latents are in use: those that vary over observations by more than 1 % of the prior's variance.
+    """Number of latents whose variance over observations exceeds 1 % of the prior's (Burda et al., ICLR 2016).
 
     Args:
-        z: latents (n, d), as the posterior's location.
-        prior_variance: of a latent under the prior, a number or (d,).
-
-    Raises:
-        UserError: arrays of other shapes.
+        z: latents (n, d): the posterior's location.
+        prior_variance: of each latent under the prior, a number or (d,).
     """
-    found = points_of("z", z)
-    return int(identifiability.active_units(found.T[None], each_of("prior_variance", prior_variance, found)[:, :, 0]))
+    points = _points("z", z)
+    return int(
+        identifiability.active_units(points.T[None], _expanded("prior_variance", prior_variance, points)[..., 0])
+    )
 
 
 def dci(s: Values, z: Values, discrete: Sequence[bool] = ()) -> DCI:
-    """Disentanglement, completeness and informativeness, by random forests that predict each source from all latents.
-
-    Arguments (s: (n, d), z: (n, e), discrete: (d,)) are those of :func:`mcc`. A source that never changes is left out.
+    """Disentanglement, completeness and informativeness (Eastwood and Williams, ICLR 2018), from random forests that
+    predict each source from all latents. Arguments as for :func:`mcc`; a source that never changes is left out.
 
     Returns:
-        ``disentanglement`` (each latent codes one source at the most), ``completeness`` (each source lies in one
-        latent) and ``informativeness`` (sources can be predicted), each in [0, 1]; NaN where no source changes.
-
-    Raises:
-        UserError: as :func:`mcc` does.
+        ``disentanglement`` (each latent codes at most one source), ``completeness`` (one latent codes each source) and
+        ``informativeness`` (latents predict the sources), each in [0, 1] with chance near 0; NaN if no source changes.
     """
-    return disentanglement.dci(*rows_of(s, z), kinds_of(s, discrete))
+    return disentanglement.dci(*_rows(s, z), _kinds(s, discrete))
 
 
 def sap(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
-    """Separated attribute predictability: how far the latent that predicts a source best is ahead of the second best,
-    linearly; the mean over sources.
-
-    Arguments (s: (n, d), z: (n, e), discrete: (d,)) and result are those of :func:`mcc`; NaN where no source changes.
-
-    Raises:
-        UserError: as :func:`mcc` does.
+    """Separated attribute predictability (Kumar et al., ICLR 2018): score of the latent that linearly predicts a source
+    best minus that of the second best, averaged over sources. Arguments, range and chance level as for :func:`mcc`;
+    NaN if no source changes.
     """
-    return disentanglement.sap(*rows_of(s, z), kinds_of(s, discrete))
+    return disentanglement.sap(*_rows(s, z), _kinds(s, discrete))
 
 
 def mig(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
-    """Mutual information gap: that of a source with its best latent minus that with the second best, over the source's
-    entropy, from histograms; the mean over sources.
-
-    Arguments (s: (n, d), z: (n, e), discrete: (d,)) and result are those of :func:`mcc`; NaN where no source changes.
-
-    Raises:
-        UserError: as :func:`mcc` does.
+    """Mutual information gap (Chen et al., NeurIPS 2018): mutual information of a source with its best latent minus
+    that with the second best, over the source's entropy, from histograms; averaged over sources. Arguments, range and
+    chance level as for :func:`mcc`; NaN if no source changes.
     """
-    return disentanglement.mig(*rows_of(s, z), kinds_of(s, discrete))
+    return disentanglement.mig(*_rows(s, z), _kinds(s, discrete))
 
 
 def cima(jacobian: Values) -> float:
-    """The local IMA contrast Σ_k log‖J_:k‖ − ½ log det(JᵀJ), averaged over the points of full rank: 0 iff the columns
-    are orthogonal there.
+    """Local IMA contrast Σ_k log‖J_:k‖ − ½ log det(JᵀJ), averaged over the points of full rank (Gresele et al., NeurIPS
+    2021): 0 iff the columns are orthogonal.
 
     Args:
-        jacobian: (n, o, d), o ≥ d; that of a decoder at latents or of a mixing at sources.
+        jacobian: (n, o, d), o ≥ d; of a decoder at latents or of a mixing at sources.
 
     Returns:
-        Nats, at least 0; NaN where no point has full rank.
-
-    Raises:
-        UserError: an array of another shape.
+        Nats, at least 0; NaN if no point has full rank.
     """
-    at = ima.contrast(jacobian_of("jacobian", jacobian))
+    at = ima.contrast(_jacobian("jacobian", jacobian))
     return float(ima.mean_where(at.values, at.full))
 
 
 def cima_pointwise(jacobian: Values) -> NDArray[np.float64]:
-    """The local IMA contrast at each point, in nats.
-
-    Args:
-        jacobian: (n, o, d), o ≥ d.
-
-    Returns:
-        (n,); NaN where the Jacobian lacks full rank.
-
-    Raises:
-        UserError: an array of another shape.
-    """
-    return ima.truth_contrast(jacobian_of("jacobian", jacobian))[0].numpy()
+    """:func:`cima` at each point, (n,); NaN where the ``jacobian`` (n, o, d) lacks full rank."""
+    return ima.pointwise_contrast(_jacobian("jacobian", jacobian))[0].numpy()
 
 
 def cima_batch(jacobian: Values) -> float:
-    """The published estimator, for comparison only: the contrast of the mean Jacobian of each 64 points, averaged; what
-    is left over is dropped. It lies below :func:`cima`.
-
-    The argument (jacobian: (n, o, d)) and the result are those of :func:`cima`.
-
-    Raises:
-        UserError: as :func:`cima` does, or fewer than 64 points.
+    """:func:`cima` of the mean ``jacobian`` (n, o, d) of 64 points, averaged over whole batches: the published
+    estimator (Reizinger et al., NeurIPS 2022), for comparison only. It lies below :func:`cima`.
     """
-    points = jacobian_of("jacobian", jacobian)
-    check_batch(points)
+    points = _jacobian("jacobian", jacobian)
+    _require_batch(points)
     at = ima.contrast(ima.batch_mean(points))
     return float(ima.mean_where(at.values, at.full))
 
 
 def rank_deficient(jacobian: Values) -> float:
-    """The share of points that :func:`cima` leaves out: their Jacobian lacks full rank; ``jacobian`` is (n, o, d).
-
-    Raises:
-        UserError: as :func:`cima` does.
-    """
-    return 1 - float(ima.contrast(jacobian_of("jacobian", jacobian)).full.double().mean())
+    """Share of the points that :func:`cima` leaves out because their ``jacobian`` (n, o, d) lacks full rank."""
+    return 1 - float(ima.contrast(_jacobian("jacobian", jacobian)).full.double().mean())
 
 
 def conformal_contrast(jacobian: Values) -> float:
-    """(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ), averaged over the points of full rank: 0 iff J is conformal; at least
-    :func:`cima`.
-
-    The argument (jacobian: (n, o, d)) and the result are those of :func:`cima`.
-
-    Raises:
-        UserError: as :func:`cima` does.
+    """(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ) of a ``jacobian`` (n, o, d), averaged over the points of full rank: 0 iff J
+    is conformal; at least :func:`cima`. In nats; NaN if no point has full rank.
     """
-    return float(ima.conformal_contrast(ima.contrast(jacobian_of("jacobian", jacobian))))
+    return float(ima.conformal_contrast(ima.contrast(_jacobian("jacobian", jacobian))))
 
 
 class ColumnNorms(NamedTuple):
-    """Of the norms ‖J_:k‖ of a Jacobian's columns at each point."""
+    """Statistics of the norms ‖J_:k‖ of a Jacobian's columns."""
 
     mean: float  # over points and columns
     variance_over_columns: float  # of each column's mean over points
@@ -265,74 +185,59 @@ class ColumnNorms(NamedTuple):
 
 
 def column_norms(jacobian: Values) -> ColumnNorms:
-    """How strongly, how evenly and how steadily observations depend on each latent; ``jacobian`` is (n, o, d).
-
-    Raises:
-        UserError: as :func:`cima` does.
-    """
-    norms = ima.contrast(jacobian_of("jacobian", jacobian)).norms
+    """Statistics of the norms of the columns of a ``jacobian`` (n, o, d)."""
+    norms = ima.contrast(_jacobian("jacobian", jacobian)).norms
     return ColumnNorms(*(float(value) for value in ima.column_norms(norms)))
 
 
 def amari(jacobian: Values, truth: Values) -> float:
-    """Amari distance of a decoder to the true mixing: 0 iff the first's Jacobian is the second's with columns scaled
-    and permuted; averaged over the points where both have full rank.
+    """Amari distance of a decoder to the true mixing (Amari et al., NeurIPS 1995), averaged over the points where both
+    Jacobians have full rank: 0 iff the columns of the first are those of the second, scaled and permuted.
 
     Args:
         jacobian: of the decoder at the latents of n observations (n, o, d).
         truth: of the mixing at the sources of the same observations (n, o, d).
 
     Returns:
-        A number in [0, 1]; NaN where no point has full rank.
-
-    Raises:
-        UserError: arrays of other shapes.
+        A number in [0, 1]; NaN if no point has full rank.
     """
-    decoder, mixing = jacobian_of("jacobian", jacobian), jacobian_of("truth", truth)
-    same, shapes = decoder.shape == mixing.shape, f"{shape_of(jacobian)} and {shape_of(truth)}"
-    require(same, "jacobian and truth have one shape", shapes, "take both at the same observations")
+    decoder, mixing = _jacobian("jacobian", jacobian), _jacobian("truth", truth)
+    _require_same_shape("jacobian", jacobian, "truth", truth)
     at = ima.amari(decoder, mixing)
     return float(ima.mean_where(at, ~at.isnan()))
 
 
 def self_consistency(variance: Values, jacobian: Values, gamma: float, curvature: Values = 1.0) -> float:
-    """The posterior's variance over its formula σ_k² = (−(log p)″(μ_k) + γ²‖J_:k‖²)⁻¹, as a geometric mean over points
-    and latents: 1 where a VAE is self-consistent.
+    """Geometric mean, over points and latents, of the posterior's variance over σ_k² = (−(log p)″(μ_k) + γ²‖J_:k‖²)⁻¹
+    (Reizinger et al., NeurIPS 2022): 1 for a self-consistent VAE.
 
-    All are in one coordinate, that of the Gaussian posterior: with a bounded prior the unconstrained one.
+    All arguments refer to the coordinate of the Gaussian posterior: with a bounded prior, the unconstrained one.
 
     Args:
         variance: of the posterior (n, d), above 0.
         jacobian: of the decoder at the posterior's location (n, o, d).
         gamma: γ > 0; γ² is the decoder's precision.
-        curvature: −(log p)″ of the prior at the posterior's location, a number, (d,) or (n, d); 1 is the standard
-            Gaussian's.
-
-    Raises:
-        UserError: arrays of other shapes, or a variance or gamma that is not above 0.
+        curvature: −(log p)″ of the prior at the posterior's location: a number, (d,) or (n, d). That of the standard
+            Gaussian is 1.
     """
-    at, precision, spread, bent = posterior_of(variance, jacobian, gamma, curvature)
+    at, precision, spread, bent = _posterior(variance, jacobian, gamma, curvature)
     square = ima.contrast(at).norms.square()
     inverse = ima.inverse_variance(square, torch.ones_like(spread), bent, precision)
     return float((spread * inverse).log().mean().exp())
 
 
 def self_consistency_batch(variance: Values, jacobian: Values, gamma: float, curvature: Values = 1.0) -> float:
-    """The published estimator, for comparison only: the mean variance of each 64 points times what their mean Jacobian
-    and mean curvature give for its inverse, averaged; what is left over is dropped.
-
-    Arguments (variance: (n, d), jacobian: (n, o, d), gamma, curvature: (n, d)) are those of :func:`self_consistency`.
-
-    Raises:
-        UserError: as :func:`self_consistency` does, or fewer than 64 points.
+    """Mean variance of 64 points, times the inverse variance given by their mean Jacobian and mean curvature, averaged
+    over whole batches: the published estimator (Reizinger et al., NeurIPS 2022), for comparison only. Arguments as for
+    :func:`self_consistency`.
     """
-    at, precision, spread, bent = posterior_of(variance, jacobian, gamma, curvature)
-    check_batch(at)
+    at, precision, spread, bent = _posterior(variance, jacobian, gamma, curvature)
+    _require_batch(at)
     return float(ima.batch_ratio(at, bent, spread, precision).mean())
 
 
 class Likelihoods(NamedTuple):
-    """Means over observations, in nats; a gap is positive where the ELBO lies below."""
+    """Means over observations, in nats; a gap is positive if the ELBO lies below."""
 
     log_px: float  # E[log p(x)]
     l_ima: float  # E[log p(x) − c_IMA(f, s)]
@@ -341,34 +246,113 @@ class Likelihoods(NamedTuple):
 
 
 def likelihoods(log_px: Values, contrast: Values, neg_elbo: float) -> Likelihoods:
-    """The exact log-likelihood of observations, the IMA-regularised one, and how far an ELBO lies below them.
+    """Exact log-likelihood of observations, the IMA-regularised one (Gresele et al., NeurIPS 2021), and the gaps of an
+    ELBO to both.
 
     Args:
         log_px: log p(x) of each observation under the true mixing (n,), in nats.
-        contrast: c_IMA of the true mixing at the source of each (n,): ``cima_pointwise`` of its Jacobian.
-        neg_elbo: the negative ELBO of the same observations, their mean.
-
-    Raises:
-        UserError: arrays of other shapes.
+        contrast: c_IMA of the true mixing at the source of each (n,): :func:`cima_pointwise` of its Jacobian.
+        neg_elbo: mean negative ELBO of the same observations.
     """
-    known, at = (read(name, value, "n").double() for name, value in (("log_px", log_px), ("contrast", contrast)))
-    check_as_many("log_px", known, "contrast", at)
-    found = exact.likelihood(known[None], at[None], torch.tensor([neg_elbo], dtype=torch.float64))
-    return Likelihoods(*(float(value) for value in found))
+    exact, local = (_read(name, value, "n").double() for name, value in (("log_px", log_px), ("contrast", contrast)))
+    _require_same_shape("log_px", log_px, "contrast", contrast)
+    mean, regularised = float(exact.mean()), float((exact - local).mean())
+    return Likelihoods(mean, regularised, mean + neg_elbo, regularised + neg_elbo)
 
 
 def mse(a: Values, b: Values) -> float:
-    """The mean squared difference of two arrays of rows (n, k): of observations and their reconstructions, or of
-    sources and the latents of their decodings.
-
-    Raises:
-        UserError: arrays of other or of different shapes.
-    """
-    first, second = read("a", a, "n k"), read("b", b, "n k")
-    require(
-        first.shape == second.shape,
-        "a and b have one shape",
-        f"{shape_of(a)} and {shape_of(b)}",
-        "give rows of the same points",
-    )
+    """Mean squared difference of two arrays of rows (n, k), such as observations and their reconstructions."""
+    first, second = _read("a", a, "n k"), _read("b", b, "n k")
+    _require_same_shape("a", a, "b", b)
     return float((first - second).double().square().mean())
+
+
+def _read(name: str, value: Values, axes: str) -> Tensor:
+    """A floating-point tensor on the CPU, with one dimension per word of ``axes``: (n, d) for "n d"."""
+    if not isinstance(value, Tensor):
+        array = np.array(value)
+        require(array.dtype.kind in "fiub", f"{name} is an array of numbers", array.dtype, "give numbers")
+        value = torch.from_numpy(array)
+    require(not value.is_complex(), f"{name} is an array of real numbers", value.dtype, "give real numbers")
+    rule = f"{name} has the shape ({axes.replace(' ', ', ')}{',' * (axes == 'n')})"
+    fits = value.ndim == len(axes.split()) and len(value) > 0
+    require(fits, rule, f"shape {_shape(value)}", "reshape it: a row is an observation")
+    dtype = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.float64
+    return value.detach().cpu().to(dtype).contiguous()
+
+
+def _points(name: str, value: Values) -> Tensor:
+    """Sources or latents (n, d); fewer rows than columns are refused, because they may be transposed."""
+    points = _read(name, value, "n d")
+    rule = f"{name} has the shape (n, d), with more rows than columns"
+    require(len(points) > points.shape[1] > 0, rule, f"shape {_shape(value)}", "reshape it: a row is an observation")
+    return points
+
+
+def _pair(s: Values, z: Values) -> tuple[Tensor, Tensor]:
+    """Sources (d, n), and latents (1, e, n) of an ensemble of one."""
+    sources, latents = _points("s", s), _points("z", z)
+    shapes = f"{_shape(s)} and {_shape(z)}"
+    require(len(sources) == len(latents), "s and z have as many rows", shapes, "take the same observations")
+    require(sources.shape[1] <= latents.shape[1], "z has at least as many columns as s", shapes, "drop sources")
+    finite = bool(sources.isfinite().all())
+    require(finite, "s has finite numbers", "NaN or infinite ones", "leave those rows out of both")
+    return sources.T, latents.T[None]
+
+
+def _rows(s: Values, z: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sources (n, d) and latents (n, e) as NumPy arrays."""
+    sources, latents = _pair(s, z)
+    return sources.T.double().numpy(), latents[0].T.double().numpy()
+
+
+def _kinds(s: Values, discrete: Sequence[bool]) -> list[bool]:
+    """For each source, whether it is discrete."""
+    columns, kinds = _shape(s)[1], [bool(kind) for kind in discrete]
+    rule = "discrete has a truth value for each source"
+    require(len(kinds) in (0, columns), rule, f"{len(kinds)} for {columns} sources", "leave it out if none is discrete")
+    return kinds or [False] * columns
+
+
+def _jacobian(name: str, value: Values) -> Tensor:
+    """Jacobians (1, o, d, n) of an ensemble of one."""
+    points = _read(name, value, "n o d")
+    rule, remedy = f"{name} has the shape (n, o, d) with o >= d", "reshape it: entry [i, j, k] is dx_j/dz_k at point i"
+    require(points.shape[1] >= points.shape[2] > 0, rule, f"shape {_shape(value)}", remedy)
+    return points.permute(1, 2, 0)[None].contiguous()
+
+
+def _posterior(
+    variance: Values, jacobian: Values, gamma: float, curvature: Values
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Jacobians (1, o, d, n), gamma (1,), variances (1, d, n) and curvatures (1, d, n) of an ensemble of one."""
+    at, spread = _jacobian("jacobian", jacobian), _read("variance", variance, "n d")
+    expected, got = (at.shape[3], at.shape[2]), tuple(spread.shape)
+    require(got == expected, f"variance has the shape (n, d) = {expected} of jacobian", got, "take the same points")
+    require(bool((spread > 0).all()), "variance > 0", "a smaller value", "give variances, not their logarithms")
+    require(0 < gamma < math.inf, "gamma > 0", gamma, "give a number above 0: gamma² is the decoder's precision")
+    return at, torch.tensor([gamma], dtype=torch.float64), spread.T[None], _expanded("curvature", curvature, spread)
+
+
+def _expanded(name: str, value: Values, points: Tensor) -> Tensor:
+    """A number, (d,) or (n, d), expanded to all points (1, d, n) in float64."""
+    numbers = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    shape, (n, d) = tuple(numbers.shape), points.shape
+    fits = shape in ((), (d,), (n, d))
+    require(fits, f"{name} is a number, or has the shape {(d,)} or {(n, d)}", shape, "give one value per column")
+    return numbers.double().expand(n, d).T[None]
+
+
+def _require_same_shape(name: str, one: Values, other_name: str, other: Values) -> None:
+    shapes = f"{_shape(one)} and {_shape(other)}"
+    same = _shape(one) == _shape(other)
+    require(same, f"{name} and {other_name} have one shape", shapes, "give rows of the same observations")
+
+
+def _require_batch(points: Tensor) -> None:
+    n, rule = points.shape[-1], f"there are at least {identifiability.BATCH} rows"
+    require(n >= identifiability.BATCH, rule, n, "give more: the published estimator averages batches of that size")
+
+
+def _shape(value: Values) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else np.shape(value)

@@ -1,8 +1,8 @@
-"""Disentanglement of known factors (n, k), continuous or discrete, by latents (n, d): DCI, SAP and MIG, all in [0, 1].
+"""Disentanglement of sources (n, k), continuous or discrete, by latents (n, d): DCI, SAP and MIG, all in [0, 1].
 
-A factor that never changes is left out (NaN if none is left); a latent that is constant or not finite knows nothing.
-Accuracies are balanced over classes and rescaled, so that chance is 0: (mean recall − 1/c) / (1 − 1/c). Probes are
-fitted to the first 2,000 points at most of the first half, and scored on as many of the second.
+A source that never changes is left out (NaN if none is left); a latent that is constant or not finite predicts
+nothing. Accuracies are balanced over classes and rescaled so that chance is 0: (mean recall − 1/c) / (1 − 1/c). Probes
+are fitted on the first 2,000 points at most of the first half, and scored on as many of the second.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 from sklearn.metrics import mutual_info_score
 from sklearn.neighbors import NearestCentroid
 
-from imavae.metrics.identifiability import PROBE_POINTS, correlation, explained, halves, standard
+from imavae.metrics.identifiability import PROBE_POINTS, correlation, explained_variance, halves, standardised
 
-TREES, LEAF = 10, 5  # of a probe's forest: trees, and points at least in each leaf
+TREES, LEAF = 10, 5  # of a random forest: number of trees, and points at least per leaf
 BINS = 20
 
 Array = NDArray[np.float64]
 
 
 class DCI(NamedTuple):
-    """Each latent codes one factor at the most; each factor lies in one latent; the factors can be predicted."""
+    """Each latent codes at most one source; one latent codes each source; the latents predict the sources."""
 
     disentanglement: float
     completeness: float
     informativeness: float
 
 
-def dci(factors: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> DCI:
-    """From the importance P_ij of latent i in a random forest that predicts factor j (Eastwood and Williams, ICLR
-    2018): disentanglement is 1 − H_k(P_i· / Σ_j P_ij), averaged with the weights Σ_j P_ij; completeness is the mean of
+def dci(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> DCI:
+    """DCI (Eastwood and Williams, ICLR 2018), from the importance P_ij of latent i in a random forest that predicts
+    source j.
+
+    Disentanglement is 1 − H_k(P_i· / Σ_j P_ij), averaged with the weights Σ_j P_ij; completeness is the mean of
     1 − H_d(P_·j / Σ_i P_ij), with entropies to base k and d; informativeness is the mean R², or accuracy, on points
     that the forests have not seen.
     """
-    factors, latents, kinds = _prepared(factors, latents, discrete)
-    forests = [_forest(f, latents, kind) for f, kind in zip(factors.T, kinds, strict=True)]
+    sources, latents, kinds = _prepared(sources, latents, discrete)
+    forests = [_forest(s, latents, kind) for s, kind in zip(sources.T, kinds, strict=True)]
     if not forests:
         return DCI(np.nan, np.nan, np.nan)
     importance = np.stack([importances for importances, _ in forests], 1)
@@ -53,65 +55,64 @@ def dci(factors: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], di
     )
 
 
-def sap(factors: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> float:
-    """Separated attribute predictability (Kumar et al., ICLR 2018): how well one latent alone predicts a factor, the
-    best latent minus the second best, averaged over factors. The prediction is linear: R², or, of a discrete factor,
+def sap(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> float:
+    """Separated attribute predictability (Kumar et al., ICLR 2018): the score of the one latent that predicts a source
+    best minus that of the second best, averaged over sources. The prediction is linear: R², or, for a discrete source,
     the accuracy of the nearest class mean (linear discriminant analysis with equal class weights).
     """
-    factors, latents, kinds = _prepared(factors, latents, discrete)
-    scores = correlation(torch.from_numpy(factors.T), torch.from_numpy(latents.T)).square().numpy()
+    sources, latents, kinds = _prepared(sources, latents, discrete)
+    scores = correlation(torch.from_numpy(sources.T), torch.from_numpy(latents.T)).square().numpy()
     for j, kind in enumerate(kinds):
         if kind:
-            scores[j] = [_separation(factors[:, j], latent[:, None]) for latent in latents.T]
-    return _gap(scores)
+            scores[j] = [_class_separation(sources[:, j], latent[:, None]) for latent in latents.T]
+    return _mean_gap(scores)
 
 
-def mig(factors: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> float:
-    """Mutual information gap (Chen et al., NeurIPS 2018): the mutual information of a factor with a latent over the
-    factor's entropy, the best latent minus the second best, averaged over factors; from histograms of 20 bins of equal
-    width for latents and continuous factors, whose values are therefore those of the binned variables.
+def mig(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> float:
+    """Mutual information gap (Chen et al., NeurIPS 2018): the mutual information of a source with a latent over the
+    source's entropy, the best latent minus the second best, averaged over sources. Latents and continuous sources are
+    binned into histograms of 20 bins of equal width, and both quantities are those of the binned variables.
     """
-    factors, latents, kinds = _prepared(factors, latents, discrete)
-    known = [f if kind else _bins(f) for f, kind in zip(factors.T, kinds, strict=True)]
+    sources, latents, kinds = _prepared(sources, latents, discrete)
+    classes = [s if kind else _bins(s) for s, kind in zip(sources.T, kinds, strict=True)]
     codes = [_bins(latent) for latent in latents.T]
-    shares = [[mutual_info_score(f, code) / mutual_info_score(f, f) for code in codes] for f in known]
-    return _gap(np.reshape(shares, (len(known), len(codes))))
+    shares = [[mutual_info_score(s, code) / mutual_info_score(s, s) for code in codes] for s in classes]
+    return _mean_gap(np.reshape(shares, (len(classes), len(codes))))
 
 
 def _prepared(
-    factors: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]
+    sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]
 ) -> tuple[Array, Array, list[bool]]:
-    """The factors that vary, discrete ones as class numbers; the latents, standardised; which factors are discrete."""
+    """Sources that vary, discrete ones as class numbers; standardised latents; which of the sources are discrete."""
     columns = [
-        (np.unique(f, return_inverse=True)[1] if kind else f, kind)
-        for f, kind in zip(factors.T, discrete, strict=True)
-        if np.ptp(f) > 0
+        (np.unique(s, return_inverse=True)[1] if kind else s, kind)
+        for s, kind in zip(sources.T, discrete, strict=True)
+        if np.ptp(s) > 0
     ]
-    varying = np.array([f for f, _ in columns], dtype=np.float64).reshape(len(columns), len(latents))
-    standardised: Array = standard(torch.from_numpy(latents.T)).T.numpy()
-    return varying.T, standardised, [bool(kind) for _, kind in columns]
+    varying = np.array([s for s, _ in columns], dtype=np.float64).reshape(len(columns), len(latents))
+    return varying.T, standardised(torch.from_numpy(latents.T)).T.numpy(), [bool(kind) for _, kind in columns]
 
 
-def _forest(factor: Array, latents: Array, discrete: bool) -> tuple[Array, float]:
-    """The importance of each latent for a factor, and how well the factor is predicted."""
-    fit, score = halves(len(factor), PROBE_POINTS)
+def _forest(source: Array, latents: Array, discrete: bool) -> tuple[Array, float]:
+    """Importance of each latent for a source, and the accuracy of the prediction."""
+    fit, score = halves(len(source), PROBE_POINTS)
     kind = RandomForestClassifier if discrete else RandomForestRegressor
-    forest = kind(TREES, min_samples_leaf=LEAF, max_features=None, random_state=0).fit(latents[fit], factor[fit])
-    truth, guess = factor[score], forest.predict(latents[score])
+    forest = kind(TREES, min_samples_leaf=LEAF, max_features=None, random_state=0).fit(latents[fit], source[fit])
+    truth, guess = source[score], forest.predict(latents[score])
     if discrete:
-        return forest.feature_importances_, _accuracy(truth, guess)
-    return forest.feature_importances_, float(explained(torch.from_numpy(truth), torch.from_numpy(guess)))
+        return forest.feature_importances_, _balanced_accuracy(truth, guess)
+    return forest.feature_importances_, float(explained_variance(torch.from_numpy(truth), torch.from_numpy(guess)))
 
 
-def _separation(factor: Array, latent: Array) -> float:
-    fit, score = halves(len(factor), PROBE_POINTS)
-    if np.ptp(latent[fit]) == 0 or np.ptp(factor[fit]) == 0:
+def _class_separation(source: Array, latent: Array) -> float:
+    fit, score = halves(len(source), PROBE_POINTS)
+    if np.ptp(latent[fit]) == 0 or np.ptp(source[fit]) == 0:
         return 0.0
-    return _accuracy(factor[score], NearestCentroid().fit(latent[fit], factor[fit]).predict(latent[score]))
+    return _balanced_accuracy(source[score], NearestCentroid().fit(latent[fit], source[fit]).predict(latent[score]))
 
 
-def _accuracy(truth: Array, guess: Array) -> float:
-    """Balanced over the classes that occur; 0 by chance and at the least."""
+def _balanced_accuracy(truth: Array, guess: Array) -> float:
+    """Mean recall over the classes that occur, rescaled to 0 by chance, and at least 0."""
     classes = np.unique(truth)
     if len(classes) == 1:
         return float((truth == guess).mean())
@@ -120,9 +121,7 @@ def _accuracy(truth: Array, guess: Array) -> float:
 
 
 def _purity(importance: Array) -> Array:
-    """1 − entropy of each row, to the base of its length: 1 where one entry holds everything, 0 where all are equal or
-    all are zero.
-    """
+    """1 − entropy of each row, to the base of its length: 1 for a single nonzero entry, 0 if all are equal."""
     total = importance.sum(1, keepdims=True)
     share = importance / np.where(total > 0, total, 1)
     entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(1)
@@ -133,7 +132,7 @@ def _bins(values: Array) -> NDArray[np.intp]:
     return np.digitize(values, np.linspace(values.min(), values.max(), BINS + 1)[1:-1])
 
 
-def _gap(scores: Array) -> float:
-    """Of each factor's scores (factor, latent): the best minus the second best (0 where there is none); their mean."""
+def _mean_gap(scores: Array) -> float:
+    """Best score of each source minus the second best (0 if there is none), averaged; scores are (source, latent)."""
     ordered = np.sort(np.pad(scores, ((0, 0), (1, 0))), axis=1)
     return float((ordered[:, -1] - ordered[:, -2]).mean()) if len(scores) else float(np.nan)

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from imavae.data.dataset import Split
 from imavae.metrics.evaluate import forward
-from imavae.metrics.identifiability import correlation
+from imavae.metrics.identifiability import best_matching, correlation
 from imavae.training.ensemble import Ensemble, evaluated
 
 SCATTERED = 1000  # points of a split in the figures of latents and variances
@@ -44,7 +43,7 @@ def posterior_shapes(
     world = ensemble.world_of(rows)
     sources = few.sources[world].transpose(1, 2)
     noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
-    _, points, local = forward(ensemble, ensemble.model.layout.views(flat), few, world, noise, ["variance"])
+    _, points, local = forward(ensemble, ensemble.model.layout.views(flat), few, world, noise, keep_variance=True)
     variance, inverse = local.variance, local.inverse_variance
     assert variance is not None  # noqa: S101  -- asked for by name
     assert inverse is not None  # noqa: S101
@@ -52,7 +51,7 @@ def posterior_shapes(
     if ensemble.config.data.has_sources:
         discrete = [factor.discrete for factor in ensemble.config.data.source_factors]
         tables = correlation(sources, points.location, discrete).abs().nan_to_num().cpu().numpy()
-        order = torch.tensor([linear_sum_assignment(table, maximize=True)[1].tolist() for table in tables])
+        order = torch.tensor([best_matching(table)[1].tolist() for table in tables])
         latents = torch.take_along_dim(latents, order[:, :, None], dim=1)
     return PosteriorShapes(sources.cpu(), latents, variance.cpu(), 1 / inverse.cpu())
 
@@ -103,7 +102,7 @@ def _matched_factors(ensemble: Ensemble, s: Float[Tensor, "d n"], location: Floa
     factors = ensemble.config.data.source_factors
     table = correlation(s[None], location[None], [factor.discrete for factor in factors])[0].abs().cpu().numpy()
     names: list[str | None] = [None] * location.shape[0]
-    for source, latent in zip(*linear_sum_assignment(table, maximize=True), strict=True):
+    for source, latent in zip(*best_matching(table), strict=True):
         if table[source, latent] > 0:
             names[latent] = factors[source].name
     return names

@@ -1,245 +1,304 @@
-"""The glossary: every metric that is logged, what it is, which way is better, and where it can't be had."""
+"""What a metric is: its definition, equation, source, unit, direction and requirements, and the function that computes
+it. The built-in metrics are in definitions.py; a plugin adds one with the same decorator, :func:`metric`.
+
+Importing this module or the definitions does not import torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Float, Float64
+from numpy.typing import NDArray
 
 from imavae.config.data import DrawnData, SpritesData, SyntheticData
+from imavae.config.lazy import torch
+from imavae.config.registry import Registry
 from imavae.config.settings import WORST_SCORE, RunConfig, support
 from imavae.config.variants import UniformPrior, UniformSource
 from imavae.errors import UserError, require_choice
+from imavae.metrics import identifiability, ima
 
-Stage = Literal["validation", "final", "probes"]  # while training; at the end; at the end, if they are asked for
+Stage = Literal["validation", "final", "probes"]  # each stage has the metrics of those before it, too
+Direction = Literal["max", "min", "one", "none"]  # "one": best at 1; "none": neither better nor worse
+Compute = Callable[[Any], "torch.Tensor"]  # of an Evaluation (of AllMembers for a metric across members): (member,)
 
-
-class Metric(NamedTuple):
-    """An entry of the glossary; ``direction`` is max, min, one (best at 1) or none (no better or worse)."""
-
-    definition: str
-    direction: str
-    equation: str
-    source: str  # where it was defined; "here" for what has no other
-    unit: str = ""  # none: a pure number
-
-
-VAE = "Kingma and Welling 2014"
-TCL = "Hyvärinen and Morioka 2016"
-DCI = "Eastwood and Williams 2018"
-IMA = "Gresele et al. 2021"
-GAP = "Reizinger et al. 2022"
-
-GLOSSARY = {
-    "neg_elbo": Metric(
-        "negative ELBO, with one posterior sample a point",
-        "min", "kl − log_px_z", VAE, "nats"),
-    "kl": Metric(
-        "divergence of the posterior from the prior",
-        "none", "KL(q(z|x) ‖ p(z))", VAE, "nats"),
-    "log_px_z": Metric(
-        "reconstruction term",
-        "max", "E_q[log N(x; g(z), γ⁻² I)]", VAE, "nats"),
-    "mcc": Metric(
-        "mean absolute Pearson correlation of sources and posterior samples, matched one to one; "
-        "chance ≈ 0; of a discrete source the correlation ratio counts, √(Var E[z|s] / Var z)",
-        "max", "max_π (1/d) Σ_k |corr(s_k, z_π(k))|", TCL),
-    "mcc_spearman": Metric(
-        "the same with rank correlations",
-        "max", "max_π (1/d) Σ_k |ρ(s_k, z_π(k))|", TCL + ", with ranks"),
-    "mcc_mean": Metric(
-        "the same with the posterior's location",
-        "max", "max_π (1/d) Σ_k |corr(s_k, μ_π(k)(x))|", TCL),
-    "mcc_cdf": Metric(
-        "the same with samples put through the prior's CDF; uniform sources under another prior",
-        "max", "max_π (1/d) Σ_k |corr(s_k, F_p(z_π(k)))|", TCL),
-    "mcc_batch": Metric(
-        "published estimator: mcc averaged over 64-sample batches; chance is 0.15 for d = 3",
-        "max", "mean over batches of mcc", GAP),
-    "r2_linear": Metric(
-        "R² of the best linear map from locations to sources, fitted on the first half of the points,"
-        " scored on the second",
-        "max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²", "here"),
-    "r2_nonlinear": Metric(
-        "the same of a nonlinear map (kernel ridge regression), on a few thousand points",
-        "max", "as r2_linear, ŝ a function of all of μ(x)", "here"),
-    "agreement": Metric(
-        "median MCC between a member's locations and those of the other seeds of its point, on 20,000"
-        " points at the most; needs no sources",
-        "max", "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|", "after Duan et al. 2020"),
-    "dci_disentanglement": Metric(
-        "each latent codes one factor at the most (random forests)",
-        "max", "Σ_l ρ_l (1 − H(P_l·))", DCI),
-    "dci_completeness": Metric(
-        "each factor lies in one latent",
-        "max", "mean_k (1 − H(P_·k))", DCI),
-    "dci_informativeness": Metric(
-        "factors can be predicted from latents",
-        "max", "R², balanced accuracy if discrete", DCI),
-    "sap": Metric(
-        "how far the best latent of a factor is ahead of the second",
-        "max", "mean_k (score_1 − score_2)", "Kumar et al. 2018"),
-    "mig": Metric(
-        "gap of mutual information between the best two latents of a factor",
-        "max", "mean_k (I_1 − I_2) / H(s_k)", "Chen et al. 2018"),
-    "cima": Metric(
-        "local IMA contrast of the decoder at μ(x), averaged over the points of full rank",
-        "min", "Σ_k log‖J_:k‖ − ½ log det(JᵀJ)", IMA, "nats"),
-    "cima_batch": Metric(
-        "published estimator: the contrast of the mean Jacobian of 64 samples",
-        "min", "mean over batches of c_IMA(mean J)", GAP, "nats"),
-    "rank_deficient": Metric(
-        "share of the points that cima leaves out: a Jacobian without full rank",
-        "min", "#{rank J < d} / n", "here"),
-    "cima_truth": Metric(
-        "local IMA contrast of the mixing itself",
-        "none", "mean c_IMA(f, s)", IMA, "nats"),
-    "amari": Metric(
-        "Amari distance of the decoder's Jacobian at μ(x) to the mixing's at s; 0 for a scaled "
-        "permutation",
-        "min", "of R = J_g⁻¹ J_f, over points of full rank", "Amari et al. 1996"),
-    "conformal_contrast": Metric(
-        "how far the decoder is from conformal; at least cima",
-        "min", "(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ)", "here", "nats"),
-    "column_norm": Metric(
-        "norm of the Jacobian's columns",
-        "none", "mean over points and k of ‖J_:k‖", "here", "observation / latent"),
-    "column_norm_max": Metric(
-        "the largest of them",
-        "none", "max over points and k of ‖J_:k‖", "here", "observation / latent"),
-    "column_norm_var_columns": Metric(
-        "how they differ between columns",
-        "none", "Var_k of mean over points of ‖J_:k‖", "here", "(observation / latent)²"),
-    "column_norm_var_points": Metric(
-        "how they differ between points",
-        "none", "mean_k of Var over points of ‖J_:k‖", "here", "(observation / latent)²"),
-    "self_consistency": Metric(
-        "posterior variance over its formula, geometric mean, in the unconstrained coordinate",
-        "one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²", GAP),
-    "self_consistency_batch": Metric(
-        "published estimator: norms of the mean Jacobian of 64 samples",
-        "one", "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)", GAP),
-    "log_px": Metric(
-        "exact log-likelihood of the observations",
-        "none", "E[log p(s) − log|det J_f(s)|]", "change of variables", "nats"),
-    "l_ima": Metric(
-        "IMA-regularised log-likelihood",
-        "none", "E[log p(x) − c_IMA(f, s)]", IMA, "nats"),
-    "gap_log_px": Metric(
-        "how far the ELBO lies below the log-likelihood",
-        "min", "E[log p(x)] − ELBO", GAP, "nats"),
-    "gap_ima": Metric(
-        "how far it lies below the IMA-regularised one",
-        "none", "E[L_IMA] − ELBO", GAP, "nats"),
-    "mse_obs": Metric(
-        "squared error of the reconstruction from the posterior's location, per dimension",
-        "min", "mean (g(μ(x)) − x)²", GAP, "observation²"),
-    "mse_source": Metric(
-        "squared error of the encoded decoding of the sources, per dimension; only where prior and "
-        "source share their support",
-        "min", "mean (μ(g(s)) − s)²", GAP, "source²"),
-    "gamma": Metric(
-        "root of the decoder's precision; moves where model.precision is learned or mle",
-        "none", "γ", "here", "1 / observation"),
-    "prior_variance": Metric(
-        "variance of a latent under the prior; moves where model.prior.parameters is learned",
-        "none", "mean_k Var p(z_k)", "here", "latent²"),
-    "active_units": Metric(
-        "latents in use",
-        "none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}", "Burda et al. 2016", "latents"),
-}  # fmt: skip
-FINAL = ("amari", "conformal_contrast", "mse_source")  # at best states alone: each costs a validation a tenth or more
-PROBES = ("r2_nonlinear", "dci_disentanglement", "dci_completeness", "dci_informativeness", "sap", "mig")  # slow
-TRUTH = ("cima_truth", "amari", "log_px", "l_ima", "gap_log_px", "gap_ima")  # need the mixing
-
-SOURCES = ("mcc", "mcc_spearman", "mcc_mean", "mcc_cdf", "mcc_batch", "r2_linear", "mse_source", *PROBES)  # need them
-SLOW = "slow: members.csv and evaluate.py have it, no validation does"
+STAGES: tuple[Stage, ...] = ("validation", "final", "probes")
+TOO_SLOW: dict[Stage, str] = {  # reason for the absence of a metric of a later stage
+    "final": "slow: members.csv and evaluate.py have it, validations do not",
+    "probes": "slow: evaluate.py has it, and members.csv with training.probes=true",
+}
 
 
-class Absence(NamedTuple):
-    """Why a setting can't have some metrics."""
+class Requirement(NamedTuple):
+    """A condition on the setting without which a metric does not exist."""
 
-    metrics: tuple[str, ...]
-    reason: str
-    holds: Callable[[RunConfig, bool, Stage], bool]  # of the arguments of :func:`absent`
-
-
-def _images(config: RunConfig) -> bool:
-    return isinstance(config.data, SpritesData)
+    reason: str  # for the absence of the metric
+    holds: Callable[[RunConfig, bool], bool]  # of the setting, and of whether the split has the mixing's truth
 
 
-ABSENCES = (  # where several hold of a metric, the last one is told
-    Absence(FINAL, SLOW, lambda _, __, stage: stage == "validation"),
-    Absence(
-        ("mse_source",),
-        "prior and source have different supports",
-        lambda config, *_: support(config) != config.data.support,
+SOURCES = Requirement(
+    "there are no sources to compare with (set data.sources_path)", lambda config, _: config.data.has_sources
+)
+OWN_SCALE = Requirement("the scale of the sources is unknown", lambda config, _: config.data.support is not None)
+SHARED_SUPPORT = Requirement(
+    "prior and source have different supports", lambda config, _: support(config) == config.data.support
+)
+UNIFORM_SOURCES = Requirement(
+    "the prior's CDF maps onto the sources only if they are uniform and the prior is not",
+    lambda config, _: (
+        isinstance(config.data, DrawnData)
+        and isinstance(config.data.source, UniformSource)
+        and not isinstance(config.model.prior, UniformPrior)
     ),
-    Absence(("mse_source",), "the sources' own scale is unknown", lambda config, *_: config.data.support is None),
-    Absence(
-        ("mcc_cdf",),
-        "a CDF maps onto the sources only if they are uniform, and the prior is not",
-        lambda config, *_: (
-            not (isinstance(config.data, DrawnData) and isinstance(config.data.source, UniformSource))
-            or isinstance(config.model.prior, UniformPrior)
-        ),
+)
+SEVERAL_SEEDS = Requirement("a single seed has no others to agree with", lambda config, _: len(config.members.seed) > 1)
+TRUTH = (
+    Requirement(
+        "images have no exact likelihood, and no known Jacobian of their rendering",
+        lambda config, _: not isinstance(config.data, SpritesData),
     ),
-    Absence(("agreement",), "one seed has no other to agree with", lambda config, *_: len(config.members.seed) == 1),
-    Absence(
-        PROBES,
-        "slow: evaluate.py has it, and members.csv with training.probes=true",
-        lambda _, __, stage: stage != "probes",
-    ),
-    Absence(
-        TRUTH,
-        "likelihoods and Jacobians of the mixing are kept for val and test alone",
-        lambda _, truth, __: not truth,
-    ),
-    Absence(
-        TRUTH,
+    Requirement(
         "the mixing is unknown, and so are its likelihoods and Jacobians",
-        lambda config, *_: not isinstance(config.data, SyntheticData),
+        lambda config, _: isinstance(config.data, SyntheticData),
     ),
-    Absence(
-        TRUTH,
-        "images have no likelihood, and their rendering no Jacobian that is known",
-        lambda config, *_: _images(config),
-    ),
-    Absence(
-        SOURCES,
-        "there are no sources to compare with (data.sources_path would name them)",
-        lambda config, *_: not config.data.has_sources,
-    ),
+    Requirement("likelihoods and Jacobians of the mixing are kept for val and test only", lambda _, truth: truth),
 )
 
 
+@dataclass(frozen=True)
+class Metric:
+    """An entry of the glossary; see :func:`metric`."""
+
+    name: str
+    definition: str
+    direction: Direction
+    equation: str
+    source: str
+    unit: str
+    stage: Stage
+    needs: tuple[Requirement, ...]
+    floor: float
+    across_members: bool
+    compute: Compute
+
+
+METRICS: Registry[Metric] = Registry("objective.metric", "imavae.metrics.definitions")
+
+
+def metric(
+    direction: Direction,
+    equation: str,
+    source: str = "here",
+    unit: str = "",
+    stage: Stage = "validation",
+    needs: Sequence[Requirement] = (),
+    floor: float = -WORST_SCORE,
+    across_members: bool = False,
+) -> Callable[[Compute], Compute]:
+    """Register the decorated function as the metric of its name; its docstring is the definition.
+
+    Args:
+        direction: whether a larger value is better ("max"), a smaller one ("min"), one near 1 ("one"), or neither.
+        equation: the metric as a formula.
+        source: the publication that defines it; "here" if there is none.
+        unit: unit of its values; none for a pure number.
+        stage: when it is computed: at each validation, once at the best states ("final"), or as a slow probe.
+        needs: conditions without which it is absent; the first that fails is the reason given.
+        floor: value of a diverged member in an aggregate of a metric to maximise.
+        across_members: whether the function takes :class:`AllMembers` instead of an :class:`Evaluation`.
+    """
+
+    def register(compute: Compute) -> Compute:
+        definition = " ".join((inspect.getdoc(compute) or "").split()).removesuffix(".")
+        name = compute.__name__
+        METRICS.register(
+            Metric(
+                name, definition, direction, equation, source, unit, stage, tuple(needs), floor, across_members, compute
+            )
+        )
+        return compute
+
+    return register
+
+
+class MixingTruth(NamedTuple):
+    """What the mixing says of each member's world, point by point."""
+
+    log_px: Float64[torch.Tensor, "member n"]
+    contrast: Float64[torch.Tensor, "member n"]  # c_IMA of the mixing at the source
+
+
+class AllMembers(NamedTuple):
+    """What metrics across members are computed from."""
+
+    locations: Float[torch.Tensor, "member d n"]  # at the first 20,000 points at most
+    groups: list[tuple[int, int]]  # point and world of each member
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A block of members on one split: results of the forward pass, and quantities that several metrics share, each
+    computed on first use.
+    """
+
+    averages: dict[str, torch.Tensor]  # means over points, (member,); of prior_variance (member, d)
+    gamma: Float[torch.Tensor, " member"]
+    samples: Float[torch.Tensor, "member d n"]  # of the posterior, on the prior's support
+    locations: Float[torch.Tensor, "member d n"]
+    cdf: Float[torch.Tensor, "member d n"] | None  # of the prior at the samples, if mcc_cdf exists
+    local: ima.LocalTerms
+    truth: MixingTruth | None
+    sources: Float[torch.Tensor, "*world s n"]  # of one world shared by all members, or of each member's
+    discrete: list[bool]  # of each source
+
+    @cached_property
+    def standardised_sources(self) -> Float64[torch.Tensor, "*world s n"]:
+        """Sources of zero mean and unit norm."""
+        return identifiability.standardised(self.sources)
+
+    @cached_property
+    def standardised_locations(self) -> Float64[torch.Tensor, "member d n"]:
+        """Locations of zero mean and unit norm."""
+        return identifiability.standardised(self.locations)
+
+    def correlation(self, z: Float64[torch.Tensor, "member d n"]) -> Float64[torch.Tensor, "member s d"]:
+        """Correlation of each source with each standardised latent."""
+        return identifiability.standardised_correlation(self.standardised_sources, z, self.sources, self.discrete)
+
+    @cached_property
+    def column_norms(self) -> ima.ColumnNorms:
+        """Statistics of the norms of the decoder's Jacobian columns."""
+        return ima.column_norms(self.local.norms)
+
+    @cached_property
+    def rows(self) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+        """Sources (n, s) and locations (n, d) of each member, for scikit-learn."""
+        sources = self.sources.expand(len(self.locations), -1, -1).cpu().numpy()
+        return [(s.T, z.T) for s, z in zip(sources, self.locations.cpu().numpy(), strict=True)]
+
+    def probe(self, score: Callable[..., float]) -> Float64[torch.Tensor, " member"]:
+        """A slow score of sources and locations, one member after the other."""
+        return torch.tensor([score(s, z, self.discrete) for s, z in self.rows], dtype=torch.float64)
+
+    @cached_property
+    def dci(self) -> Float64[torch.Tensor, "three member"]:
+        """Disentanglement, completeness and informativeness."""
+        from imavae.metrics import disentanglement
+
+        return torch.tensor([disentanglement.dci(s, z, self.discrete) for s, z in self.rows], dtype=torch.float64).T
+
+
 def worst(name: str) -> float:
-    """What a diverged member counts in an aggregate of a metric to be maximised: 0 where nothing is below it."""
-    return 0.0 if name.startswith(("mcc", "r2", "agreement")) else -WORST_SCORE
+    """Value of a diverged member in an aggregate of a metric to maximise."""
+    return METRICS[name].floor
 
 
 def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
-    """The metrics that a setting can't have, each with the reason.
+    """The metrics that a setting does not have, each with the reason.
 
     Args:
         config: the setting.
-        truth: whether the split has the mixing's likelihoods and Jacobians (validation and test have).
-        stage: of which stage the metrics are: each has those of the stages before it, too.
+        truth: whether the split has the mixing's likelihoods and Jacobians, as validation and test have.
+        stage: which metrics are asked for.
     """
-    holding = [absence for absence in ABSENCES if absence.holds(config, truth, stage)]
-    return {name: absence.reason for absence in holding for name in absence.metrics}
+    reasons = {}
+    for entry in METRICS:
+        unmet = [requirement.reason for requirement in entry.needs if not requirement.holds(config, truth)]
+        if STAGES.index(entry.stage) > STAGES.index(stage):
+            unmet.append(TOO_SLOW[entry.stage])
+        if unmet:
+            reasons[entry.name] = unmet[0]
+    return reasons
 
 
 def check_metric(config: RunConfig, name: str, mode: str) -> None:
-    """Raise UserError unless ``name`` (``val/mcc``) is a validation metric of this setting, pursued in ``mode``."""
-    require_choice(
-        name, [f"val/{m}" for m, metric in GLOSSARY.items() if metric.direction in ("max", "min")], "objective.metric"
-    )
-    metric = name.removeprefix("val/")
-    require_choice(mode, [GLOSSARY[metric].direction], f"objective.mode of {name}")
-    reasons = absent(config, True, "validation")
-    if metric in reasons:
-        without = metric in SOURCES and not config.data.has_sources
+    """Raise UserError unless ``name`` (``val/mcc``) is a validation metric of this setting, optimised in ``mode``."""
+    objectives = [f"val/{entry.name}" for entry in METRICS if entry.direction in ("max", "min")]
+    require_choice(name, objectives, "objective.metric")
+    entry = METRICS[name.removeprefix("val/")]
+    require_choice(mode, [entry.direction], f"objective.mode of {name}")
+    reason = absent(config, True, "validation").get(entry.name)
+    if reason:
         remedy = "choose another"
-        if without:
-            remedy = "say objective.metric=val/agreement, or objective.metric=val/neg_elbo objective.mode=min"
-        raise UserError(f"`{name}` must be there to be an objective, but it is not: {reasons[metric]}; {remedy}")
+        if SOURCES in entry.needs and not config.data.has_sources:
+            remedy = "use objective.metric=val/agreement, or objective.metric=val/neg_elbo objective.mode=min"
+        raise UserError(f"`objective.metric={name}` must exist, but does not: {reason}; {remedy}")
+
+
+ARROWS = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}
+PAGE = """\
+# Metrics
+
+Generated by `make docs` from `imavae/metrics/definitions.py`.
+
+- Every validation logs `val/NAME` (curves, `history.csv`, objectives of a study).
+- `members.csv` has `SPLIT/NAME at max val/mcc` and `SPLIT/NAME at min val/neg_elbo`: the metrics of a
+  member's two best states, on the validation and the test split.
+- A metric is computed over a whole split. Only the published estimators (`_batch`) average over
+  batches; they are there for comparison. For images, fewer points are used.
+- MCC needs the true sources, so choosing a model by `val/mcc` is an oracle's choice. Every report
+  therefore gives MCC at the best `val/mcc`, MCC at the best `val/neg_elbo`, and the chosen
+  checkpoint's MCC on the test split.
+- A diverged member counts as the worst value in an aggregate.
+
+Symbols: s sources; x = f(s) observations; z ~ q(z|x) a posterior sample; μ(x) the posterior's location,
+mapped onto the prior's support; g the decoder; J = ∂g/∂z at μ(x); γ² the decoder's precision;
+d latents; π a one-to-one matching of sources and latents; n points. Units refer to the observations as
+the networks see them (standardised, if they come from a file) and to the latents.
+
+## Definitions
+
+↑ larger is better, ↓ smaller is better, → 1 best at one. Numbers under *absent if* refer to the
+[list below](#when-a-metric-is-absent).
+
+| name | definition | better | unit | absent if |
+|---|---|---|---|---|
+{definitions}
+
+## Equations and sources
+
+*here*: defined in this project, or too simple to need a source.
+
+| name | equation | source |
+|---|---|---|
+{equations}
+
+## When a metric is absent
+
+An absent metric is not logged and can't be an objective; `evaluate.py` prints the reason:
+
+{reasons}
+"""
+
+
+def metrics_page() -> str:
+    """Content of docs/metrics.md."""
+
+    def reasons_of(entry: Metric) -> list[str]:
+        slow = [TOO_SLOW[entry.stage]] if entry.stage in TOO_SLOW else []
+        return [requirement.reason for requirement in entry.needs] + slow
+
+    def row(*cells: str) -> str:
+        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+    reasons = list(dict.fromkeys(reason for entry in METRICS for reason in reasons_of(entry)))
+    definitions = [
+        row(
+            f"`{entry.name}`",
+            entry.definition,
+            ARROWS[entry.direction],
+            entry.unit,
+            ", ".join(str(reasons.index(reason) + 1) for reason in reasons_of(entry)),
+        )
+        for entry in METRICS
+    ]
+    return PAGE.format(
+        definitions="\n".join(definitions),
+        equations="\n".join(row(f"`{entry.name}`", entry.equation, entry.source) for entry in METRICS),
+        reasons="\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)),
+    )

@@ -1,9 +1,9 @@
-"""How well latents recover the sources: MCC, the R² of probes, and the agreement of members with each other.
+"""Recovery of the sources: MCC, R² of probes, agreement of members, active units.
 
-MCC is the mean absolute correlation of the optimal one-to-one matching between sources and latents. Sources are
-(d, n), shared by all members, or (member, d, n), one world each; latents are (member, d, n). A latent (or source) that
-is constant or not finite correlates with nothing: its row counts as zero, so a collapsed model scores at chance
-instead of failing. Of a source that is discrete, the correlation ratio with each latent counts.
+MCC is the mean absolute correlation under the optimal one-to-one matching of sources and latents. Sources are (d, n),
+shared by all members, or (member, d, n), one world each; latents are (member, e, n). A latent or source that is
+constant or not finite has correlation 0, so a collapsed model scores at chance instead of failing. A discrete source
+is compared by the correlation ratio.
 """
 
 from __future__ import annotations
@@ -12,50 +12,54 @@ import itertools
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float64, Int
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
-AGREEMENT_POINTS = 20_000  # of a split, the first in its random order: those of all members are kept till the end
-PROBE_POINTS = 2000  # that a nonlinear probe is fitted to, and as many that it is scored on: more change little
-ENUMERATED = 4  # dimensions up to which every matching is tried
-LANDMARKS = 200  # of its kernel
+from imavae.config.lazy import torch
+
+AGREEMENT_POINTS = 20_000  # at most: the locations of all members are kept until the end of an evaluation
+PROBE_POINTS = 2000  # at most, to fit a nonlinear probe, and as many to score it: more change little
+ENUMERATED = 4  # largest dimension in which all matchings are tried
+LANDMARKS = 200  # of the kernel of the nonlinear probe
+BATCH = 64  # points per batch of the published estimators
 
 
 def mcc(
-    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"], discrete: Sequence[bool] = ()
-) -> Float64[Tensor, " member"]:
-    """Pearson MCC over all n points, in [0, 1]; near 0 by chance."""
+    sources: Float[torch.Tensor, "*world d n"],
+    latents: Float[torch.Tensor, "member e n"],
+    discrete: Sequence[bool] = (),
+) -> Float64[torch.Tensor, " member"]:
+    """Pearson MCC over all n points, in [0, 1]; chance is near 0."""
     return matched_mean(correlation(sources, latents, discrete))
 
 
 def mcc_spearman(
-    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"], discrete: Sequence[bool] = ()
-) -> Float64[Tensor, " member"]:
-    """MCC of ranks: blind to monotone distortions of each latent."""
+    sources: Float[torch.Tensor, "*world d n"],
+    latents: Float[torch.Tensor, "member e n"],
+    discrete: Sequence[bool] = (),
+) -> Float64[torch.Tensor, " member"]:
+    """MCC of ranks, invariant to monotone maps of each latent."""
     return matched_mean(correlation(_ranks(sources), _ranks(latents), discrete))
 
 
 def mcc_batch(
-    sources: Float[Tensor, "*world d n"],
-    latents: Float[Tensor, "member e n"],
-    size: int = 64,
+    sources: Float[torch.Tensor, "*world d n"],
+    latents: Float[torch.Tensor, "member e n"],
     discrete: Sequence[bool] = (),
-) -> Float64[Tensor, " member"]:
-    """The published estimator: the average of the MCCs of batches of ``size`` points (what is left over is dropped).
-    Chance is well above zero: 0.15 for d = 3. For comparison only.
+) -> Float64[torch.Tensor, " member"]:
+    """MCC averaged over whole batches of 64 points: the published estimator, for comparison only. Chance is well above
+    zero: 0.15 for d = 3.
     """
-    return matched_mean(correlation(_batches(sources, size), _batches(latents, size), discrete)).mean(1)
+    return matched_mean(correlation(_batches(sources), _batches(latents), discrete)).mean(1)
 
 
-def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]) -> Float64[Tensor, " member"]:
-    """How identifiable the solution is, without its sources: the median, over the other members of a member's group,
-    of the MCC between their latents; NaN in a group of one (after Duan et al., arXiv 1905.12614).
+def agreement(
+    locations: Float[torch.Tensor, "member d n"], groups: Sequence[Hashable]
+) -> Float64[torch.Tensor, " member"]:
+    """Median MCC between a member's latents and those of the other members of its group (after Duan et al., arXiv
+    1905.12614); NaN in a group of one. Needs no sources.
 
-    One product of standardised latents per group, in float32, gives the correlations of all of its pairs. An evaluation
-    gives it the first :data:`AGREEMENT_POINTS` of a split at the most.
+    One product of standardised latents per group, in float32, gives the correlations of all of its pairs.
     """
     dim = locations.shape[1]
     result = torch.full((len(groups),), torch.nan, dtype=torch.float64)
@@ -64,64 +68,65 @@ def agreement(locations: Float[Tensor, "member d n"], groups: Sequence[Hashable]
         if len(rows) == 1:
             continue
         z = locations.new_empty(len(rows), *locations.shape[1:], dtype=torch.float32)
-        for place, row in enumerate(rows):  # one by one: float64 copies of all of them would be the larger part
-            z[place] = standard(locations[row])
+        for i, row in enumerate(rows):  # one by one: float64 copies of all of them would need most of the memory
+            z[i] = standardised(locations[row])
         z = z.flatten(0, 1)
         tables = (z @ z.T).reshape(len(rows), dim, len(rows), dim).transpose(1, 2)
         first, second = (list(side) for side in zip(*itertools.combinations(range(len(rows)), 2), strict=True))
-        scores = torch.full((len(rows), len(rows)), torch.nan, dtype=torch.float64)  # with itself: none
+        scores = torch.full((len(rows), len(rows)), torch.nan, dtype=torch.float64)
         scores[first, second] = scores[second, first] = matched_mean(tables[first, second].double())
         result[rows] = scores.nanquantile(0.5, dim=1)
     return result
 
 
 def active_units(
-    locations: Float[Tensor, "member d n"], prior_variance: Float64[Tensor, "member d"]
-) -> Int[Tensor, " member"]:
-    """Latents in use: those whose location varies over points by more than 1 % of the prior's variance."""
+    locations: Float[torch.Tensor, "member d n"], prior_variance: Float64[torch.Tensor, "member d"]
+) -> Int[torch.Tensor, " member"]:
+    """Number of latents whose location varies over points by more than 1 % of the prior's variance."""
     centred = locations - locations.mean(-1, keepdim=True)
     return (centred.square().mean(-1, dtype=torch.float64) > 0.01 * prior_variance).sum(1)
 
 
-def r2_linear(sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"]) -> Float64[Tensor, " member"]:
-    """R² of the linear least-squares probe, with intercept, from all latents to each source, averaged over sources.
+def r2_linear(
+    sources: Float[torch.Tensor, "*world d n"], latents: Float[torch.Tensor, "member e n"]
+) -> Float64[torch.Tensor, " member"]:
+    """R² of the least-squares map, with intercept, from all latents to each source, averaged over sources.
 
     Fitted on the first half of the points, scored on the second: 1 − Σ(s − ŝ)² / Σ(s − s̄)², at least 0.
     """
-    return standard_r2_linear(standard(sources), standard(latents))  # a probe with intercept is blind to both
+    return standardised_r2_linear(standardised(sources), standardised(latents))  # which changes no such R²
 
 
-def standard_r2_linear(
-    s: Float64[Tensor, "*world d n"], z: Float64[Tensor, "member e n"]
-) -> Float64[Tensor, " member"]:
-    """The same of rows that :func:`standard` gave."""
+def standardised_r2_linear(
+    s: Float64[torch.Tensor, "*world d n"], z: Float64[torch.Tensor, "member e n"]
+) -> Float64[torch.Tensor, " member"]:
+    """:func:`r2_linear` of rows that :func:`standardised` returned."""
     fit, score = halves(z.shape[-1])
     mean_s, mean_z = s[..., fit].mean(-1, keepdim=True), z[..., fit].mean(-1, keepdim=True)
-    known = z[..., fit] - mean_z
-    # 1e-12 of the covariance is 1e-6 of a latent, float32's rounding: two latents that are equal count once
-    inverse = torch.linalg.pinv(known @ known.mT, rtol=1e-12, hermitian=True)
-    slope = (s[..., fit] - mean_s) @ known.mT @ inverse
-    return explained(s[..., score], mean_s + slope @ (z[..., score] - mean_z)).mean(-1).cpu()
+    centred = z[..., fit] - mean_z
+    # 1e-12 of the covariance is 1e-6 of a latent, float32's rounding: two equal latents count once
+    inverse = torch.linalg.pinv(centred @ centred.mT, rtol=1e-12, hermitian=True)
+    slope = (s[..., fit] - mean_s) @ centred.mT @ inverse
+    return explained_variance(s[..., score], mean_s + slope @ (z[..., score] - mean_z)).mean(-1).cpu()
 
 
 def r2_nonlinear(
-    sources: Float[Tensor, "*world d n"], latents: Float[Tensor, "member e n"]
-) -> Float64[Tensor, " member"]:
-    """The same of a nonlinear probe: ridge regression on the standardised latents and on the kernel
-    exp(−‖z − z'‖² / e) with 200 Nyström landmarks (Williams and Seeger, 2000), the ridge of each source chosen by
-    leave-one-out error.
+    sources: Float[torch.Tensor, "*world d n"], latents: Float[torch.Tensor, "member e n"]
+) -> Float64[torch.Tensor, " member"]:
+    """R² of ridge regression on the standardised latents and on the kernel exp(−‖z − z'‖² / e) with 200 Nyström
+    landmarks (Williams and Seeger, 2000); leave-one-out error chooses the ridge of each source.
 
     Fitted on the first 2,000 points at most of the first half, scored on as many of the second.
     """
     fit, score = halves(latents.shape[-1], PROBE_POINTS)
-    s = standard(sources).expand(len(latents), -1, -1).mT.cpu()
-    z = (standard(latents) * latents.shape[-1] ** 0.5).mT.cpu().numpy()
+    s = standardised(sources).expand(len(latents), -1, -1).mT.cpu()
+    z = (standardised(latents) * latents.shape[-1] ** 0.5).mT.cpu().numpy()
     guesses = [_kernel_ridge(z[i, fit], s[i, fit].numpy(), z[i, score]) for i in range(len(z))]
-    return explained(s[:, score].mT, torch.from_numpy(np.stack(guesses)).mT).mean(-1)
+    return explained_variance(s[:, score].mT, torch.from_numpy(np.stack(guesses)).mT).mean(-1)
 
 
 def _kernel_ridge(z: NDArray[np.float64], s: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
-    from sklearn.kernel_approximation import Nystroem  # a second to import, which only probes need
+    from sklearn.kernel_approximation import Nystroem  # takes a second to import
     from sklearn.linear_model import RidgeCV
 
     kernel = Nystroem(gamma=1 / z.shape[1], n_components=min(LANDMARKS, len(z)), random_state=0)
@@ -132,40 +137,43 @@ def _kernel_ridge(z: NDArray[np.float64], s: NDArray[np.float64], at: NDArray[np
 
 
 def halves(n: int, most: int | None = None) -> tuple[slice, slice]:
-    """The points that a probe is fitted to and those that it is scored on: the starts, of ``most`` points at the most,
-    of the first and of the second half.
-    """
+    """Points on which a probe is fitted and scored: the first ``most`` of the first and of the second half of n."""
     half = n // 2
     size = half if most is None else min(half, most)
     return slice(size), slice(half, half + size)
 
 
-def explained(truth: Float64[Tensor, "*s n"], guess: Float64[Tensor, "*m n"]) -> Float64[Tensor, "*m"]:
-    """R² of each row, in [0, 1]: worse than the mean counts as the mean, and a constant has nothing to explain."""
+def explained_variance(
+    truth: Float64[torch.Tensor, "*s n"], guess: Float64[torch.Tensor, "*m n"]
+) -> Float64[torch.Tensor, "*m"]:
+    """R² of each row, clamped to [0, 1]; 0 if the truth is constant."""
     total = (truth - truth.mean(-1, keepdim=True)).square().sum(-1)
     rest = (truth - guess).square().sum(-1)
     return torch.where(total > 0, 1 - rest / torch.where(total > 0, total, 1), 0).clamp(0, 1)
 
 
 def correlation(
-    a: Float[Tensor, "*s d n"], b: Float[Tensor, "*m e n"], discrete: Sequence[bool] = ()
-) -> Float64[Tensor, "*m d e"]:
-    """Pearson correlation of each row of ``a`` with each row of ``b``, in float64; 0 where one of them is constant. Of
-    rows of ``a`` that are discrete, the correlation ratio.
+    a: Float[torch.Tensor, "*s d n"], b: Float[torch.Tensor, "*m e n"], discrete: Sequence[bool] = ()
+) -> Float64[torch.Tensor, "*m d e"]:
+    """Pearson correlation of each row of ``a`` with each row of ``b``, in float64; 0 where one of them is constant. For
+    discrete rows of ``a``: the correlation ratio.
     """
-    return standard_correlation(standard(a), standard(b), a, discrete)
+    return standardised_correlation(standardised(a), standardised(b), a, discrete)
 
 
-def standard_correlation(
-    known: Float64[Tensor, "*s d n"], z: Float64[Tensor, "*m e n"], a: Float[Tensor, "*s d n"], discrete: Sequence[bool]
-) -> Float64[Tensor, "*m d e"]:
-    """The same of rows that :func:`standard` gave of ``a`` and of the latents.
+def standardised_correlation(
+    s: Float64[torch.Tensor, "*s d n"],
+    z: Float64[torch.Tensor, "*m e n"],
+    a: Float[torch.Tensor, "*s d n"],
+    discrete: Sequence[bool],
+) -> Float64[torch.Tensor, "*m d e"]:
+    """:func:`correlation` of rows that :func:`standardised` returned; ``a`` has the values of the discrete rows.
 
-    The values of a discrete row are names, whose order means nothing. The correlation ratio, of z with mean 0 and norm
-    1, η² = Σ_c n_c (mean of z in class c)², is the square of the greatest correlation that any numbers for the classes
-    give (Fisher); between two classes it is the correlation.
+    The values of a discrete row are labels, so their order means nothing. The correlation ratio with a z of mean 0 and
+    norm 1, η² = Σ_c n_c (mean of z in class c)², is the square of the greatest correlation that any numbers for the
+    classes give (Fisher); with two classes it is the correlation.
     """
-    table = known @ z.mT
+    table = s @ z.mT
     for k in (k for k, kind in enumerate(discrete) if kind):
         square = torch.zeros_like(table[..., k, :])
         for value in np.unique(a[..., k, :].cpu().numpy()).tolist():
@@ -175,21 +183,28 @@ def standard_correlation(
     return table
 
 
-def matched_mean(correlations: Float64[Tensor, "*m d e"]) -> Float64[Tensor, "*m"]:
-    """Mean absolute value along the one-to-one matching that maximises it (the Hungarian method of SciPy)."""
+def matched_mean(correlations: Float64[torch.Tensor, "*m d e"]) -> Float64[torch.Tensor, "*m"]:
+    """Mean absolute value under the one-to-one matching that maximises it (Hungarian method)."""
     score = correlations.abs().cpu().numpy()
     flat = score.reshape(-1, *score.shape[-2:])
     if score.shape[-2] == score.shape[-1] <= ENUMERATED:  # thousands of small tables at once
         every = np.array(list(itertools.permutations(range(score.shape[-1]))))
         total = sum(flat[:, row, columns] for row, columns in enumerate(every.T))
-        best = np.max(total, -1) / score.shape[-1]
-        return torch.from_numpy(best.reshape(score.shape[:-2]))
-    means = np.array([table[linear_sum_assignment(table, maximize=True)].mean() for table in flat])
+        means = np.max(total, -1) / score.shape[-1]
+    else:
+        means = np.array([table[best_matching(table)].mean() for table in flat])
     return torch.from_numpy(means.reshape(score.shape[:-2]))
 
 
-def standard(a: Tensor) -> Tensor:
-    """Rows of zero mean and unit norm; a row that is constant up to its own rounding is zero."""
+def best_matching(table: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows and columns of a score table (d, e) under the one-to-one matching with the greatest sum."""
+    from scipy.optimize import linear_sum_assignment  # not at import: checks of settings need no SciPy
+
+    return linear_sum_assignment(table, maximize=True)
+
+
+def standardised(a: torch.Tensor) -> torch.Tensor:
+    """Rows (..., n) of zero mean and unit norm, in float64; a row that is constant up to rounding becomes zero."""
     rounding = torch.finfo(a.dtype).eps
     scale = a.abs().amax(-1, keepdim=True).double()
     centred = a.double()
@@ -200,18 +215,18 @@ def standard(a: Tensor) -> Tensor:
     return centred if bool(varies.all()) else torch.where(varies, centred, 0)
 
 
-def _batches(a: Float[Tensor, "*m d n"], size: int) -> Float[Tensor, "*m batch d size"]:
-    count = a.shape[-1] // size
-    return a[..., : count * size].reshape(*a.shape[:-1], count, size).transpose(-3, -2).contiguous()
+def _batches(a: Float[torch.Tensor, "*m d n"]) -> Float[torch.Tensor, "*m batch d size"]:
+    count = a.shape[-1] // BATCH
+    return a[..., : count * BATCH].reshape(*a.shape[:-1], count, BATCH).transpose(-3, -2).contiguous()
 
 
-def _ranks(a: Tensor) -> Tensor:
-    """From 0, equal values sharing the mean of theirs; NaN in a row that has one; SciPy's are slower."""
+def _ranks(a: torch.Tensor) -> torch.Tensor:
+    """Ranks from 0; ties share their mean rank; a row with NaN is NaN. Faster than SciPy's."""
     values = a.cpu()
     n = values.shape[-1]
     order, ordered = _sorted(values)
     places = torch.arange(n, dtype=torch.float64).repeat(*values.shape[:-1], 1)
-    equal = torch.zeros(values.shape, dtype=torch.bool)  # to the next one
+    equal = torch.zeros(values.shape, dtype=torch.bool)  # to the next value
     torch.eq(ordered[..., 1:], ordered[..., :-1], out=equal[..., :-1])
     tied = np.flatnonzero(equal.numpy())
     if len(tied):
@@ -226,18 +241,17 @@ def _ranks(a: Tensor) -> Tensor:
     return ranks
 
 
-def _sorted(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row's values stand in ascending order, and numbers that are in that order and are equal where the
-    values are.
+def _sorted(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices that sort each row, and keys in that order that are equal where the values are.
 
-    NumPy sorts whole numbers in half the time that it takes to sort indices, so in float32 a value and its index become
-    one: the bits of a float are in the order of the floats, but for negative ones, whose magnitude is turned round.
+    NumPy sorts integers in half the time of an argsort, so a float32 value and its index are packed into one integer:
+    the bits of floats are ordered as the floats are, except that negative ones need their magnitude bits flipped.
     """
     if values.dtype != torch.float32:
         order = torch.from_numpy(np.argsort(values.numpy(), axis=-1))
         return order, values.gather(-1, order)
     bits = (values + 0.0).view(torch.int32)  # -0 becomes 0
-    turned = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
-    keys = turned.bitwise_left_shift_(32).bitwise_or_(torch.arange(values.shape[-1]))
+    flipped = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
+    keys = flipped.bitwise_left_shift_(32).bitwise_or_(torch.arange(values.shape[-1]))
     keys.numpy().sort(axis=-1)
     return keys & 0xFFFFFFFF, keys >> 32

@@ -1,34 +1,31 @@
-"""Independent mechanism analysis: c_IMA(g, z) = sum_k log |J_:k| - log det(J^T J) / 2, zero iff J's columns are
-orthogonal (Gresele et al., NeurIPS 2021); what else the Jacobians tell, alone and beside the true mixing's; and the
-self-consistency of the posterior's variance (Reizinger et al., NeurIPS 2022).
+"""Independent mechanism analysis: the contrast c_IMA(g, z) = Σ_k log‖J_:k‖ − ½ log det(JᵀJ), zero iff the columns of J
+are orthogonal (Gresele et al., NeurIPS 2021), other functions of Jacobians, and the self-consistency of the posterior's
+variance (Reizinger et al., NeurIPS 2022).
 
-Jacobians are (member, out, in, n): the point comes last, so that the small matrices' algebra vectorises over points.
-What is said of a Jacobian is said point by point, a chunk of them at a time: those of a whole split need not fit in
-memory. Means over points come after that.
+Jacobians are (member, out, in, n): with the point last, the algebra of small matrices vectorises over points.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float, Float64
-from torch import Tensor
 
-BATCH = 64  # points of a batch, in the published estimators
+from imavae.config.lazy import torch
+from imavae.metrics.identifiability import BATCH
 
 
 class _QR(NamedTuple):
-    """Of each point's Jacobian J = QR: the columns of Q and the entries of R, and where J has full column rank."""
+    """J = QR at each point: columns of Q, entries of R, and where J has full column rank."""
 
-    q: list[Float64[Tensor, "member o n"]]
-    r: dict[tuple[int, int], Float64[Tensor, "member n"]]  # of row k and column j ≥ k
-    norms: list[Float64[Tensor, "member n"]]  # of J's columns
-    full: Bool[Tensor, "member n"]
+    q: list[Float64[torch.Tensor, "member o n"]]
+    r: dict[tuple[int, int], Float64[torch.Tensor, "member n"]]  # by row k and column j ≥ k
+    norms: list[Float64[torch.Tensor, "member n"]]  # of J's columns
+    full: Bool[torch.Tensor, "member n"]
 
 
-def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
-    """Modified Gram-Schmidt, all points at once; R_kk is 1 where column k depends on those before it."""
+def _qr(jacobian: Float[torch.Tensor, "member o d n"]) -> _QR:
+    """Modified Gram-Schmidt, all points at once; R_kk is 1 where column k depends on the columns before it."""
     rounding = 16 * torch.finfo(jacobian.dtype).eps
     columns = list(jacobian.double().unbind(2))
     norms = [_norm(column) for column in columns]
@@ -36,7 +33,7 @@ def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
     q, r = [], {}
     for k, norm in enumerate(norms):
         rest = _norm(columns[k]) if k else norm
-        good = (rest > rounding * norm) & (rest < torch.inf)  # neither holds for NaN
+        good = (rest > rounding * norm) & (rest < torch.inf)  # both are false for NaN
         full &= good
         r[k, k] = torch.where(good, rest, 1)
         q.append(columns[k] / r[k, k][:, None])
@@ -46,23 +43,23 @@ def _qr(jacobian: Float[Tensor, "member o d n"]) -> _QR:
     return _QR(q, r, norms, full)
 
 
-def _norm(column: Float64[Tensor, "member o n"]) -> Float64[Tensor, "member n"]:
+def _norm(column: Float64[torch.Tensor, "member o n"]) -> Float64[torch.Tensor, "member n"]:
     return column.square().sum(1).sqrt_()  # far faster than torch's norm over an inner dimension
 
 
 class Contrast(NamedTuple):
-    """At each point."""
+    """The local IMA contrast at each point."""
 
-    values: Float64[Tensor, "member n"]  # c_IMA, in nats; 0 where the Jacobian has not full column rank
-    full: Bool[Tensor, "member n"]  # whether it has
-    norms: Float64[Tensor, "member d n"]  # ‖J_:k‖
+    values: Float64[torch.Tensor, "member n"]  # c_IMA in nats; 0 where the Jacobian lacks full column rank
+    full: Bool[torch.Tensor, "member n"]  # True where it has full column rank
+    norms: Float64[torch.Tensor, "member d n"]  # ‖J_:k‖
 
 
-def contrast(jacobian: Float[Tensor, "member o d n"]) -> Contrast:
-    """c_IMA at each point.
+def contrast(jacobian: Float[torch.Tensor, "member o d n"]) -> Contrast:
+    """c_IMA at each point, by QR.
 
-    By QR: with |det R| = prod_k R_kk, each term log(|J_:k| / R_kk) is the log-ratio of a column to its part orthogonal
-    to the columns before it, never negative.
+    With |det R| = Π_k R_kk, each term log(‖J_:k‖ / R_kk) is the log-ratio of a column's norm to that of its part
+    orthogonal to the columns before it, and never negative.
     """
     _, r, norms, full = _qr(jacobian)
     ratio = torch.ones_like(norms[0])
@@ -71,24 +68,27 @@ def contrast(jacobian: Float[Tensor, "member o d n"]) -> Contrast:
     return Contrast(torch.where(full, ratio.log_(), 0), full, torch.stack(norms, 1))
 
 
-def mean_where(values: Float64[Tensor, "member n"], counted: Bool[Tensor, "member n"]) -> Float64[Tensor, " member"]:
-    """The mean over the points that are counted; NaN where none is."""
+def mean_where(
+    values: Float64[torch.Tensor, "member n"], counted: Bool[torch.Tensor, "member n"]
+) -> Float64[torch.Tensor, " member"]:
+    """Mean over the counted points; NaN without any."""
     mean = torch.where(counted, values, 0).sum(1) / counted.sum(1).clamp_min(1)
     return torch.where(counted.any(1), mean, torch.nan)
 
 
-def truth_contrast(jacobian: Float[Tensor, "*world o d n"]) -> Float64[Tensor, "world n"]:
-    """c_IMA of the true mixing at each source; NaN where its Jacobian lacks full rank. A single world has length 1."""
+def pointwise_contrast(jacobian: Float[torch.Tensor, "*world o d n"]) -> Float64[torch.Tensor, "world n"]:
+    """c_IMA at each point; NaN where the Jacobian lacks full rank. A single world has length 1."""
     values, full, _ = contrast(jacobian.reshape(-1, *jacobian.shape[-3:]))
     return torch.where(full, values, torch.nan)
 
 
-def conformal_contrast(at: Contrast) -> Float64[Tensor, " member"]:
-    """d/2 log(tr(JᵀJ) / d) − ½ log det JᵀJ, averaged over the points of full rank (NaN where there is none): zero iff J
-    is conformal, JᵀJ = c I.
+def conformal_contrast(at: Contrast) -> Float64[torch.Tensor, " member"]:
+    """(d/2) log(tr(JᵀJ) / d) − ½ log det JᵀJ, averaged over the points of full rank (NaN without any): zero iff J is
+    conformal, JᵀJ = c I.
 
-    By the inequality of arithmetic and geometric means over JᵀJ's eigenvalues it is never negative; over its diagonal,
-    it is never below c_IMA: it is c_IMA + d (log of the root mean square of the columns' norms − mean of their logs).
+    By the inequality of arithmetic and geometric means over the eigenvalues of JᵀJ it is never negative; over its
+    diagonal, never below c_IMA: it is c_IMA + d (log of the root mean square of the columns' norms − mean of their
+    logs).
     """
     norms = torch.where(at.full[:, None], at.norms, 1)
     spread = norms.shape[1] * (0.5 * norms.square().mean(1).log() - norms.log().mean(1))
@@ -96,29 +96,32 @@ def conformal_contrast(at: Contrast) -> Float64[Tensor, " member"]:
 
 
 class ColumnNorms(NamedTuple):
-    """Per member, of the norms ‖J_:k(z_i)‖ of the Jacobian's columns k at points i."""
+    """Statistics of the norms ‖J_:k(z_i)‖ of a member's Jacobian columns k at points i."""
 
-    mean: Float64[Tensor, " member"]  # over points and columns
-    variance_over_columns: Float64[Tensor, " member"]  # of each column's mean over points
-    maximum: Float64[Tensor, " member"]  # over points and columns
-    variance_over_samples: Float64[Tensor, " member"]  # over points, averaged over columns
+    mean: Float64[torch.Tensor, " member"]  # over points and columns
+    variance_over_columns: Float64[torch.Tensor, " member"]  # of each column's mean over points
+    maximum: Float64[torch.Tensor, " member"]  # over points and columns
+    variance_over_points: Float64[torch.Tensor, " member"]  # averaged over columns
 
 
-def column_norms(norms: Float64[Tensor, "member d n"]) -> ColumnNorms:
-    """How strongly, how evenly and how steadily the decoder depends on each latent; NaN if a norm is not finite."""
+def column_norms(norms: Float64[torch.Tensor, "member d n"]) -> ColumnNorms:
+    """Statistics of the columns' norms; NaN if a norm is not finite."""
     means = norms.mean(2)
     spread = (norms - means[..., None]).square_().mean((1, 2))  # torch's var takes three times as long
     return ColumnNorms(means.mean(1), means.var(1, correction=0), norms.amax((1, 2)), spread)
 
 
-def amari(jacobian: Float[Tensor, "member o d n"], truth: Float[Tensor, "*world o d n"]) -> Float64[Tensor, "member n"]:
-    """Amari distance of decoder and true mixing (Amari, Cichocki and Yang, NeurIPS 1995), in [0, 1]: with
-    R = J_g(μ(x))⁻¹ J_f(s), x = f(s), the Jacobian of s ↦ z where g(μ(x)) = x,
+def amari(
+    jacobian: Float[torch.Tensor, "member o d n"], truth: Float[torch.Tensor, "*world o d n"]
+) -> Float64[torch.Tensor, "member n"]:
+    """Amari distance of decoder and true mixing at each point (Amari, Cichocki and Yang, NeurIPS 1995), in [0, 1]; NaN
+    where one of the two lacks full rank. ``jacobian`` is J_g at the posterior's location, ``truth`` J_f at the source.
+
+    With R = J_g(μ(x))⁻¹ J_f(s), x = f(s), the Jacobian of s ↦ z where g(μ(x)) = x, it is
 
         (Σ_i (Σ_j |R_ij| / max_j |R_ij| − 1) + Σ_j (Σ_i |R_ij| / max_i |R_ij| − 1)) / (2 d (d − 1)),
 
-    zero iff R is a scaled permutation, at each point; NaN where one of the two lacks full rank.
-    ``jacobian`` is J_g at the posterior's location, ``truth`` J_f at the sources of the same observations.
+    zero iff R is a scaled permutation.
     """
     truth = truth.reshape(-1, *truth.shape[-3:])
     decoder = _qr(jacobian)
@@ -131,10 +134,10 @@ def amari(jacobian: Float[Tensor, "member o d n"], truth: Float[Tensor, "*world 
     return torch.where(full, (rows + columns) / max(2 * dim * (dim - 1), 1), torch.nan)
 
 
-def _solve(qr: _QR, right: Float64[Tensor, "world o e n"]) -> list[Float64[Tensor, "member e n"]]:
-    """The rows of the least-squares solution X of QR X = ``right``, by substitution from the last."""
+def _solve(qr: _QR, right: Float64[torch.Tensor, "world o e n"]) -> list[Float64[torch.Tensor, "member e n"]]:
+    """Rows of the least-squares solution X of QR X = ``right``, by back substitution."""
     dim = len(qr.q)
-    rows: dict[int, Tensor] = {}
+    rows: dict[int, torch.Tensor] = {}
     for k in reversed(range(dim)):
         row = (qr.q[k][:, :, None] * right).sum(1)
         for j in range(k + 1, dim):
@@ -144,32 +147,47 @@ def _solve(qr: _QR, right: Float64[Tensor, "world o e n"]) -> list[Float64[Tenso
 
 
 def inverse_variance(
-    square: Float[Tensor, "member d n"],
-    slope: Float[Tensor, "member d n"],
-    curvature: Float[Tensor, "member d n"],
-    gamma: Float[Tensor, " member"],
-) -> Float64[Tensor, "member d n"]:
-    """1 / sigma_k^2 = -(log p)''(mu_k) + gamma^2 |J_:k|^2, all in the unconstrained coordinate.
+    square: Float[torch.Tensor, "member d n"],
+    slope: Float[torch.Tensor, "member d n"],
+    curvature: Float[torch.Tensor, "member d n"],
+    gamma: Float[torch.Tensor, " member"],
+) -> Float64[torch.Tensor, "member d n"]:
+    """1 / σ_k² = −(log p)''(μ_k) + γ²‖J_:k‖², in the unconstrained coordinate y.
 
-    ``square`` = |J_:k|^2 is taken with respect to the latent, ``slope`` = dz/dy brings it there, ``curvature`` =
-    -(log p)''(y).
+    ``square`` = ‖J_:k‖² refers to the latent z; ``slope`` = dz/dy converts it; ``curvature`` = −(log p)''(y).
     """
     norm = square.double() * slope.double().square()
     return curvature.double() + gamma.double()[:, None, None].square() * norm
 
 
 def batch_ratio(
-    jacobian: Float[Tensor, "member o d n"],
-    curvature: Float[Tensor, "member d n"],
-    variance: Float[Tensor, "member d n"],
-    gamma: Float[Tensor, " member"],
-) -> Float64[Tensor, "member d batch"]:
-    """Mean variances times what the means of the other two, in the unconstrained coordinate, give for their inverse."""
+    jacobian: Float[torch.Tensor, "member o d n"],
+    curvature: Float[torch.Tensor, "member d n"],
+    variance: Float[torch.Tensor, "member d n"],
+    gamma: Float[torch.Tensor, " member"],
+) -> Float64[torch.Tensor, "member d batch"]:
+    """Mean variance of each batch, times the inverse variance given by its mean Jacobian and mean curvature; all in the
+    unconstrained coordinate.
+    """
     square, bent = batch_mean(jacobian).double().square().sum(1), batch_mean(curvature)
     return batch_mean(variance) * inverse_variance(square, torch.ones_like(bent), bent, gamma)
 
 
-def batch_mean(a: Float[Tensor, "*k n"]) -> Float[Tensor, "*k batch"]:
-    """Means over batches of 64 points; what is left over is dropped. A chunk is so many whole batches."""
+def batch_mean(a: Float[torch.Tensor, "*k n"]) -> Float[torch.Tensor, "*k batch"]:
+    """Means over whole batches of 64 points."""
     batches = a.shape[-1] // BATCH
     return a[..., : batches * BATCH].reshape(*a.shape[:-1], batches, BATCH).mean(dim=-1)
+
+
+class LocalTerms(NamedTuple):
+    """Functions of the decoder's Jacobian at each point, or of each batch of 64 points."""
+
+    contrast: Float64[torch.Tensor, "member n"]  # see :class:`Contrast`
+    full: Bool[torch.Tensor, "member n"]
+    norms: Float64[torch.Tensor, "member d n"]
+    log_ratio: Float64[torch.Tensor, "member n"]  # log(posterior variance / σ_k²), averaged over latents
+    batch_jacobian: Float[torch.Tensor, "member o d batch"]
+    batch_ratio: Float64[torch.Tensor, "member d batch"]
+    amari: Float64[torch.Tensor, "member n"] | None  # if asked for
+    variance: Float[torch.Tensor, "member d n"] | None  # of the posterior, if asked for
+    inverse_variance: Float[torch.Tensor, "member d n"] | None  # 1 / σ_k², if asked for

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from imavae.config.settings import Objective
-from imavae.metrics.glossary import FINAL, PROBES, Stage
+from imavae.metrics.glossary import METRICS, Stage
 from imavae.model.vae import GAMMA
 from imavae.runs.columns import at_best, best_column
 from imavae.runs.session import Session
@@ -59,13 +59,14 @@ def member_rows(session: Session, point: int, trial: int) -> list[dict[str, Valu
     state = session.state
     rows = torch.tensor(session.members_of(point), device=session.ensemble.device)
     stage: Stage = "probes" if session.points[point].training.probes else "final"
+    once = [metric.name for metric in METRICS if metric.across_members or metric.stage != "validation"]
     evaluated = {}
     for criterion in session.criteria:
         weights = state.best[criterion].weights[rows]
         val = session.evaluate("val", weights, rows, stage)
-        evaluated[criterion] = {
-            k: v for k, v in val.items() if k.removeprefix("val/") in ("agreement", *FINAL, *PROBES)
-        } | session.evaluate("test", weights, rows, stage)
+        evaluated[criterion] = {k: v for k, v in val.items() if k.removeprefix("val/") in once} | session.evaluate(
+            "test", weights, rows, stage
+        )
     criteria = sorted(session.criteria, reverse=True)
     table = []
     for i, row in enumerate(rows.tolist()):

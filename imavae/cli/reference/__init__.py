@@ -7,7 +7,7 @@ from pathlib import Path
 
 def pages(root: Path) -> dict[str, str]:
     """The text of each page, by its path below ``root``, the folder that holds conf/ and search_spaces/."""
-    from imavae.cli.reference.metrics_page import metrics_page
     from imavae.cli.reference.settings_page import settings_page
+    from imavae.metrics.glossary import metrics_page
 
     return {"docs/config.md": settings_page(root), "docs/metrics.md": metrics_page()}
