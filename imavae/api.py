@@ -1,109 +1,267 @@
-"""Imavae as a library: train an ensemble, run a study, and have the data that models were trained on.
+"""The library: train an ensemble, run a study, reproduce a figure of the paper, and get the data of a model.
 
-These functions do what the commands do, by the same code, and write the same folders, without printing.
-Settings are those of the configuration tree (docs/config.md); their defaults stand in :mod:`imavae.config.settings`,
-and ``conf/`` has the same. Hydra has no part in it: a group's option, as in ``data=mlp``, is here the variant's name,
-``data={"mixing": {"name": "mlp"}}``.
+These functions do the work of the commands and write the same folders. They print nothing unless ``progress`` is set.
+Settings are those of docs/config.md. Hydra has no part in it: a group's option such as ``data=mlp`` is the variant's
+name here, ``data={"mixing": {"name": "mlp"}}``.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
-from imavae.cli import commands
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.config.variants import Settings
 from imavae.data import dataset
-from imavae.errors import require, require_choice
+from imavae.data.storage import write_text
+from imavae.errors import require, require_choice, resumable
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
-from imavae.runs.results import Results, load_results
-from imavae.runs.session import cache_of
+from imavae.report.display import Display, Observer
+from imavae.runs.ledger import Ledger, run_point
+from imavae.runs.models import model_session
+from imavae.runs.results import Results, best_member, load_results
+from imavae.runs.session import Session, cache_of
+from imavae.tracking.base import member_name
+from imavae.training.loop import Progress
+
+if TYPE_CHECKING:
+    from imavae.paper.reproduce import Reproduction
+    from imavae.report.insight import Insight
 
 Array = NDArray[np.floating[Any]]
+Watcher = Observer | Literal[True] | None
 
 
-def train(config: RunConfig | Mapping[str, Any] | None = None, *, progress: bool = False, **settings: Any) -> Results:
-    """Train the members (seeds) of one point as one ensemble, and evaluate and save them.
+def train(config: RunConfig | Mapping[str, Any] | None = None, *, progress: Watcher = None, **settings: Any) -> Results:
+    """Train the members (seeds) of one point as one ensemble; evaluate, save and report them.
 
-    ``train(model={"gamma": 30}, members={"seed": [1, 2, 3]})`` changes some of the defaults. Figures are drawn by the
-    command, ``scripts/train.py``, alone.
+    ``train(model={"gamma": 30}, members={"seed": [1, 2, 3]})`` changes some of the defaults.
 
     Args:
-        config: what to start from; by default the defaults, without tracking (``tracking={"name": "mlflow"}`` tracks).
-        progress: whether to show how far it is.
-        settings: of :class:`imavae.config.settings.RunConfig`, nested mappings, over those of ``config``.
+        config: settings to start from; by default the defaults without tracking (``tracking={"name": "mlflow"}`` tracks).
+        progress: True shows a progress bar; an observer receives the progress.
+        settings: fields of :class:`imavae.config.settings.RunConfig`, nested mappings, over those of ``config``.
 
     Returns:
-        The run: its tables, and its members as models. It lies in ``OUTPUT_DIR/runs/NAME``.
+        The results, from ``OUTPUT_DIR/runs/NAME``.
 
     Raises:
         UserError: a setting that does not exist or breaks a rule, or data that can't be used.
-        KeyboardInterrupt: it was interrupted; with ``resume=True`` it goes on from its last validation.
+        KeyboardInterrupt: it was interrupted; ``resume=True`` continues from its last validation.
     """
     point = run_config(_mapping({"tracking": {"name": "none"}} if config is None else config, settings))
-    with _threads_kept():
-        ledger, _ = commands.run(point, _console(progress))
-    commands.finish(ledger, [])
-    return load_results(ledger.folder)
+    return train_point(point, _observer(progress))
 
 
 def tune(
-    config: StudyConfig | RunConfig | Mapping[str, Any] | None = None, *, progress: bool = False, **settings: Any
+    config: StudyConfig | RunConfig | Mapping[str, Any] | None = None, *, progress: Watcher = None, **settings: Any
 ) -> Results:
     """Run a study: search a space of settings, with an ensemble of seeds at every point.
 
     ``tune(search={"model": {"gamma": {"type": "float", "low": 3.0, "high": 300.0}}}, budget={"trials": 8})`` is one.
-    Ray is started for it, and shut down at its end. A file of ``search_spaces/`` builds on ``conf/``, which Hydra
+    Ray is started for it and shut down at its end. A file of ``search_spaces/`` builds on ``conf/``, which Hydra
     composes: ``python scripts/tune.py search=NAME --cfg job`` prints the mapping that this function takes.
 
     Args:
-        config: what to start from; a run's becomes the base that all points share.
-        progress: whether to show how far it is.
-        settings: of :class:`imavae.config.settings.StudyConfig`, nested mappings, over those of ``config``; ``search``
-            replaces its search. As with the command, a study is tracked by MLflow unless ``tracking={"name": "none"}``.
+        config: settings to start from; a run's become the base that all points share.
+        progress: True shows a live display; an observer receives the progress.
+        settings: fields of :class:`imavae.config.settings.StudyConfig`, nested mappings, over those of ``config``;
+            ``search`` replaces its search. Without ``tracking={"name": "none"}``, MLflow tracks the study.
 
     Returns:
-        The study: its tables, and all members as models. It lies in ``OUTPUT_DIR/studies/NAME``, with its figures.
+        The results, from ``OUTPUT_DIR/studies/NAME``.
 
     Raises:
         UserError: a setting that does not exist or breaks a rule, data that can't be used, or no trial has a result.
-        KeyboardInterrupt: it was interrupted; with ``resume=True`` it goes on where it was.
+        KeyboardInterrupt: it was interrupted; ``resume=True`` continues it.
     """
     study = study_config(_mapping({} if config is None else config, settings))
-    remedy = "say python scripts/tune.py with it, or use imavae.search.study.dry_run"
+    remedy = "use python scripts/tune.py dry_run=true"
     require(not study.dry_run, "dry_run is for the command", study.dry_run, remedy)
-    ledger = commands.study(study, _console(progress))
-    if ledger.interrupted is not None:
-        raise ledger.interrupted
+    return tune_study(study, _observer(progress))
+
+
+def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = ()) -> Results:
+    """Do :func:`train` for a checked configuration; the report shows the ``command`` that repeats it."""
+    from imavae.report.report import Ending, run_report
+
+    start = time.monotonic()
+
+    def notify(session: Session, progress: Progress) -> None:
+        observer.epoch(progress.epoch, config.training.max_epochs, progress.active, len(session.ensemble))
+
+    with observer, _threads_kept():
+        ledger, session = run_point(config, notify, observer.rendered)
+        with resumable(ledger.folder.name):
+            figures = _run_figures(ledger.results, session)
+            ending = Ending(command, resuming(command, ledger.folder.name), time.monotonic() - start, figures=figures)
+            write_text(ledger.names.report, run_report(ledger, config, ending))
+            ledger.write_summary({"seconds": ending.seconds})
+            ledger.finish([*figures, ledger.names.report])
     return load_results(ledger.folder)
 
 
+def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] = ()) -> Results:
+    """Do :func:`tune` for a checked configuration; the report shows the ``command`` that repeats it.
+
+    Raises:
+        NoResultError: all trials failed.
+        Interrupted: the report of what has finished is written.
+    """
+    from imavae.search.study import NoResultError, run_study
+
+    start = time.monotonic()
+    try:
+        with observer:
+            ledger = run_study(config, observer.snapshot, observer.notice, observer.rendered)
+    except NoResultError as error:
+        ledger = error.ledger
+        _write_study_report(ledger, config, command, start)
+        ledger.tracker.finish("failed", {}, [ledger.names.report])
+        raise
+    with resumable(ledger.folder.name):
+        if ledger.interrupted is None:
+            _conclude(ledger, config, command, start)
+        else:
+            _write_study_report(ledger, config, command, start)
+            ledger.finish([ledger.names.report])
+            raise ledger.interrupted
+    return load_results(ledger.folder)
+
+
+def reproduce(
+    figure: str, studies: Sequence[StudyConfig], *, progress: Watcher = None, **settings: Any
+) -> Reproduction:
+    """Reproduce a figure of the paper from its studies, and judge it by what was published.
+
+    Args:
+        figure: its name, one of :data:`imavae.paper.figures.FIGURES`.
+        studies: the figure's studies. Finished ones are read; others are resumed or run.
+        progress: True shows a live display of each study; an observer receives the progress.
+        settings: further fields of :class:`imavae.config.settings.ReproduceConfig`, such as ``plot_only=True``.
+
+    Returns:
+        The rows of its table with their verdicts, and the folder of the figure.
+
+    Raises:
+        UserError: there is no such figure, or a study is missing or can't be finished.
+    """
+    from imavae.paper.reproduce import reproduce
+
+    observer, config = _observer(progress), reproduce_config({**settings, "figure": figure})
+    return reproduce(config, studies, lambda study: tune_study(study, observer), observer.notice)
+
+
+def resuming(command: Sequence[str], name: str) -> list[str]:
+    """The words of the command that resumes the folder ``name``, given those of the command that made it."""
+    words = [word for word in command if not word.startswith(("resume=", "name="))]
+    return [*words, "resume=true", f"name={name}"] if words else []
+
+
+def _run_figures(results: Results, session: Session) -> list[Path]:
+    """Draw the figures of a run."""
+    from imavae.metrics.figure_data import image_panels, posterior_shapes
+    from imavae.report.figures import solo_figures
+    from imavae.report.image_panels import image_figures
+    from imavae.report.posterior_shapes import run_figures
+
+    history, folder = results.history, results.names.figures
+    if not len(history):
+        return []
+    rows = torch.arange(len(session.ensemble), device=session.ensemble.device)
+    names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
+    shapes = posterior_shapes(session.ensemble, session.best_weights, rows, session.data.val)
+    factors = [factor.name for factor in results.config.data.factors]
+    figures = solo_figures(history, folder) + run_figures(shapes, names, factors, history, folder)
+    if session.data.val.images is not None:
+        [record] = results.records
+        row = best_member(record)
+        best = 0 if row is None else record.members.index(row)
+        panels = image_panels(session.ensemble, session.best_weights, rows, session.data.val, best)
+        figures += image_figures(panels, names, best, folder)
+    return figures
+
+
+def _conclude(ledger: Ledger, config: StudyConfig, command: Sequence[str], start: float) -> None:
+    """Store the models of a finished study, draw its figures, write its report, and track all of it.
+
+    ``start`` is when the study began, by the monotonic clock.
+    """
+    from imavae.metrics.figure_data import image_panels
+    from imavae.report.drawing import write
+    from imavae.report.figures import study_figures
+    from imavae.report.image_panels import image_figures
+    from imavae.report.insight import insight_of
+    from imavae.report.insight_drawn import drawn
+    from imavae.report.summary import choices, chosen_numbers, selection_metrics
+    from imavae.search.space import parse
+
+    ledger.crown()
+    results, names = ledger.results, ledger.names
+    members, trials = results.members, results.trials
+    keys = [parameter.key for parameter in parse(config) if parameter.key in trials]
+    figures = study_figures(members, trials, keys, results.objective, names.figures)
+    insight = insight_of(ledger, config)
+    if insight is not None:
+        figures += write(drawn(insight), names.figures)
+    if isinstance(config.data, SpritesData):
+        session, weights = model_session(names.champion, cache_of(names.output_dir))
+        panels = image_panels(session.ensemble, weights, torch.arange(1), session.data.val, 0)
+        figures += image_figures(panels, ["champion"], 0, names.figures)
+    chosen = choices(members, trials, keys)
+    report = _write_study_report(ledger, config, command, start, figures, insight)
+    metrics = chosen_numbers(results.winners) | selection_metrics(chosen)
+    metrics |= {"seconds": time.monotonic() - start, "seconds/training": ledger.work_seconds}
+    ledger.write_summary(metrics)
+    files = [*figures, report]
+    if len(chosen):
+        write_text(names.selection, chosen.to_csv(index=False))
+        files.append(names.selection)
+    ledger.finish(files, metrics)
+
+
+def _write_study_report(
+    ledger: Ledger,
+    config: StudyConfig,
+    command: Sequence[str],
+    start: float,
+    figures: Sequence[Path] = (),
+    insight: Insight | None = None,
+) -> Path:
+    from imavae.report.report import Ending, study_report
+
+    seconds, go_on = time.monotonic() - start, resuming(command, ledger.folder.name)
+    ledger.write_summary({"seconds": seconds, "seconds/training": ledger.work_seconds})
+    ending = Ending(command, go_on, seconds, ledger.home.state.points, figures, insight)
+    write_text(ledger.names.report, study_report(ledger, config, ending))
+    return ledger.names.report
+
+
 class World(NamedTuple):
-    """A split of the data that a model was trained in, a row for each of n observations; empty is what nobody knows."""
+    """A split of a model's data, with a row for each of n observations; an array is empty where its content is unknown."""
 
     observations: Array  # (n, o), as model.encode takes them
     sources: Array  # (n, d); (n, 0) where they are unknown
-    segments: NDArray[np.integer[Any]]  # (n,): u, from 0 up; 0 where there are none
-    jacobian: Array  # (n, o, d) of the mixing at the sources; (0, o, d) but for val and test of a known mixing
+    segments: NDArray[np.integer[Any]]  # (n,): u, from 0; 0 where there are none
+    jacobian: Array  # (n, o, d) of the mixing at the sources; (0, o, d) except for val and test of a known mixing
     log_px: Array  # (n,): log p(x) under that mixing, in nats; (0,) likewise
 
 
 def world(of: Model | RunConfig, split: str = "test") -> World:
-    """The data of a model, or of the world ``data.seed`` of a configuration.
+    """Return the data of a model, or of a configuration's world ``data.seed``.
 
     Args:
-        of: a model, which knows its world, or a configuration (that of a run or a study's base).
-        split: ``train``, ``val`` (which stops and selects) or ``test``.
+        of: a model, which knows its world, or the configuration of a run or study.
+        split: ``train``, ``val`` (used for early stopping and selection) or ``test``.
 
     Returns:
         Arrays whose rows are observations: (n, o), (n, d), (n,), (n, o, d) and (n,).
@@ -129,20 +287,21 @@ def world(of: Model | RunConfig, split: str = "test") -> World:
 
 
 def _mapping(config: Settings | Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain nested settings: those of a configuration, and others over them."""
+    """Plain nested settings: those of a configuration with others over them."""
     base = to_mapping(config) if isinstance(config, Settings) else config
     plain = {key: to_mapping(value) if isinstance(value, Settings) else value for key, value in settings.items()}
     return overridden(base, plain)
 
 
-def _console(progress: bool) -> Console:
-    """Standard output, or nothing."""
-    return Console() if progress else Console(file=io.StringIO(), quiet=True, force_jupyter=False)
+def _observer(progress: Watcher) -> Observer:
+    if progress is None or isinstance(progress, Observer):
+        return progress or Observer()
+    return Display()
 
 
 @contextmanager
 def _threads_kept() -> Iterator[None]:
-    """A run sets torch's number of threads for its process; a library leaves it as it was."""
+    """Restore torch's number of threads, which a run sets for its process."""
     before = torch.get_num_threads()
     try:
         yield
