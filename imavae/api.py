@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imavae.config.data import SpritesData
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.config.variants import Settings
@@ -34,7 +35,6 @@ from imavae.tracking.base import member_name
 from imavae.training.loop import Progress
 
 if TYPE_CHECKING:
-    from imavae.paper.reproduce import Reproduction
     from imavae.report.insight import Insight
 
 Array = NDArray[np.floating[Any]]
@@ -47,7 +47,7 @@ def train(config: RunConfig | Mapping[str, Any] | None = None, *, progress: Watc
     ``train(model={"gamma": 30}, members={"seed": [1, 2, 3]})`` changes some of the defaults.
 
     Args:
-        config: settings to start from; by default the defaults without tracking (``tracking={"name": "mlflow"}`` tracks).
+        config: settings to start from; by default the defaults, without tracking.
         progress: True shows a progress bar; an observer receives the progress.
         settings: fields of :class:`imavae.config.settings.RunConfig`, nested mappings, over those of ``config``.
 
@@ -138,29 +138,6 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
     return load_results(ledger.folder)
 
 
-def reproduce(
-    figure: str, studies: Sequence[StudyConfig], *, progress: Watcher = None, **settings: Any
-) -> Reproduction:
-    """Reproduce a figure of the paper from its studies, and judge it by what was published.
-
-    Args:
-        figure: its name, one of :data:`imavae.paper.figures.FIGURES`.
-        studies: the figure's studies. Finished ones are read; others are resumed or run.
-        progress: True shows a live display of each study; an observer receives the progress.
-        settings: further fields of :class:`imavae.config.settings.ReproduceConfig`, such as ``plot_only=True``.
-
-    Returns:
-        The rows of its table with their verdicts, and the folder of the figure.
-
-    Raises:
-        UserError: there is no such figure, or a study is missing or can't be finished.
-    """
-    from imavae.paper.reproduce import reproduce
-
-    observer, config = _observer(progress), reproduce_config({**settings, "figure": figure})
-    return reproduce(config, studies, lambda study: tune_study(study, observer), observer.notice)
-
-
 def resuming(command: Sequence[str], name: str) -> list[str]:
     """The words of the command that resumes the folder ``name``, given those of the command that made it."""
     words = [word for word in command if not word.startswith(("resume=", "name="))]
@@ -180,7 +157,7 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     rows = torch.arange(len(session.ensemble), device=session.ensemble.device)
     names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
     shapes = posterior_shapes(session.ensemble, session.best_weights, rows, session.data.val)
-    factors = [factor.name for factor in results.config.data.factors]
+    factors = [factor.name for factor in results.config.data.source_factors]
     figures = solo_figures(history, folder) + run_figures(shapes, names, factors, history, folder)
     if session.data.val.images is not None:
         [record] = results.records
@@ -247,7 +224,7 @@ def _write_study_report(
 
 
 class World(NamedTuple):
-    """A split of a model's data, with a row for each of n observations; an array is empty where its content is unknown."""
+    """A split of a model's data: arrays with a row per observation, empty where the content is unknown."""
 
     observations: Array  # (n, o), as model.encode takes them
     sources: Array  # (n, d); (n, 0) where they are unknown

@@ -21,7 +21,7 @@ def run(config: RunConfig) -> None:
     """Train, evaluate, track and save."""
     from imavae.cli.commands import train
 
-    train(config)
+    train(config, sys.orig_argv)
 
 
 COMMAND = Command("train", __doc__, RunConfig, run_config, run)

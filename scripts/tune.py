@@ -30,7 +30,7 @@ def run(config: StudyConfig) -> None:
     """Search, track and report."""
     from imavae.cli.commands import tune
 
-    tune(config)
+    tune(config, sys.orig_argv)
 
 
 COMMAND = Command("tune", __doc__, StudyConfig, check, run, searches=True)

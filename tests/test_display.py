@@ -10,7 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from imavae.cli.display import Display, RenderingBar
+from imavae.report.display import Display
 from imavae.report.text import clock, compact, point_text, short_names
 from imavae.search.progress import Snapshot
 from tests.helpers import console, text_of
@@ -43,7 +43,7 @@ def test_in_a_pipe_a_line_is_printed_only_when_something_has_changed() -> None:
             (7.0, 1, 0.5),
             (9.0, 1, 0.6),
         ]:
-            display.update(snapshot(seconds, finished, best))
+            display.snapshot(snapshot(seconds, finished, best))
     assert text_of(output).splitlines() == [
         "0:01 best val/mcc 0.500 at gamma=98.2 n_layers=3",
         "0:05 1/32 trials, 2 running, 31 early stops, 31k member-steps/s, 2:10 left",
@@ -55,7 +55,7 @@ def test_in_a_pipe_there_is_no_more_than_a_line_a_second_and_the_last_news_is_sa
     output = console()
     with Display(output) as display:
         for n in range(100):
-            display.update(snapshot(n / 50, n // 4, n / 200))
+            display.snapshot(snapshot(n / 50, n // 4, n / 200))
     lines = text_of(output).splitlines()
     assert len(lines) <= 2 + 2  # one at the start and one after a second; what was held back at the end
     assert lines[-2].startswith("0:02 24/32 trials")
@@ -69,7 +69,7 @@ def test_the_display_holds_in_80_columns_and_without_colour(terminal: bool, monk
     output = Console(file=io.StringIO(), width=80, force_terminal=terminal)
     point = {f"model.a_long_name_{n}": 1.0 / 3 for n in range(8)}
     with Display(output) as display:
-        display.update(snapshot(40_000.0, 31, 0.123456, best_point=point, seconds_left=None, trials_total=1000))
+        display.snapshot(snapshot(40_000.0, 31, 0.123456, best_point=point, seconds_left=None, trials_total=1000))
     text = text_of(output)
     assert "\x1b[3" not in text  # no colour; bold and the cursor's moves are not colours
     plain = [line for line in console().render_str(text).plain.splitlines() if "\x1b" not in line]
@@ -82,7 +82,7 @@ def test_the_panel_tells_all_that_a_snapshot_has(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TERM", "xterm")
     output = console(terminal=True)
     with Display(output) as display:
-        display.update(snapshot(65.0, 12, 0.9))
+        display.snapshot(snapshot(65.0, 12, 0.9))
     for part in (
         "12/32",
         "1:05",
@@ -97,7 +97,9 @@ def test_the_panel_tells_all_that_a_snapshot_has(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_display_is_imported_without_the_slow_libraries() -> None:
-    code = "import sys, imavae.cli.display; print([m for m in ('matplotlib', 'pandas', 'torch') if m in sys.modules])"
+    code = (
+        "import sys, imavae.report.display; print([m for m in ('matplotlib', 'pandas', 'torch') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -136,30 +138,26 @@ def test_clock() -> None:
     assert [clock(s) for s in (0.0, 59.6, 61.0, 3723.0)] == ["0:00", "1:00", "1:01", "1:02:03"]
 
 
-def test_rendering_is_told_once_it_is_done_in_a_pipe_and_in_place_on_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_shown_in_place_and_printed_once_in_a_pipe(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    pipe, terminal = console(), console(terminal=True)
-    with Display(pipe) as one, Display(terminal) as other:
-        for display in (one, other):
-            for done in (500, 1000, 1200):
-                display.rendered(done, 1200)
-    assert text_of(pipe).splitlines() == ["rendered 1,200/1,200 images"]
-    assert "rendered 1,200/1,200 images" in text_of(terminal)
-    silent = console()
-    with Display(silent):
-        pass
-    assert text_of(silent) == ""
+    output = console(terminal=terminal)
+    with Display(output) as display:
+        for done in (500, 1000, 1200):
+            display.rendered(done, 1200)
+        for epoch in (1, 2):
+            display.epoch(epoch, 2, 3 - epoch, 3)
+    text = text_of(output)
+    assert "1,200/1,200" in text
+    assert "2/2" in text
+    if not terminal:
+        assert len([line for line in text.splitlines() if line.strip()]) == 2
 
 
-def test_the_bar_of_rendering_is_there_only_if_something_is_rendered() -> None:
-    output = console()
-    with RenderingBar(output):
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_is_shown_before_the_first_update(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    output = console(terminal=terminal)
+    with Display(output):
         pass
     assert text_of(output) == ""
-    with RenderingBar(output) as bar:
-        for done in (500, 1000):
-            bar.rendered(done, 1000)
-    [line] = [line for line in text_of(output).splitlines() if line.strip()]
-    assert line.startswith("rendered 1,000/1,000 images")

@@ -22,6 +22,7 @@ from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import member_model
 from imavae.runs.results import Results
 from imavae.runs.session import Session
+from imavae.search import study
 from imavae.tracking.base import Tracker
 from tests.helpers import file_data, observations, sprites
 
@@ -52,14 +53,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return imavae.train(TINY, output_dir=str(tmp_path_factory.mktemp("out")), tracking={"name": "none"})
 
 
-def test_a_run_leaves_what_the_command_leaves_but_for_figures_and_report(run: Results, tmp_path: Path) -> None:
+def test_the_command_leaves_what_the_library_leaves(run: Results, tmp_path: Path) -> None:
     commands.train(run_config({**TINY, "output_dir": str(tmp_path), "tracking": {"name": "none"}}))
     theirs = tmp_path / "runs/train"
     for name in ("members.csv", "history.csv"):
         assert (run.folder / name).read_bytes() == (theirs / name).read_bytes()
-    names = [{p.relative_to(folder).as_posix() for folder in [f] for p in f.rglob("*")} for f in (run.folder, theirs)]
-    assert {name for name in names[0] ^ names[1] if not name.startswith("figures")} == {"report.html"}
-    assert "figures" in names[1] - names[0]
+    mine, others = ({path.relative_to(f).as_posix() for path in f.rglob("*")} for f in (run.folder, theirs))
+    assert mine == others
+    assert {"report.html", "figures"} <= mine
 
 
 def test_a_runs_tables_are_those_of_its_folder(run: Results) -> None:
@@ -165,16 +166,19 @@ def test_an_interrupted_run_can_be_read_and_goes_on_to_the_same_numbers(
 
 
 def test_an_interrupted_study_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(config: StudyConfig, console: object) -> Ledger:  # noqa: ARG001
-        home = create(config, "studies", "broken")
-        ledger = Ledger(config, home, Tracker())
+    def interrupted(config: StudyConfig, *_: object) -> Ledger:
+        ledger = Ledger.start(config, create(config, "studies", "broken"), Tracker())
+        ledger.write_tables()
         ledger.interrupted = Interrupted(2)
         return ledger
 
-    monkeypatch.setattr(commands, "study", interrupted)
+    monkeypatch.setattr(study, "run_study", interrupted)
     search = {"model": {"gamma": {"type": "choice", "values": [1.0, 2.0]}}}
     with pytest.raises(KeyboardInterrupt):
         imavae.tune(search=search, sampler={"name": "grid"}, output_dir=str(tmp_path), tracking={"name": "none"})
+    results = imavae.load_results(tmp_path / "studies/broken")
+    assert results.interrupted
+    assert results.names.report.exists()
 
 
 @pytest.mark.parametrize(

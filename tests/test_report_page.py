@@ -18,6 +18,7 @@ import torch
 import train
 import tune
 from _launch import Command, compose_jobs, launch, question_of
+from imavae.api import resuming
 from imavae.cli import commands
 from imavae.config.data import SyntheticData
 from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
@@ -363,7 +364,12 @@ def test_the_command_in_a_report_composes_to_the_same_again(
         found = ledger(dataclasses.replace(config, output_dir=str(tmp_path)), [sources(0.97)])
         write: Any = study_report if isinstance(config, StudyConfig) else run_report
         found.interrupted = Interrupted(2)
-        reports.append((config, Reader(write(found, config, commands._ending(found, 0.0)))))
+        reports.append(
+            (
+                config,
+                Reader(write(found, config, Ending(sys.orig_argv, resuming(sys.orig_argv, found.folder.name), 0.0))),
+            )
+        )
 
     on([*words, *arguments])
     assert launch(dataclasses.replace(command, run=report)) == 0

@@ -18,8 +18,8 @@ import pyte
 import pytest
 from rich.console import Console, RenderableType
 
-from imavae.cli.display import Bar, Display, RenderingBar, new_console
 from imavae.config.settings import Objective
+from imavae.report.display import Display, new_console
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.tracking.base import TrialRecord
 from tests.helpers import text_of
@@ -178,21 +178,14 @@ def test_the_panel_is_redrawn_in_its_place(columns: int, monkeypatch: pytest.Mon
     with Display(output) as display:
         for n in range(30):
             point = {f"model.a_long_name_{k}": n / 3 for k in range(n % 7)}  # the panel grows and shrinks
-            display.update(snapshot(1.0 * n, n, n / 30, best_point=point))
+            display.snapshot(snapshot(1.0 * n, n, n / 30, best_point=point))
             assert display._live is not None
             display._live.refresh()
-        display.say("a notice")
+        display.notice("a notice")
     lines = screen_of(text_of(output), columns)
     assert [line.startswith("trials") for line in lines].count(True) == 1
     assert "a notice" in lines
     assert max(map(len, lines)) <= columns
-
-
-def test_a_bar_that_never_began_leaves_nothing() -> None:
-    output = Console(file=io.StringIO(), width=80)
-    with RenderingBar(output), Bar(output):
-        pass
-    assert text_of(output) == ""
 
 
 def test_without_colour_there_is_no_style_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

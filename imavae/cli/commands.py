@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from imavae.runs.results import Results
 
 
-def train(config: RunConfig, command: Sequence[str]) -> None:
+def train(config: RunConfig, command: Sequence[str] = ()) -> None:
     """Train one point's members; print a row for each, their aggregate, and the addresses of the results.
 
     ``command`` holds the words that repeat it, for the report and for resuming.
@@ -37,7 +37,7 @@ def train(config: RunConfig, command: Sequence[str]) -> None:
     _print_addresses(console, results)
 
 
-def tune(config: StudyConfig, command: Sequence[str]) -> None:
+def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
     """Run a study; print its best trials, the winner's three numbers, and the addresses of the results.
 
     ``command`` holds the words that repeat it, for the report and for resuming.

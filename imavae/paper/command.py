@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from imavae.cli.commands import tune
-from imavae.cli.display import new_console
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import ReproduceConfig, StudyConfig
 from imavae.data.storage import write_text
@@ -23,6 +22,7 @@ from imavae.paper.figures import FIGURES, entry
 from imavae.paper.judge import FAIL, PASS, Row
 from imavae.paper.studies import Study, broken_off, find, unlike
 from imavae.paper.tables import frame, markdown_table, terminal_table
+from imavae.report.display import new_console
 from imavae.report.drawing import write
 from imavae.report.summary import choices
 from imavae.report.tables import plain_table, selection_table

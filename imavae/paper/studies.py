@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from imavae.cli.commands import SUMMARY
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
+from imavae.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,8 +60,6 @@ def find(wanted: StudyConfig) -> Study | None:
 
 def broken_off(wanted: StudyConfig) -> str | None:
     """The name of the newest study that was to run just this and can be resumed; None where there is none."""
-    from imavae.runs.folder import RunFolder
-
     return next((folder.name for folder, _ in _alike(wanted) if RunFolder(folder).state.is_file()), None)
 
 
@@ -125,7 +123,7 @@ def _read(folder: Path, config: StudyConfig) -> Study | None:
 
 def _seconds(folder: Path) -> float:
     try:
-        return float(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["seconds"])
+        return float(json.loads(RunFolder(folder).summary.read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError):
         return math.nan
 

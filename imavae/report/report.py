@@ -214,10 +214,11 @@ def _again(ledger: Ledger, config: RunConfig, ending: Ending) -> Iterator[str]:
     """The commands, the versions, and where to go next."""
     if ledger.interrupted is not None:
         yield page.heading("Go on")
-        yield page.code(shlex.join(ending.go_on))
-    yield page.heading("Do it again")
-    yield page.code(shlex.join(ending.again))
-    yield page.paragraph(f"In {Path.cwd()}. Same seeds, versions and machine give the same numbers.", faint=True)
+        yield page.code(shlex.join(ending.go_on) or "resume=True")
+    if ending.again:
+        yield page.heading("Do it again")
+        yield page.code(shlex.join(ending.again))
+        yield page.paragraph(f"In {Path.cwd()}. Same seeds, versions and machine give the same numbers.", faint=True)
     yield page.heading("Made by")
     tags = provenance()
     modified = " with uncommitted changes" if tags.get("imavae.git.modified") == "true" else ""

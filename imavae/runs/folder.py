@@ -196,6 +196,9 @@ class LockedFolder:
         """The folder."""
         return self.names.path
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "lock": None}  # Ray pickles the searcher, which refers to the folder; locks can't be
+
     def save_state(self) -> None:
         """Write ``study.json``."""
         _save_state(self.names, self.state)
