@@ -31,15 +31,16 @@ def reproduce(arguments: list[str]) -> bool:
         not odd, "an argument reads figure=NAME or SETTING=VALUE", " ".join(odd), "a figure has its studies: see --help"
     )
     config = reproduce_config(composed(COMMAND, arguments))
-    from imavae.paper.command import list_figures, reproduce_figure
-    from imavae.paper.figures import entry
+    from imavae.cli.commands import list_figures
+    from imavae.cli.commands import reproduce as reproduce_figure
+    from imavae.paper.figures import paper_figure
 
     if config.figure is None:
         list_figures()
         return True
-    searches = entry(config.figure).searches
+    searches = paper_figure(config.figure).searches
     studies = [study_of(composed(COMMAND, [*arguments, f"search={search}"])) for search in searches]
-    return reproduce_figure(config, studies)
+    return reproduce_figure(config, studies, sys.orig_argv)
 
 
 def run(config: ReproduceConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from imavae.config.settings import EncodeConfig, EvaluateConfig, RunConfig, StudyConfig
+from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
 from imavae.errors import Interrupted
 from imavae.report.display import Display, new_console
 from imavae.report.text import clock
@@ -96,6 +98,57 @@ def encode(config: EncodeConfig) -> None:
         highlight=False,
     )
     _print_lines(console, [f"latents   {Path(config.out).resolve()}"])
+
+
+def list_figures() -> None:
+    """Print the figures of the paper, what each shows, and how long its studies take."""
+    from imavae.paper.figures import FIGURES
+    from imavae.report.tables import Table
+
+    rows = [(figure.name, figure.shows, str(figure.minutes)) for figure in FIGURES.values()]
+    caption = "make reproduce FIGURE=NAME; minutes on 2 cores, unless its studies are there."
+    columns = ("figure", "shows", "minutes")
+    new_console().print(Table("Figures", caption, columns, rows, left=columns[:2]))
+
+
+def reproduce(config: ReproduceConfig, studies: Sequence[StudyConfig], command: Sequence[str] = ()) -> bool:
+    """Reproduce a figure from its studies, and print its tables and addresses; False if a row of its table fails.
+
+    ``command`` holds the words that repeat it. Raises as :func:`imavae.paper.reproduce.reproduce` does.
+    """
+    from imavae.paper.judge import terminal_table
+    from imavae.paper.reproduce import reproduce as reproduced
+    from imavae.report.summary import choices
+    from imavae.report.tables import selection_table
+
+    console = new_console()
+    if config.dry_run:
+        for wanted in studies:
+            _print_lines(console, [f"{wanted.study}:"])
+            tune(wanted)
+        return True
+    run = functools.partial(tune, command=command)
+    found = reproduced(config, studies, run, lambda line: _print_lines(console, [line]))
+    for study in found.studies:
+        took = "" if math.isnan(study.seconds) else f", took {clock(study.seconds)}"
+        title = f"{found.figure.name}: {study.name}, {study.config.members.count} members a point{took}"
+        console.print(terminal_table([row for row in found.rows if row.study == study.name], title))
+        points = study.members[["trial", *study.keys]].drop_duplicates()
+        chosen = choices(study.members, points, study.keys)
+        if len(chosen):
+            console.print(selection_table(chosen))
+    for note in found.notes:
+        console.print(note, highlight=False, markup=False)
+    figure = f"figure    {found.folder / found.figure.name}.pdf"
+    verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(found.verdicts.items()))
+    _print_lines(console, [figure, f"table     {found.folder / 'table.md'}, table.csv", verdicts])
+    if not found.passed:
+        console.print(
+            "A FAIL is further from the published number than chance allows (docs/figures.md). Fewer observations or "
+            "epochs than the study's own are expected to fail.",
+            highlight=False,
+        )
+    return found.passed
 
 
 def _print_study(console: Console, results: Results) -> None:

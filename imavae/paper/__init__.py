@@ -1,1 +1,1 @@
-"""The paper's figures: each reads studies of ``search_spaces/paper/``, and is drawn and judged beside the published."""
+"""The figures of the paper: each reads studies of ``search_spaces/paper/``, and is judged by the published numbers."""

@@ -1,77 +1,93 @@
-"""Whether a median of ours agrees with the published one, or with the law it must obey.
+"""Rows of a figure's table, their verdicts, and the tables as text.
 
-If our n members were drawn from the published distribution, of which m runs are known, the two medians would differ by
-a standard error of  s sqrt(pi / 2) sqrt(1/m + 1/n),  with s = (q75 − q25) / 1.349, a normal's standard deviation from
-its published quartiles. Quartiles of m runs know s to a share of 1.17 / sqrt(m) only, as a sample's standard deviation
-does with m / 2.7 degrees of freedom, so that Student's t with so many says how many standard errors are too many: one
-row in 370 fails by chance, which are 3 errors for many runs and 4.4 for 20. What all seeds share, one draw of the data,
-moves either median by the table's ``draw`` besides; three of it are allowed. Our own spread does not enter, or a bad
-replication would excuse itself.
+A row passes if our median agrees with the published one, or with the law that it must obey.
+
+Suppose that our n members are drawn from the published distribution, of which m runs are known. The difference of the
+two medians then has the standard error  s sqrt(pi / 2) sqrt(1/m + 1/n),  where s = (q75 − q25) / 1.349 estimates the
+standard deviation of a normal distribution from the published quartiles. The relative error of s is 1.17 / sqrt(m), as
+of a sample's standard deviation with m / 2.7 degrees of freedom. Student's t with these degrees of freedom gives the
+number of standard errors that one row in 370 exceeds by chance: 3 for many runs, 4.4 for 20. One draw of the data,
+which all seeds share, also moves either median, by the table's ``draw``; three times that is allowed. Our own spread
+does not enter, so that a bad replication can't excuse itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+from rich.table import Table
 from scipy import stats
 
 from imavae.paper.published import Spread
-from imavae.paper.statistics import Summary
+from imavae.paper.quantities import MCC, NEG_ELBO, RATIO, Summary
+from imavae.report.tables import plain_table
+from imavae.report.text import MISSING, compact
 
 ERRORS = 3.0  # standard errors that a row may be off, where these are known
-CHANCE = 2 * stats.norm.sf(ERRORS)  # of a row that should pass to fail: 1 in 370
+CHANCE = 2 * stats.norm.sf(ERRORS)  # probability that a row that should pass fails: 1 in 370
 IQR_OF_NORMAL = 1.349  # interquartile range over standard deviation
 RUNS_PER_FREEDOM = 2.72  # the variance of (q75 − q25) / 1.349 is 1.36 s² / m, that of a standard deviation s² / 2 ν
-FEW = 5  # of so many published runs quartiles say something
+FEWEST_RUNS = 5  # fewer published runs don't tell the spread
 PASS, FAIL, NOT_PUBLISHED, NOT_JUDGED = "PASS", "FAIL", "not published", "not judged"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity at one point of a study: what was published, what ours is, and whether they agree.
+    """One quantity at one point of a study.
 
-    ``ours`` is by the published estimator, ``corrected`` by the one of the glossary that replaces it (None: it is the
-    same one). ``expected`` and ``tolerance`` are None where there is nothing to judge by.
+    Attributes:
+        study: name of the study.
+        point: as in ``γ²=1e3``.
+        quantity: its label.
+        ours: our members, by the published estimator.
+        published: the published numbers, if there are any.
+        corrected: our members, by the corrected estimator; None if it is the same one.
+        expected: the value that ``ours`` is judged by; None if there is none.
+        tolerance: how far ``ours`` may be from it.
+        unjudged: verdict of a row that is not judged.
     """
 
     study: str
-    point: str  # what it was read at, as in γ² = 1e3
-    quantity: str  # what it is called in the table
+    point: str
+    quantity: str
     ours: Summary
     published: Spread | None = None
     corrected: Summary | None = None
     expected: float | None = None
     tolerance: float | None = None
-    unjudged: str = NOT_PUBLISHED  # what its verdict is called where there is nothing to judge by
+    unjudged: str = NOT_PUBLISHED
 
     @property
     def verdict(self) -> str:
-        """PASS, FAIL, or why there is neither."""
+        """PASS, FAIL, or the reason for neither."""
         if self.expected is None or self.tolerance is None:
             return self.unjudged
         return PASS if abs(self.ours.median - self.expected) <= self.tolerance else FAIL  # NaN fails
 
 
-def beside(row: Row, published: Spread | None, draw: float = 0.0, worlds: int = 1) -> Row:
-    """The row with what was published, and judged by it where there are runs enough to know their spread."""
+def compare(row: Row, published: Spread | None, draw: float = 0.0, worlds: int = 1, comparable: bool = True) -> Row:
+    """Return the row with the published numbers, judged by them if it is comparable and they rest on enough runs."""
     if published is None:
         return row
-    if published.n < FEW:
+    if published.n < FEWEST_RUNS or not comparable:
         return dataclasses.replace(row, published=published, unjudged=NOT_JUDGED)
     limit = tolerance(published, row.ours.n, draw, worlds)
     return dataclasses.replace(row, published=published, expected=published.median, tolerance=limit)
 
 
 def tolerance(published: Spread, seeds: int, draw: float = 0.0, worlds: int = 1) -> float:
-    """How far the median of so many members may lie from the published one, in the quantity's own unit.
+    """Return the allowed distance of a median of our members from the published one, in the quantity's unit.
 
     Args:
-        published: the median, quartiles and runs that were published.
-        seeds: our members.
-        draw: standard deviation of a median over draws of what all seeds share; the published one is of one draw.
-        worlds: draws among our members (``members.data.seed``).
+        published: the published median, quartiles and number of runs.
+        seeds: number of our members.
+        draw: standard deviation of a median over draws of the data; the published runs share one draw.
+        worlds: number of draws among our members (``members.data.seed``).
     """
     spread = (published.q75 - published.q25) / IQR_OF_NORMAL
     error = spread * math.sqrt(math.pi / 2 * (1 / published.n + 1 / max(1, seeds)))
@@ -80,6 +96,83 @@ def tolerance(published: Spread, seeds: int, draw: float = 0.0, worlds: int = 1)
 
 
 def correlation_tolerance(published: float, runs: int, mixings: int) -> float:
-    """The same for a rank correlation, of standard error (1 − rho²) sqrt(1.06 / (n − 3)) (Fieller et al. 1957)."""
+    """Return the same for a rank correlation: standard error (1 − rho²) sqrt(1.06 / (n − 3)) (Fieller et al. 1957)."""
     error = (1 - published**2) * math.sqrt(1.06 * (1 / (runs - 3) + 1 / max(1, mixings - 3)))
     return ERRORS * error
+
+
+def terminal_table(rows: Sequence[Row], title: str) -> Table:
+    """Return the rows as a table of 80 columns; quartiles stand below the medians."""
+    table = plain_table(title, "Medians, their quartiles below; ours and its 95 % interval by the published estimator.")
+    names = ["at", "quantity", "published", "ours", "95 %", "corrected", "verdict"]
+    if all(row.corrected is None for row in rows):
+        names.remove("corrected")
+    for name in names:
+        words = name in ("quantity", "verdict")  # these may be wrapped, numbers never
+        header = {"corrected": "cor-\nrected", "quantity": "what"}.get(name, name)
+        table.add_column(header, justify="left" if words or name == "at" else "right", no_wrap=not words)
+    for row in rows:
+        cells = _cells(row)
+        cells |= {name: cells[name].replace(" (", "\n").rstrip(")") for name in ("published", "ours")}
+        table.add_row(*(cells[name] for name in names), style="bold" if row.verdict == FAIL else None)
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table."""
+    cells = [_cells(row) for row in rows]
+    if not cells:
+        return ""
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """Return every number of every row, at full precision."""
+
+    def numbers(prefix: str, of: Summary | Spread | None) -> dict[str, object]:
+        return {} if of is None else {f"{prefix} {name}": value for name, value in of._asdict().items()}
+
+    return pd.DataFrame(
+        [
+            {"study": row.study, "at": row.point, "quantity": row.quantity}
+            | numbers("published", row.published)
+            | numbers("ours", row.ours)
+            | numbers("corrected", row.corrected)
+            | {"expected": row.expected, "tolerance": row.tolerance, "verdict": row.verdict}
+            for row in rows
+        ]
+    )
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """Return the cells of a row by column; medians have three or four digits, what lies around them one less."""
+    nats = row.quantity == NEG_ELBO.label
+    show = functools.partial(_nats if nats else compact, digits=4 if nats else 3)
+    fine = nats or row.quantity in (MCC.label, RATIO.label)
+    around = functools.partial(_nats if nats else compact, digits=3 if fine else 2)
+
+    def between(low: float, high: float) -> str:
+        return "" if math.isnan(low) else f"{around(low)}–{around(high)}"
+
+    def median(of: Summary | Spread) -> str:
+        quartiles = between(of.q25, of.q75)
+        return f"{show(of.median)} ({quartiles})" if quartiles else show(of.median)
+
+    law = MISSING if row.expected is None else f"{show(row.expected)} (by law)"
+    return {
+        "at": row.point,
+        "quantity": row.quantity,
+        "published": law if row.published is None else median(row.published),
+        "ours": median(row.ours),
+        "95 %": between(row.ours.low, row.ours.high) or MISSING,
+        "corrected": MISSING if row.corrected is None else show(row.corrected.median),
+        "n": str(row.ours.n),
+        "tolerance": MISSING if row.tolerance is None else f"±{compact(row.tolerance, 2)}",
+        "verdict": row.verdict,
+    }
+
+
+def _nats(value: float, digits: int) -> str:
+    """Format in whole nats where powers of ten would hide differences: the −ELBO of images is in tens of thousands."""
+    return f"{value:.0f}" if 1000 <= abs(value) < math.inf else compact(value, digits)

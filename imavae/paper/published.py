@@ -1,20 +1,15 @@
-"""The paper's numbers, as data with their origin: what ours are drawn beside and judged against.
-
-Quantities are called like the columns of ``members.csv``; ``_batch`` are the published estimators.
-"""
+"""The paper's numbers, with their origin. Quantities have the column names of ``members.csv``."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import yaml
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 FOLDER = Path(__file__).parent / "numbers"
 
@@ -22,7 +17,7 @@ ELBO_LOG_PX, ELBO_L_IMA = 14.851, 7.779  # E[log p(x)] and E[L_IMA] of the table
 
 
 class Spread(NamedTuple):
-    """What was published of one quantity at one point: median and quartiles over so many runs."""
+    """Published median and quartiles of one quantity at one point, over ``n`` runs."""
 
     n: int
     median: float
@@ -41,7 +36,7 @@ class Table:
     rows: pd.DataFrame
 
     def spread(self, gamma_sq: float, quantity: str) -> Spread | None:
-        """What was published of a quantity at a gamma squared; None where nothing was."""
+        """Return the published numbers of a quantity at one γ², or None."""
         near = np.isclose(self.rows["gamma_sq"], gamma_sq, rtol=1e-6)
         found = self.rows[near & (self.rows["quantity"] == quantity)]
         if not len(found):
@@ -50,7 +45,7 @@ class Table:
         return Spread(int(row["n"]), float(row["median"]), float(row["q25"]), float(row["q75"]))
 
     def column(self, name: str) -> Spread:
-        """Median and quartiles of a column with one row per run."""
+        """Return median and quartiles of a column with one row per run."""
         values = np.array(self.rows[name], dtype=np.float64)
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
         return Spread(len(values), float(median), float(low), float(high))
@@ -58,14 +53,12 @@ class Table:
 
 @functools.cache
 def table(name: str) -> Table:
-    """The published table of this name; its file is ``numbers/NAME.csv``."""
-    import pandas as pd
-
+    """Return the published table of this name, from ``numbers/NAME.csv``."""
     return Table(name, **origins()[name], rows=pd.read_csv(FOLDER / f"{name}.csv"))
 
 
 @functools.cache
 def origins() -> dict[str, dict[str, Any]]:
-    """What ``origins.yaml`` says of each table."""
+    """Return the content of ``origins.yaml`` by table."""
     content: dict[str, dict[str, Any]] = yaml.safe_load((FOLDER / "origins.yaml").read_text(encoding="utf-8"))
     return content

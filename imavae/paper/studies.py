@@ -1,23 +1,20 @@
-"""Finished studies on disk: found by what they ran, read whole."""
+"""Finished studies on disk, found by their settings."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import pandas as pd
 import yaml
 
-from imavae.config.mapping import to_mapping
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
-from imavae.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    import pandas as pd
+from imavae.runs.folder import RunFolder, essence
+from imavae.runs.results import load_results
+from imavae.search.space import grid, parse
 
 
 @dataclass(frozen=True)
@@ -28,23 +25,21 @@ class Study:
     folder: Path
     members: pd.DataFrame  # the rows of members.csv, with a column for each searched setting
     history: pd.DataFrame  # the rows of history.csv
-    seconds: float  # that it took; NaN where that was not kept
+    seconds: float  # its running time; NaN if unknown
 
     @property
     def name(self) -> str:
-        """What its search is called, without the folder."""
+        """Name of its search space, without the folder."""
         return self.config.study.rpartition("/")[2]
 
     @property
     def keys(self) -> list[str]:
-        """The searched settings, dotted."""
-        from imavae.search.space import parse
-
+        """Dotted keys of the searched settings."""
         return [parameter.key for parameter in parse(self.config)]
 
     @property
-    def over(self) -> str:
-        """What its members differ in, and with it what an interval over them is an interval over."""
+    def population(self) -> str:
+        """The differences between the members of a point, which intervals refer to."""
         worlds = self.config.members.data.seed
         if worlds is None or len(worlds) == 1:
             return f"{self.config.members.count} initialisations that share one mixing"
@@ -53,34 +48,33 @@ class Study:
 
 
 def find(wanted: StudyConfig) -> Study | None:
-    """The newest finished study in ``wanted.output_dir`` that ran just this; None where there is none."""
-    same = (_read(folder, stored) for folder, stored in _alike(wanted))
-    return next((study for study in same if study is not None), None)
+    """Return the newest finished study in ``wanted.output_dir`` with the same settings, or None."""
+    studies = (_read(folder, stored) for folder, stored in _alike(wanted))
+    return next((study for study in studies if study is not None), None)
 
 
-def broken_off(wanted: StudyConfig) -> str | None:
-    """The name of the newest study that was to run just this and can be resumed; None where there is none."""
+def find_unfinished(wanted: StudyConfig) -> str | None:
+    """Return the name of the newest study with the same settings that can be resumed, or None."""
     return next((folder.name for folder, _ in _alike(wanted) if RunFolder(folder).state.is_file()), None)
 
 
-def unlike(wanted: StudyConfig) -> str:
-    """Why :func:`find` finds none: which settings the newest study of this search has otherwise."""
+def difference(wanted: StudyConfig) -> str:
+    """Return the reason why :func:`find` finds nothing: the settings that the newest study of this search has."""
     for folder, stored in _folders(wanted):
-        if stored.study != wanted.study:
-            continue
-        ours, theirs = _essence(wanted), _essence(stored)
-        other = [f"{key}={theirs.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key)]
-        return f"{folder} has {', '.join(other)}" if other else f"{folder} is not finished"
+        if stored.study == wanted.study:
+            ours, theirs = _essence(wanted), _essence(stored)
+            other = [f"{key}={theirs.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key)]
+            return f"{folder} has {', '.join(other)}" if other else f"{folder} is not finished"
     return f"none in {Path(wanted.output_dir).resolve() / 'studies'}"
 
 
 def _alike(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig]]:
-    """The studies that were asked just this, the newest first."""
+    """Yield the studies with the same settings, newest first."""
     return ((folder, stored) for folder, stored in _folders(wanted) if _essence(stored) == _essence(wanted))
 
 
 def _folders(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig]]:
-    """All studies in ``wanted.output_dir`` that this version can read, the newest first."""
+    """Yield all studies in ``wanted.output_dir`` that this version can read, newest first."""
     files = (Path(wanted.output_dir).resolve() / "studies").glob("[!.]*/config.yaml")
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
@@ -89,46 +83,24 @@ def _folders(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig]]:
             continue
 
 
-def _essence(config: StudyConfig) -> dict[str, str]:
-    """What a study is asked, setting by setting: without its name, its places, and how the work is spread."""
-    from imavae.runs.folder import FREE
-
-    free = {*FREE} - {"budget.trials"}  # fewer trials are another grid
-    return {
-        key: text for key, text in _leaves(to_mapping(config)) if not any(f"{key}.".startswith(f"{k}.") for k in free)
-    }
+def _essence(config: StudyConfig) -> dict[str, Any]:
+    """Return the settings that decide a study's results, by dotted key; fewer trials are another grid."""
+    return essence(config) | {"budget.trials": config.budget.trials}
 
 
 def _read(folder: Path, config: StudyConfig) -> Study | None:
-    """The study in a folder; None unless every point of its grid has all its members."""
-    import pandas as pd
-
-    from imavae.search.space import grid, parse
-
-    if config.sampler.name != "grid" or not (folder / "members.csv").is_file():
+    """Return the study in a folder, or None unless every point of its grid has all its members."""
+    if config.sampler.name != "grid":
         return None
     points = pd.DataFrame(grid(parse(config))[: config.budget.trials])
     try:
-        members = pd.read_csv(folder / "members.csv")
-        history = pd.read_csv(folder / "history.csv")
-    except (OSError, pd.errors.EmptyDataError):
+        results = load_results(folder)
+        members, history = results.members, results.history
+    except (OSError, UserError):
         return None
-    counts = members["trial"].value_counts()
+    counts = members["trial"].value_counts() if len(members) else pd.Series()
     if len(counts) != len(points) or (counts != config.members.count).any():
         return None
     new = [key for key in points if key not in members]
-    members = members.join(points[new], on="trial").copy()  # in one piece: columns are added to it
-    return Study(config, folder, members, history, _seconds(folder))
-
-
-def _seconds(folder: Path) -> float:
-    try:
-        return float(json.loads(RunFolder(folder).summary.read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError):
-        return math.nan
-
-
-def _leaves(node: object, prefix: str = "") -> list[tuple[str, str]]:
-    if isinstance(node, dict):
-        return [leaf for key, inner in node.items() for leaf in _leaves(inner, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), str(node))]
+    members = members.join(points[new], on="trial").copy()  # defragmented: columns are added to it
+    return Study(config, folder, members, history, results.seconds)

@@ -1,0 +1,342 @@
+"""Drawings in the paper's style: serif letters (Matplotlib's STIX, no LaTeX), the text width of a page, and series that
+differ in colour, marker and line, so that they can be told apart in grey and by colour-blind readers.
+
+The first functions each draw one kind of figure from its studies; the rest are their parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
+
+from imavae.paper.published import ELBO_L_IMA, ELBO_LOG_PX, Table, table
+from imavae.paper.quantities import (
+    AT,
+    CONTRAST,
+    ERROR,
+    GAMMA,
+    GAP,
+    GAP_IMA,
+    LINEAR,
+    MCC,
+    NEG_ELBO,
+    OVER_GAMMA,
+    RATIO,
+    TRUTH,
+    Points,
+    Quantity,
+    summarise,
+)
+from imavae.paper.studies import Study
+from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, finite_or_nan, floats
+from imavae.report.summary import Floats, quartiles
+
+WIDTH = 5.5  # inches: the text of a NeurIPS page
+GREEN, ORANGE, PURPLE = "#009E73", "#E69F00", "#CC79A7"  # of Okabe and Ito
+STYLE: Any = {
+    "font.family": "STIXGeneral",
+    "mathtext.fontset": "stix",
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.labelcolor": INK,
+    "pdf.fonttype": 42,  # letters stay letters
+}
+FLOOR = 1e-8  # of a log axis: values below are rounding errors
+WIDE_RATIO = 3.0  # a variance ratio above it needs a log axis
+ENTROPY = 1.5 * math.log(2 * math.pi * math.e)  # of three standard Gaussians (the rotation's data), in nats
+ASIDE = 0.05  # distance of a kind's marks from its tick
+
+
+@dataclass(frozen=True)
+class Look:
+    """Label, colour, marker and line of a series."""
+
+    label: str
+    colour: str
+    marker: str
+    line: str
+    hollow: bool = False
+
+
+PUBLISHED = Look("published", VERMILLION, "D", "--", hollow=True)
+OURS = Look("ours, published estimator", BLUE, "o", "-")
+CORRECTED = Look("ours, corrected estimator", GREEN, "s", ":")
+PRIOR_LOOKS = ((BLUE, "o", "-"), (ORANGE, "^", "--"), (PURPLE, "s", ":"))
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save figures in the paper's style within the context."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def recovery(studies: Sequence[Study], points: Points, published: str | None, truth: bool) -> Figure:
+    """Draw MCC and c_IMA over points by both estimators, beside published medians over γ².
+
+    ``truth`` adds the contrast of the mixing itself.
+    """
+    [study] = studies
+    figure, axes = _panels(1, 2, 2.3)
+    aside = ASIDE if points.kinds else 0.0
+    for one, quantity in zip(axes, (MCC, CONTRAST), strict=True):
+        _points_axis(one, points, study.members)
+        _quantity_axis(one, quantity)
+        _medians(one, OURS, points, study.members, quantity, quantity.column, -aside)
+        _medians(one, CORRECTED, points, study.members, quantity, quantity.best, aside)
+        if published is not None:
+            _published(one, table(published), quantity)
+    if truth:
+        x = points.positions(study.members)
+        medians = [summarise(members, TRUTH).median for _, members in points.groups(study.members)]
+        label = "contrast of the mixing itself"  # the first one, of orthogonal columns, is 0
+        axes[1].plot(x[1:], medians[1:], "--", color=VERMILLION, linewidth=1, label=label)
+    _legend(figure, axes)
+    return figure
+
+
+def by_prior(studies: Sequence[Study], points: Points) -> Figure:
+    """Draw corrected MCC and c_IMA over points, with a series per prior."""
+    [study] = studies
+    figure, axes = _panels(1, 2, 2.3)
+    for one, quantity in zip(axes, (MCC, CONTRAST), strict=True):
+        _points_axis(one, points, study.members)
+        one.set_xticks(points.positions(study.members))
+        _quantity_axis(one, quantity)
+        priors = study.members.groupby("model.prior.name", sort=False)
+        for look, (prior, members) in zip(itertools.cycle(PRIOR_LOOKS), priors, strict=False):
+            label = f"{prior} prior".replace("gaussian", "Gaussian")
+            _medians(one, Look(label, *look), points, members, quantity, quantity.best)
+    _legend(figure, axes)
+    return figure
+
+
+def over_contrast(studies: Sequence[Study], contrast: str, published: str | None) -> Figure:
+    """Draw MCC and the decoder's c_IMA over a contrast of the mixing, a dot per member.
+
+    With published runs only the published estimator is drawn, beside them.
+    """
+    [study] = studies
+    figure, axes = _panels(1, 2, 2.3)
+    for one, quantity in zip(axes, (MCC, CONTRAST), strict=True):
+        if published is not None:
+            _dots(one, table(published).rows, contrast, quantity.column, PUBLISHED)
+        else:
+            _dots(one, study.members, contrast, quantity.best, CORRECTED)
+        _dots(one, study.members, contrast, quantity.column, OURS)
+        one.set_xlabel(rf"$c_{{\mathrm{{IMA}}}}$ of the {'linear map' if contrast == LINEAR else 'mixing'} (nats)")
+        _quantity_axis(one, quantity)
+    _legend(figure, axes)
+    return figure
+
+
+def self_consistency(studies: Sequence[Study]) -> Figure:
+    """Draw variance ratio, reconstruction error, ELBO gap and MCC over γ² of the rotation and of the MLP."""
+    rotation, mlp = (study.members for study in studies)
+    looks = (
+        Look("rotation, published estimator", BLUE, "o", "-"),
+        Look("rotation, corrected", GREEN, "s", ":"),
+        Look("MLP mixing, corrected", ORANGE, "^", "-."),
+    )
+    figure, axes = _panels(2, 2, 1.9)
+    known = table("rotation_gamma_gaussian")
+    shown = ((RATIO, RATIO, 0.0), (ERROR, ERROR, 0.0), (GAP, NEG_ELBO, -ENTROPY), (MCC, MCC, 0.0))
+    for one, (quantity, published, shift) in zip(axes, shown, strict=True):
+        _points_axis(one, OVER_GAMMA)
+        _quantity_axis(one, quantity)
+        _medians(one, looks[0], OVER_GAMMA, rotation, quantity, quantity.column)
+        if quantity.corrected is not None:
+            _medians(one, looks[1], OVER_GAMMA, rotation, quantity, quantity.corrected)
+        _medians(one, looks[2], OVER_GAMMA, mlp, quantity, quantity.best)
+        if quantity is RATIO:
+            one.axhline(1, color=GREY, linewidth=0.8)
+        _published(one, known, published, shift)
+    if axes[0].get_ylim()[1] > WIDE_RATIO:
+        axes[0].set_yscale("log")
+    _legend(figure, axes, columns=2)
+    return figure
+
+
+def elbo_gap(studies: Sequence[Study]) -> Figure:
+    """Draw ELBO* over γ² with its two candidate limits: our two mixings, and the published curve."""
+    figure, axes = _panels(1, 3, 2.2)
+    titles = ("ours, triangular MLP", "ours, Möbius map", "published, triangular MLP")
+    limits = [[float(np.median(floats(s.members[f"val/{n} {AT}"]))) for n in ("log_px", "l_ima")] for s in studies]
+    for one, title, (log_px, l_ima) in zip(axes, titles, [*limits, (ELBO_LOG_PX, ELBO_L_IMA)], strict=True):
+        one.axhline(log_px, color=INK, linewidth=0.9, linestyle="-.", label=r"$E[\log p(x)]$")
+        one.axhline(l_ima, color=GREEN, linewidth=1.2, linestyle=":", label=r"$E[L_{\mathrm{IMA}}]$")
+        _points_axis(one, dataclasses.replace(OVER_GAMMA, axis="γ²"))
+        one.set_title(title, fontsize=9)
+    for one, study in zip(axes, studies, strict=False):
+        look = Look("ELBO*, ours", BLUE, "o", "-")
+        _medians(one, look, OVER_GAMMA, study.members, GAP_IMA, f"val/neg_elbo {AT}", negated=True)
+    known = table("elbo_gap_triangular_mlp").rows
+    x, mean, std = (floats(known[name]) for name in ("log10_gamma_sq", "elbo_mean", "elbo_std"))
+    curve = dataclasses.replace(PUBLISHED, label="ELBO*, published (mean, standard deviation)")
+    _published_line(axes[2], curve, 10**x, mean, np.array([mean - std, mean + std]))
+    axes[0].set_ylabel("nats")
+    _legend(figure, axes, columns=2)
+    return figure
+
+
+def over_epochs(studies: Sequence[Study]) -> Figure:
+    """Draw γ², MCC and c_IMA over the epochs: each member, and medians with quartiles."""
+    [study] = studies
+    history = study.history.assign(**{"val/gamma_sq": study.history["val/gamma"] ** 2})
+    figure, axes = _panels(1, 3, 2.1)
+    shown = (("val/gamma_sq", GAMMA), ("val/mcc", MCC), ("val/cima", CONTRAST))
+    for one, (column, quantity) in zip(axes, shown, strict=True):
+        one.set_xlabel("epoch")
+        _quantity_axis(one, quantity)
+        for _, curve in history.groupby("seed"):
+            one.plot(floats(curve["epoch"]), floats(curve[column]), color=GREY, linewidth=0.5, alpha=0.6)
+        by_epoch = {epoch: quartiles(floats(group[column])) for epoch, group in history.groupby("epoch")}
+        x, (low, middle, high) = floats(list(by_epoch)), np.array(list(by_epoch.values())).T
+        one.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0)
+        one.plot(x, middle, color=BLUE, linewidth=1.4, label="median and quartiles, corrected estimators")
+    axes[0].plot([], [], color=GREY, linewidth=0.5, label="a member")
+    _legend(figure, axes)
+    return figure
+
+
+def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a page-wide figure with panels of ``height`` inches."""
+    figure = Figure(figsize=(WIDTH, height * rows + 0.45), layout="constrained", facecolor="white")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(axis="y", color="#E4E7EB", linewidth=0.6)
+        one.set_axisbelow(True)
+    return figure, axes
+
+
+def _medians(
+    axes: Axes,
+    look: Look,
+    points: Points,
+    members: pd.DataFrame,
+    quantity: Quantity,
+    column: str,
+    aside: float = 0.0,
+    negated: bool = False,
+) -> None:
+    """Draw medians of a column (or of its negative) over points, each with a bar for its 95 % interval.
+
+    Numbers are joined by a line, and their quartiles by a band; kinds are not.
+    """
+    x = points.positions(members) + aside
+    summaries = [summarise(group, column) for _, group in points.groups(members)]
+    parts = finite_or_nan(np.array([summary[1:] for summary in summaries], dtype=np.float64).reshape(-1, 5).T)
+    if negated:
+        parts = -parts[[0, 2, 1, 4, 3]]
+    if quantity.log:
+        parts = np.maximum(parts, FLOOR)
+    median, low, high, bottom, top = parts
+    if points.kinds:
+        look = dataclasses.replace(look, line="none")
+    else:
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    bars = np.array([median - bottom, top - median]).clip(min=0)
+    _marks(axes, look, x, median, np.nan_to_num(bars))
+
+
+def _published(axes: Axes, known: Table, quantity: Quantity, shift: float = 0.0) -> None:
+    """Draw the published medians and quartiles of a quantity over γ², with ``shift`` added to them."""
+    rows = known.rows[known.rows["quantity"] == quantity.column].sort_values("gamma_sq")
+    x, middle, low, high = (floats(rows[key]) for key in ("gamma_sq", "median", "q25", "q75"))
+    _published_line(axes, PUBLISHED, x, middle + shift, np.array([low, high]) + shift)
+
+
+def _published_line(axes: Axes, look: Look, x: Floats, medians: Floats, ends: Floats) -> None:
+    """Draw published medians with bars between two ends, (2, x), a little aside so that no bars overlap."""
+    _marks(axes, look, x * 10**0.08, medians, np.abs(ends - medians))
+
+
+def _marks(axes: Axes, look: Look, x: Floats, y: Floats, bars: Floats) -> None:
+    axes.errorbar(
+        x,
+        y,
+        bars,
+        color=look.colour,
+        linestyle=look.line,
+        linewidth=1.1,
+        elinewidth=0.8,
+        capsize=2,
+        marker=look.marker,
+        markersize=4,
+        markerfacecolor="white" if look.hollow else look.colour,
+        markeredgewidth=0.8,
+        label=look.label,
+    )
+
+
+def _dots(axes: Axes, rows: pd.DataFrame, x: str, y: str, look: Look) -> None:
+    face = "none" if look.hollow else look.colour
+    places = floats(rows[x]), floats(rows[y])
+    axes.plot(*places, look.marker, color=look.colour, mfc=face, ms=3, mew=0.7, alpha=0.75, label=look.label)
+
+
+def _points_axis(axes: Axes, points: Points, members: pd.DataFrame | None = None) -> None:
+    """Label and scale the x-axis; kinds stand at whole numbers, a log axis has a tick at each (other) decade."""
+    axes.set_xlabel(points.axis)
+    if points.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=7))
+        axes.xaxis.set_minor_locator(NullLocator())
+    elif points.kinds and members is not None:
+        names = [points.label(*key) for key, _ in points.groups(members)]
+        axes.set_xticks(np.arange(len(names)), names)
+        axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def _quantity_axis(axes: Axes, quantity: Quantity) -> None:
+    """Set the y-axis: the quantity's name, unit, scale and limits."""
+    axes.set_ylabel(quantity.axis)
+    if quantity.log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(numticks=6))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if quantity.limits:
+        axes.set_ylim(*quantity.limits)
+
+
+def _legend(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
+    """Draw one legend for all panels below them; equal labels appear once."""
+    found: dict[str, Any] = {}
+    for one in axes:
+        _mark_short_logs(one)
+        for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(
+        list(found.values()), list(found), loc="outside lower center", ncols=min(columns, len(found)), frameon=False
+    )
+
+
+def _mark_short_logs(axes: Axes) -> None:
+    """Add ticks between the powers of ten to a log axis that shows fewer than two of them."""
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        if axis.get_scale() == "log" and sum(low <= mark <= high for mark in axis.get_majorticklocs()) < 2:
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(np.inf, np.inf)))
+            axis.set_minor_locator(NullLocator())
