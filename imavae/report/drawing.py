@@ -1,4 +1,8 @@
-"""What all figures have in common: colours, axes, legends and files."""
+"""Common look of the figures: colours, axes, legends and files.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Whatever differs in colour also differs in
+shape or stroke.
+"""
 
 from __future__ import annotations
 
@@ -13,58 +17,65 @@ from matplotlib.ticker import MaxNLocator
 
 from imavae.report.summary import Floats
 
-# Okabe and Ito's, which colour-blind readers tell apart, and greys
 BLUE, VERMILLION, GREY, FAINT, INK = "#0072B2", "#D55E00", "#9AA5B1", "#52606D", "#1F2933"
+SEED_COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 
 
 def floats(column: Iterable[object]) -> Floats:
-    """A column as numbers, (n,)."""
+    """A column as floats, (n,)."""
     return np.array(column, dtype=np.float64)
 
 
 def finite_or_nan(values: Floats) -> Floats:
-    """The values, (..., n), with NaN (which leaves a gap in a line) for an infinite one."""
+    """Values, (..., n), with NaN, which leaves a gap in a line, in place of infinity."""
     return np.where(np.isfinite(values), values, np.nan)
 
 
 def new_figure(title: str, width: float = 6.6, height: float = 4.4) -> Figure:
-    """An empty figure, in inches."""
+    """An empty figure, in inches. It is created without pyplot: no global state, no window."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    set_title(figure, title)
     return figure
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """Set the title of a whole figure."""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
 
 
 def dress(axes: Axes, x_label: str, y_label: str) -> None:
     """Give axes their labels and the common look."""
-    axes.set_xlabel(x_label, color=INK)
-    axes.set_ylabel(y_label, color=INK)
+    axes.set_facecolor("white")
+    axes.set_xlabel(x_label, color=INK, fontsize=10)
+    axes.set_ylabel(y_label, color=INK, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.spines[["left", "bottom"]].set(visible=True, color=GREY)
     axes.tick_params(which="both", color=GREY, labelcolor=INK, labelsize=9)
+    axes.grid(axis="x", visible=False)
     axes.grid(axis="y", color="#E4E7EB", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def whole_numbers(most: int) -> MaxNLocator:
-    """Ticks at no more than so many whole numbers, by steps of 1, 2 or 5."""
+    """Ticks at up to ``most`` whole numbers."""
     return MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
-    """A legend under the axes, where it hides no data, in rows as even as can be."""
+    """Add a legend below the axes, in rows of similar length."""
     if handles:
         rows = -(-len(handles) // int(figure.get_figwidth() / 1.75))
         columns = -(-len(handles) // rows)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def say(axes: Axes, text: str) -> None:
-    """Say in the middle of empty axes why they are empty."""
+def write_on(axes: Axes, text: str) -> None:
+    """Write a text in the middle of empty axes, to explain why they are empty."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK)
 
 
 def write(figures: Mapping[str, Figure], folder: Path, dpi: int = 150) -> list[Path]:
-    """Save each figure as NAME.png and NAME.pdf, without a date in them; return the files."""
+    """Save each figure as NAME.png and NAME.pdf, without a date in them, and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in figures.items():
