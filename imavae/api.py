@@ -35,7 +35,7 @@ from imavae.tracking.base import member_name
 from imavae.training.loop import Progress
 
 if TYPE_CHECKING:
-    from imavae.report.insight import Insight
+    from imavae.report.study_figures import TrialPlot
 
 Array = NDArray[np.floating[Any]]
 Watcher = Observer | Literal[True] | None
@@ -92,7 +92,7 @@ def tune(
 
 def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = ()) -> Results:
     """Do :func:`train` for a checked configuration; the report shows the ``command`` that repeats it."""
-    from imavae.report.report import Ending, run_report
+    from imavae.report.html import write_report
 
     start = time.monotonic()
 
@@ -103,10 +103,9 @@ def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = 
         ledger, session = run_point(config, notify, observer.rendered)
         with resumable(ledger.folder.name):
             figures = _run_figures(ledger.results, session)
-            ending = Ending(command, resuming(command, ledger.folder.name), time.monotonic() - start, figures=figures)
-            write_text(ledger.names.report, run_report(ledger, config, ending))
-            ledger.write_summary({"seconds": ending.seconds})
-            ledger.finish([*figures, ledger.names.report])
+            ledger.write_summary({"seconds": time.monotonic() - start})
+            report = write_report(ledger.results, command, resuming(command, ledger.folder.name))
+            ledger.finish([*figures, report])
     return load_results(ledger.folder)
 
 
@@ -125,15 +124,13 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
             ledger = run_study(config, observer.snapshot, observer.notice, observer.rendered)
     except NoResultError as error:
         ledger = error.ledger
-        _write_study_report(ledger, config, command, start)
-        ledger.tracker.finish("failed", {}, [ledger.names.report])
+        ledger.tracker.finish("failed", {}, [_write_study_report(ledger, command, start)])
         raise
     with resumable(ledger.folder.name):
         if ledger.interrupted is None:
-            _conclude(ledger, config, command, start)
+            _conclude(ledger, command, start)
         else:
-            _write_study_report(ledger, config, command, start)
-            ledger.finish([ledger.names.report])
+            ledger.finish([_write_study_report(ledger, command, start)])
             raise ledger.interrupted
     return load_results(ledger.folder)
 
@@ -147,9 +144,7 @@ def resuming(command: Sequence[str], name: str) -> list[str]:
 def _run_figures(results: Results, session: Session) -> list[Path]:
     """Draw the figures of a run."""
     from imavae.metrics.figure_data import image_panels, posterior_shapes
-    from imavae.report.figures import solo_figures
-    from imavae.report.image_panels import image_figures
-    from imavae.report.posterior_shapes import run_figures
+    from imavae.report.run_figures import image_figures, run_figures
 
     history, folder = results.history, results.names.figures
     if not len(history):
@@ -158,7 +153,7 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
     shapes = posterior_shapes(session.ensemble, session.best_weights, rows, session.data.val)
     factors = [factor.name for factor in results.config.data.source_factors]
-    figures = solo_figures(history, folder) + run_figures(shapes, names, factors, history, folder)
+    figures = run_figures(shapes, names, factors, history, folder)
     if session.data.val.images is not None:
         [record] = results.records
         row = best_member(record)
@@ -168,34 +163,26 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     return figures
 
 
-def _conclude(ledger: Ledger, config: StudyConfig, command: Sequence[str], start: float) -> None:
+def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     """Store the models of a finished study, draw its figures, write its report, and track all of it.
 
     ``start`` is when the study began, by the monotonic clock.
     """
     from imavae.metrics.figure_data import image_panels
-    from imavae.report.drawing import write
-    from imavae.report.figures import study_figures
-    from imavae.report.image_panels import image_figures
-    from imavae.report.insight import insight_of
-    from imavae.report.insight_drawn import drawn
-    from imavae.report.summary import choices, chosen_numbers, selection_metrics
-    from imavae.search.space import parse
+    from imavae.report.run_figures import image_figures
+    from imavae.report.study_figures import draw_study, trial_plots_of
+    from imavae.report.summary import choices, chosen_numbers, searched, selection_metrics
 
     ledger.crown()
     results, names = ledger.results, ledger.names
-    members, trials = results.members, results.trials
-    keys = [parameter.key for parameter in parse(config) if parameter.key in trials]
-    figures = study_figures(members, trials, keys, results.objective, names.figures)
-    insight = insight_of(ledger, config)
-    if insight is not None:
-        figures += write(drawn(insight), names.figures)
-    if isinstance(config.data, SpritesData):
+    plots = trial_plots_of(results)
+    figures = draw_study(results.members, plots, names.figures)
+    if isinstance(results.config.data, SpritesData):
         session, weights = model_session(names.champion, cache_of(names.output_dir))
         panels = image_panels(session.ensemble, weights, torch.arange(1), session.data.val, 0)
         figures += image_figures(panels, ["champion"], 0, names.figures)
-    chosen = choices(members, trials, keys)
-    report = _write_study_report(ledger, config, command, start, figures, insight)
+    chosen = choices(results.members, results.trials, searched(results))
+    report = _write_study_report(ledger, command, start, plots)
     metrics = chosen_numbers(results.winners) | selection_metrics(chosen)
     metrics |= {"seconds": time.monotonic() - start, "seconds/training": ledger.work_seconds}
     ledger.write_summary(metrics)
@@ -207,20 +194,12 @@ def _conclude(ledger: Ledger, config: StudyConfig, command: Sequence[str], start
 
 
 def _write_study_report(
-    ledger: Ledger,
-    config: StudyConfig,
-    command: Sequence[str],
-    start: float,
-    figures: Sequence[Path] = (),
-    insight: Insight | None = None,
+    ledger: Ledger, command: Sequence[str], start: float, plots: Sequence[TrialPlot] | None = None
 ) -> Path:
-    from imavae.report.report import Ending, study_report
+    from imavae.report.html import write_report
 
-    seconds, go_on = time.monotonic() - start, resuming(command, ledger.folder.name)
-    ledger.write_summary({"seconds": seconds, "seconds/training": ledger.work_seconds})
-    ending = Ending(command, go_on, seconds, ledger.home.state.points, figures, insight)
-    write_text(ledger.names.report, study_report(ledger, config, ending))
-    return ledger.names.report
+    ledger.write_summary({"seconds": time.monotonic() - start, "seconds/training": ledger.work_seconds})
+    return write_report(ledger.results, command, resuming(command, ledger.folder.name), plots)
 
 
 class World(NamedTuple):

@@ -12,8 +12,8 @@ from rich.console import RenderableType
 
 from imavae.config.settings import Objective, study_config
 from imavae.report.drawing import write
-from imavae.report.figures import solo_figures, study_figures
-from imavae.report.over_gamma import MCC, over_gamma
+from imavae.report.run_figures import learning_curves
+from imavae.report.study_figures import MCC, OverGamma, draw_over_gamma, gamma_quantities
 from imavae.report.summary import counted, quartiles, scores, three_numbers
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.runs.folder import Stored
@@ -22,7 +22,6 @@ from imavae.tracking.base import TrialRecord
 from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]
-FIGURES = {"mcc_vs_gamma", "cima_vs_gamma", "optimisation_history", "score_vs_parameters"}
 
 
 def results(trial: int, gamma: float, seeds: int, quality: float = 1.0) -> pd.DataFrame:
@@ -68,10 +67,6 @@ def study(gammas: list[float], seeds: int) -> tuple[pd.DataFrame, pd.DataFrame]:
         }
     )
     return members, trials
-
-
-def searched() -> tuple[pd.DataFrame, pd.DataFrame]:
-    return study([float(g) for g in np.exp(np.random.default_rng(3).uniform(np.log(3), np.log(1000), 12))], 8)
 
 
 def shown(renderable: RenderableType) -> str:
@@ -223,48 +218,59 @@ def names(paths: list[Path]) -> set[str]:
 
 
 def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
-    members, _ = study([10.0, 100.0], 20)  # few gammas: violins, with jittered members
-    first, again = (write({"mcc": over_gamma(members, MCC)}, tmp_path / name) for name in "ab")
+    members, _ = study([10.0, 100.0], 20)  # few gammas: members are jittered
+    shown = OverGamma.of(members, MCC)
+    first, again = (write({"mcc": draw_over_gamma(shown)}, tmp_path / name) for name in "ab")
     assert names(first) == {"mcc"}
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
 
 
-def results_of(case: str) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+def test_a_figure_over_gamma_has_each_gammas_quartiles_by_both_protocols() -> None:
+    members, _ = study([10.0, 100.0], 20)
+    members.loc[3, "status"] = "diverged"
+    groups = OverGamma.of(members, MCC).groups
+    assert groups["x"].tolist() == pytest.approx([1e2, 1e4])
+    for n, group in members.groupby("trial"):
+        expected = quartiles(counted(group, "max val/mcc"))  # of which one member counts as 0
+        assert tuple(groups.loc[n, ["low", "median", "high"]]) == pytest.approx(tuple(expected))
+        paper = quartiles(counted(group, "val/mcc at min val/neg_elbo"))
+        assert groups.loc[n, "paper"] == pytest.approx(paper.median)
+
+
+def test_members_of_many_gammas_are_grouped_with_their_neighbours() -> None:
+    members, _ = study([float(gamma) for gamma in range(3, 63)], 4)
+    shown = OverGamma.of(members, MCC)
+    assert not shown.each
+    assert len(shown.groups) == 12
+    assert shown.groups["x"].is_monotonic_increasing
+    first = members[members["gamma"] < 8]  # five gammas in each group
+    assert shown.groups.loc[0, "median"] == pytest.approx(first["max val/mcc"].median())
+
+
+def members_of(case: str) -> pd.DataFrame:
+    """Members with little to show."""
     match case:
-        case "a search over gamma and the architecture":
-            return *searched(), KEYS
-        case "one member of one trial, nothing searched":
-            members, trials = study([10.0], 1)
-            return members, trials, []
-        case "all diverged before their first validation, at many gammas":
-            members, trials = study([float(gamma) for gamma in range(20, 40)], 2)
+        case "one member":
+            return study([10.0], 1)[0]
+        case "all diverged before their first validation":
+            members, _ = study([float(gamma) for gamma in range(20, 40)], 2)
             lost = [column for column in members if " at " in str(column)]
-            members = members.drop(columns=lost).assign(status="diverged", **{"max val/mcc": np.nan})
-            return members, trials.assign(score=np.nan, status="failed"), ["model.gamma"]
+            return members.drop(columns=lost).assign(status="diverged", **{"max val/mcc": np.nan})
         case _:
-            members, trials = study([10.0, 100.0], 3)
+            members, _ = study([10.0, 100.0], 3)
             members["max val/mcc"] = [np.nan, np.inf] * 3
             members["val/cima at max val/mcc"] = [np.inf, 0.0] * 3
-            trials["model.prior.name"] = ["uniform", None]
-            return members, trials, ["model.gamma", "model.prior.name"]
+            return members
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "a search over gamma and the architecture",
-        "one member of one trial, nothing searched",
-        "all diverged before their first validation, at many gammas",
-        "NaN and infinite values, a conditional parameter",
-    ],
-)
-def test_every_figure_is_written_however_little_there_is_to_show(case: str, tmp_path: Path) -> None:
-    members, trials, keys = results_of(case)
-    assert names(study_figures(members, trials, keys, Objective(), tmp_path)) == FIGURES
+@pytest.mark.parametrize("case", ["one member", "all diverged before their first validation", "NaN and infinity"])
+def test_figures_over_gamma_are_drawn_however_little_there_is_to_show(case: str, tmp_path: Path) -> None:
+    figures = {file: draw_over_gamma(shown) for file, shown in gamma_quantities(members_of(case)).items()}
+    assert names(write(figures, tmp_path)) == {"mcc_vs_gamma", "cima_vs_gamma"}
 
 
 @pytest.mark.parametrize("seeds", [1, 12])
-def test_learning_curves_of_one_member_or_many(seeds: int, tmp_path: Path) -> None:
+def test_learning_curves_of_one_member_or_many(seeds: int) -> None:
     epoch = np.arange(5, 55, 5)
     curves = [
         {"seed": seed, "epoch": epoch, "val/mcc": 1 - 1 / epoch, "val/neg_elbo": 3000 * np.exp(-epoch / 4) - seed}
@@ -272,7 +278,9 @@ def test_learning_curves_of_one_member_or_many(seeds: int, tmp_path: Path) -> No
     ]
     history = pd.concat([pd.DataFrame(curve) for curve in curves])
     history.iloc[-1, 2:] = np.nan  # of a member that diverged
-    assert names(solo_figures(history, tmp_path)) == {"learning_curves"}
+    figure = learning_curves(history)
+    drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == len(epoch)]
+    assert len(drawn) == seeds
 
 
 def test_the_front_is_shown_whole_within_80_columns() -> None:

@@ -1,4 +1,4 @@
-"""What a report says: the numbers of the tables, words that follow from them, and nothing that a page must not do."""
+"""The HTML report: numbers of the tables, everything escaped, nothing loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from imavae.config.data import SyntheticData
 from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
 from imavae.errors import Interrupted, UserError
 from imavae.metrics.identifiability import mcc
-from imavae.report.answer import run_answer, study_answer
-from imavae.report.over_gamma import MCC, read
-from imavae.report.over_gamma_interactive import gamma_sections
-from imavae.report.report import Ending, run_report, study_report
+from imavae.report.html import answer, write_report
+from imavae.report.study_figures import MCC, OverGamma, gamma_sections
 from imavae.report.summary import chance_mcc
 from imavae.runs.folder import Stored, create
 from imavae.runs.ledger import Ledger
 from imavae.runs.records import failed_record
+from imavae.runs.results import Results
 from imavae.search import study as searching
 from imavae.search.recorder import _reason
 from imavae.search.study import NoResultError
@@ -39,7 +38,6 @@ from imavae.tracking.base import Tracker, TrialRecord
 from tests.test_report import results
 
 HOSTILE = "<script>alert('x')</script>"
-ENDING = Ending(["python", "scripts/tune.py", "search=x"], ["python", "scripts/tune.py", "resume=true"], 90.0, 4)
 
 
 def settings(folder: Path, **other: Any) -> StudyConfig:
@@ -54,27 +52,42 @@ def settings(folder: Path, **other: Any) -> StudyConfig:
     return study_config({**base, **other})
 
 
-def ledger(config: RunConfig, tables: list[pd.DataFrame]) -> Ledger:
-    """A study that has these members, a table for each trial."""
-    home = create(config, "studies", "a-study")
-    found = Ledger(config, home, Tracker())
+def results_of(config: RunConfig, records: list[TrialRecord], **other: Any) -> Results:
+    """Results that only exist in memory, but for the folder."""
+    folder = Path(config.output_dir) / "studies" / "a-study"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Results(folder, config, tuple(Stored(record, None, 0) for record in records), points=4, **other)
+
+
+def ledger(config: RunConfig, records: list[TrialRecord]) -> Ledger:
+    """A study in progress."""
+    stored = [Stored(record, None, 0) for record in records]
+    return Ledger(config, create(config, "studies", "a-study"), Tracker(), stored)
+
+
+def records_of(tables: list[pd.DataFrame]) -> list[TrialRecord]:
+    """A trial for each table of members."""
+    records = []
     for n, table in enumerate(tables):
-        score = float(np.where(table["status"] == "diverged", 0.0, table["max val/mcc"]).mean())
+        score = float(np.where(table["status"] == "diverged", 0.0, table.get("max val/mcc", 0.5)).mean())
         values = {"model.gamma": float(table["gamma"][0]), "model.n_layers": 2 + n % 3}
         rows: Any = table.assign(trial=n).to_dict("records")
-        found.stored.append(Stored(TrialRecord(n, values, "finished", score, [], rows), None, 0))
-    return found
+        records.append(TrialRecord(n, values, "finished", score, [], rows))
+    return records
 
 
-def four(folder: Path, **other: Any) -> tuple[Ledger, StudyConfig]:
-    """A study of four trials of 20 members, the last of which recover the sources."""
-    config = settings(folder, **other)
-    return ledger(config, [results(n, gamma, 20, 1.05) for n, gamma in enumerate([3.0, 30.0, 100.0, 1000.0])]), config
+def four() -> list[TrialRecord]:
+    """Four trials of 20 members, the last of which recover the sources."""
+    return records_of([results(n, gamma, 20, 1.05) for n, gamma in enumerate([3.0, 30.0, 100.0, 1000.0])])
 
 
 def sources(mcc: float, count: int = 8) -> pd.DataFrame:
     """Members that all have this MCC."""
     return results(0, 100.0, count).assign(**{"max val/mcc": mcc, "val/mcc at min val/neg_elbo": mcc})
+
+
+def page(found: Results, **other: Any) -> str:
+    return write_report(found, **other).read_text(encoding="utf-8")
 
 
 class Reader(HTMLParser):
@@ -116,42 +129,26 @@ class Reader(HTMLParser):
 
 
 def test_the_answer_has_the_numbers_of_the_members_table(tmp_path: Path) -> None:
-    found, config = four(tmp_path)
-    found.members.to_csv(tmp_path / "members.csv", index=False)
-    members = pd.read_csv(tmp_path / "members.csv")
-    first, *more = study_answer(found, config)
-    pattern = (
-        r"γ² = 1e6, n_layers = 2 recovers the sources: median val/mcc ([\d.]+) over 20 members "
-        r"\(quartiles ([\d.]+) to ([\d.]+)\)\."
-    )
-    said = re.fullmatch(pattern, first)
-    assert said, first
-    mine = members[members["trial"] == 3]
-    expected = mine["max val/mcc"].quantile([0.5, 0.25, 0.75])
-    assert [float(number) for number in said.groups()] == pytest.approx(expected.tolist(), abs=5e-4)
-    blind = mine["val/mcc at min val/neg_elbo"].median()
-    test = mine.sort_values("max val/mcc")["test/mcc at max val/mcc"].iloc[-1]
-    assert f"without them, the median is {blind:.3f}. The chosen model has {test:.3f} on the test split." in more[-1]
+    found = results_of(settings(tmp_path), four())
+    said = " ".join(answer(found))
+    best = found.members[found.members["trial"] == 3]
+    numbers = [
+        *best["max val/mcc"].quantile([0.25, 0.5, 0.75]),
+        best["val/mcc at min val/neg_elbo"].median(),
+        best.sort_values("max val/mcc")["test/mcc at max val/mcc"].iloc[-1],
+    ]
+    assert all(f"{number:.3f}" in said for number in numbers)
 
 
-@pytest.mark.parametrize(
-    ("level", "words", "alone"),
-    [
-        (0.97, "γ² = 1e4, n_layers = 2 recovers the sources: ", "γ² = 1e4 recovers the sources: "),
-        (
-            0.85,
-            "The best point, γ² = 1e4, n_layers = 2, recovers the sources in part: ",
-            "recovers the sources in part",
-        ),
-        (0.5, "No point recovers the sources: the best point, γ² = 1e4, n_layers = 2, has", "does not recover the"),
-        (0.07, "No point does better than chance: the best point, γ² = 1e4, n_layers", "does no better than chance: "),
-    ],
-)
-def test_the_words_follow_from_the_median(level: float, words: str, alone: str, tmp_path: Path) -> None:
-    config = settings(tmp_path)
-    several = ledger(config, [sources(level), sources(level / 2)])
-    assert study_answer(several, config)[0].startswith(words)
-    assert alone in run_answer(ledger(config, [sources(level)]), run_config({"data": {"n_obs": 6000}}))[0]
+@pytest.mark.parametrize("several", [True, False])
+def test_the_verdict_follows_from_the_median(several: bool, tmp_path: Path) -> None:
+    config: RunConfig = settings(tmp_path) if several else run_config({"data": {"n_obs": 6000}})
+    first = []
+    for level in (0.97, 0.85, 0.5, 0.07):
+        tables = [sources(level), sources(level / 2)] if several else [sources(level)]
+        first.append(answer(results_of(config, records_of(tables)))[0].split(f"{level:.3f}")[0])
+    assert len(set(first)) == 4
+    assert ["chance" in sentence for sentence in first] == [False, False, False, True]
 
 
 def test_chance_is_what_independent_latents_reach() -> None:
@@ -163,48 +160,33 @@ def test_chance_is_what_independent_latents_reach() -> None:
     assert chance_mcc(data) == pytest.approx(float(drawn), rel=0.05)
 
 
-def test_a_study_without_sources_says_what_may_be_said(tmp_path: Path) -> None:
+def test_without_sources_the_answer_has_the_agreement_and_no_mcc(tmp_path: Path) -> None:
     config = settings(tmp_path, objective={"metric": "val/neg_elbo", "mode": "min"})
     blind = sources(0.5).drop(columns=[column for column in sources(0.5) if "mcc" in str(column)])
-    agreement = "val/agreement at min val/neg_elbo"
-    for level, words in (
-        (0.99, "find the same latents"),
-        (0.9, "agree on their latents in part"),
-        (0.3, "do not find"),
-    ):
-        found = run_answer(home_of(config, blind.assign(**{agreement: level})), config)
-        assert "explains the observations: median val/neg_elbo -" in found[0]
-        assert f"Its seeds {words}" in found[1]
-        assert "no proof" in found[2]
-    alone = run_answer(home_of(config, blind.head(1)), config)
-    assert "of one member" in alone[0]
-    assert "single seed" in alone[1]
-
-
-def home_of(config: RunConfig, table: pd.DataFrame) -> Ledger:
-    """A study of one trial without an MCC."""
-    found = Ledger(config, create(config, "studies", "blind"), Tracker())
-    rows: Any = table.to_dict("records")
-    found.stored.append(Stored(TrialRecord(0, {"model.gamma": 100.0}, "finished", 0.0, [], rows), None, 0))
-    return found
+    said = []
+    for level in (0.99, 0.9, 0.3):
+        agreed = blind.assign(**{"val/agreement at min val/neg_elbo": level})
+        said.append(" ".join(answer(results_of(config, records_of([agreed])))))
+        assert f"{level:.3f}" in said[-1]
+        assert "MCC" not in said[-1]
+    assert len({sentence.split("median agreement")[0] for sentence in said}) == 3
+    assert len(answer(results_of(config, records_of([blind.head(1)])))) == 2
 
 
 # ---- what failed
 
 
 def test_diverged_members_and_failed_trials_are_counted_and_named(tmp_path: Path) -> None:
-    found, config = four(tmp_path)
-    for row in found.records[1].members[:7]:
+    records = four()
+    for row in records[1].members[:7]:
         row["status"] = "diverged"
-    for row in found.records[2].members[:5]:
+    for row in records[2].members[:5]:
         row["status"] = "stopped"
-    found.stored.append(
-        Stored(failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, "RuntimeError: no luck"), None, 0)
-    )
-    text = Reader(study_report(found, config, ENDING)).text
-    assert "Trials1 failed, 4 finished" in text
-    assert "Members7 diverged, 68 finished, 5 stopped" in text
-    assert re.search(r"1gamma=30 n_layers=3\s*7 of 20 members diverged", text)
+    records.append(failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, "RuntimeError: no luck"))
+    text = Reader(page(results_of(settings(tmp_path), records))).text
+    assert "1 failed, 4 finished" in text
+    assert "7 diverged, 68 finished, 5 stopped" in text
+    assert re.search(r"1gamma=30 n_layers=3\s*7 of 20", text)
     assert re.search(r"4gamma=5 n_layers=3\s*RuntimeError: no luck", text)
 
 
@@ -223,34 +205,22 @@ def test_why_a_trial_has_failed_is_its_errors_last_line(tmp_path: Path, monkeypa
     assert _reason(trial, tmp_path) == "RuntimeError: no luck"
 
 
-def test_where_nothing_came_of_it_the_report_says_so(tmp_path: Path) -> None:
+def test_a_report_is_written_without_any_result(tmp_path: Path) -> None:
     config = settings(tmp_path)
-    lost = ledger(config, [sources(0.9).assign(status="diverged")] * 2)
-    assert (
-        "There is no answer: every member of all 2 points diverged." in Reader(study_report(lost, config, ENDING)).text
-    )
-    assert run_answer(ledger(config, [sources(0.9).assign(status="diverged")]), config)[0].endswith("member diverged.")
-    failed = ledger(config, [])
-    failed.stored += [
-        Stored(failed_record(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}"), None, 0) for n in range(3)
-    ]
-    reader = Reader(study_report(failed, config, ENDING))
-    assert "There is no answer: each of 3 points failed." in reader.text
-    assert f"The first reason: RuntimeError: {HOSTILE}" in reader.text
-    empty = ledger(config, [])
-    empty.interrupted = Interrupted(2)
-    reader = Reader(study_report(empty, config, ENDING))
-    assert "Broken off: 0 of 4 points have ended" in reader.text
-    assert "no point has ended" in reader.text
-    assert shlex.join(ENDING.go_on) in reader.codes
+    lost = results_of(config, records_of([sources(0.9).assign(status="diverged")] * 2))
+    assert "all 16 members diverged" in Reader(page(lost)).text
+    failed = [failed_record(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}") for n in range(3)]
+    assert f"RuntimeError: {HOSTILE}" in Reader(page(results_of(config, failed))).text
+    reader = Reader(page(results_of(config, [], interrupted=True), go_on=["python", "scripts/tune.py", "resume=true"]))
+    assert "0 of 4 trials" in reader.text
+    assert "python scripts/tune.py resume=true" in reader.codes
 
 
 def test_a_study_of_which_all_failed_leaves_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(tmp_path, tracking={"name": "none"})
-    failed = ledger(config, [])
-    failed.stored.append(Stored(failed_record(0, {"model.gamma": 5.0}, "RuntimeError: no luck"), None, 0))
+    failed = ledger(config, [failed_record(0, {"model.gamma": 5.0}, "RuntimeError: no luck")])
 
     def run_study(*_: object) -> Ledger:
         raise NoResultError("no trial has a result; see its log", failed)
@@ -265,70 +235,63 @@ def test_a_study_of_which_all_failed_leaves_its_report(
 # ---- the page
 
 
-def test_a_page_loads_nothing_and_what_people_wrote_is_text(tmp_path: Path) -> None:
-    found, config = four(tmp_path, question=f"Is {HOSTILE} a question?")
-    found.stored.append(Stored(failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, HOSTILE), None, 0))
-    picture = tmp_path / "drawn.png"
+def test_a_page_loads_nothing_and_what_users_wrote_is_text(tmp_path: Path) -> None:
+    records = [*four(), failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, HOSTILE)]
+    found = results_of(settings(tmp_path, question=f"Is {HOSTILE} a question?"), records)
+    picture = found.folder / "figures" / "traversals.png"
+    picture.parent.mkdir()
     picture.write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\3\x20\0\0\2\0")
-    again = ["python", "scripts/tune.py", f"data.path={HOSTILE}"]
-    page = study_report(found, config, dataclasses.replace(ENDING, again=again, figures=[picture]))
-    reader = Reader(page)
+    command = ["python", "scripts/tune.py", f"data.path={HOSTILE}"]
+    written = page(found, command=command)
+    reader = Reader(written)
     assert [load[:22] for load in reader.loads] == ["data:image/png;base64,"]
     assert {"link", "iframe", "object", "base"}.isdisjoint(reader.tags)
     assert not re.search(r"@import|url\(", reader.styles)
-    assert "width=device-width" in page
-    assert page.count("* plotly.js v") == 1
-    assert page.count('"modeBarButtonsToRemove": ["lasso2d", "select2d", "sendChartToCloud"]') == 2  # no upload, either
-    assert HOSTILE not in page
+    assert "width=device-width" in written
+    assert written.count("* plotly.js v") == 1
+    assert written.count('"modeBarButtonsToRemove": ["lasso2d", "select2d", "sendChartToCloud"]') > 1  # no upload
+    assert HOSTILE not in written
     assert reader.text.count(HOSTILE) == 2
-    assert shlex.join(again) in reader.codes
+    assert shlex.join(command) in reader.codes
 
 
-def test_a_report_has_all_its_parts(tmp_path: Path) -> None:
-    found, config = four(tmp_path, question="Which gamma?")
-    found.home.state.champion = "models:/study@champion"
-    reader = Reader(study_report(found, config, ENDING))
-    for part in (
-        "Which gamma?",
-        "Best 4 of 4 trials",
-        "MCC, three ways",
-        "MCC over γ²",
-        "c_IMA (nats) over γ²",
-        "Budget4 points of 8 members",
-        "Member-steps",
-        "Time1:30",
-        "Versionspython",
-    ):
+def test_a_page_has_every_trial_and_what_is_known_of_the_study(tmp_path: Path) -> None:
+    summary = {"seconds": 90.0, "seconds/training": 45.0}
+    config = settings(tmp_path, question="Which gamma?")
+    found = results_of(config, four(), summary=summary, champion_address="models:/study@champion")
+    written = page(found)
+    reader = Reader(written)
+    for part in ("Which gamma?", "1:30", "50%", "python 3", "4 trials of 8 members"):
         assert part in reader.text
-    assert shlex.join(ENDING.again) in reader.codes
+    for trial in range(4):
+        assert f"trial {trial}, seed 20" in written
     assert "make ui" in reader.codes
-    assert 'model = imavae.load_model("models:/study@champion")' in "".join(reader.codes)
-    alone = ledger(config, [sources(0.97)])
-    text = Reader(run_report(alone, run_config({"tracking": {"name": "none"}}), ENDING)).text
-    assert "8 members" in text
-    assert "MCC, three ways" in text
-    assert "make ui" not in text
+    assert 'imavae.load_model("models:/study@champion")' in "".join(reader.codes)
+    assert "python" not in "".join(code for code in reader.codes if "scripts" in code)  # no command was passed
+    alone = run_config({"tracking": {"name": "none"}, "output_dir": str(tmp_path)})
+    reader = Reader(page(results_of(alone, records_of([sources(0.97)]))))
+    assert "0.970" in reader.text
+    assert "make ui" not in reader.codes
 
 
-def test_every_member_says_which_it_is(tmp_path: Path) -> None:
-    found, _ = four(tmp_path)
-    for row in found.records[0].members[:3]:
+def test_every_member_tells_its_trial_seed_and_value() -> None:
+    records = four()
+    for row in records[0].members[:3]:
         row["status"] = "diverged"
-    for row in found.records[1].members[:2]:
+    for row in records[1].members[:2]:
         row["status"] = "stopped"
-    points = {record.number: record.values for record in found.records}
-    mcc_section, contrast = gamma_sections(found.members, points)
-    assert (mcc_section.heading, contrast.heading) == ("MCC over γ²", "c_IMA (nats) over γ²")
-    dots = [trace for trace in mcc_section.figure.data if trace.hoverinfo == "text"]
+    members = pd.DataFrame([row for record in records for row in record.members])
+    section, _ = gamma_sections(members, {record.number: record.values for record in records})
+    dots = [trace for trace in section.figure.data if trace.hoverinfo == "text"]
     assert [len(trace.x) for trace in dots] == [75, 2, 3]
     texts = [text for trace in dots for text in trace.text]
-    for member in found.members.to_dict("records"):
+    for member in members.to_dict("records"):
         mine = f"trial {member['trial']}, seed {member['seed']}<br>"
         [text] = [text for text in texts if text.startswith(mine)]
         assert f"{member['status']} after {member['epochs']} epochs" in text
         assert ("MCC" in text) == (member["status"] != "diverged")
-    medians = next(trace for trace in mcc_section.figure.data if trace.name == "median, best val/mcc")
-    assert list(medians.y) == pytest.approx(list(read(found.members, MCC).lines()[1].median))
+    medians = next(trace for trace in section.figure.data if trace.name == "median, best val/mcc")
+    assert list(medians.y) == pytest.approx(OverGamma.of(members, MCC).groups["median"].tolist())
 
 
 # ---- the command
@@ -361,15 +324,10 @@ def test_the_command_in_a_report_composes_to_the_same_again(
     reports: list[tuple[Any, Reader]] = []
 
     def report(config: Any) -> None:
-        found = ledger(dataclasses.replace(config, output_dir=str(tmp_path)), [sources(0.97)])
-        write: Any = study_report if isinstance(config, StudyConfig) else run_report
+        found = ledger(dataclasses.replace(config, output_dir=str(tmp_path)), records_of([sources(0.97)]))
         found.interrupted = Interrupted(2)
-        reports.append(
-            (
-                config,
-                Reader(write(found, config, Ending(sys.orig_argv, resuming(sys.orig_argv, found.folder.name), 0.0))),
-            )
-        )
+        written = page(found.results, command=sys.orig_argv, go_on=resuming(sys.orig_argv, found.folder.name))
+        reports.append((config, Reader(written)))
 
     on([*words, *arguments])
     assert launch(dataclasses.replace(command, run=report)) == 0

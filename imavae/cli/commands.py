@@ -153,22 +153,10 @@ def reproduce(config: ReproduceConfig, studies: Sequence[StudyConfig], command: 
 
 def _print_study(console: Console, results: Results) -> None:
     """Print the tables of a study, as far as it has results, its addresses and its duration."""
-    from imavae.report.summary import choices
-    from imavae.report.tables import best_trials, chosen_table, front_table, selection_table
-    from imavae.search.space import parse
+    from imavae.report.tables import study_tables
 
-    config = results.config
-    assert isinstance(config, StudyConfig)  # noqa: S101
-    if results.ranked():
-        members, trials = results.members, results.trials
-        keys = [parameter.key for parameter in parse(config) if parameter.key in trials]
-        console.print(best_trials(members, trials, keys, config.objective.mode))
-        if config.further_objectives:
-            console.print(front_table(results.front(), config.objectives, keys))
-        console.print(chosen_table(results.winners))
-        chosen = choices(members, trials, keys)
-        if len(chosen):
-            console.print(selection_table(chosen))
+    for table in study_tables(results):
+        console.print(table)
     _print_addresses(console, results)
     took = f"took {clock(results.seconds)}, of which {clock(results.work_seconds)} in training and validation"
     console.print(took, highlight=False)

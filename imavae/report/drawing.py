@@ -1,7 +1,7 @@
 """Common look of the figures: colours, axes, legends and files.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Whatever differs in colour also differs in
-shape or stroke.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Whatever differs in colour also differs
+in shape or stroke.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ over best validations counts as chance unless it exceeds twice the level of late
 from __future__ import annotations
 
 import base64
+import shlex
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,6 @@ from imavae.report.summary import (
     BEST_MCC,
     BEST_NEG_ELBO,
     chance_mcc,
-    choices,
     counted,
     diverged,
     has_sources,
@@ -32,17 +32,7 @@ from imavae.report.summary import (
     quartiles,
     three_numbers,
 )
-from imavae.report.tables import (
-    Table,
-    best_trials,
-    chosen_table,
-    energy,
-    fixed,
-    front_table,
-    member_table,
-    selection_table,
-    space_table,
-)
+from imavae.report.tables import Table, energy, fixed, member_table, point_tables, space_table, study_tables
 from imavae.report.text import clock, compact, point_text, short_names
 from imavae.runs.results import Results
 from imavae.search.space import parse
@@ -61,16 +51,16 @@ REMEDY = "A smaller training.learning_rate or model.gamma may help."
 
 def write_report(
     results: Results,
-    repeat: str | None = None,
-    go_on: str | None = None,
+    command: Sequence[str] = (),
+    go_on: Sequence[str] = (),
     plots: Sequence[TrialPlot] | None = None,
 ) -> Path:
     """Write ``report.html`` into the folder of a run or study, and return the file.
 
     Args:
         results: of a finished, interrupted or failed run or study.
-        repeat: the command or Python call that repeats it; the section is left out without one.
-        go_on: the command that continues it, if it was interrupted.
+        command: words of the command that repeats it, if there is one.
+        go_on: words of the command that continues it after an interruption.
         plots: the figures over trials, if they are known already.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -96,8 +86,8 @@ def write_report(
         ends=_ends(results),
         failures=_failures(results),
         cost=_cost(results),
-        go_on=go_on if results.interrupted else None,
-        repeat=repeat,
+        go_on=shlex.join(go_on) if results.interrupted else "",
+        repeat=shlex.join(command),
         versions=_versions(),
         champion=results.champion_address,
         folder=str(results.folder),
@@ -198,27 +188,11 @@ def _progress(results: Results) -> list[str]:
 
 
 def _tables(results: Results) -> Iterator[Table]:
-    if not results.ranked():
-        return
-    members, trials, keys = results.members, results.trials, searched(results)
     if isinstance(results.config, StudyConfig):
-        yield best_trials(members, trials, keys, results.objective.mode, top=BEST)
-        if len(results.objectives) > 1:
-            yield front_table(results.front(), results.objectives, keys)
-        members = results.winners
-    else:
-        yield member_table(members)
-    yield chosen_table(members)
-    chosen = choices(results.members, trials, keys)
-    if len(chosen):
-        yield selection_table(chosen)
-
-
-def searched(results: Results) -> list[str]:
-    """Dotted keys of the searched settings that some trial has: a condition may never have held."""
-    if not isinstance(results.config, StudyConfig):
-        return []
-    return [parameter.key for parameter in parse(results.config) if parameter.key in results.trials]
+        yield from study_tables(results, BEST)
+    elif results.ranked():
+        yield member_table(results.members)
+        yield from point_tables(results, results.members)
 
 
 def _interactive(sections: Iterable[Section]) -> list[dict[str, str]]:
@@ -270,12 +244,8 @@ def _asked(results: Results) -> dict[str, str]:
             else f"{scheduler.name}, from epoch {scheduler.grace}",
         }
     data, model, training, members = config.data, config.model, config.training, config.members
-    if data.path is not None:
-        observed = f"{data.n_obs:,} observations of {', '.join(data.columns or ())} in {data.path}"
-    else:
-        observed = f"{data.n_obs:,} observations of {data.dim} {data.source.name} sources, mixed by {data.mixing.name}"
     return facts | {
-        "Data": f"{observed}; data.seed {_listed(members.data.seed or (data.seed,))}",
+        "Data": f"{data.summary}; data.seed {_listed(members.data.seed or (data.seed,))}",
         "Members": f"{members.count}; seeds {_listed(members.seed)}",
         "Model": f"{model.name}, {model.prior.name} prior, {model.posterior} posterior, {model.precision} precision",
         "Training": f"at most {training.max_epochs} epochs in batches of {training.batch_size}; a member stops after "

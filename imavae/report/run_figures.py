@@ -116,8 +116,7 @@ def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> F
     members, dim = min(len(names), MAX_MEMBERS), shapes.sources.shape[1]
     figure = new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.45 * members + 0.9)
     panels = figure.subplots(members, dim, squeeze=False, sharex="col")
-    for m, k in np.ndindex(members, dim):
-        axes = panels[m, k]
+    for (m, k), axes in np.ndenumerate(panels):
         dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "")
         axes.plot(shapes.sources[m, k], shapes.latents[m, k], ".", color=BLUE, markersize=1.5, alpha=0.5)
         axes.tick_params(labelsize=7)

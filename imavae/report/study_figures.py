@@ -243,8 +243,8 @@ def draw_trial_plots(plots: Sequence[TrialPlot]) -> dict[str, Figure]:
 
     figures = {}
     for plot in plots:
-        layout = {"figure.constrained_layout.use": True}
-        with warnings.catch_warnings(), mpl.rc_context(layout), pyplot.ioff():  # Optuna sets a style and uses pyplot
+        with warnings.catch_warnings(), mpl.rc_context(), pyplot.ioff():  # Optuna sets a style and uses pyplot
+            mpl.rcParams["figure.constrained_layout.use"] = True
             warnings.simplefilter("ignore", ExperimentalWarning)
             figure = np.ravel(getattr(draw, plot.function)(plot.study, **plot.options))[0].figure
             pyplot.close(figure)
@@ -305,7 +305,8 @@ def _restyle(figure: Figure, plot: TrialPlot) -> None:
             main.set(**{f"{side}scale": "log"} if span.log else {f"{side}lim": (span.low, span.high)})
             if span.hidden:
                 main.set_title(f"{span.hidden} worse not shown", loc="right", color=FAINT, fontsize=8)
-    legend(figure, list(shown.values()), list(shown))
+    if len(shown) > 1:
+        legend(figure, list(shown.values()), list(shown))
 
 
 def _span(trials: pd.DataFrame, goal: Goal) -> Span:

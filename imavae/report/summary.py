@@ -21,10 +21,13 @@ from numpy.typing import NDArray
 
 from imavae.config.settings import WORST_SCORE, Data, RunConfig, StudyConfig, base_of, with_values
 from imavae.report.text import point_text
+from imavae.search.space import parse
 from imavae.tracking.base import TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from imavae.runs.results import Results
 
 Floats = NDArray[np.float64]
 BEST_MCC = "max val/mcc"
@@ -176,6 +179,13 @@ def member_steps(records: Sequence[TrialRecord], config: RunConfig) -> dict[int,
         batch = int(record.values.get("training.batch_size", base.training.batch_size))
         costs[record.number] = -(-data.sizes[0] // batch) * sum(int(row["epochs"]) for row in record.members)
     return costs
+
+
+def searched(results: Results) -> list[str]:
+    """Dotted keys of the searched settings that some trial has: a condition may never have held."""
+    if not isinstance(results.config, StudyConfig):
+        return []
+    return [parameter.key for parameter in parse(results.config) if parameter.key in results.trials]
 
 
 def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:

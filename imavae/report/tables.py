@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from imavae.report.summary import (
     BEST_NEG_ELBO,
     BLIND,
     ORACLE,
+    choices,
     column_values,
     counted,
     diverged,
@@ -29,6 +30,7 @@ from imavae.report.summary import (
     no_source_numbers,
     quartiles,
     scores,
+    searched,
     three_numbers,
 )
 from imavae.report.text import MISSING, compact, point_text, short_names
@@ -36,6 +38,7 @@ from imavae.report.text import MISSING, compact, point_text, short_names
 if TYPE_CHECKING:
     import pandas as pd
 
+    from imavae.runs.results import Results
     from imavae.search.space import Parameter
     from imavae.tracking.base import TrialRecord
 
@@ -92,6 +95,25 @@ def plain_table(title: str, caption: str) -> RichTable:
         title_style="bold",
         caption_style="dim",
     )
+
+
+def study_tables(results: Results, top: int = 5) -> Iterator[Table]:
+    """The tables of a study: best trials, Pareto front, the numbers of the best trial, and selection; none if empty."""
+    if not results.ranked():
+        return
+    keys = searched(results)
+    yield best_trials(results.members, results.trials, keys, results.objective.mode, top)
+    if len(results.objectives) > 1:
+        yield front_table(results.front(), results.objectives, keys)
+    yield from point_tables(results, results.winners)
+
+
+def point_tables(results: Results, members: pd.DataFrame) -> Iterator[Table]:
+    """The numbers of one point, given its members, and selection over all points."""
+    yield chosen_table(members)
+    chosen = choices(results.members, results.trials, searched(results))
+    if len(chosen):
+        yield selection_table(chosen)
 
 
 def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str], mode: str, top: int = 5) -> Table:
