@@ -87,7 +87,7 @@ def write_report(
         failures=_failures(results),
         cost=_cost(results),
         go_on=shlex.join(go_on) if results.interrupted else "",
-        repeat=shlex.join(command),
+        repeat=shlex.join(word for word in command if not word.startswith("resume=")),
         versions=_versions(),
         champion=results.champion_address,
         folder=str(results.folder),
