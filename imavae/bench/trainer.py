@@ -1,10 +1,10 @@
-"""How fast an ensemble trains, against two loops for one model: all on one core, in one run.
+"""Training speed of an ensemble, against two loops for one model: all on one core, in one process.
 
-Everything of training counts (streams, gathers, optimizer), but no validation. The data are 60,000 observations, of
-which 42,000 train in batches of 64; a hidden layer has 10 units per dimension. The idiomatic loop has a DataLoader, the
-lean one indexes with one permutation per epoch; both train the same module with the same optimizer.
+All of training counts (streams, gathers, optimizer), but no validation. The data are 60,000 observations, of which
+42,000 train in batches of 64; a hidden layer has 10 units per dimension. The idiomatic loop uses a DataLoader, the lean
+one indexes with one permutation per epoch; both train the same module with the same optimizer.
 
-GFLOP/s counts the arithmetic of the linear maps alone, 2 in out per observation and product: forward, by weights, and
+GFLOP/s counts the arithmetic of the linear maps only, 2 in out per observation and product: forward, by weights, and
 by inputs; the encoder's first map needs no product by its inputs. Activations, loss, noise and Adam are left out.
 MiB per member is computed from sizes: the member's rows of the state, and its order of the observations in an epoch.
 """
@@ -22,17 +22,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from imavae.bench.study import measure_study, study_table
 from imavae.config.settings import run_config
-from imavae.errors import UserError, require
+from imavae.errors import require
 from imavae.runs.session import Session
 from imavae.search.cluster import available_cpus
 from imavae.training.ensemble import train_epoch
@@ -42,38 +41,45 @@ ENSEMBLES = (  # members, dimensions, linear maps
     *((120, dim, 2) for dim in (2, 5, 10)),
     *((120, 3, maps) for maps in (3, 4)),
 )
-USUAL = (120, 3, 2)  # what validation and memory are measured of
-GAMMAS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # of a pack, which is set beside an ensemble for each of them
+USUAL = (120, 3, 2)  # for validation and memory
+GAMMAS = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # of a pack, which is compared with an ensemble for each of them
 SEEDS = 20  # of each gamma of the pack
-KEY = ("loop", "members", "dim", "maps")  # what tells one row from another
+KEY = ("loop", "members", "dim", "maps")  # identifies a row
 MATRIX = 2048
 MIB = 2**20
-COLUMNS = (*KEY, "member-\nsteps/s", "ms/step", "x\nidiomatic", "x\nlean", "GFLOP/s", "MiB per\nmember")
+COLUMNS = {  # and their formats
+    "member_steps_per_s": "{:,.0f}",
+    "ms/step": "{:.2f}",
+    "over_idiomatic": "{:.1f}",
+    "over_lean": "{:.1f}",
+    "gflop_per_s": "{:.1f}",
+    "mib_per_member": "{:.2f}",
+}
 
 Row = dict[str, Any]
-Batches = Callable[[], Iterable[Tensor]]  # of one epoch
 
 
 def main(output: Path, old: Path | None = None) -> None:
-    """Print the tables, and write their numbers to ``output``; compare them with those of an earlier file.
+    """Print the tables and write their numbers to ``output``; compare them with those of an earlier file.
 
     Raises:
         UserError: ``old`` holds no numbers of an earlier run.
     """
     before = None if old is None else read_rows(old)
     torch.set_num_threads(1)
-    console = Console()
-    peak = _peak_in_a_process()  # first: a process starts with the peak of the one that started it
+    console = Console(highlight=False)
+    peak = _peak_in_a_process()  # first: a process starts with the peak of its parent
     rows, validation = _training()
     matrix = _matrix_rate()
-    console.print(training_table(rows))
-    console.print(f"one product of two {MATRIX} x {MATRIX} float32 matrices: {matrix:.0f} GFLOP/s", highlight=False)
-    console.print(_validation_line(validation), highlight=False)
+    console.print(training_table(rows), soft_wrap=True)
+    console.print(f"one product of two {MATRIX} x {MATRIX} float32 matrices: {matrix:.0f} GFLOP/s")
     console.print(
-        f"peak of a process, one epoch and a validation of {USUAL[0]} members: {peak:,.0f} MiB", highlight=False
+        f"one validation of {USUAL[0]} members: {validation['seconds']:.2f} s, after {validation['every']:.0f} epochs "
+        f"of {validation['epoch_seconds']:.2f} s each: {100 * validation['share']:.0f} % of them"
     )
+    console.print(f"peak of a process, one epoch and a validation of {USUAL[0]} members: {peak:,.0f} MiB")
     if before is not None:
-        console.print(comparison_table(before, rows))
+        console.print(comparison_table(before, rows), soft_wrap=True)
     study = measure_study()
     console.print(study_table(study))
     content = {
@@ -94,89 +100,53 @@ def read_rows(path: Path) -> list[Row]:
     """The training rows that an earlier run has written.
 
     Raises:
-        UserError: the file is missing, or something else.
+        UserError: the file is missing, or has different content.
     """
-    remedy = "name a bench.json that `make bench` wrote, copied aside before this run"
     try:
-        rows = json.loads(path.read_text())["training"]
-        numbers = [float(row["member_steps_per_s"]) for row in rows if [row[name] for name in KEY]]
-    except OSError as error:
-        raise UserError(f"`compare is a file` must hold, but got {path} ({error.strerror}); {remedy}") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"`compare holds the numbers of a bench` must hold, but got {path}; {remedy}") from None
-    require(all(number > 0 for number in numbers), "compare holds rates above 0", path, remedy)
-    return list(rows)
+        rows: list[Row] = json.loads(path.read_text())["training"]
+        valid = all(float(row["member_steps_per_s"]) > 0 for row in rows if [row[name] for name in KEY])
+    except (OSError, ValueError, KeyError, TypeError):
+        valid = False
+    remedy = "give a copy of a bench.json that `make bench` wrote"
+    require(valid, "compare is a file with the numbers of a bench", path, remedy)
+    return rows
 
 
-def training_table(rows: list[Row]) -> Table:
-    """A row per loop and size."""
-    table = _table("Training on one core", COLUMNS)
-    table.caption = (
-        "The best of 3 epochs, of 2 from 240 members up.\n"
-        "GFLOP/s: of the linear maps alone. MiB: of a member's rows of the state and its order of an epoch.\n"
-        f"{_pack_line(rows)}"
-    )
-    for row in rows:
-        rate = row["member_steps_per_s"]
-        ratios = [_shown(row.get(name), "{:.1f}") for name in ("over_idiomatic", "over_lean")]
-        memory = _shown(row.get("mib_per_member"), "{:.2f}")
-        speed = (f"{rate:,.0f}", f"{1e3 * row['members'] / rate:.2f}", *ratios, f"{row['gflop_per_s']:.1f}")
-        table.add_row(*_name(row), *speed, memory)
-    return table
-
-
-def _pack_line(rows: list[Row]) -> str:
-    rates = {
-        (row["loop"], row["members"]): row["member_steps_per_s"]
-        for row in rows
-        if (row["dim"], row["maps"]) == USUAL[1:]
-    }
+def training_table(rows: list[Row]) -> str:
+    """A line per loop and size."""
+    frame = pd.DataFrame(rows)
+    frame["ms/step"] = 1e3 * frame["members"] / frame["member_steps_per_s"]
+    usual = frame[(frame["dim"] == USUAL[1]) & (frame["maps"] == USUAL[2])].set_index(["loop", "members"])
+    rates = usual["member_steps_per_s"]
     share = rates["ensemble", SEEDS] / rates["pack", len(GAMMAS) * SEEDS]
-    alone = f"{len(GAMMAS)} ensembles of {SEEDS}"
-    return f"The pack is of {len(GAMMAS)} gammas x {SEEDS} seeds: {share:.2f} of what {alone} take."
-
-
-def comparison_table(old: list[Row], new: list[Row]) -> Table:
-    """Old and new member-steps/s of each row, and the change; a row that the old file lacks has a new rate alone."""
-    table = _table("Against the earlier run", (*KEY, "old", "new", "change in %"))
-    table.caption = "member-steps/s"
-    rates = {_name(row): row["member_steps_per_s"] for row in old}
-    for row in new:
-        before, now = rates.get(_name(row)), row["member_steps_per_s"]
-        change = None if before is None else 100 * (now / before - 1)
-        table.add_row(*_name(row), _shown(before, "{:,.0f}"), f"{now:,.0f}", _shown(change, "{:+.1f}"))
-    return table
-
-
-def _table(title: str, columns: Iterable[str]) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD, padding=0)  # so that all columns fit into 80 characters
-    for column in columns:
-        table.add_column(column, justify="left" if column == "loop" else "right")
-    return table
-
-
-def _name(row: Row) -> tuple[str, ...]:
-    return tuple(str(row[name]) for name in KEY)
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def _validation_line(validation: dict[str, float]) -> str:
     return (
-        f"one validation of {USUAL[0]} members: {validation['seconds']:.2f} s, after {validation['every']:.0f} epochs "
-        f"of {validation['epoch_seconds']:.2f} s each: {100 * validation['share']:.0f} % of them"
+        f"Training on one core: the best of 3 epochs, of 2 from 240 members up\n{_text(frame, COLUMNS)}"
+        "\nGFLOP/s: linear maps only. MiB: a member's rows of the state and its order of an epoch.\n"
+        f"The pack of {len(GAMMAS)} gammas x {SEEDS} seeds takes {share:.2f} of the time of {len(GAMMAS)} ensembles of "
+        f"{SEEDS}.\n"
     )
+
+
+def comparison_table(old: list[Row], new: list[Row]) -> str:
+    """Old and new member-steps/s of each row, and the change; a row that the old file lacks shows the new rate only."""
+    rates = [pd.DataFrame(rows)[[*KEY, "member_steps_per_s"]] for rows in (old, new)]
+    frame = rates[1].merge(rates[0], "left", [*KEY], suffixes=(" new", " old"))
+    frame = frame.rename(columns={"member_steps_per_s new": "new", "member_steps_per_s old": "old"})
+    frame["change in %"] = 100 * (frame["new"] / frame["old"] - 1)
+    text = _text(frame, {"old": "{:,.0f}", "new": "{:,.0f}", "change in %": "{:+.1f}"})
+    return f"member-steps/s against the earlier run\n{text}\n"
+
+
+def _text(frame: pd.DataFrame, formats: dict[str, str]) -> str:
+    shown = {name: frame[name].map(form.format, na_action="ignore").fillna("") for name, form in formats.items()}
+    return frame.assign(**shown)[[*KEY, *formats]].to_string(index=False)
 
 
 def _training() -> tuple[list[Row], dict[str, float]]:
-    """A row per loop and size; and what a validation takes, against the epochs between two of them."""
-    alone = _session(1, 3, 2)
-    rows: list[Row] = []
-    for loop, batches in (("idiomatic", _loader), ("lean", _indexed)):
-        seconds = _best(_plain_epoch(alone, batches), 3)
-        rows.append(_row((loop, 1, 3, 2), seconds, alone))
+    """A row per loop and size; and the seconds of a validation and of an epoch of the usual ensemble."""
+    alone = _session(1, *USUAL[1:])
+    plain = ("idiomatic", "lean")
+    rows = [_row((loop, 1, *USUAL[1:]), _best(_plain_epoch(alone, loop), 3), alone) for loop in plain]
     idiomatic, lean = (row["member_steps_per_s"] for row in rows)
     validation: dict[str, float] = {}
     packed = ("pack", len(GAMMAS) * SEEDS, *USUAL[1:])
@@ -202,7 +172,7 @@ def _session(seeds: int, dim: int, maps: int, gammas: Sequence[float] = (100.0,)
 
 
 def _row(key: tuple[str, int, int, int], seconds: float, session: Session) -> Row:
-    """The rates of one epoch of so many seconds."""
+    """Rates of an epoch that took so many seconds."""
     n, members = len(session.data.train), key[1]
     steps = math.ceil(n / session.points[0].training.batch_size)
     return {
@@ -236,13 +206,13 @@ def _validation(session: Session, epoch_seconds: float) -> dict[str, float]:
 
 
 def _matrix_rate() -> float:
-    """GFLOP/s of a product of two large matrices: what this machine's one core gives at most."""
+    """GFLOP/s of a product of two large matrices: the most that one core of this machine gives."""
     a, b = torch.randn(2, MATRIX, MATRIX)
     return 2 * MATRIX**3 / _best(lambda: a @ b, 3) / 1e9
 
 
 def _peak_in_a_process() -> float:
-    """MiB that a fresh process takes at its peak for :func:`print_peak`."""
+    """Peak memory of a fresh process that calls :func:`print_peak`, in MiB."""
     command = [sys.executable, "-c", "from imavae.bench.trainer import print_peak; print_peak()"]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
@@ -258,7 +228,7 @@ def print_peak() -> None:
 
 
 class PlainVAE(nn.Module):
-    """The same model as one would write it alone: nn.Linear layers, batches first."""
+    """The same model written for itself: nn.Linear layers, batches first."""
 
     def __init__(self, dim: int, width: int, gamma: float) -> None:
         """Two linear maps in the encoder and in the decoder, with ``width`` units between them."""
@@ -278,21 +248,18 @@ class PlainVAE(nn.Module):
         return torch.mean(kl - log_px_z)
 
 
-def _loader(observations: Tensor, size: int) -> Batches:
-    loader = DataLoader(TensorDataset(observations), batch_size=size, shuffle=True)
-    return lambda: (x for (x,) in loader)
-
-
-def _indexed(observations: Tensor, size: int) -> Batches:
-    return lambda: (observations[rows] for rows in torch.split(torch.randperm(len(observations)), size))
-
-
-def _plain_epoch(session: Session, batches_of: Callable[[Tensor, int], Batches]) -> Callable[[], None]:
-    """An epoch of a loop that one would write for a single model."""
+def _plain_epoch(session: Session, loop: str) -> Callable[[], None]:
+    """An epoch of a loop that one would write for a single model: idiomatic or lean."""
     config = session.points[0]
+    size, observations = config.training.batch_size, session.data.train.observations[0]
     model = PlainVAE(config.data.dim, config.model.hidden_factor * config.data.dim, config.model.gamma)
-    batches = batches_of(session.data.train.observations[0], config.training.batch_size)
+    loader = DataLoader(TensorDataset(observations), batch_size=size, shuffle=True)
     optimizer = torch.optim.Adam(model.parameters())
+
+    def batches() -> Iterable[Tensor]:
+        if loop == "idiomatic":
+            return (x for (x,) in loader)
+        return (observations[rows] for rows in torch.split(torch.randperm(len(observations)), size))
 
     def epoch() -> None:
         for x in batches():
@@ -305,7 +272,7 @@ def _plain_epoch(session: Session, batches_of: Callable[[Tensor, int], Batches])
 
 
 def _best(action: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of so many calls."""
+    """Seconds of the fastest of ``repeats`` calls."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
