@@ -261,7 +261,14 @@ def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
     for plot in plots:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            figure = _look(getattr(draw, plot.function)(plot.study, **plot.options).update_layout(title=None))
+            figure = _look(getattr(draw, plot.function)(plot.study, **plot.options))
+        if plot.function == "plot_pareto_front":
+            for trace in figure.data:  # Optuna colours both kinds of trials by their numbers
+                best = trace.marker.colorbar.title.text == "Best Trial"
+                trace.update(name="on the front" if best else "other trial", showlegend=True)
+                trace.marker = {"color": VERMILLION if best else BLUE, "size": 9 if best else 7}
+        if plot.function == "plot_parallel_coordinate":
+            figure.update_layout(margin={"l": 70})
         for span, update in zip(plot.spans, (figure.update_xaxes, figure.update_yaxes), strict=True):
             if span:
                 update(type="log" if span.log else "linear", range=None if span.log else [span.low, span.high])
@@ -312,11 +319,11 @@ def _restyle(figure: Figure, plot: TrialPlot) -> None:
 def _span(trials: pd.DataFrame, goal: Goal) -> Span:
     """The visible part of the axis of a goal."""
     values = floats(trials[goal.column])
-    if goal.column == COST:
-        return Span(values.min(), values.max(), values.max() > LOG_RATIO * values.min() > 0, 0)
-    shown = without_outliers(values, goal.mode)
+    if goal.column == COST and values.max() > LOG_RATIO * values.min() > 0:
+        return Span(values.min(), values.max(), log=True, hidden=0)
+    shown = values if goal.column == COST else without_outliers(values, goal.mode)
     pad = 0.08 * float(np.ptp(shown)) or 0.5
-    return Span(float(shown.min()) - pad, float(shown.max()) + pad, False, int((shown != values).sum()))
+    return Span(float(shown.min()) - pad, float(shown.max()) + pad, log=False, hidden=int((shown != values).sum()))
 
 
 def _without_outliers(trials: pd.DataFrame, goal: Goal) -> pd.DataFrame:
@@ -508,7 +515,7 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
         figure.add_trace(Scatter(**where, mode="lines+markers", name=name, line=line, marker={"size": 8}))
     figure.update_xaxes(title="γ² (decoder precision)", type="log", exponentformat="power", dtick=1)
     figure.update_yaxes(title=f"{shown.quantity.name}, validation split", exponentformat="power")
-    return figure.update_yaxes(type="log") if log else figure.update_yaxes(range=[-0.03, 1.03])
+    return figure.update_yaxes(type="log", dtick=1) if log else figure.update_yaxes(range=[-0.03, 1.03])
 
 
 def _about_member(shown: OverGamma, row: int, points: Mapping[int, Mapping[str, Value]]) -> str:
@@ -540,7 +547,8 @@ def _look(figure: PlotlyFigure) -> PlotlyFigure:
     """Give a Plotly figure the common look."""
     legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0}
     font = {"family": FONT, "size": 13, "color": INK}
-    figure.update_layout(template="simple_white", height=460, font=font, legend=legend, hovermode="closest")
+    figure.update_layout(template="simple_white", height=460, width=None, title=None, font=font, legend=legend)
+    figure.update_layout(hovermode="closest")
     figure.update_layout(margin={"l": 10, "r": 10, "t": 30, "b": 10})
     return figure.update_xaxes(automargin=True).update_yaxes(automargin=True)
 
