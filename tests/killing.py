@@ -24,7 +24,7 @@ import torch
 from imavae.config.settings import Objective, RunConfig
 from imavae.runs.records import trial_record
 from imavae.runs.session import Session
-from imavae.search.recorder import RETRIES
+from imavae.search.trials import RETRIES
 from imavae.tracking.base import TrialRecord, Value
 
 ROOT = Path(__file__).resolve().parent.parent

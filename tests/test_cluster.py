@@ -26,10 +26,8 @@ from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger
 from imavae.runs.records import member_rows
 from imavae.search import cluster
-from imavae.search.hooks import Hooks
-from imavae.search.progress import Snapshot
-from imavae.search.recorder import Recorder
 from imavae.search.study import run_study
+from imavae.search.trials import Recorder, Snapshot
 from imavae.tracking.base import Tracker
 from tests.helpers import trained
 
@@ -153,10 +151,10 @@ def test_a_node_that_is_taken_away_takes_nothing_with_it(nodes: RayCluster, spy:
 def test_a_trial_that_has_failed_before_it_got_a_worker_is_recorded(tmp_path: Path) -> None:
     settings = config(tmp_path, {}, plugins=[], model={}, budget={"trials": 1})
     ledger = Ledger.start(settings, create(settings, "studies", "study"), Tracker())
-    Hooks.recorder = Recorder(settings, ledger, ignore)
+    recorder = Recorder(settings, ledger, ignore)
     trial = Trial("trainable", config={"points": [[0, {"model.gamma": 9.0}]]}, stub=True)
-    Hooks().on_trial_error(0, [trial], trial)
-    Hooks.recorder.close()
+    recorder.on_trial_error(0, [trial], trial)
+    recorder.close()
     assert [record.status for record in ledger.records] == ["failed"]
 
 

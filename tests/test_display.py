@@ -12,7 +12,7 @@ from rich.console import Console
 
 from imavae.report.display import Display
 from imavae.report.text import clock, compact, point_text, short_names
-from imavae.search.progress import Snapshot
+from imavae.search.trials import Snapshot
 from tests.helpers import console, text_of
 
 

@@ -29,8 +29,7 @@ from imavae.config.settings import (
     study_config,
 )
 from imavae.errors import UserError
-from imavae.search.conditions import TESTS
-from imavae.search.space import FIELDS
+from imavae.search.space import FIELDS, TESTS
 from imavae.search.study import check
 
 ROOT = Path(__file__).parent.parent

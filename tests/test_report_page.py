@@ -32,8 +32,8 @@ from imavae.runs.ledger import Ledger
 from imavae.runs.records import failed_record
 from imavae.runs.results import Results
 from imavae.search import study as searching
-from imavae.search.recorder import _reason
 from imavae.search.study import NoResultError
+from imavae.search.trials import failure_reason
 from imavae.tracking.base import Tracker, TrialRecord
 from tests.test_report import results
 
@@ -198,11 +198,11 @@ def test_why_a_trial_has_failed_is_its_errors_last_line(tmp_path: Path, monkeypa
     monkeypatch.setattr(StorageContext, "_get_session_path", lambda _: str(tmp_path))  # no Ray is running
     storage = StorageContext(storage_path=str(tmp_path), experiment_dir_name="ray", trial_dir_name="trial-0")
     trial = Trial("no trainable", stub=True, storage=storage)
-    assert _reason(trial, tmp_path) == "its worker has ended without a word"
+    assert failure_reason(trial, tmp_path) == "its worker has ended without a word"
     Path(str(trial.local_path)).mkdir(parents=True)
     failed: Any = RayTaskError  # Ray has not typed it
     trial.handle_error(failed("train", "Traceback\n  a line\nRuntimeError: no luck\n", RuntimeError("no luck")))
-    assert _reason(trial, tmp_path) == "RuntimeError: no luck"
+    assert failure_reason(trial, tmp_path) == "RuntimeError: no luck"
 
 
 def test_a_report_is_written_without_any_result(tmp_path: Path) -> None:

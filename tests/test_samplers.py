@@ -12,7 +12,7 @@ import pytest
 
 from imavae.config.settings import study_config
 from imavae.search import space
-from imavae.search.searcher import Searcher
+from imavae.search.searcher import Searcher, open_study
 from tests.response import SEARCH, Response
 
 REPEATS = 20
@@ -28,7 +28,9 @@ def scores(
     """The scores of the points that a study of ``most`` trials would train, one after the other."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     config = study_config({"search": search, "budget": {"trials": most}, "sampler": sampler})
-    searcher = Searcher(optuna.create_study(direction="maximize"), space.parse(config), config, [], None)
+    storage = optuna.storages.InMemoryStorage()
+    found = open_study(storage, "any", config.objectives)
+    searcher = Searcher(found, storage, space.parse(config), config, [], None)
     for trial in map(str, range(most)):
         [(_, point)] = searcher.suggest(trial)["points"]
         score = response(point)

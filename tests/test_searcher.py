@@ -11,12 +11,12 @@ import pytest
 
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
-from imavae.runs.folder import RunFolder, create
+from imavae.runs.folder import RunFolder, Stored, create
 from imavae.search import study
-from imavae.search.samplers import open_study
-from imavae.search.searcher import Searcher
+from imavae.search.searcher import Searcher, open_storage, open_study
 from imavae.search.space import Point
-from imavae.search.stopping import write_note
+from imavae.search.stopping import write_stops
+from imavae.tracking.base import TrialRecord
 
 GAMMA = {"type": "float", "low": 1.0, "high": 256.0, "log": True}
 LAYERS = {"type": "int", "low": 2, "high": 5}
@@ -35,14 +35,15 @@ def config(tmp_path: Path, search: dict[str, Any], trials: int = 12, **other: An
 def started(settings: StudyConfig, name: str = "tiny", resume: bool = False) -> tuple[Searcher, optuna.Study]:
     """A searcher of a new study, as the driver makes it; with ``resume``, of what another one has left."""
     parameters, points = study.check(settings)
-    found = open_study(Path(settings.output_dir), name, settings.objectives, resume)
+    storage = open_storage(Path(settings.output_dir))
+    found = open_study(storage, name, settings.objectives, resume)
     home = create(settings, "studies", name)
     if resume:
-        return Searcher(found, parameters, settings, [], home), found
+        return Searcher(found, storage, parameters, settings, [], home), found
     for point in points:
         found.enqueue_trial(dict(point))
     packs = study.packs_of(settings, parameters, points, 1)
-    return Searcher(found, parameters, settings, packs, home), found
+    return Searcher(found, storage, parameters, settings, packs, home), found
 
 
 def trained(searcher: Searcher, count: int = 1000) -> list[list[tuple[int, Point]]]:
@@ -96,7 +97,8 @@ def test_what_an_earlier_driver_was_training_is_trained_again_as_it_was(tmp_path
     settings = config(tmp_path, SPACE, 6, sampler={"pack": 3})
     first, found = started(settings)
     points = first.suggest("a")
-    second = Searcher(found, study.check(settings)[0], settings, [[0, 1, 2]], create(settings, "studies", "tiny"))
+    storage, home = open_storage(tmp_path), create(settings, "studies", "tiny")
+    second = Searcher(found, storage, study.check(settings)[0], settings, [[0, 1, 2]], home)
     assert second.suggest("b") == points
     second.on_trial_complete("b", {"scores": [[0.1], [0.2], [0.3]]})
     assert [number for pack in trained(second) for number, _ in pack] == [3, 4, 5]
@@ -105,7 +107,7 @@ def test_what_an_earlier_driver_was_training_is_trained_again_as_it_was(tmp_path
 def test_points_end_complete_pruned_or_failed_each_with_its_own_score(tmp_path: Path) -> None:
     searcher, found = started(config(tmp_path, SPACE, 4, sampler={"pack": 3}))
     searcher.suggest("a")
-    write_note(RunFolder(tmp_path / "studies" / "tiny").note(0), {1: 20})
+    write_stops(RunFolder(tmp_path / "studies" / "tiny").stop_file(0), {1: 20})
     searcher.on_trial_complete("a", {"scores": [[0.1], [0.2], [0.3]]})
     searcher.suggest("b")
     searcher.on_trial_complete("b", None, error=True)
@@ -155,12 +157,14 @@ def test_known_points_come_first_and_what_they_leave_open_is_proposed(tmp_path: 
 
 
 def test_an_earlier_studys_best_points_come_first(tmp_path: Path) -> None:
-    """As far as the new space has and allows their settings; what was not searched then has the value it had."""
-    folder = tmp_path / "studies" / "tiny"
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("model: {n_layers: 2, hidden_factor: 10}\ntraining: {learning_rate: 0.005}")
-    earlier = trained(started(config(tmp_path, {"model": {"gamma": GAMMA}}, 9))[0])
-    gammas = {number: values["model.gamma"] for [(number, values)] in earlier}
+    """As far as the new space allows their settings; a setting that was not searched then has the value it had."""
+    other = {"model": {"n_layers": 2}, "training": {"learning_rate": 0.005}}
+    home = create(config(tmp_path, {"model": {"gamma": GAMMA}}, 9, **other), "studies", "tiny")
+    gammas = [float(2**number) for number in range(9)]
+    for number, gamma in enumerate(gammas):
+        record = TrialRecord(number, {"model.gamma": gamma}, "finished", math.sin(number), [], [{"seed": 1}])
+        home.save(Stored(record, "checkpoints/ensemble-000.pt", 0))
+    folder = home.path
     best = sorted(range(9), key=lambda n: -math.sin(n))[:5]
     search = {**SPACE, "model": {**SPACE["model"], "n_layers": {"type": "int", "low": 3, "high": 4}}}
     settings = config(tmp_path, search, 20, sampler={"start_from": str(folder)})

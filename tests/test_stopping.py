@@ -12,7 +12,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.runs.folder import RunFolder
-from imavae.search.stopping import StandIn, Stopping, read_note
+from imavae.search.stopping import PointTrial, Stopping, read_stops
 
 CURVES = {0: [0.6, 0.62, 0.9], 1: [0.1, 0.2, 0.3], 2: [0.5, 0.6, 0.7], 3: [0.3, 0.35, 0.4]}
 
@@ -43,15 +43,15 @@ def test_points_of_one_trial_are_stopped_as_rays_asha_stops_trials(tmp_path: Pat
     asha: Any = ASHAScheduler("epoch", "score", mode, 4, 1, 2)
     expected: dict[int, int] = {}
     for number in CURVES:
-        asha.on_trial_add(None, StandIn(str(number)))
+        asha.on_trial_add(None, PointTrial(str(number)))
     for epoch in (1, 2, 3):
         assert report(stopping, {n: sign * curve[epoch - 1] for n, curve in CURVES.items()}, epoch) == "CONTINUE"
         for number, curve in CURVES.items():
             result = {"epoch": epoch, "score": sign * curve[epoch - 1]}
-            if number not in expected and asha.on_trial_result(None, StandIn(str(number)), result) == "STOP":
+            if number not in expected and asha.on_trial_result(None, PointTrial(str(number)), result) == "STOP":
                 expected[number] = epoch
     assert stopping.stopped == expected == {1: 1, 2: 2, 3: 1}
-    assert read_note(RunFolder(tmp_path).note(0)) == expected
+    assert read_stops(RunFolder(tmp_path).stop_file(0)) == expected
 
 
 def test_the_median_rule_stops_a_point_below_the_others_once_it_knows_enough_of_them(tmp_path: Path) -> None:
@@ -93,6 +93,6 @@ def test_no_scheduler_stops_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pbt", "pb2"])
-def test_population_based_training_is_refused_with_the_reason(name: str) -> None:
-    with pytest.raises(UserError, match=r"gamma within a member's life.*asha or median"):
+def test_population_based_training_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="scheduler.name"):
         config(name=name)

@@ -21,8 +21,8 @@ from imavae.errors import UserError
 from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import load_model
 from imavae.runs.session import Session
-from imavae.search.progress import Snapshot
 from imavae.search.study import run_study
+from imavae.search.trials import Snapshot
 from imavae.training.loop import Progress
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]

@@ -25,7 +25,7 @@ import imavae
 from imavae.config.settings import base_of, study_config
 from imavae.runs.session import Session
 from imavae.search import study
-from imavae.search.recorder import Recorder
+from imavae.search.trials import Recorder
 from imavae.tracking.mlflow import MLflowTracker
 
 TRIALS, MEMBERS, EPOCHS, OBSERVATIONS = 4, 20, 10, 20_000
@@ -41,7 +41,7 @@ PARTS = {  # of the wall time, in the order in which they happen
 }
 TIMED = {
     "run_study": study,
-    "reported": Recorder,
+    "on_trial_result": Recorder,
     "close": Recorder,
     **dict.fromkeys(("progress", "finish_trial", "log_model", "finish"), MLflowTracker),
 }
@@ -53,6 +53,7 @@ class Call(NamedTuple):
     start: float
     end: float
     arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
 
 
 def measure_study() -> dict[str, float]:
@@ -78,13 +79,14 @@ def measure_study() -> dict[str, float]:
         imavae.tune(config)
         end = time.perf_counter()
     spent = {name: sum(call.end - call.start for call in calls[name]) for name in TIMED}
-    recorder, _, result = calls["reported"][0].arguments
-    first_report = calls["reported"][0].start - start
+    report = calls["on_trial_result"][0]
+    [recorder], result = report.arguments, report.keywords["result"]
+    first_report = report.start - start
     seconds = {
         "set-up": first_report - result["train_seconds"] - result["validate_seconds"] - save,
         "training": recorder.total("train_seconds"),
         "validation": recorder.total("validate_seconds"),
-        "checkpoints": save * len(calls["reported"]),
+        "checkpoints": save * len(calls["on_trial_result"]),
         "last trial": spent["close"],
         "tracking": spent["log_model"] + spent["finish"],
     }
@@ -118,7 +120,8 @@ def _timed() -> Iterator[dict[str, list[Call]]]:
             try:
                 return function(*arguments, **keywords)
             finally:
-                calls[name].append(Call(start, time.perf_counter(), arguments if name == "reported" else ()))
+                kept = (arguments, keywords) if name == "on_trial_result" else ((), {})
+                calls[name].append(Call(start, time.perf_counter(), *kept))
 
         return call
 

@@ -166,8 +166,8 @@ def _print_cost(console: Console, config: StudyConfig) -> None:
     """Print what a study would train, and how long that would take on this machine."""
     from imavae.cli.dry_run import cost_lines, points_table
     from imavae.report.tables import space_table
+    from imavae.search.dry_run import dry_run
     from imavae.search.space import parse
-    from imavae.search.study import dry_run
 
     console.print(space_table(parse(config)))
     cost = dry_run(config)

@@ -31,21 +31,19 @@ def points_table(cost: Cost) -> Table:
 
 
 def cost_lines(config: StudyConfig, cost: Cost) -> Iterator[str]:
-    """What is counted, what was timed, and what follows."""
-    each = sorted({steps for _, steps in cost.steps})
-    steps = f"{each[0]:,}" if len(each) == 1 else f"{each[0]:,} to {each[-1]:,}"
-    members = config.members.count
+    """The size of the study, the timed ensembles and the expected time."""
     yield (
-        f"{len(cost.points)} trials x {members} members x {steps} steps: {cost.member_steps:,} member-steps "
+        f"{len(cost.points)} trials x {config.members.count} members: {cost.member_steps:,} member-steps "
         f"in {len(cost.packs)} ensembles, {cost.slots} at a time"
     )
-    for size, times in cost.timed:
+    for timing in cost.timed:
         yield (
-            f"timed: {size.members} members of {size.weights // size.members:,} weights, "
-            f"{1e3 * times.step:.2f} ms a step ({size.members / times.step:,.0f} member-steps/s), "
-            f"{times.validation:.2f} s a validation"
+            f"timed: {timing.members} members of {timing.weights // timing.members:,} weights, "
+            f"{timing.epoch:.2f} s an epoch, {timing.validation:.2f} s a validation"
         )
-    if cost.bound:
-        yield f"at most {clock(cost.seconds)} on this machine: members or points may stop early"
-    else:
-        yield f"about {clock(cost.seconds)} on this machine"
+    bound = "at most" if cost.stops_early else "about"
+    reason = ", less if trials or members stop early" if cost.stops_early else ""
+    yield (
+        f"{bound} {clock(cost.seconds)} of training and validation on this machine{reason}; "
+        "start-up, tracking and reports are not included"
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 from imavae.config.data import AnyData, SyntheticData, column_names, with_file
 from imavae.config.data import Data as Data
 from imavae.config.mapping import Settings, build, flatten, nest, to_mapping
-from imavae.config.registry import chosen_from, load_plugins
+from imavae.config.registry import Registry, chosen_from, load_plugins
 from imavae.config.variants import (
     MIXINGS,
     NETWORK_NAMES,
@@ -244,8 +244,17 @@ class Objective(Settings):
         require_choice(self.aggregate, AGGREGATES, "objective.aggregate")
 
 
-SAMPLERS = ("tpe", "cmaes", "qmc", "random", "grid")
-NUMBERS_ONLY = ("cmaes",)  # samplers that can't propose a choice, nor a setting that is not always there
+@dataclasses.dataclass(frozen=True)
+class SamplerKind:
+    """A way to propose points. :mod:`imavae.search.samplers` and plugins register them in ``SAMPLERS``."""
+
+    name: str
+    build: Callable[[Any, Mapping[str, Any], int], Any]  # (Sampler, Optuna's distributions by key, seed) -> BaseSampler
+    numbers_only: bool = False  # proposes neither choices nor conditional settings
+    several_objectives: bool = True
+
+
+SAMPLERS: Registry[SamplerKind] = Registry("sampler", "imavae.search.samplers")
 
 
 @dataclass(frozen=True)
@@ -265,7 +274,7 @@ class Sampler(Settings):
     ] = None
 
     def __post_init__(self) -> None:
-        require_choice(self.name, SAMPLERS, "sampler.name")
+        require_choice(self.name, SAMPLERS.names(), "sampler.name")
 
 
 @dataclass(frozen=True)

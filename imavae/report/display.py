@@ -23,7 +23,7 @@ from rich.text import Text
 from imavae.report.text import MISSING, clock, point_text
 
 if TYPE_CHECKING:
-    from imavae.search.progress import Snapshot
+    from imavae.search.trials import Snapshot
 
 PLAIN_WIDTH = 80  # columns of a plain line, whatever the reader's window
 PLAIN_INTERVAL = 1.0  # seconds between two plain lines, at least

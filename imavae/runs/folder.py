@@ -129,13 +129,13 @@ class RunFolder:
         """The lock of that ensemble: a dying worker may still train it when its successor starts."""
         return self.ensemble(first).with_suffix(".lock")
 
-    def note(self, first: int) -> Path:
-        """The scheduler's note on the points of that ensemble."""
+    def stop_file(self, first: int) -> Path:
+        """The points of that ensemble that the scheduler has stopped."""
         return self.path / "stopped" / f"{first:03d}.json"
 
-    def notes(self) -> list[Path]:
-        """All notes of the scheduler."""
-        return sorted(self.note(0).parent.glob("*.json"))
+    def stop_files(self) -> list[Path]:
+        """The stop files of all ensembles."""
+        return sorted(self.stop_file(0).parent.glob("*.json"))
 
     def record(self, number: int) -> Path:
         """The record of a finished trial."""
@@ -278,7 +278,7 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
     used = f"{names.state} was damaged or missing: its backup was used (no action is needed)"
     notices = [used] if from_backup else []
     _check_same(path.name, state, config)
-    folders = (path, names.note(0).parent, names.record(0).parent, names.ensemble(0).parent)
+    folders = (path, names.stop_file(0).parent, names.record(0).parent, names.ensemble(0).parent)
     for leftover in (file for folder in folders for file in folder.glob(".*.[0-9]*")):
         leftover.unlink()  # of a write that was cut off
     if from_backup:

@@ -1,269 +1,147 @@
-"""What a study costs, before it starts: counted, and timed by some seconds of training on this machine.
-
-A step's time is that of its kernels' dispatch and of their arithmetic, and so is a validation's: a non-negative least-
-squares fit of seconds = a L + b F to the space's cheapest, middle and dearest ensemble, with L the number of weight
-tensors and F members x weights (x points). As many processes measure at once as trials will train at once, since they
-share caches and memory. A study's trials are dealt to its slots in their order; the driver's own work (the last
-evaluation of each trial, tracking) is done beside, on the same cores.
-"""
+"""Cost of a study before it starts: trials and steps are counted, an epoch and a validation are timed here."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import heapq
 import math
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
+import optuna
 import torch
-from scipy.optimize import nnls
 
 from imavae.config.data import SpritesData
-from imavae.config.mapping import to_mapping
-from imavae.config.settings import RunConfig, StudyConfig, base_of, run_config, with_values
+from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.data.cache import Cache
-from imavae.metrics.glossary import Stage
 from imavae.model import vae
 from imavae.runs.session import Session, resolve_device
 from imavae.search import cluster
+from imavae.search.searcher import Searcher, open_study
 from imavae.search.space import Point
+from imavae.search.study import check, packs_of
 from imavae.training.ensemble import train_epoch
 
-SECONDS = 10.0  # of calibration, over all ensembles
-IMAGES = 6000  # that are rendered to measure, at most
-ENSEMBLES = 3  # that are timed: the cheapest, the middle and the dearest
-PROCESSES = 16  # that measure at once, at most
-# Measured on the reference machine, where the processes that measure take READY to start and to import what they need;
-# elsewhere, or while the machine is busy, they are scaled by that time's ratio.
-READY = 5.7
-START = 17.5  # from the command to the first step: imports, Ray, the tracked run, the first worker
-END = 8.0  # from the last trial's record to the end: figures, the logged models
-REPORT = 0.01  # of a report to Ray, besides its checkpoint
-TRIAL = 0.25  # of a trial: in its worker, to begin; in the driver, its tracked run
-MEMBER = 0.05  # of a member's tracked run
+TIMED_ENSEMBLES = 3  # the cheapest, the middle one and the dearest
+TIMED_STEPS = 200  # of an epoch, at most
+TIMED_IMAGES = 6000  # observations to render, at most
 
 
-class Size(NamedTuple):
-    """What decides an ensemble's times."""
+@dataclass(frozen=True)
+class Timing:
+    """An ensemble that was timed."""
 
-    tensors: int  # of weights
-    weights: int  # of all members
-    steps: int  # of an epoch
-    batch: int
-    points: int  # of the validation split
-    epochs: int
-    validations: int
     members: int
-
-
-class Times(NamedTuple):
-    """Seconds of one ensemble, as they were measured."""
-
-    data: float  # to make its data
-    step: float
-    validation: float
-    report: float  # to save a checkpoint
-    final: float  # the last evaluation, of validation and test split at both best states
+    weights: int  # of all members
+    epoch: float  # seconds
+    validation: float  # seconds
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a study will take.
+    """Size of a study, and its expected time if no trial and no member stops early.
 
     Attributes:
-        points: all of them, or for a sampler so many as it would propose knowing no score.
-        packs: numbers of the points that train together.
-        steps: members and steps of each ensemble, if no member stops early.
-        timed: the ensembles that were timed, and their times.
-        slots: trials that run at once.
-        seconds: of the whole command.
-        bound: whether trials or members may stop early, so that it may take less.
+        points: All points; those of a sampler are what it would propose without knowing a score.
+        packs: Numbers of the points that train together.
+        member_steps: Steps, summed over members.
+        timed: Ensembles that were timed.
+        slots: Trials that run at once.
+        seconds: Training and validation on this machine. Start-up, tracking and reports are not included.
+        stops_early: True if trials or members may stop early.
     """
 
     points: list[Point]
     packs: list[list[int]]
-    steps: list[tuple[int, int]]
-    timed: list[tuple[Size, Times]]
+    member_steps: int
+    timed: list[Timing]
     slots: int
     seconds: float
-    bound: bool
+    stops_early: bool
 
-    @property
-    def member_steps(self) -> int:
-        """Steps of all members."""
-        return sum(members * steps for members, steps in self.steps)
+
+def dry_run(config: StudyConfig) -> Cost:
+    """Count and time the trials of a study. Nothing is written or tracked, and Ray is not started."""
+    parameters, points = check(config)
+    slots = cluster.expected_slots(config.cluster)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = optuna.storages.InMemoryStorage()
+    study = open_study(storage, "dry run", config.objectives)
+    for values in points:
+        study.enqueue_trial(dict(values))
+    searcher = Searcher(study, storage, parameters, config, packs_of(config, parameters, points, slots), None)
+    packs: list[list[int]] = []
+    found: dict[int, Point] = {}
+    while isinstance(trial := searcher.suggest(str(len(packs))), dict):
+        packs.append([number for number, _ in trial["points"]])
+        found |= dict(trial["points"])
+    return estimate(config, [found[number] for number in sorted(found)], packs, slots)
 
 
 def estimate(config: StudyConfig, points: list[Point], packs: list[list[int]], slots: int) -> Cost:
-    """Time ensembles of these packs for about ten seconds, and count."""
-    base = base_of(config)
+    """Time some ensembles of these packs, interpolate the others by their number of weights, and add up."""
+    base, training = base_of(config), config.training
     ensembles = [[with_values(base, points[number]) for number in pack] for pack in packs]
-    sizes = [size_of(ensemble) for ensemble in ensembles]
-    chosen = spread(sizes)
-    on_gpu = config.cluster.gpus_per_trial > 0
-    timed, ready = measured([ensembles[i] for i in chosen], min(slots, len(packs), PROCESSES), on_gpu)
-    known = [(sizes[i], times) for i, times in zip(chosen, timed, strict=True)]
-    factor = ready / READY
-    trials = [trial_seconds(size, known, factor) for size in sizes]
-    drivers = [driver_seconds(size, known, factor) for size in sizes]
-    beside = sum(drivers[:-1]) / slots if cluster.available_cpus() <= slots else 0.0  # else it has its own core
+    weights = [_weights(ensemble) for ensemble in ensembles]
+    order = np.argsort(weights, kind="stable")
+    picked = {weights[i]: i for i in order[np.linspace(0, len(order) - 1, TIMED_ENSEMBLES).round().astype(int)]}
+    device = resolve_device(training.device if config.cluster.gpus_per_trial else "cpu")
+    timed = [_timing(ensembles[i], size, device) for size, i in picked.items()]
+    seconds = [
+        training.max_epochs * timing.epoch
+        + math.ceil(training.max_epochs / training.validate_every) * timing.validation
+        for timing in timed
+    ]
+    steps = [math.ceil(e[0].data.sizes[0] / e[0].training.batch_size) * e[0].training.max_epochs for e in ensembles]
     return Cost(
         points=points,
         packs=packs,
-        steps=[(size.members, size.steps * size.epochs) for size in sizes],
-        timed=known,
+        member_steps=sum(s * config.members.count * len(pack) for s, pack in zip(steps, packs, strict=True)),
+        timed=timed,
         slots=slots,
-        seconds=(START + END) * factor + makespan(trials, slots) + beside + drivers[-1],
-        bound=stops_early(config),
+        seconds=makespan(np.interp(weights, list(picked), seconds).tolist(), slots),
+        stops_early=config.scheduler.name != "none"
+        or training.patience * training.validate_every < training.max_epochs,
     )
-
-
-def stops_early(config: StudyConfig) -> bool:
-    """Whether members or points can stop before their last epoch."""
-    training = config.training
-    return config.scheduler.name != "none" or training.patience * training.validate_every < training.max_epochs
-
-
-def size_of(ensemble: Sequence[RunConfig]) -> Size:
-    """The size of an ensemble of points."""
-    first = ensemble[0]
-    shapes = vae.build(first).layout.shapes.values()
-    members = first.members.count * len(ensemble)
-    training, (train, val, _) = first.training, first.data.sizes
-    return Size(
-        tensors=len(shapes),
-        weights=members * sum(math.prod(shape) for shape in shapes),
-        steps=math.ceil(train / training.batch_size),
-        batch=training.batch_size,
-        points=val,
-        epochs=training.max_epochs,
-        validations=math.ceil(training.max_epochs / training.validate_every),
-        members=members,
-    )
-
-
-def spread(sizes: Sequence[Size]) -> list[int]:
-    """Which ensembles to time: the cheapest, the middle and the dearest, each size once."""
-    order = sorted(range(len(sizes)), key=lambda i: (sizes[i].weights * sizes[i].batch, sizes[i].tensors))
-    picked = [order[round(k * (len(order) - 1) / (ENSEMBLES - 1))] for k in range(ENSEMBLES)]
-    return list({sizes[i]: i for i in picked}.values())
-
-
-def trial_seconds(size: Size, timed: Sequence[tuple[Size, Times]], factor: float) -> float:
-    """A trial's time in its worker, if no member stops early."""
-    step = _fitted(timed, size, lambda s: (s.tensors, s.weights * s.batch), lambda t: t.step)
-    validation = _fitted(timed, size, lambda s: (s.tensors, s.weights * s.points), lambda t: t.validation)
-    data, report = (float(np.mean([getattr(t, name) for _, t in timed])) for name in ("data", "report"))
-    validating = size.validations * (validation + report + REPORT * factor)
-    return data + size.epochs * size.steps * step + validating + TRIAL * factor
-
-
-def driver_seconds(size: Size, timed: Sequence[tuple[Size, Times]], factor: float) -> float:
-    """A trial's time in the driver."""
-    final = _fitted(timed, size, lambda s: (s.tensors, s.weights * s.points), lambda t: t.final)
-    return final + (TRIAL + size.members * MEMBER) * factor
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """When the last trial ends, if each is begun, in this order, as soon as one of the slots is free."""
+    """Time at which the last trial ends if each one, in this order, starts as soon as a slot is free."""
     ends = [0.0] * slots
     for duration in seconds:
         heapq.heapreplace(ends, ends[0] + duration)
     return max(ends)
 
 
-def _fitted(
-    timed: Sequence[tuple[Size, Times]],
-    size: Size,
-    features: Callable[[Size], tuple[float, ...]],
-    seconds: Callable[[Times], float],
-) -> float:
-    """A time at another size, by the fit whose relative errors are least."""
-    y = np.array([seconds(times) for _, times in timed])
-    x = np.array([features(s) for s, _ in timed], dtype=np.float64)
-    scale = x.max(0)
-    weights, _ = nnls(x / scale / y[:, None], np.ones(len(y)))
-    return float(np.array(features(size)) / scale @ weights)
+def _weights(ensemble: Sequence[RunConfig]) -> int:
+    """Number of weights of all members of an ensemble of points."""
+    shapes = vae.build(ensemble[0]).layout.shapes.values()
+    return ensemble[0].members.count * len(ensemble) * sum(math.prod(shape) for shape in shapes)
 
 
-def measured(ensembles: list[list[RunConfig]], processes: int, on_gpu: bool) -> tuple[list[Times], float]:
-    """The times of some ensembles, averaged over processes that measure them at the same time; and how long these took
-    to be ready.
-    """
-    task = [[to_mapping(point) for point in ensemble] for ensemble in ensembles], SECONDS / len(ensembles), on_gpu
-    context = get_context("spawn")
-    start, barrier = time.perf_counter(), context.Barrier(processes + 1)
-    with context.Pool(processes, _begin, (barrier,)) as pool:
-        barrier.wait()
-        ready = time.perf_counter() - start
-        found = pool.map(_measure_all, [task] * processes, chunksize=1)
-    return [Times(*np.mean([times[i] for times in found], axis=0).tolist()) for i in range(len(ensembles))], ready
-
-
-def _begin(barrier: Barrier) -> None:
-    """Wait until all processes have imported what they need."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that has started it ends it
-    barrier.wait()
-
-
-def _measure_all(task: tuple[list[list[dict[str, Any]]], float, bool]) -> list[Times]:
-    ensembles, seconds, on_gpu = task
-    return [_measure([run_config(point) for point in points], seconds, on_gpu) for points in ensembles]
-
-
-def _measure(points: list[RunConfig], seconds: float, on_gpu: bool) -> Times:
-    """One ensemble's times, measured for so many seconds, or somewhat longer where one validation takes so long."""
-    training = points[0].training
-    torch.set_num_threads(training.threads)
-    images = isinstance(points[0].data, SpritesData)
-    if images:  # some are enough, and a study renders all of them once, before its first trial
-        few = min(points[0].data.n_obs, IMAGES)
+def _timing(points: list[RunConfig], weights: int, device: torch.device) -> Timing:
+    """Time an epoch and a validation of an ensemble, on a part of its data if there is much."""
+    train, val, _ = points[0].data.sizes
+    batch = points[0].training.batch_size
+    if isinstance(points[0].data, SpritesData):
+        few = min(points[0].data.n_obs, TIMED_IMAGES)
         points = [dataclasses.replace(p, data=dataclasses.replace(p.data, n_obs=few)) for p in points]
+    torch.set_num_threads(points[0].training.threads)
     with tempfile.TemporaryDirectory() as folder:
-        session = Session.start(points, resolve_device(training.device if on_gpu else "cpu"), Cache(Path(folder)))
-        data = _timed(lambda: session.data)
-        step = _step_seconds(session, seconds / 2)
-        validation = _evaluation_seconds(session, "val", "validation", seconds / 4)
-        test = _evaluation_seconds(session, "test", "probes" if training.probes else "final", seconds / 4)
-        final = 2 * test * (1 + len(session.data.val) / len(session.data.test))
-        report = _timed(lambda: session.save(Path(folder) / "state.pt"))
-    return Times(0.0 if images else data, step, validation, report, final)
-
-
-def _step_seconds(session: Session, seconds: float) -> float:
-    """The mean over short epochs; the first of them is a trial, by which the others get their length."""
-    split, size = session.data.train, session.points[0].training.batch_size
-    steps, taken, done, begun = 8, 0.0, 0, time.perf_counter()
-    while not done or time.perf_counter() - begun < seconds:
-        few = split.first(steps * size)
-        epoch = _timed(functools.partial(train_epoch, session.ensemble, session.state, few))
-        if steps > 8:
-            taken, done = taken + epoch, done + math.ceil(len(few) / size)
-        steps = max(9, min(256, round(seconds / 4 * 8 / epoch))) if steps == 8 else steps
-    return taken / done
-
-
-def _evaluation_seconds(session: Session, split: str, stage: Stage, seconds: float) -> float:
-    """Of all members; where that would take too long, of a few, times their share."""
-    rows = session.state.active
-    few = rows[:4]
-    of_few = min(_timed(lambda: session.evaluate(split, session.state.weights[few], few, stage)) for _ in range(2))
-    if of_few * len(rows) / len(few) > seconds:
-        return of_few * len(rows) / len(few)
-    return _timed(lambda: session.evaluate(split, session.state.weights, rows, stage))
+        session = Session.start(points, device, Cache(Path(folder)))
+        rows, part = session.state.active, session.data.train.first(TIMED_STEPS * batch)
+        train_epoch(session.ensemble, session.state, part.first(8 * batch))  # the first steps are slower
+        epoch = _timed(lambda: train_epoch(session.ensemble, session.state, part)) * train / len(part)
+        validation = _timed(lambda: session.evaluate("val", session.state.weights, rows)) * val / len(session.data.val)
+    return Timing(len(rows), weights, epoch, validation)
 
 
 def _timed(action: Callable[[], object]) -> float:
-    """Seconds that it takes, on its device, too."""
+    """Seconds that an action takes on its device."""
     start = time.perf_counter()
     action()
     if torch.cuda.is_available():

@@ -1,106 +1,66 @@
-"""How points are proposed, and where they are remembered: Optuna's samplers, and its study in ``optuna.db``."""
+"""Samplers that propose a study's points. A plugin registers its own like these::
+
+from imavae.config.settings import SAMPLERS, SamplerKind
+
+def gaussian_process(settings, distributions, seed):
+return optuna.samplers.GPSampler(seed=seed)
+
+SAMPLERS.register(SamplerKind("gp", gaussian_process, numbers_only=True))
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-import optuna
-from filelock import FileLock
-from sqlalchemy.exc import DatabaseError
-
-from imavae.config.settings import Objective, Sampler
-from imavae.errors import UserError
-from imavae.search.space import Parameter
-from imavae.tracking.ui import OPTUNA_DATABASE
+from imavae.config.settings import SAMPLERS, Sampler, SamplerKind
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
-    from optuna.study import Study
-    from optuna.trial import FrozenTrial
 
-DIRECTIONS = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
-TIMEOUT = 60  # seconds that a write waits for another process's, such as that of a second study
+    Distributions = Mapping[str, BaseDistribution]
 
 
-class KnownBox(optuna.samplers.QMCSampler):
-    """Quasi-random points of a space that is known beforehand.
+def tpe(settings: Sampler, _distributions: Distributions, seed: int) -> BaseSampler:
+    """TPE with a joint model of each set of parameters that points have.
 
-    Optuna's own would draw the first point at random and take the space from it; a parameter that a later point has,
-    and that one had not, would never be spread.
+    Points in training count as bad ones, so that proposals spread out.
     """
+    from optuna.samplers import TPESampler
 
-    def __init__(self, seed: int, box: dict[str, BaseDistribution]) -> None:
-        super().__init__(qmc_type="sobol", scramble=True, seed=seed)
-        self._box = box
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """The whole space; a point leaves out what it has no use for."""
-        return self._box
+    return TPESampler(seed=seed, n_startup_trials=settings.startup, multivariate=True, group=True, constant_liar=True)
 
 
-def open_storage(output_dir: Path) -> optuna.storages.RDBStorage:
-    """The database of all studies below an output folder. Raises UserError for a file that is damaged."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    path = output_dir.resolve() / OPTUNA_DATABASE
-    try:
-        with FileLock(path.with_name(f".{OPTUNA_DATABASE}.lock")):  # a new database's tables are made once
-            return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": TIMEOUT}})
-    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"`{path} is a database of Optuna's` must hold, but it can't be read ({reason}); move it away: a study "
-            "that is resumed tells a new one what its own records say"
-        ) from None
+def cmaes(_settings: Sampler, _distributions: Distributions, seed: int) -> BaseSampler:
+    """CMA-ES."""
+    from optuna.samplers import CmaEsSampler
+
+    return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
 
 
-def open_study(output_dir: Path, name: str, objectives: Sequence[Objective], resume: bool = False) -> Study:
-    """Optuna's study called like the study's folder; ``resume`` takes up the one that an earlier driver has left.
+def quasi_random(settings: Sampler, distributions: Distributions, _seed: int) -> BaseSampler:
+    """Scrambled Sobol points of the whole space.
 
-    The folder is what a study is: one of the same name whose folder was taken away is forgotten.
+    The sequence has one seed for all points. Optuna's sampler by itself draws the first point at random and infers the
+    space from it, so a parameter that only a later point has would never be spread.
     """
-    storage = open_storage(output_dir)
-    if not resume and name in optuna.get_all_study_names(storage):
-        optuna.delete_study(study_name=name, storage=storage)
-    directions = [DIRECTIONS[objective.mode] for objective in objectives]
-    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=resume)
-    with _experimental():
-        study.set_metric_names([objective.metric for objective in objectives])  # as optuna-dashboard shows them
-    return study
+    from optuna.samplers import QMCSampler
+
+    sampler = QMCSampler(qmc_type="sobol", scramble=True, seed=settings.seed)
+    sampler.infer_relative_search_space = lambda *_: dict(distributions)  # type: ignore[method-assign]
+    return sampler
 
 
-def sampler_for(settings: Sampler, parameters: Sequence[Parameter], number: int) -> BaseSampler:
-    """The sampler that proposes the point of this number.
+def uniform(_settings: Sampler, _distributions: Distributions, seed: int) -> BaseSampler:
+    """Independent random points."""
+    from optuna.samplers import RandomSampler
 
-    Its random numbers follow from ``sampler.seed`` and the number alone, so that a study which was broken off goes on
-    as if it had not been. (A quasi-random sequence has one seed for all, and its place in Optuna's storage.)
-    """
-    with _experimental():
-        return _sampler(settings, parameters, int(np.random.SeedSequence([settings.seed, number]).generate_state(1)[0]))
+    return RandomSampler(seed)
 
 
-def _sampler(settings: Sampler, parameters: Sequence[Parameter], seed: int) -> BaseSampler:
-    if settings.name == "tpe":
-        # A joint model of all parameters, of each set of them that points have; points still in training count as bad,
-        # so that proposals spread out.
-        return optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=settings.startup, multivariate=True, group=True, constant_liar=True
-        )
-    if settings.name == "cmaes":
-        return optuna.samplers.CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
-    if settings.name == "qmc":
-        return KnownBox(settings.seed, {parameter.key: parameter.distribution() for parameter in parameters})
-    return optuna.samplers.RandomSampler(seed)
-
-
-@contextmanager
-def _experimental() -> Iterator[None]:
-    """Without Optuna's warnings that something may change in a later version: the versions are pinned."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
+SAMPLERS.register(SamplerKind("tpe", tpe))
+SAMPLERS.register(SamplerKind("cmaes", cmaes, numbers_only=True, several_objectives=False))
+SAMPLERS.register(SamplerKind("qmc", quasi_random))
+SAMPLERS.register(SamplerKind("random", uniform))
+SAMPLERS.register(SamplerKind("grid", uniform))  # every combination of the choices: nothing is left to propose

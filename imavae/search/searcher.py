@@ -1,60 +1,138 @@
-"""Between Ray Tune, which asks for trials, and Optuna, which proposes points and is told their scores.
+"""Optuna's side of a study: the stored study, and the searcher through which Ray asks for trials.
 
-Ray's own adapter can't serve a trial of several points: it asks for one and tells one score. This one hands out points
-with their numbers in Optuna's study, which are their numbers everywhere, and tells each its own score.
+Ray's own Optuna adapter asks for one point per trial and reports one score. A trial here trains several points; this
+searcher hands them out with their numbers in Optuna's study, which are their numbers everywhere, and reports each
+point's score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
-from optuna.trial import TrialState
+from filelock import FileLock
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher as RaySearcher
+from sqlalchemy.exc import DatabaseError
 
-from imavae.config.settings import StudyConfig
+from imavae.config.settings import SAMPLERS, Objective, StudyConfig
+from imavae.errors import UserError
 from imavae.runs.folder import LockedFolder, Numbered
-from imavae.search.samplers import sampler_for
+from imavae.runs.ledger import Ledger
 from imavae.search.space import Parameter, Point, shared
-from imavae.search.stopping import read_note
+from imavae.search.stopping import read_stops
+from imavae.tracking.base import TrialRecord
+from imavae.tracking.ui import OPTUNA_DATABASE
 
 if TYPE_CHECKING:
     from optuna.study import Study
 
+DIRECTIONS = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
+WRITE_TIMEOUT = 60  # seconds that a write waits for another process's, such as that of a second study
+
+
+def open_storage(output_dir: Path) -> BaseStorage:
+    """Database of all studies in an output folder. Raises UserError for a damaged file."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path = output_dir.resolve() / OPTUNA_DATABASE
+    try:
+        with FileLock(path.with_name(f".{OPTUNA_DATABASE}.lock")):  # one process alone creates the tables
+            arguments = {"connect_args": {"timeout": WRITE_TIMEOUT}}
+            return optuna.storages.get_storage(optuna.storages.RDBStorage(f"sqlite:///{path}", arguments))
+    except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"`{path} is an Optuna database` must hold, but it can't be read ({reason}); move it away: a resumed "
+            "study rebuilds its part from its own records"
+        ) from None
+
+
+def open_study(storage: BaseStorage, name: str, objectives: Sequence[Objective], resume: bool = False) -> Study:
+    """Optuna's study with the name of the study's folder; ``resume`` continues the one of an earlier driver.
+
+    Without ``resume`` an existing study of this name is deleted: its folder is gone.
+    """
+    if not resume and name in optuna.get_all_study_names(storage):
+        optuna.delete_study(study_name=name, storage=storage)
+    directions = [DIRECTIONS[objective.mode] for objective in objectives]
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=resume)
+    with _experimental_allowed():
+        study.set_metric_names([objective.metric for objective in objectives])  # shown by optuna-dashboard
+    return study
+
+
+def synchronised(
+    config: StudyConfig,
+    storage: BaseStorage,
+    parameters: Sequence[Parameter],
+    points: Sequence[Point],
+    ledger: Ledger,
+) -> Study:
+    """Optuna's study with the start ``points`` and everything that an earlier driver has asked for.
+
+    A score is reported to Optuna before its trial is recorded, so Optuna knows at least as much as the study's folder.
+    If its database was replaced, it is rebuilt from the folder.
+    """
+    home = ledger.home
+    name = home.path.name
+    study = open_study(storage, name, config.objectives, resume=config.resume)
+    records = {record.number: record for record in ledger.records}
+    known = {number: dict(values) for pack in home.asked for number, values in pack}
+    known |= {number: dict(record.values) for number, record in records.items()}
+    if not _knows(study, known):
+        home.notices.append(f"{OPTUNA_DATABASE} lacked points of {name}: they were restored from the study's records")
+        study = open_study(storage, name, config.objectives)
+        for number in range(max(known) + 1):
+            if number in records:
+                study.add_trial(_frozen(records[number], parameters, config))
+            else:
+                study.enqueue_trial(known.get(number, {}))
+    for values in points[len(study.get_trials(deepcopy=False)) :]:
+        study.enqueue_trial(dict(values))
+    return study
+
 
 class Searcher(RaySearcher):
-    """Gives Ray a trial's points, and tells Optuna how they ended. All that must survive is in Optuna's storage."""
+    """Gives Ray the points of each trial and reports their scores to Optuna, whose storage holds all lasting state."""
 
     def __init__(
         self,
         study: Study,
+        storage: BaseStorage,
         parameters: Sequence[Parameter],
         config: StudyConfig,
         waiting: Sequence[Sequence[int]],
         home: LockedFolder | None,
     ) -> None:
         """Args:
-        study: Optuna's.
-        parameters: those of the space.
-        config: its sampler and its budget.
-        waiting: numbers of points that the study has already and that must be trained: a trial for each list,
-            before any point is proposed.
-        home: the study's folder, which remembers the points of each trial, and which of them the scheduler has stopped.
-            None: nothing is remembered, and no trial can end.
+        study: Optuna's study.
+        storage: Where it is stored.
+        parameters: Parameters of the space.
+        config: Settings; the sampler and the budget are used.
+        waiting: Numbers of existing points to train, a list per trial, before any point is proposed.
+        home: The study's folder, which records the points of each trial. None for a dry run, which ends no trial.
         """
         super().__init__()
-        self._study, self._parameters, self._home = study, list(parameters), home
+        self._study, self._storage, self._home = study, storage, home
+        self._parameters = list(parameters)
         self._settings, self._budget = config.sampler, config.budget.trials or 0
         self._waiting = [list(numbers) for numbers in waiting]
         self._asked = len(study.get_trials(deepcopy=False))
-        self._numbers: dict[str, list[int]] = {}  # of the points of each of Ray's trials
+        self._numbers: dict[str, list[int]] = {}  # of the points of each Ray trial
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RaySearcher, ()  # Ray saves its search algorithm; the copy is never used
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's ``points``: a list of (number, values); or FINISHED.
+        """The next trial's ``points``, a list of (number, values), or FINISHED.
 
-        The points of a pack share the first one's settings, but for those that may differ within an ensemble: these are
-        proposed for each.
+        The points of a pack share the first one's settings, except for per-member ones, which are proposed for each.
         """
         if self._waiting:
             points = [self._existing(number) for number in self._waiting.pop(0)]
@@ -70,32 +148,31 @@ class Searcher(RaySearcher):
         return {"points": points}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell each point's score: pruned, where it was stopped, failed, where there is none."""
+        """Report each point to Optuna as complete, pruned or failed."""
         numbers = self._numbers.pop(trial_id)
-        stopped = read_note(self._home.names.note(min(numbers))) if self._home else {}
-        told = {trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()}
+        stopped = read_stops(self._home.names.stop_file(min(numbers))) if self._home else {}
+        ended = {trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()}
         for i, number in enumerate(numbers):
-            if number in told:
-                continue  # by a driver that was broken off before it could record the trial
+            if number in ended:
+                continue  # reported by an earlier driver, which died before it recorded the trial
             if error or not result or "scores" not in result:
                 self._study.tell(number, state=TrialState.FAIL)
             elif number in stopped:
-                # Optuna takes a pruned point's value from what was reported last.
                 [score] = result["scores"][i]
-                self._study._storage.set_trial_intermediate_value(self._id(number), stopped[number], score)
-                self._study.tell(number, state=TrialState.PRUNED)
+                self._storage.set_trial_intermediate_value(self._id(number), stopped[number], score)
+                self._study.tell(number, state=TrialState.PRUNED)  # its value is the last intermediate one
             else:
                 self._study.tell(number, result["scores"][i])
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: Optuna's storage has it all."""
+        """Do nothing: Optuna's storage has everything."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Do nothing."""
 
     def _ask(self, fixed: Mapping[str, Any]) -> Numbered:
-        """A new point, as the sampler proposes it, but for what is fixed."""
-        self._study.sampler = sampler_for(self._settings, self._parameters, self._asked)
+        """A new point; the sampler proposes what is not fixed."""
+        self._use_sampler(self._asked)
         if fixed:
             self._study.enqueue_trial(dict(fixed))
         trial = self._study.ask()
@@ -103,20 +180,29 @@ class Searcher(RaySearcher):
         return [trial.number, self._suggested(trial)]
 
     def _existing(self, number: int) -> Numbered:
-        """A point that the study has: a waiting one begins to run, one that an earlier driver has left goes on."""
+        """A point that Optuna's study has already, enqueued or left by an earlier driver."""
         found = self._study.get_trials(deepcopy=False)[number]
         if found.state.is_finished():
             return [number, dict(found.params)]
         if found.state == TrialState.WAITING:
-            self._study._storage.set_trial_state_values(self._id(number), state=TrialState.RUNNING)
-        self._study.sampler = sampler_for(self._settings, self._parameters, number)
+            self._storage.set_trial_state_values(self._id(number), state=TrialState.RUNNING)
+        self._use_sampler(number)
         return [number, self._suggested(optuna.trial.Trial(self._study, self._id(number)))]
 
     def _id(self, number: int) -> int:
-        """What the storage calls a point."""
-        storage = self._study._storage
-        study_id = storage.get_study_id_from_name(self._study.study_name)
-        return storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        """The storage's identifier of a point."""
+        study_id = self._storage.get_study_id_from_name(self._study.study_name)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, number)
+
+    def _use_sampler(self, number: int) -> None:
+        """Propose the point of this number by a sampler whose seed follows from ``sampler.seed`` and the number.
+
+        A resumed study therefore proposes the same points as an uninterrupted one.
+        """
+        seed = int(np.random.SeedSequence([self._settings.seed, number]).generate_state(1)[0])
+        distributions = {parameter.key: parameter.distribution() for parameter in self._parameters}
+        with _experimental_allowed():
+            self._study.sampler = SAMPLERS[self._settings.name].build(self._settings, distributions, seed)
 
     def _suggested(self, trial: optuna.Trial) -> Point:
         point: Point = {}
@@ -124,3 +210,33 @@ class Searcher(RaySearcher):
             if parameter.active(point):
                 point[parameter.key] = parameter.suggest(trial)
         return point
+
+
+def _knows(study: Study, known: Mapping[int, Point]) -> bool:
+    trials = study.get_trials(deepcopy=False)
+    return all(
+        number < len(trials) and all(trials[number].params.get(key, value) == value for key, value in values.items())
+        for number, values in known.items()
+    )
+
+
+def _frozen(record: TrialRecord, parameters: Sequence[Parameter], config: StudyConfig) -> FrozenTrial:
+    """A recorded trial in Optuna's form."""
+    scores = [record.score or 0.0, *(record.further[o.metric] for o in config.further_objectives)]
+    stopped = record.status == "stopped"
+    epoch = max(int(row["epochs"]) for row in record.members)
+    return create_trial(
+        state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
+        values=scores,
+        params=dict(record.values),
+        distributions={p.key: p.distribution() for p in parameters if p.key in record.values},
+        intermediate_values={epoch: scores[0]} if stopped else None,
+    )
+
+
+@contextmanager
+def _experimental_allowed() -> Iterator[None]:
+    """Silence Optuna's warnings that a later version may differ: the versions are pinned."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

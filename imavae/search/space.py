@@ -1,37 +1,65 @@
-"""Search spaces: nested mappings whose leaves name a distribution, checked against the config tree before any trial.
+"""Search spaces: parameters, their conditions, and the points and ensembles that follow from them.
 
-model: {gamma: {type: float, low: 3.0, high: 1000.0, log: true}, n_layers: {type: choice, values: [2, 3]}}
+A space is nested like the settings; each leaf is a distribution::
 
-A leaf with ``when`` is conditional: a point has it only where its conditions hold, and otherwise the value that stands
-outside the space. Constants are no longer here: :func:`imavae.config.settings.study_config` has set them.
+    model:
+      gamma: {type: float, low: 3.0, high: 1000.0, log: true}
+      n_layers: {type: int, low: 2, high: 4}
+      slope: {type: float, low: 0.0, high: 0.5, when: {model: {activation: leaky_relu, n_layers: {at_least: 3}}}}
+
+A parameter with ``when`` belongs to a point only if all conditions hold; otherwise the setting keeps its value from
+outside the space. A condition names another searched setting, with the value that it must equal or one of ``TESTS``.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from imavae.config.mapping import keys_of, nearest
-from imavae.config.settings import NUMBERS_ONLY, RunConfig, StudyConfig, base_of, with_values
+from imavae.config.mapping import flatten, keys_of, nearest, to_mapping
+from imavae.config.settings import SAMPLERS, RunConfig, StudyConfig, base_of, with_values
 from imavae.errors import UserError, require, require_choice
-from imavae.search.conditions import Condition, conditions, in_order
 
 if TYPE_CHECKING:
     from optuna import Trial
     from optuna.distributions import BaseDistribution
 
 Value = float | int | str
-Point = dict[str, Value]  # a value for each searched setting, by its dotted key
+Point = dict[str, Value]  # values of the searched settings by dotted key
 PER_MEMBER = ("model.gamma", "model.beta", "training.learning_rate")  # may differ within an ensemble
 FIELDS = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("values",)}
+TESTS: dict[str, Callable[[Any, Any], bool]] = {
+    "at_least": operator.ge,
+    "at_most": operator.le,
+    "one_of": lambda value, listed: value in listed,
+}
+BEST_POINTS = 5  # taken from an earlier study
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Test of another searched setting."""
+
+    key: str  # dotted
+    test: str
+    bound: Any
+
+    def holds(self, point: Mapping[str, object]) -> bool:
+        """Return whether the point has the setting and its value passes the test."""
+        return self.key in point and TESTS[self.test](point[self.key], self.bound)
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.test} {self.bound}"
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One searched setting: an interval of floats or ints, uniform or log-uniform, or a list of choices."""
+    """Searched setting: a uniform or log-uniform interval of floats or ints, or a list of choices."""
 
     key: str  # dotted, as in model.gamma
     type: str
@@ -39,33 +67,32 @@ class Parameter:
     high: float | int = 0.0
     log: bool = False
     values: tuple[Value, ...] = ()
-    when: tuple[Condition, ...] = ()  # a point has it only where all of them hold
+    when: tuple[Condition, ...] = ()
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """The values that decide whether all of them obey the rules: both ends of an interval, or every choice."""
+        """Both ends of the interval, or every choice: if these obey a setting's rules, all values do."""
         if self.type == "choice":
             return self.values
         return (int(self.low), int(self.high)) if self.type == "int" else (self.low, self.high)
 
     @property
     def per_member(self) -> bool:
-        """Whether it may differ between the members of an ensemble."""
+        """True if the setting may differ between members of an ensemble."""
         return self.key in PER_MEMBER
 
     def active(self, point: Mapping[str, object]) -> bool:
-        """Whether a point has it, by the settings that the point has been given before."""
+        """Return whether the conditions hold, given the settings that the point has so far."""
         return all(condition.holds(point) for condition in self.when)
 
     def allows(self, value: object) -> bool:
-        """Whether it can take this value."""
+        """Return whether the value is in the interval or among the choices."""
         if self.type == "choice":
             return value in self.values
-        kind = int if self.type == "int" else (int, float)
-        return isinstance(value, kind) and not isinstance(value, bool) and self.low <= value <= self.high
+        return _is_number(value, self.type) and self.low <= cast(float, value) <= self.high
 
     def distribution(self) -> BaseDistribution:
-        """Optuna's name for it."""
+        """Optuna's distribution."""
         from optuna import distributions
 
         if self.type == "choice":
@@ -75,7 +102,7 @@ class Parameter:
         return distributions.FloatDistribution(self.low, self.high, log=self.log)
 
     def suggest(self, trial: Trial) -> Value:
-        """The value that Optuna's trial has for it; sampled, where it has none."""
+        """Value in Optuna's trial; sampled if the trial has none yet."""
         if self.type == "choice":
             return cast("Value", trial.suggest_categorical(self.key, self.values))
         if self.type == "int":
@@ -84,27 +111,38 @@ class Parameter:
 
 
 def parse(config: StudyConfig) -> list[Parameter]:
-    """The parameters of ``config.search``, in the file's order as far as conditions allow.
+    """Parameters of ``config.search`` in the order of the file, each after those that its conditions name.
 
     Raises:
-        UserError: a key that names no setting, an unknown type or field, an empty interval or list, a log interval
-            that reaches 0, a value that breaks the setting's own rule, a condition on what is not searched, or a
-            parameter that the sampler can't propose.
+        UserError: an unknown key, type or field; an empty interval or list; a log interval that reaches 0; a value
+            that the setting refuses; a wrong condition; or a parameter that the sampler can't propose.
     """
-    base = base_of(config)
     parameters = []
-    for key, leaf in _leaves(config.search, ""):
-        _check_key(key)
+    for key, leaf in flatten(config.search, is_leaf=lambda node: isinstance(node.get("type"), str)).items():
+        if not isinstance(leaf, Mapping):
+            raise UserError(
+                f"`search.{key}` must be a mapping with `type`, or a plain value, but got {leaf!r}; "
+                "write {type: float, low: …, high: …} or {type: choice, values: […]}, or set a list outside search"
+            )
+        if key not in set(keys_of(RunConfig)):
+            raise UserError(
+                f"`search.{key}` must name a setting of data, model or training, but it names none; "
+                f"{nearest(key, RunConfig)}"
+            )
         parameter = _parameter(key, leaf)
-        for value in parameter.ends:
-            _check_value(base, key, value)
+        _check_values(config, parameter)
         _check_sampler(config.sampler.name, parameter)
         parameters.append(parameter)
-    return in_order(parameters)
+    return _in_order(parameters)
+
+
+def shared(point: Mapping[str, Value]) -> Point:
+    """The values of a point that all members of an ensemble have in common."""
+    return {key: value for key, value in point.items() if key not in PER_MEMBER}
 
 
 def grid(parameters: Sequence[Parameter]) -> list[Point]:
-    """Every combination of the choices, the last parameter changing fastest; each once, where some are conditional."""
+    """Every combination of the choices, without repeats; the last parameter changes fastest."""
     points: list[Point] = []
     for values in itertools.product(*(parameter.values for parameter in parameters)):
         point: Point = {}
@@ -116,12 +154,33 @@ def grid(parameters: Sequence[Parameter]) -> list[Point]:
     return points
 
 
-def packs(base: RunConfig, points: Sequence[Point], slots: int, limit: int | None = None) -> list[list[int]]:
-    """Numbers of the points that train together: those that share all but what is a value per member.
+def start_points(config: StudyConfig, parameters: Sequence[Parameter]) -> list[Point]:
+    """Points of ``sampler.start_from``, which a study trains first: in the listed order, or an earlier study's best.
 
-    Each group is dealt out, in turn, to so many packs that all ``slots`` (trials that run at once) have one or, with a
-    ``limit``, that none has more points than that. The count depends on shapes, and on slots or limit, alone: a study's
-    results can be repeated, with a limit whatever the slots. (In an ensemble of another size sums round otherwise.)
+    A point may be partial: the sampler proposes the settings that it leaves out.
+
+    Raises:
+        UserError: a listed setting is not searched or can't have its value, there are more points than the budget
+            allows, or the earlier study is missing or knows none of the searched settings.
+    """
+    source, budget = config.sampler.start_from, config.budget.trials or 0
+    if source is None:
+        return []
+    remedy = "a grid trains all of its points: choose another sampler, or drop start_from"
+    require(config.sampler.name != "grid", "sampler.start_from is null in a grid", source, remedy)
+    if isinstance(source, str):
+        return _best_points(source, parameters)[:budget]
+    rule = "sampler.start_from has budget.trials points at most"
+    require(len(source) <= budget, rule, len(source), "raise budget.trials, or list fewer points")
+    return [_listed_point(point, parameters) for point in source]
+
+
+def packs(base: RunConfig, points: Sequence[Point], slots: int, limit: int | None = None) -> list[list[int]]:
+    """Group the numbers of points that can train in one ensemble: those that share all but per-member settings.
+
+    Each group is dealt out in turn to as many packs as occupy all ``slots`` (trials that run at once) or, with a
+    ``limit``, to as many as keep each pack within it. The result depends only on the points and on slots or limit:
+    sums round differently in an ensemble of another size, so with a limit a study repeats whatever the slots.
     """
     groups: dict[RunConfig, list[int]] = {}
     for number, values in enumerate(points):
@@ -129,91 +188,136 @@ def packs(base: RunConfig, points: Sequence[Point], slots: int, limit: int | Non
     least = math.ceil(slots / len(groups)) if groups else 0
     dealt = []
     for group in groups.values():
-        each = math.ceil(len(group) / limit) if limit else least
-        dealt += [pack for i in range(each) if (pack := group[i::each])]
+        count = math.ceil(len(group) / limit) if limit else least
+        dealt += [pack for i in range(count) if (pack := group[i::count])]
     return dealt
 
 
-def shared(point: Mapping[str, Value]) -> Point:
-    """What all members of an ensemble have in common, of a point's settings."""
-    return {key: value for key, value in point.items() if key not in PER_MEMBER}
+def start_packs(
+    base: RunConfig, points: Sequence[Point], parameters: Sequence[Parameter], limit: int
+) -> list[list[int]]:
+    """Group start points like :func:`packs`; a point whose architecture the sampler completes trains alone."""
+    whole = [
+        number
+        for number, point in enumerate(points)
+        if all(p.per_member or p.key in point or not p.active(point) for p in parameters)
+    ]
+    dealt = [[whole[i] for i in pack] for pack in packs(base, [points[n] for n in whole], 1, limit)]
+    return sorted(dealt + [[number] for number in range(len(points)) if number not in whole])
 
 
 def check_pack(parameters: Sequence[Parameter], pack: int) -> None:
-    """Raise UserError unless points of this space can train together."""
-    keys = ", ".join(PER_MEMBER)
+    """Raise UserError unless ``pack`` points of this space can train together."""
+    if pack == 1:
+        return
     require(
-        pack == 1 or any(parameter.per_member for parameter in parameters),
+        any(parameter.per_member for parameter in parameters),
         "sampler.pack > 1 needs a searched setting that may differ within an ensemble",
         f"pack={pack}, search of {', '.join(p.key for p in parameters)}",
-        f"search one of {keys}, or leave sampler.pack at null",
+        f"search one of {', '.join(PER_MEMBER)}, or leave sampler.pack at null",
     )
     for parameter in parameters:
-        names = [c.key for c in parameter.when if c.key in PER_MEMBER]
+        names = [condition.key for condition in parameter.when if condition.key in PER_MEMBER]
         require(
-            pack == 1 or parameter.per_member or not names,
+            parameter.per_member or not names,
             "with sampler.pack > 1, no setting of the whole ensemble depends on one of a single member",
             f"{parameter.key} when {', '.join(names)}",
             "drop the condition, or leave sampler.pack at null",
         )
 
 
-def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for name, value in node.items():
-        if not isinstance(value, Mapping):
-            raise UserError(
-                f"`search.{prefix}{name}` must be a mapping with `type`, or a plain value, but got {value!r}; "
-                "write {type: float, low: …, high: …} or {type: choice, values: […]}, or set a list outside search"
-            )
-        if isinstance(value.get("type"), str):
-            yield f"{prefix}{name}", value
-        else:
-            yield from _leaves(value, f"{prefix}{name}.")
-
-
-def _check_key(key: str) -> None:
-    if key not in set(keys_of(RunConfig)):
-        raise UserError(
-            f"`search.{key}` must name a setting of data, model or training, but it names none; "
-            f"{nearest(key, RunConfig)}"
-        )
-
-
 def _parameter(key: str, leaf: Mapping[str, Any]) -> Parameter:
-    require_choice(leaf["type"], FIELDS, f"search.{key}.type")
+    kind = leaf["type"]
+    require_choice(kind, FIELDS, f"search.{key}.type")
     for name in leaf:
-        require_choice(name, ("type", "when", *FIELDS[leaf["type"]]), f"a field of search.{key}")
-    when = conditions(key, leaf.get("when", {}))
-    if leaf["type"] == "choice":
+        require_choice(name, ("type", "when", *FIELDS[kind]), f"a field of search.{key}")
+    when = _conditions(key, leaf.get("when", {}))
+    if kind == "choice":
         values = leaf.get("values")
         require(isinstance(values, list) and len(values) > 0, f"search.{key}.values has a choice", values, "list some")
-        return Parameter(key, "choice", values=tuple(values), when=when)  # type: ignore[arg-type]
-    low, high = _number(key, leaf, "low"), _number(key, leaf, "high")
-    log = leaf.get("log", False)
-    require(
-        isinstance(log, bool), f"search.{key}.log is true or false", repr(log), "say log: true to search magnitudes"
-    )
+        return Parameter(key, kind, values=tuple(values or ()), when=when)
+    low, high, log = leaf.get("low"), leaf.get("high"), leaf.get("log", False)
+    for name, value in (("low", low), ("high", high)):
+        rule = f"search.{key}.{name} is a number of type {kind}"
+        require(_is_number(value, kind), rule, repr(value), "give both ends of the interval")
+    require(isinstance(log, bool), f"search.{key}.log is true or false", repr(log), "set log: true for a log scale")
+    parameter = Parameter(key, kind, cast(float, low), cast(float, high), log, when=when)
     got = f"low={low}, high={high}"
-    require(-math.inf < low <= high < math.inf, f"search.{key}.low <= search.{key}.high", got, "swap them")
-    require(not log or low > 0, f"search.{key}.low > 0 where log is true", got, "raise low, or drop log")
-    return Parameter(key, leaf["type"], low, high, log, when=when)
+    ordered = -math.inf < parameter.low <= parameter.high < math.inf
+    require(ordered, f"search.{key}.low <= search.{key}.high", got, "swap them")
+    require(not log or parameter.low > 0, f"search.{key}.low > 0 where log is true", got, "raise low, or drop log")
+    return parameter
 
 
-def _number(key: str, leaf: Mapping[str, Any], name: str) -> float | int:
-    value = leaf.get(name)
-    kind = int if leaf["type"] == "int" else (int, float)
-    number = isinstance(value, kind) and not isinstance(value, bool)
-    require(number, f"search.{key}.{name} is a number of type {leaf['type']}", repr(value), "give both ends")
-    return value  # type: ignore[return-value]
+def _is_number(value: object, kind: str) -> bool:
+    number = isinstance(value, int if kind == "int" else (int, float))
+    return number and not isinstance(value, bool)
 
 
-def _check_value(base: RunConfig, key: str, value: Value) -> None:
-    try:
-        with_values(base, {key: value})
-    except UserError as error:
+def _conditions(key: str, when: object) -> tuple[Condition, ...]:
+    """Conditions of the parameter ``key``. Raises UserError for a bound of the wrong type."""
+    prefix = f"search.{key}.when"
+    require(isinstance(when, Mapping), f"{prefix} is a mapping", repr(when), "nest it like the settings")
+    found = []
+    for other, value in flatten(
+        cast("Mapping[str, Any]", when), is_leaf=lambda node: bool(node) and set(node) <= set(TESTS)
+    ).items():
+        tests = value if isinstance(value, Mapping) else {"one_of": [value]}
+        found += [Condition(other, test, bound) for test, bound in tests.items()]
+    for condition in found:
+        bound, listed = condition.bound, condition.test == "one_of"
+        rule = f"{prefix}.{condition.key}.{condition.test} is {'a list' if listed else 'a number'}"
+        right = isinstance(bound, list) if listed else _is_number(bound, "float")
+        require(right, rule, repr(bound), "see search_spaces/ for examples")
+    return tuple(found)
+
+
+def _in_order(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """Parameters, each after those that its conditions name, otherwise in the given order.
+
+    Raises:
+        UserError: a condition names a setting that is not searched, can't hold, or depends on itself.
+    """
+    by_key = {parameter.key: parameter for parameter in parameters}
+    for parameter in parameters:
+        for condition in parameter.when:
+            _check_condition(f"search.{parameter.key}.when", condition, by_key)
+    placed: dict[str, Parameter] = {}
+    while len(placed) < len(parameters):
+        ready = [p for p in parameters if p.key not in placed and all(c.key in placed for c in p.when)]
+        if not ready:
+            left = ", ".join(key for key in by_key if key not in placed)
+            raise UserError(f"`when` must not depend on itself, but does in search of {left}; drop one condition")
+        placed[ready[0].key] = ready[0]
+    return list(placed.values())
+
+
+def _check_condition(prefix: str, condition: Condition, by_key: Mapping[str, Parameter]) -> None:
+    if condition.key not in by_key:
         raise UserError(
-            f"`search.{key}` reaches {value!r}, which its setting refuses ({error}); correct its bounds or values"
-        ) from None
+            f"`{prefix}` must name settings that are searched, with a plain value or {', '.join(TESTS)}, but names "
+            f"{condition.key}; choose among {', '.join(by_key)}"
+        )
+    other = by_key[condition.key]
+    numeric = other.type != "choice" or not any(isinstance(value, str) for value in other.values)
+    got = f"{condition}, which has the values {list(other.values)}"
+    require(numeric or condition.test == "one_of", f"{prefix} compares numbers", got, "use one_of: […]")
+    if condition.test == "one_of":
+        possible = any(other.allows(value) for value in condition.bound)
+    else:
+        possible = any(condition.holds({condition.key: value}) for value in other.ends)
+    require(possible, f"{prefix} can hold", f"{condition}, of {list(other.ends)}", "correct its bound")
+
+
+def _check_values(config: StudyConfig, parameter: Parameter) -> None:
+    for value in parameter.ends:
+        try:
+            with_values(base_of(config), {parameter.key: value})
+        except UserError as error:
+            raise UserError(
+                f"`search.{parameter.key}` reaches {value!r}, which its setting refuses ({error}); "
+                "correct its bounds or values"
+            ) from None
 
 
 def _check_sampler(name: str, parameter: Parameter) -> None:
@@ -221,12 +325,46 @@ def _check_sampler(name: str, parameter: Parameter) -> None:
         name != "grid" or parameter.type == "choice",
         f"search.{parameter.key}.type is choice in a grid",
         parameter.type,
-        "list the values, or take another sampler",
+        "list the values, or choose another sampler",
     )
-    plain = parameter.type != "choice" and not parameter.when
     require(
-        name not in NUMBERS_ONLY or plain,
+        not SAMPLERS[name].numbers_only or (parameter.type != "choice" and not parameter.when),
         f"sampler.name={name} searches numbers that every point has",
         f"search.{parameter.key}, a {'condition' if parameter.when else 'choice'}",
-        "take sampler.name=tpe, which models it",
+        "set sampler.name=tpe, which models it",
     )
+
+
+def _listed_point(nested: Mapping[str, Any], parameters: Sequence[Parameter]) -> Point:
+    by_key = {parameter.key: parameter for parameter in parameters}
+    point = flatten(nested)
+    for key, value in point.items():
+        rule = "sampler.start_from names settings that are searched"
+        require(key in by_key, rule, key, f"those are {', '.join(by_key)}; set others outside search")
+        rule = f"sampler.start_from has values that search.{key} allows"
+        require(by_key[key].allows(value), rule, repr(value), f"stay within {list(by_key[key].ends)}")
+    return point
+
+
+def _best_points(source: str, parameters: Sequence[Parameter]) -> list[Point]:
+    """Best points of the earlier study in the folder ``source``, reduced to settings and values that this space allows.
+
+    A setting that the earlier study did not search has the value that it trained with.
+    """
+    from imavae.runs.results import load_results
+
+    rule, remedy = "sampler.start_from is the folder of a study", "name one, as in outputs/studies/NAME"
+    require(Path(source).is_dir(), rule, source, remedy)
+    results = load_results(source)
+    require(isinstance(results.config, StudyConfig), rule, source, remedy)
+    fixed = flatten(to_mapping(results.config))
+    points: list[Point] = []
+    for record in results.ranked():
+        known = {**fixed, **record.values}
+        point = {p.key: known[p.key] for p in parameters if p.key in known and p.allows(known[p.key])}
+        if point and point not in points:
+            points.append(point)
+    keys = ", ".join(parameter.key for parameter in parameters)
+    rule = "sampler.start_from is a study that has searched or set what this one searches"
+    require(bool(points), rule, f"{source} without a scored point for {keys}", "choose another study")
+    return points[:BEST_POINTS]

@@ -1,123 +1,169 @@
-"""Early stopping of points: Ray's rules (ASHA, median), asked for each point of a trial, not for the trial.
+"""Early stopping of points by Ray's rules (ASHA, median), applied to each point of a trial instead of to the trial.
 
-A worker that reports waits until the driver has taken the report in. So the driver decides then, and leaves a note in
-the study's folder, which the worker reads before it goes on: the members of a stopped point are frozen and cost nothing
-more, the others train on. A trial whose points have all been stopped ends.
+A worker waits after each report until the driver has handled it. The driver decides then and writes a stop file into
+the study's folder, which the worker reads before it trains on: it freezes the members of stopped points and trains the
+others. A trial ends when all of its points have stopped.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
-from imavae.config.settings import StudyConfig
+from imavae.config.settings import Objective, StudyConfig
 from imavae.data.storage import Seal
 from imavae.runs.folder import RunFolder
+from imavae.runs.ledger import Ledger
+from imavae.runs.session import Session
+from imavae.training.checkpoint import SEAL
 
-AGAIN = "remove it: the point is judged again when it is resumed"
-NOTES = Seal(b"imavae note", 1, "note", AGAIN, AGAIN, "resume the study with the version of imavae that wrote it")
+REMEDY = "remove it: the point is judged again when the study is resumed"
+STOPS = Seal(
+    b"imavae note", 1, "stop file", REMEDY, REMEDY, "resume the study with the version of imavae that wrote it"
+)
 
-Report = tuple[int, list[float], int]  # epoch, the point's scores, its members that are still training
+Report = tuple[int, list[float], int]  # epoch, the point's scores, its members that still train
 
 
 @dataclass(frozen=True)
-class StandIn:
-    """What a rule needs of a Ray trial, for a point."""
+class PointTrial:
+    """The part of a Ray trial that its rules read, for a point."""
 
     trial_id: str
 
 
-def read_note(note: Path) -> dict[int, int]:
-    """The epochs at which points were stopped, by their numbers. Raises UserError for a note that is damaged."""
-    if not note.exists():
+def read_stops(path: Path) -> dict[int, int]:
+    """Epochs at which points were stopped, by number. Raises UserError for a damaged file."""
+    if not path.exists():
         return {}
-    return {int(number): int(epoch) for number, epoch in json.loads(NOTES.read(note)).items()}
+    return {int(number): int(epoch) for number, epoch in json.loads(STOPS.read(path)).items()}
 
 
-def write_note(note: Path, stopped: dict[int, int]) -> None:
-    """Note the epochs at which points were stopped, by their numbers."""
-    note.parent.mkdir(exist_ok=True)
-    NOTES.write(note, json.dumps(stopped).encode())
+def write_stops(path: Path, stopped: dict[int, int]) -> None:
+    """Write the epochs at which points were stopped, by number."""
+    path.parent.mkdir(exist_ok=True)
+    STOPS.write(path, json.dumps(stopped).encode())
 
 
 class Stopping(FIFOScheduler):
-    """Ray's scheduler of a study. It trains trials in the order in which they come, and stops points."""
+    """Ray scheduler that trains trials in the order of their creation and stops points."""
 
     _supports_buffered_results = False  # each report is judged before its worker goes on
 
     def __init__(self, config: StudyConfig, names: RunFolder) -> None:
-        """Of the study with these files; what it has noted there before still holds."""
+        """Read the stop files that an earlier driver has left in the study's folder."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._names, self._rule = names, _rule(config)
-        self._seen: dict[int, int] = {}  # the last epoch that each point was judged at
+        self._names, self._rule, self._objectives = names, _rule(config), config.objectives
+        self._judged: dict[int, int] = {}  # last epoch at which each point was judged
         self._ended: set[int] = set()  # points whose members have all stopped by themselves
-        self.stopped: dict[int, int] = {}  # the epochs at which points were stopped, by their numbers
-        for note in names.notes():
-            self.stopped |= read_note(note)
+        self.stopped: dict[int, int] = {}  # epoch at which each stopped point was stopped
+        for path in names.stop_files():
+            self.stopped |= read_stops(path)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """Judge the points of a report; stop the trial where none is left to train."""
+        """Judge the points of a report, and stop the trial if no point is left to train."""
         numbers = [number for number, _ in trial.config["points"]]
         points = list(zip(numbers, result["scores"], result["alive"], strict=True))
-        new = [number for number, scores, alive in points if self.judge(number, result["epoch"], scores, alive)]
+        new = [number for number, scores, alive in points if self._judge(number, result["epoch"], scores, alive)]
         if new:
-            self.note(numbers)
+            self._write(numbers)
         left = [number for number, _, alive in points if alive and number not in self.stopped]
         decision: str = TrialScheduler.CONTINUE if left or not new else TrialScheduler.STOP
         return decision
 
-    def note(self, numbers: Sequence[int]) -> None:
-        """Tell the worker that trains these points which of them are stopped."""
-        write_note(self._names.note(min(numbers)), {n: self.stopped[n] for n in numbers if n in self.stopped})
+    def catch_up(self, ledger: Ledger) -> None:
+        """Show the rule what the points of an earlier driver have reported, by their checkpoints.
 
-    def remember(self, number: int, reports: Sequence[Report]) -> None:
-        """Show the rule what an earlier driver has shown it; what was decided then stands in the notes."""
+        The last report of a point that has not ended is judged: the earlier driver may not have come to it.
+        """
         if self._rule is None:
             return
-        point = StandIn(str(number))
+        for pack in sorted([number for number, _ in pack] for pack in ledger.home.asked):
+            path = SEAL.newest(self._names.ensemble(min(pack)))
+            if path is None:
+                continue
+            reports = _reports(Session.load(path, torch.device("cpu")), self._objectives)
+            for number, mine in zip(pack, reports, strict=True):
+                stopped_at = self.stopped.get(number)
+                # Up to the report at which it was stopped, the point had members in training.
+                known = [(epoch, scores, alive or int(epoch == stopped_at)) for epoch, scores, alive in mine]
+                last = [] if ledger.has(number) or stopped_at is not None else known[-1:]
+                self._show(number, known[: len(known) - len(last)])
+                if [True for report in last if self._judge(number, *report)]:
+                    self._write(pack)
+
+    def _write(self, numbers: Sequence[int]) -> None:
+        """Tell the worker that trains these points which of them are stopped."""
+        stopped = {number: self.stopped[number] for number in numbers if number in self.stopped}
+        write_stops(self._names.stop_file(min(numbers)), stopped)
+
+    def _show(self, number: int, reports: Sequence[Report]) -> None:
+        """Show the rule reports that were judged before."""
+        point = PointTrial(str(number))
         self._rule.on_trial_add(None, point)
         for epoch, scores, alive in reports:
-            self._seen[number] = epoch
-            result = {"epoch": epoch, "score": scores[0]}
-            if alive:
-                self._rule.on_trial_result(None, point, result)
-            else:
-                self._ended.add(number)
-                self._rule.on_trial_complete(None, point, result)
+            self._judged[number] = epoch
+            self._pass_on(number, epoch, scores, alive)
 
-    def judge(self, number: int, epoch: int, scores: list[float], alive: int) -> bool:
-        """Whether a point is to be stopped now, at this epoch, with this score and so many members in training.
+    def _judge(self, number: int, epoch: int, scores: list[float], alive: int) -> bool:
+        """Return whether a point is stopped now, given its epoch, scores and members in training.
 
-        A report that comes again, after a worker's restart, is not judged again.
+        A report that is repeated after a worker's restart is not judged again.
         """
-        if self._rule is None or number in self.stopped or number in self._ended or epoch <= self._seen.get(number, 0):
+        if self._rule is None or number in self.stopped or number in self._ended:
             return False
-        point, result = StandIn(str(number)), {"epoch": epoch, "score": scores[0]}
-        if number not in self._seen:
-            self._rule.on_trial_add(None, point)
-        self._seen[number] = epoch
-        if not alive:
-            self._ended.add(number)
-            self._rule.on_trial_complete(None, point, result)
-        elif self._rule.on_trial_result(None, point, result) == TrialScheduler.STOP:
+        if epoch <= self._judged.get(number, 0):
+            return False
+        if number not in self._judged:
+            self._rule.on_trial_add(None, PointTrial(str(number)))
+        self._judged[number] = epoch
+        if self._pass_on(number, epoch, scores, alive) == TrialScheduler.STOP:
             self.stopped[number] = epoch
         return number in self.stopped
 
+    def _pass_on(self, number: int, epoch: int, scores: list[float], alive: int) -> str:
+        """Pass a report on to the rule; its decision."""
+        point, result = PointTrial(str(number)), {"epoch": epoch, "score": scores[0]}
+        if alive:
+            return str(self._rule.on_trial_result(None, point, result))
+        self._ended.add(number)
+        self._rule.on_trial_complete(None, point, result)
+        return str(TrialScheduler.CONTINUE)
+
 
 def _rule(config: StudyConfig) -> Any:
-    """Ray's own scheduler of that name; None for none. (Any: what is fed to it are stand-ins for Ray's trials.)"""
+    """Ray's scheduler of the configured name, or None. (Any: it is given points instead of Ray's trials.)"""
     settings, horizon, mode = config.scheduler, config.training.max_epochs, config.objective.mode
     grace = min(settings.grace, horizon)
     if settings.name == "asha":
         return ASHAScheduler("epoch", "score", mode, horizon, grace, settings.reduction)
     if settings.name == "median":
-        rule: Any = MedianStoppingRule  # whose time slice is annotated as an int
-        return rule("epoch", "score", mode, grace, settings.samples, min_time_slice=math.inf)  # nobody waits for others
+        rule: Any = MedianStoppingRule  # annotates its time slice as an int
+        return rule("epoch", "score", mode, grace, settings.samples, min_time_slice=math.inf)  # never pause a trial
     return None
+
+
+def _reports(session: Session, objectives: Sequence[Objective]) -> Iterator[list[Report]]:
+    """The reports that a session has made of each of its points, one per validation."""
+    state, epochs = session.state, session.state.epochs.tolist()
+    active = set(state.active.tolist())
+    by_time = []
+    for k, validation in enumerate(state.history):
+        status = [s if epochs[row] <= validation.epoch else "running" for row, s in enumerate(state.status)]
+        then = replace(session, state=replace(state, history=state.history[: k + 1], status=status))
+        by_time.append((validation.epoch, then.scores(objectives)))
+    for point in range(len(session.points)):
+        rows = session.members_of(point)
+        yield [
+            (epoch, scores[point], sum(row in active or epochs[row] > epoch for row in rows))
+            for epoch, scores in by_time
+            if any(epochs[row] >= epoch for row in rows)
+        ]

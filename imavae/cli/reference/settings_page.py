@@ -18,12 +18,12 @@ from imavae.config import settings as config
 from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
 
 RUN = ("config_data", "config", "families_data", "families", "data.files")  # where the rules of a run are checked
-STUDY = ("config_search", "search.space", "search.conditions", "search.starts", "search.study", "search.cluster")
+STUDY = ("config_search", "search.space", "search.study", "search.cluster")
 ELSEWHERE = ("EvaluateConfig", "register_network")  # what they check is no setting of a run
 OTHERS = {  # rules that stand beside no setting: what they are about, and where they are checked
     "Of settings together:": (*RUN[:-1], "config_search", "search.starts", "search.study", "search.cluster"),
     "Of a file of observations or sources; KEY is `data.path` or `data.sources_path`:": RUN[-1:],
-    "Of a leaf of `search`; KEY is its setting:": ("search.space", "search.conditions"),
+    "Of a leaf of `search`; KEY is its setting:": ("search.space",),
 }
 HEAD = """\
 # Settings

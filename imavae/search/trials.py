@@ -1,0 +1,276 @@
+"""Trials under Ray: the function that a worker runs, and the driver's callback that follows and records them.
+
+A worker trains one ensemble, and saves a checkpoint and reports after each validation. The checkpoint lies in the
+study's folder, where a successor finds it after the death of the worker, the driver or the machine. Only the driver
+writes records, tables and tracked runs; it does so in a thread beside Ray's event loop.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from imavae.config.settings import Objective, StudyConfig, run_config, with_values
+from imavae.data.storage import previous_of
+from imavae.runs import interrupts
+from imavae.runs.folder import RunFolder
+from imavae.runs.ledger import Ledger
+from imavae.runs.records import failed_record, partial_record, trial_record
+from imavae.runs.session import Session, cache_of, resolve_device
+from imavae.search.space import Point
+from imavae.search.stopping import read_stops
+from imavae.tracking.base import PROGRESS_PERIOD
+
+FULL_DISK = 2**18  # free bytes below which a disk counts as full
+RETRIES = 3  # restarts of a trial that gets no further
+SNAPSHOT_PERIOD = 1.0  # seconds between two snapshots
+LAST_WRITE_TIMEOUT = 4.0  # seconds that the write in progress gets when the study is interrupted
+WORK = ("member_steps", "train_seconds", "validate_seconds")  # counted in each report since the worker's start
+
+
+def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dict[str, Any]], folder: str) -> None:
+    """Train the points of a trial in one ensemble; continue from its checkpoint if there is one.
+
+    Args:
+        config: ``points``, a list of (number, point); a point has values by dotted key.
+        base: Settings that all points share.
+        objectives: The study's objectives; each report has every point's ``scores``, by objective.
+        folder: The study's folder. The cache of images is in its output folder.
+    """
+    import ray
+    from ray import tune
+
+    shared, names = run_config(base), RunFolder(Path(folder))
+    torch.set_num_threads(shared.training.threads)
+    goals = [Objective(**objective) for objective in objectives]
+    numbers = [number for number, _ in config["points"]]
+    points = [with_values(shared, values) for _, values in config["points"]]
+    first = min(numbers)
+    stops, checkpoint = names.stop_file(first), names.ensemble(first)
+    device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
+    cache = cache_of(names.output_dir)
+    work = dict.fromkeys(WORK, 0.0)
+
+    def stop_points(session: Session) -> None:
+        for number, epoch in read_stops(stops).items():
+            if epoch <= session.state.epoch:
+                session.stop(numbers.index(number))
+
+    def report(session: Session) -> None:
+        alive = [len(session.alive(i)) for i in range(len(points))]
+        metrics = {"scores": session.scores(goals), "alive": alive, "epoch": session.state.epoch, **work}
+        session.save(checkpoint, keep=True)
+        tune.report(metrics)
+        stop_points(session)
+
+    with FileLock(names.ensemble_lock(first)):  # a dying worker may still train the ensemble when its successor starts
+        session = Session.resume(checkpoint, points, device, cache) or Session.start(points, device, cache)
+        stop_points(session)  # the checkpoint is older than the driver's last decision
+        progress = None
+        for progress in session.train():
+            for name in WORK:
+                work[name] += getattr(progress, name)
+            if progress.validated:
+                report(session)
+        if progress is None or not progress.validated:
+            report(session)  # the ensemble was complete, or all members diverged: the driver still needs the scores
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Progress of a study at one moment."""
+
+    trials_total: int
+    finished: int  # trials that have ended, with or without a result
+    running: int  # trials
+    members_stopped: int  # early, over all trials
+    best_score: float | None  # None before the first report
+    best_point: dict[str, object] | None  # values of the best trial by dotted key
+    member_steps_per_s: float
+    seconds_left: float | None  # None if not known yet
+    seconds: float  # since the start
+    metric: str  # of the score, such as val/mcc
+
+
+@dataclass
+class _Running:
+    """A Ray trial as the driver knows it."""
+
+    checkpoint: Path
+    points: dict[int, Point]  # by number in the study
+    result: dict[str, Any] = field(default_factory=dict)  # last report
+    past: dict[str, float] = field(default_factory=dict)  # work of earlier workers
+    reached: int = 0  # epoch of the last restart
+    shown: float = -math.inf  # time at which the tracker last got the curves
+    ended: bool = False
+
+
+class Recorder(Callback):
+    """Follows a study's trials in the driver: notifies of progress, and records each trial when it ends."""
+
+    def __init__(self, config: StudyConfig, ledger: Ledger, notify: Callable[[Snapshot], None]) -> None:
+        self._config, self._ledger, self._notify = config, ledger, notify
+        self._n_points = self._n_trials = 0
+        self._trials: dict[str, _Running] = {}
+        # One thread for torch: workers have every core, and a second thread would wait for them at each operation.
+        self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
+        self._writes: list[Future[None]] = []  # pending or failed
+        self._start = self._notified = time.monotonic()
+        self._before = len(ledger.records)  # trials that an earlier process has finished
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Callback, ()  # Ray saves its callbacks; the copy is never used
+
+    def expect(self, n_points: int, n_trials: int) -> None:
+        """Set the number of points of the study and of Ray trials to come."""
+        self._n_points, self._n_trials = n_points, n_trials
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Note a trial whose worker has started, the first one or a successor."""
+        if trial.trial_id not in self._trials:
+            points = {number: dict(values) for number, values in trial.config["points"]}
+            self._trials[trial.trial_id] = _Running(self._ledger.names.ensemble(min(points)), points)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note a report, and pass the curves on to the tracker every now and then."""
+        running = self._trials[trial.trial_id]
+        if running.result and result["member_steps"] < running.result["member_steps"]:
+            for name in WORK:  # the worker was restarted
+                running.past[name] = running.past.get(name, 0) + running.result[name]
+        running.result = result
+        now = time.monotonic()
+        if now - running.shown >= PROGRESS_PERIOD:  # it reads a checkpoint
+            running.shown = now
+            self._write(self._track_progress, running)
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Grant a failed trial more restarts, as long as it gets further between them."""
+        running = self._trials.get(trial.trial_id)
+        epoch = running.result.get("epoch", 0) if running else 0
+        if running and epoch > running.reached:
+            running.reached = epoch
+            trial.max_failures = trial.num_failures + RETRIES
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Record a trial that has ended or was stopped by the scheduler."""
+        running = self._trials[trial.trial_id]
+        running.ended = True
+        self._write(self._record, running)
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Record a trial that has failed for good, possibly before it got a worker: its node may be lost."""
+        self.on_trial_start(iteration, trials, trial)
+        running = self._trials[trial.trial_id]
+        running.ended = True
+        self._write(self._record_failure, running, failure_reason(trial, self._ledger.folder))
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Notify of progress every now and then, and raise an interrupt that a library has swallowed."""
+        interrupts.check()
+        now = time.monotonic()
+        if now - self._notified >= SNAPSHOT_PERIOD:
+            self._notified = now
+            self._notify(self.snapshot())
+
+    def close(self) -> None:
+        """Wait until everything is written, and raise the first error of a write."""
+        self._writer.shutdown()
+        for write in self._writes:
+            write.result()
+        self._notify(self.snapshot())
+
+    def abandon(self) -> None:
+        """Drop all writes but the one in progress, and wait for that a few seconds; a resumed study repeats them."""
+        self._writer.shutdown(wait=False, cancel_futures=True)
+        wait(self._writes, LAST_WRITE_TIMEOUT)
+
+    def total(self, *names: str) -> float:
+        """Sum of these kinds of work over all trials, including that of workers which were restarted."""
+        trials = self._trials.values()
+        return float(sum(t.result.get(name, 0) + t.past.get(name, 0) for t in trials for name in names))
+
+    def snapshot(self) -> Snapshot:
+        """Progress of the study."""
+        seconds = time.monotonic() - self._start
+        trials = list(self._trials.values())
+        work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
+        records, count = list(self._ledger.records), self._config.members.count
+        stopped = [len(t.points) * count - sum(t.result["alive"]) for t in trials if t.result and not t.ended]
+        ended = sum(row["status"] != "finished" for record in records for row in record.members)
+        scores = {record.number: record.score for record in records if record.score is not None}
+        points: dict[int, Any] = {record.number: record.values for record in records}
+        for trial in trials:
+            points |= trial.points
+            for number, (score, *_) in zip(trial.points, trial.result.get("scores", ()), strict=False):
+                scores[number] = score
+        pick = max if self._config.objective.mode == "max" else min
+        best = pick(scores, key=lambda number: scores[number]) if scores else None
+        return Snapshot(
+            trials_total=self._n_points,
+            finished=self._before + sum(len(t.points) for t in trials if t.ended),
+            running=sum(len(t.points) for t in trials if not t.ended),
+            members_stopped=sum(stopped) + ended,
+            best_score=None if best is None else scores[best],
+            best_point=None if best is None else dict(points[best]),
+            member_steps_per_s=self.total("member_steps") / max(seconds, 1e-9),
+            seconds_left=seconds * (self._n_trials - work) / work if work > 0 else None,
+            seconds=seconds,
+            metric=self._config.objective.metric,
+        )
+
+    def _write(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Queue an action for the writing thread."""
+        self._writes = [write for write in self._writes if not write.done() or write.exception()]
+        self._writes.append(self._writer.submit(action, *arguments))
+
+    def _session(self, running: _Running) -> Session:
+        return Session.load(running.checkpoint, resolve_device("cpu"), cache_of(self._ledger.names.output_dir))
+
+    def _track_progress(self, running: _Running) -> None:
+        with suppress(Exception):  # all of it is written again when the trial ends
+            session = self._session(running)
+            for i, (number, point) in enumerate(running.points.items()):
+                if not self._ledger.has(number):
+                    self._ledger.tracker.progress(partial_record(session, i, number, point, self._config.objectives))
+
+    def _record(self, running: _Running) -> None:
+        session = self._session(running)
+        names, first = self._ledger.names, min(running.points)
+        stopped = read_stops(names.stop_file(first))
+        for i, (number, point) in enumerate(running.points.items()):
+            if self._ledger.has(number):
+                continue  # an earlier driver died between the points of a pack
+            if number in stopped:
+                session.stop(i)  # the checkpoint is older than the driver's last decision
+            self._ledger.add(trial_record(session, i, number, point, self._config.objectives), running.checkpoint, i)
+        for leftover in (previous_of(running.checkpoint), names.ensemble_lock(first)):
+            leftover.unlink(missing_ok=True)
+
+    def _record_failure(self, running: _Running, reason: str) -> None:
+        for number, point in running.points.items():
+            if not self._ledger.has(number):
+                self._ledger.add(failed_record(number, point, reason), None, 0)
+
+
+def failure_reason(trial: Trial, folder: Path) -> str:
+    """Why a trial of the study in ``folder`` has failed, in one line."""
+    if shutil.disk_usage(folder).free < FULL_DISK:  # Ray's report may be missing then
+        return "no space left on device"
+    file = trial.error_file if trial.storage else None
+    report = Path(file or "")  # on the node where the trial ran; Ray copies it into the study's folder later
+    lines = report.read_text(errors="replace").split("\n") if report.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its worker has ended without a message")
