@@ -94,5 +94,5 @@ def test_no_scheduler_stops_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["pbt", "pb2"])
 def test_population_based_training_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="scheduler.name"):
+    with pytest.raises(UserError, match=r"scheduler\.name"):
         config(name=name)
