@@ -13,7 +13,7 @@ import torch
 from imavae.config.settings import RunConfig, run_config
 from imavae.errors import UserError
 from imavae.metrics import identifiability
-from imavae.metrics.glossary import METRICS, SOURCES, STAGES, Evaluation, absent, check_metric, metric, metrics_page
+from imavae.metrics.glossary import METRICS, SOURCES, STAGES, Evaluation, Metric, absent, check_metric, metrics_page
 from tests.helpers import UNIFORM, config, trained
 
 SETTINGS = [
@@ -67,7 +67,7 @@ def test_bounds_of_points_are_what_the_definitions_say() -> None:
 
 @pytest.fixture
 def own_metric() -> Iterator[str]:
-    @metric("max", "max_k |corr(s_1, z_k)|", needs=[SOURCES], floor=0.0)
+    @Metric("max", "max_k |corr(s_1, z_k)|", needs=[SOURCES], floor=0.0)
     def first_source(at: Evaluation) -> torch.Tensor:
         """Greatest correlation of the first source."""
         return at.correlation(at.standardised_locations)[:, 0].abs().amax(1)
@@ -83,7 +83,7 @@ def test_a_metric_of_ones_own_is_logged_after_the_built_in_ones_and_can_be_an_ob
     assert list(values)[-1] == f"val/{own_metric}"
     assert ((values[f"val/{own_metric}"] >= 0) & (values[f"val/{own_metric}"] <= 1)).all()
     with pytest.raises(UserError, match=own_metric):
-        metric("max", "0")(METRICS[own_metric].compute)
+        Metric("max", "0")(METRICS[own_metric].compute)
 
 
 def test_checking_an_objective_imports_no_torch() -> None:

@@ -1,5 +1,5 @@
 """What a metric is: its definition, equation, source, unit, direction and requirements, and the function that computes
-it. The built-in metrics are in definitions.py; a plugin adds one with the same decorator, :func:`metric`.
+it. The built-in metrics are in definitions.py; a plugin adds one with the same decorator, :class:`Metric`.
 
 Importing this module or the definitions does not import torch.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -70,60 +70,31 @@ TRUTH = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Metric:
-    """An entry of the glossary; see :func:`metric`."""
+    """A metric; a decorator that registers the decorated function under its name, with its docstring as definition."""
 
-    name: str
-    definition: str
     direction: Direction
     equation: str
-    source: str
-    unit: str
-    stage: Stage
-    needs: tuple[Requirement, ...]
-    floor: float
-    across_members: bool
-    compute: Compute
+    source: str = "here"  # publication that defines it
+    unit: str = ""  # none for a pure number
+    stage: Stage = "validation"  # of the first evaluation that includes it
+    needs: Sequence[Requirement] = ()  # the first that fails is the reason of its absence
+    floor: float = -WORST_SCORE  # value of a diverged member in an aggregate of a metric to maximise
+    across_members: bool = False  # True for a function of AllMembers instead of an Evaluation
+    name: str = field(init=False)
+    definition: str = field(init=False)
+    compute: Compute = field(init=False)
+
+    def __call__(self, compute: Compute) -> Compute:
+        """Register ``compute``, which returns a value per member."""
+        self.name, self.compute = compute.__name__, compute
+        self.definition = " ".join((inspect.getdoc(compute) or "").split()).removesuffix(".")
+        METRICS.register(self)
+        return compute
 
 
 METRICS: Registry[Metric] = Registry("objective.metric", "imavae.metrics.definitions")
-
-
-def metric(
-    direction: Direction,
-    equation: str,
-    source: str = "here",
-    unit: str = "",
-    stage: Stage = "validation",
-    needs: Sequence[Requirement] = (),
-    floor: float = -WORST_SCORE,
-    across_members: bool = False,
-) -> Callable[[Compute], Compute]:
-    """Register the decorated function as the metric of its name; its docstring is the definition.
-
-    Args:
-        direction: whether a larger value is better ("max"), a smaller one ("min"), one near 1 ("one"), or neither.
-        equation: the metric as a formula.
-        source: the publication that defines it; "here" if there is none.
-        unit: unit of its values; none for a pure number.
-        stage: when it is computed: at each validation, once at the best states ("final"), or as a slow probe.
-        needs: conditions without which it is absent; the first that fails is the reason given.
-        floor: value of a diverged member in an aggregate of a metric to maximise.
-        across_members: whether the function takes :class:`AllMembers` instead of an :class:`Evaluation`.
-    """
-
-    def register(compute: Compute) -> Compute:
-        definition = " ".join((inspect.getdoc(compute) or "").split()).removesuffix(".")
-        name = compute.__name__
-        METRICS.register(
-            Metric(
-                name, definition, direction, equation, source, unit, stage, tuple(needs), floor, across_members, compute
-            )
-        )
-        return compute
-
-    return register
 
 
 class MixingTruth(NamedTuple):
