@@ -18,8 +18,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 import imavae
 from imavae.config.settings import base_of, study_config
@@ -96,16 +94,15 @@ def measure_study() -> dict[str, float]:
     return {**seconds, "wall": end - start, "beside": beside, "one checkpoint": save}
 
 
-def study_table(seconds: dict[str, float]) -> Table:
-    """A row per part, with its share of the wall time."""
+def study_table(seconds: dict[str, float]) -> str:
+    """A line per part, with its share of the wall time."""
     size = f"{TRIALS} trials of {MEMBERS} members, {EPOCHS} epochs of {OBSERVATIONS:,} observations"
-    table = Table(title=f"One study: {size}", box=SIMPLE_HEAD)
-    table.caption = f"the driver's second thread tracked trials for {seconds['beside']:.1f} s"
-    for column in ("part", "seconds", "share", "content"):
-        table.add_column(column, justify="right" if column in ("seconds", "share") else "left")
-    for part, content in {**PARTS, "wall": "from the call to its end"}.items():
-        table.add_row(part, f"{seconds[part]:.2f}", f"{100 * seconds[part] / seconds['wall']:.0f} %", content)
-    return table
+    lines = [
+        f"{seconds[part]:8.2f} s {100 * seconds[part] / seconds['wall']:4.0f} %  {part}: {content}"
+        for part, content in {**PARTS, "wall": "from the call to its end"}.items()
+    ]
+    beside = f"The driver's second thread tracked trials for {seconds['beside']:.1f} s."
+    return "\n".join([f"One study: {size}", *lines, beside])
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from __future__ import annotations
 import functools
 import json
 import math
+import multiprocessing
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def main(output: Path, old: Path | None = None) -> None:
     before = None if old is None else read_rows(old)
     torch.set_num_threads(1)
     console = Console(highlight=False)
-    peak = _peak_in_a_process()  # first: a process starts with the peak of its parent
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        peak = fresh.submit(_peak).result()  # first: a process starts with the peak of its parent
     rows, validation = _training()
     matrix = _matrix_rate()
     console.print(training_table(rows), soft_wrap=True)
@@ -81,7 +83,7 @@ def main(output: Path, old: Path | None = None) -> None:
     if before is not None:
         console.print(comparison_table(before, rows), soft_wrap=True)
     study = measure_study()
-    console.print(study_table(study))
+    console.print(study_table(study), soft_wrap=True)
     content = {
         "torch": torch.__version__,
         "cores": available_cpus(),
@@ -161,7 +163,10 @@ def _training() -> tuple[list[Row], dict[str, float]]:
             row["over_lean"] = row["member_steps_per_s"] / lean
         rows.append(row)
         if (loop, members, dim, maps) == ("ensemble", *USUAL):
-            validation = _validation(session, seconds)
+            every, everyone = session.points[0].training.validate_every, torch.arange(members)
+            validated = _best(functools.partial(session.evaluate, "val", session.state.weights, everyone), 2)
+            validation = {"seconds": validated, "epoch_seconds": seconds, "every": every}
+            validation["share"] = validated / (every * seconds)
     return rows, validation
 
 
@@ -197,34 +202,20 @@ def _bytes_per_member(session: Session) -> int:
     return rows + orders // len(session.ensemble)
 
 
-def _validation(session: Session, epoch_seconds: float) -> dict[str, float]:
-    """Seconds of a validation of all members, and its ratio to the training between two validations."""
-    rows, every = torch.arange(len(session.ensemble)), session.points[0].training.validate_every
-    seconds = _best(lambda: session.evaluate("val", session.state.weights, rows), 2)
-    share = seconds / (every * epoch_seconds)
-    return {"seconds": seconds, "epoch_seconds": epoch_seconds, "every": every, "share": share}
-
-
 def _matrix_rate() -> float:
     """GFLOP/s of a product of two large matrices: the most that one core of this machine gives."""
     a, b = torch.randn(2, MATRIX, MATRIX)
     return 2 * MATRIX**3 / _best(lambda: a @ b, 3) / 1e9
 
 
-def _peak_in_a_process() -> float:
-    """Peak memory of a fresh process that calls :func:`print_peak`, in MiB."""
-    command = [sys.executable, "-c", "from imavae.bench.trainer import print_peak; print_peak()"]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-
-
-def print_peak() -> None:
-    """Train one epoch and validate, then print this process's peak resident memory in MiB."""
+def _peak() -> float:
+    """Train one epoch and validate; return this process's peak resident memory in MiB."""
     torch.set_num_threads(1)
     session = _session(*USUAL)
     train_epoch(session.ensemble, session.state, session.data.train)
     session.evaluate("val", session.state.weights, torch.arange(len(session.ensemble)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but on macOS in bytes
-    print(peak / MIB if sys.platform == "darwin" else peak / 1024)
+    return peak / MIB if sys.platform == "darwin" else peak / 1024
 
 
 class PlainVAE(nn.Module):

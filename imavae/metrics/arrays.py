@@ -57,14 +57,7 @@ def mcc_batch(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
 
 def r2_linear(s: Values, z: Values) -> float:
     """R² of the best linear map from all latents to each source, averaged over sources; fitted on the first half of the
-    rows and scored on the second.
-
-    Args:
-        s: sources (n, d), finite.
-        z: latents (n, e), e ≥ d.
-
-    Returns:
-        A number in [0, 1]; chance is near 0.
+    rows and scored on the second. In [0, 1]; ``s`` (n, d) and ``z`` (n, e) as for :func:`mcc`.
     """
     return float(identifiability.r2_linear(*_pair(s, z)))
 
@@ -78,13 +71,8 @@ def r2_nonlinear(s: Values, z: Values) -> float:
 
 def agreement(z: Sequence[Values] | Values) -> NDArray[np.float64]:
     """Agreement of models on their latents, without sources: for each model, the median :func:`mcc` between its latents
-    and those of the others (after Duan et al., ICLR 2020).
-
-    Args:
-        z: latents (n, d) of each model for the same observations; or one array (model, n, d).
-
-    Returns:
-        (model,), each in [0, 1]; chance is near 0.
+    and those of the others, (model,) in [0, 1] (after Duan et al., ICLR 2020). ``z`` has the latents (n, d) of each
+    model for the same observations.
     """
     models = [_points("z", one) for one in z]  # type: ignore[union-attr]  # an array is a sequence of its rows
     require(len(models) >= 2, "z has the latents of at least two models", len(models), "give two or more")
@@ -95,11 +83,8 @@ def agreement(z: Sequence[Values] | Values) -> NDArray[np.float64]:
 
 
 def active_units(z: Values, prior_variance: Values = 1.0) -> int:
-    """Number of latents whose variance over observations exceeds 1 % of the prior's (Burda et al., ICLR 2016).
-
-    Args:
-        z: latents (n, d): the posterior's location.
-        prior_variance: of each latent under the prior, a number or (d,).
+    """Number of latents ``z`` (n, d), the posterior's locations, whose variance over observations exceeds 1 % of their
+    ``prior_variance``, a number or (d,) (Burda et al., ICLR 2016).
     """
     points = _points("z", z)
     return int(
@@ -109,13 +94,11 @@ def active_units(z: Values, prior_variance: Values = 1.0) -> int:
 
 def dci(s: Values, z: Values, discrete: Sequence[bool] = ()) -> DCI:
     """Disentanglement, completeness and informativeness (Eastwood and Williams, ICLR 2018), from random forests that
-    predict each source from all latents. Arguments as for :func:`mcc`; a source that never changes is left out.
-
-    Returns:
-        ``disentanglement`` (each latent codes at most one source), ``completeness`` (one latent codes each source) and
-        ``informativeness`` (latents predict the sources), each in [0, 1] with chance near 0; NaN if no source changes.
+    predict each source from all latents; each in [0, 1] with chance near 0. Arguments as for :func:`mcc`. A source that
+    never changes is left out; NaN if none changes.
     """
-    return disentanglement.dci(*_rows(s, z), _kinds(s, discrete))
+    sources, latents = _pair(s, z)
+    return disentanglement.dci(sources.T.double().numpy(), latents[0].T.double().numpy(), _kinds(s, discrete))
 
 
 def sap(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
@@ -123,7 +106,8 @@ def sap(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
     best minus that of the second best, averaged over sources. Arguments, range and chance level as for :func:`mcc`;
     NaN if no source changes.
     """
-    return disentanglement.sap(*_rows(s, z), _kinds(s, discrete))
+    sources, latents = _pair(s, z)
+    return disentanglement.sap(sources.T.double().numpy(), latents[0].T.double().numpy(), _kinds(s, discrete))
 
 
 def mig(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
@@ -131,18 +115,14 @@ def mig(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
     that with the second best, over the source's entropy, from histograms; averaged over sources. Arguments, range and
     chance level as for :func:`mcc`; NaN if no source changes.
     """
-    return disentanglement.mig(*_rows(s, z), _kinds(s, discrete))
+    sources, latents = _pair(s, z)
+    return disentanglement.mig(sources.T.double().numpy(), latents[0].T.double().numpy(), _kinds(s, discrete))
 
 
 def cima(jacobian: Values) -> float:
     """Local IMA contrast Σ_k log‖J_:k‖ − ½ log det(JᵀJ), averaged over the points of full rank (Gresele et al., NeurIPS
-    2021): 0 iff the columns are orthogonal.
-
-    Args:
-        jacobian: (n, o, d), o ≥ d; of a decoder at latents or of a mixing at sources.
-
-    Returns:
-        Nats, at least 0; NaN if no point has full rank.
+    2021): 0 iff the columns are orthogonal. ``jacobian`` is (n, o, d), o ≥ d, of a decoder at latents or of a mixing at
+    sources. In nats, at least 0; NaN if no point has full rank.
     """
     at = ima.contrast(_jacobian("jacobian", jacobian))
     return float(ima.mean_where(at.values, at.full))
@@ -192,14 +172,9 @@ def column_norms(jacobian: Values) -> ColumnNorms:
 
 def amari(jacobian: Values, truth: Values) -> float:
     """Amari distance of a decoder to the true mixing (Amari et al., NeurIPS 1995), averaged over the points where both
-    Jacobians have full rank: 0 iff the columns of the first are those of the second, scaled and permuted.
-
-    Args:
-        jacobian: of the decoder at the latents of n observations (n, o, d).
-        truth: of the mixing at the sources of the same observations (n, o, d).
-
-    Returns:
-        A number in [0, 1]; NaN if no point has full rank.
+    Jacobians have full rank: 0 iff the columns of the first are those of the second, scaled and permuted. ``jacobian``
+    (n, o, d) is the decoder's at the latents, ``truth`` (n, o, d) the mixing's at the sources. In [0, 1]; NaN if no
+    point has full rank.
     """
     decoder, mixing = _jacobian("jacobian", jacobian), _jacobian("truth", truth)
     _require_same_shape("jacobian", jacobian, "truth", truth)
@@ -246,12 +221,11 @@ class Likelihoods(NamedTuple):
 
 
 def likelihoods(log_px: Values, contrast: Values, neg_elbo: float) -> Likelihoods:
-    """Exact log-likelihood of observations, the IMA-regularised one (Gresele et al., NeurIPS 2021), and the gaps of an
-    ELBO to both.
+    """Exact log-likelihood, the IMA-regularised one (Gresele et al., NeurIPS 2021), and the gaps of an ELBO to both.
 
     Args:
         log_px: log p(x) of each observation under the true mixing (n,), in nats.
-        contrast: c_IMA of the true mixing at the source of each (n,): :func:`cima_pointwise` of its Jacobian.
+        contrast: c_IMA of the true mixing at each source (n,): :func:`cima_pointwise` of its Jacobian.
         neg_elbo: mean negative ELBO of the same observations.
     """
     exact, local = (_read(name, value, "n").double() for name, value in (("log_px", log_px), ("contrast", contrast)))
@@ -298,12 +272,6 @@ def _pair(s: Values, z: Values) -> tuple[Tensor, Tensor]:
     finite = bool(sources.isfinite().all())
     require(finite, "s has finite numbers", "NaN or infinite ones", "leave those rows out of both")
     return sources.T, latents.T[None]
-
-
-def _rows(s: Values, z: Values) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sources (n, d) and latents (n, e) as NumPy arrays."""
-    sources, latents = _pair(s, z)
-    return sources.T.double().numpy(), latents[0].T.double().numpy()
 
 
 def _kinds(s: Values, discrete: Sequence[bool]) -> list[bool]:
