@@ -1,8 +1,10 @@
-"""Latents of observations: of an array, or of a file block by block, which need not fit into memory.
+"""Latents of observations: of an array, or of a file in blocks, which need not fit into memory.
 
-A row of a file's output holds, in the input's order, z_k, the posterior's location mapped onto the prior's support;
-std_k, its standard deviation, |dz/dy| sigma_k to first order where the support is bounded (exact where it is not); and
-error, the mean over columns of (g(z) - x)^2 in the units that the networks see (standardised, where the model does).
+For each observation, in the input's order:
+
+- ``z_k``: the posterior's location mapped onto the prior's support;
+- ``std_k``: its standard deviation; where the support is bounded, |dz/dy| sigma_k, which is exact to first order;
+- ``error``: mean over columns of (g(z) - x)^2, in the units that the networks see.
 """
 
 from __future__ import annotations
@@ -34,27 +36,26 @@ Array = NDArray[np.floating[Any]]
 
 
 class Latents(NamedTuple):
-    """Of n observations, in their order."""
+    """Latents of n observations, in their order."""
 
-    z: Array  # (n, d): the posterior's location, mapped onto the prior's support
-    std: Array  # (n, d): its standard deviation there, to first order where the support is bounded
-    error: Array  # (n,): mean over columns of (g(z) - x)^2, of standardised columns where the model standardises
+    z: Array  # (n, d)
+    std: Array  # (n, d)
+    error: Array  # (n,)
 
 
 def encode(model: Model | str | Path, x: ArrayLike | Tensor) -> Latents:
-    """The latents of observations.
+    """Return the latents of observations.
 
     Args:
-        model: a model, or what :func:`imavae.load_model` takes for one.
-        x: (n, o) finite numbers, raw rows as the model was trained on. Of a frame with named columns those are taken
-            that the model has learned from, in whatever order they stand.
+        model: a model, or its address as for :func:`imavae.load_model`.
+        x: (n, o) finite numbers, raw rows as in the model's data. Of a frame with named columns, the columns that the
+            model was trained on are used, in any order.
 
     Returns:
         NumPy arrays ``z`` (n, d), ``std`` (n, d) and ``error`` (n,).
 
     Raises:
-        UserError: a bad address or file, or observations of another shape, that are not finite, or of an image not in
-            [0, 1].
+        UserError: a bad address or file; or observations of another shape, not finite, or images outside [0, 1].
     """
     model = model if isinstance(model, Model) else load_model(model)
     rows = rows_of(model, x)
@@ -65,21 +66,21 @@ def encode(model: Model | str | Path, x: ArrayLike | Tensor) -> Latents:
 
 
 class Encoded(NamedTuple):
-    """What came of a file."""
+    """Size of an encoded file and its mean reconstruction error."""
 
     rows: int
-    columns: tuple[str, ...]  # of the output
-    error: float  # the mean over rows
+    columns: tuple[str, ...]
+    error: float
 
 
 def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None]) -> Encoded:
-    """Write the latents of a file; ``notify`` is told the rows so far and, where they are known, all rows.
+    """Write the latents of a file; ``notify`` receives the rows so far and their total, if it is known.
 
-    The output is written aside and renamed once it is whole: what fails on the way leaves nothing behind.
+    The output is written under another name and renamed once it is complete: an error leaves nothing behind.
 
     Raises:
-        UserError: a bad checkpoint, a file without the model's columns (known before anything is written), or a value
-            in it that is not a finite number, or of an image not in [0, 1].
+        UserError: a bad checkpoint; a file without the model's columns, before anything is written; or a value that is
+            not finite, or outside [0, 1] in an image.
     """
     load_plugins(config.plugins)
     table = files.open_table(config.data.path)
@@ -100,7 +101,7 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
                 writer.write_batch(pa.record_batch([pa.array(row) for row in values.numpy()], schema))
                 rows, total = rows + values.shape[1], total + float(values[-1].double().sum())
                 notify(rows, table.rows)
-        require(rows > 0, "data.path has rows", f"{table.path} is empty", "write it to its end, or name another")
+        require(rows > 0, "data.path has rows", f"{table.path} is empty", "use another file")
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
@@ -109,7 +110,7 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
 
 @torch.no_grad()
 def encoded(model: Model, x: Float[Tensor, "o n"]) -> Float[Tensor, "r n"]:
-    """The rows (z, std, error) of the output, a column for each observation."""
+    """Return z, std and error as the rows of one tensor, with a column per observation."""
     architecture, weights, dim = model.architecture, model.weights, model.config.data.dim
     standard = ((x - model.column_mean[:, None]) / model.column_std[:, None]).to(next(model.parameters()).dtype)
     result = standard.new_empty(2 * dim + 1, x.shape[1])
@@ -124,14 +125,14 @@ def encoded(model: Model, x: Float[Tensor, "o n"]) -> Float[Tensor, "r n"]:
 
 
 def _check_images(model: Model, x: Tensor, where: object) -> None:
-    """Raise UserError for what can't be images, where the model takes images."""
+    """Raise UserError for values outside [0, 1] if the model takes images."""
     if isinstance(model.config.data, SpritesData) and x.numel():
         proper, remedy = bool(x.min() >= 0 and x.max() <= 1), "divide bytes by 255"
         require(proper, "images are numbers in [0, 1]", f"others in {where}", remedy)
 
 
 def _columns(model: Model, table: files.Table, asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The file's columns in the model's order. Raises UserError unless they are there, and as many."""
+    """Return the file's columns in the model's order. Raises UserError if one is missing or their number differs."""
     learned, observed = model.columns, model.config.data.observed
     if asked is None:
         asked = learned if learned is not None else tuple(table.numeric)
@@ -140,9 +141,9 @@ def _columns(model: Model, table: files.Table, asked: tuple[str, ...] | None) ->
             not missing,
             f"data.path has the columns that the model was trained on, {', '.join(asked)}",
             f"{table.path} without {', '.join(missing)}",
-            "rename them, or name as many in the model's order: data.columns=[...]",
+            "rename them, or list the columns in the model's order: data.columns=[...]",
         )
-    got, remedy = f"{len(asked)} of {table.path}: {', '.join(asked)}", "name them in data.columns=[...]"
+    got, remedy = f"{len(asked)} of {table.path}: {', '.join(asked)}", "list the columns in data.columns=[...]"
     require(len(asked) == observed, f"the model takes {observed} columns", got, remedy)
     return files.pick(table, asked)
 
