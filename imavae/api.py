@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from imavae.config.data import SpritesData
 from imavae.config.mapping import to_mapping
-from imavae.config.settings import RunConfig, StudyConfig, overridden, run_config, study_config
+from imavae.config.settings import RunConfig, StudyConfig, overridden, reproduce_config, run_config, study_config
 from imavae.config.variants import Settings
 from imavae.data import dataset
 from imavae.data.storage import write_text
@@ -35,6 +35,7 @@ from imavae.tracking.base import member_name
 from imavae.training.loop import Progress
 
 if TYPE_CHECKING:
+    from imavae.paper.reproduce import Reproduction
     from imavae.report.study_figures import TrialPlot
 
 Array = NDArray[np.floating[Any]]
@@ -88,6 +89,29 @@ def tune(
     remedy = "use python scripts/tune.py dry_run=true"
     require(not study.dry_run, "dry_run is for the command", study.dry_run, remedy)
     return tune_study(study, _observer(progress))
+
+
+def reproduce(
+    figure: str, studies: Sequence[StudyConfig], *, progress: Watcher = None, **settings: Any
+) -> Reproduction:
+    """Reproduce a figure of the paper from its studies, and judge it by what was published.
+
+    Args:
+        figure: its name, one of :data:`imavae.paper.figures.FIGURES`.
+        studies: the figure's studies. Finished ones are read; others are resumed or run.
+        progress: True shows a live display of each study; an observer receives the progress.
+        settings: further fields of :class:`imavae.config.settings.ReproduceConfig`, such as ``plot_only=True``.
+
+    Returns:
+        The rows of its table with their verdicts, and the folder of the figure.
+
+    Raises:
+        UserError: there is no such figure, or a study is missing or can't be finished.
+    """
+    from imavae.paper.reproduce import reproduce_figure
+
+    observer, config = _observer(progress), reproduce_config({**settings, "figure": figure})
+    return reproduce_figure(config, studies, lambda study: tune_study(study, observer), observer.notice)
 
 
 def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = ()) -> Results:

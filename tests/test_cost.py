@@ -96,7 +96,7 @@ def test_the_first_points_are_those_that_the_study_trains(tmp_path: Path, monkey
     cost = dry_run.dry_run(settings)
     assert (cost.packs, cost.slots) == ([[0, 1], [2, 3], [4]], 1)
     trained = study.run_study(settings, lambda _: None)
-    assert [dict(record.values) for record in trained.sorted()] == cost.points
+    assert [dict(record.values) for record in trained.results.records] == cost.points
 
 
 def test_a_dry_run_of_a_resumed_study_is_refused(tmp_path: Path) -> None:

@@ -181,9 +181,9 @@ def test_with_sources_only_the_mixing_is_missing(path: Path) -> None:
 
 def test_a_run_without_sources_chooses_by_neg_elbo_and_its_model_needs_no_file(path: Path) -> None:
     ledger, _ = run_point(own(path), lambda *_: None)
-    members = ledger.members
+    members = ledger.results.members
     assert not [column for column in members if "mcc" in str(column)]
-    assert ledger.objective.metric == "val/neg_elbo"
+    assert ledger.results.objective.metric == "val/neg_elbo"
     model = load_model(ledger.folder)
     best = members.sort_values("min val/neg_elbo").iloc[0]
     assert (model.about["seed"], model.about["chosen by"]) == (best["seed"], "val/neg_elbo")
@@ -218,7 +218,7 @@ def test_a_tracked_run_without_sources_is_found_by_its_address(path: Path, monke
     ledger, _ = run_point(config, lambda *_: None)
     client = open_client(tracking_uri(config.tracking, Path(config.output_dir)))
     (experiment,) = client.search_experiments(filter_string="name = 'train'")
-    best = ledger.members.sort_values("min val/neg_elbo").iloc[0]
+    best = ledger.results.members.sort_values("min val/neg_elbo").iloc[0]
     rules = ("tags.`imavae.kind` = 'study'", f"tags.`imavae.member` = '{best['seed']:.0f}'")
     for rule in rules:
         (run,) = client.search_runs([experiment.experiment_id], rule)
@@ -232,9 +232,9 @@ def test_a_tracked_run_without_sources_is_found_by_its_address(path: Path, monke
 
 def test_reports_say_that_there_are_no_sources(path: Path) -> None:
     ledger, _ = run_point(own(path), lambda *_: None)
-    members = ledger.members
+    members = ledger.results.members
     members.loc[0, "status"] = "diverged"
-    for table in (member_table(members), best_trials(members, ledger.trials, [], "min"), chosen_table(members)):
+    for table in (member_table(members), best_trials(members, ledger.results.trials, [], "min"), chosen_table(members)):
         output = console()
         output.print(table)
         text = text_of(output)
@@ -258,12 +258,14 @@ def test_figures_are_drawn_without_sources_and_with_a_single_seed(seeds: list[in
     ledger, session = run_point(run_config({**to_mapping(own(path)), "members": {"seed": seeds}}), lambda *_: None)
     names = [f"seed {seed}" for seed in seeds]
     points = posterior_shapes(session.ensemble, session.best_weights, torch.arange(len(seeds)), session.data.val)
-    found = {file.stem for file in run_figures(points, names, [], ledger.history, tmp_path)}
+    found = {file.stem for file in run_figures(points, names, [], ledger.results.history, tmp_path)}
     assert {"learning_curves", "posterior_variance"} <= found
     assert "latents" not in found
-    assert set(gamma_quantities(ledger.members)) == {"agreement_vs_gamma", "cima_vs_gamma"}
+    assert set(gamma_quantities(ledger.results.members)) == {"agreement_vs_gamma", "cima_vs_gamma"}
     output = console()
-    output.print(member_table(ledger.members), best_trials(ledger.members, ledger.trials, [], "min"))
+    output.print(
+        member_table(ledger.results.members), best_trials(ledger.results.members, ledger.results.trials, [], "min")
+    )
     assert "no sources" in text_of(output)
 
 

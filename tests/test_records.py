@@ -285,13 +285,13 @@ def test_recorded_trials_come_back_as_they_were(tmp_path: Path, ensemble: Callab
     before = tables(ledger.folder)
     ledger.home.lock.release()
     found = an_outcome(settings, again(settings))
-    assert found.sorted() == ledger.sorted()
+    assert found.results.records == ledger.results.records
     assert found.results.stored == ledger.results.stored
     assert (found.has(0), found.has(1), found.has(2)) == (True, False, True)
     found.add(a_record(1), place, 1)
     found.write_tables()
     rows = [row for number in range(3) for row in a_record(number).history]
-    pd.testing.assert_frame_equal(found.history, pd.DataFrame(rows))
+    pd.testing.assert_frame_equal(found.results.history, pd.DataFrame(rows))
     assert tables(found.folder)[1].splitlines()[0] == before[1].splitlines()[0]
 
 
@@ -301,12 +301,12 @@ def test_tables_have_every_column_of_every_trial(tmp_path: Path, ensemble: Calla
     place = ensemble(ledger.folder)
     for number, name in enumerate(["val/a", "val/b", "val/a"]):
         ledger.add(a_record(number, extra=name), place, 0)
-    assert len(ledger.history) == 24  # also before they are put in order
+    assert len(ledger.results.history) == 24  # also before they are put in order
     ledger.write_tables()
     rows = [
         row for number, name in enumerate(["val/a", "val/b", "val/a"]) for row in a_record(number, extra=name).history
     ]
-    pd.testing.assert_frame_equal(ledger.history, pd.DataFrame(rows))
+    pd.testing.assert_frame_equal(ledger.results.history, pd.DataFrame(rows))
 
 
 RECORD_DAMAGE = {

@@ -265,7 +265,7 @@ def test_a_figure_is_judged_written_and_tracked(tmp_path: Path) -> None:
     members.loc[members["trial"] == 3, f"val/mcc_batch {AT}"] -= 0.2  # γ² = 1e4
     said: list[str] = []
     home = store(study, members)
-    found = library.reproduce(config, [study], never, said.append)
+    found = library.reproduce_figure(config, [study], never, said.append)
     assert not found.passed
     assert found.verdicts == {PASS: 14, FAIL: 1, NOT_PUBLISHED: 3}
     assert found.folder == tmp_path / "reproduce" / "moebius_gamma"
@@ -299,14 +299,14 @@ def test_a_study_that_is_not_there_is_run_and_an_unfinished_one_resumed(tmp_path
         store(study, members, "whole")
 
     with pytest.raises(UserError, match="paper/moebius_gamma_uniform"):
-        library.reproduce(dataclasses.replace(config, plot_only=True), [study], never, print)
-    library.reproduce(config, [study], run, print)
+        library.reproduce_figure(dataclasses.replace(config, plot_only=True), [study], never, print)
+    library.reproduce_figure(config, [study], run, print)
     store(study, members[members["trial"] < 4], "half")
-    library.reproduce(config, [study], never, print)  # the whole one is there
+    library.reproduce_figure(config, [study], never, print)  # the whole one is there
     (tmp_path / "studies" / "whole").rename(tmp_path / "whole")
     with pytest.raises(UserError, match="paper/moebius_gamma_uniform"):  # it is not finished afterwards
-        library.reproduce(config, [study], config_of.append, print)
-    library.reproduce(config, [study], run, print)
+        library.reproduce_figure(config, [study], config_of.append, print)
+    library.reproduce_figure(config, [study], run, print)
     assert [(one.resume, one.name) for one in config_of] == [(False, None), (True, "half"), (True, "half")]
 
 

@@ -133,9 +133,9 @@ def test_damaged_parts_are_said_and_made_again(whole: Ledger, left: StudyConfig)
     for path in [folder / "records" / "ensemble-000.json", *folder.glob("stopped/*.json")]:
         path.write_bytes(b"")
     resumed = run(left)
-    numbers = resumed.trials["trial"].tolist()
+    numbers = resumed.results.trials["trial"].tolist()
     assert numbers == list(range(8))
-    assert not resumed.history.duplicated(["trial", "seed", "epoch"]).any()
+    assert not resumed.results.history.duplicated(["trial", "seed", "epoch"]).any()
     assert tables(whole)[0].splitlines()[1] in tables(resumed)[0]
     assert len(said) >= 3
 
@@ -149,7 +149,7 @@ def test_a_damaged_database_of_optuna_is_refused(left: StudyConfig) -> None:
 def test_a_raised_budget_adds_trials_and_leaves_the_others(whole: Ledger, tmp_path: Path) -> None:
     shutil.copytree(whole.folder.parent.parent, tmp_path, dirs_exist_ok=True)
     again = run(config(tmp_path, budget={"trials": 11}), resume=True)
-    assert again.trials["trial"].tolist() == list(range(11))
+    assert again.results.trials["trial"].tolist() == list(range(11))
     for table, before in zip(tables(again), tables(whole), strict=True):
         assert table.startswith(before.rstrip())
     with sqlite3.connect(tmp_path / "optuna.db") as connection:
@@ -172,7 +172,7 @@ def test_a_grid_goes_on_in_the_packs_that_it_began_with(tmp_path: Path) -> None:
     second = run(settings, resume=True, cluster=dataclasses.replace(settings.cluster, cpus=1))
     files = sorted(path.name for path in (second.folder / "checkpoints").glob("*.pt"))
     assert files == ["ensemble-000.pt", "ensemble-003.pt"] or len(files) == 2
-    assert second.trials["trial"].tolist() == list(range(6))
+    assert second.results.trials["trial"].tolist() == list(range(6))
 
 
 def test_a_run_goes_on_too(tmp_path: Path) -> None:

@@ -91,18 +91,18 @@ def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: 
         assert row["min val/neg_elbo"] == curve["val/neg_elbo"].min()
     assert members["test/mcc at max val/mcc"].notna().all()
     assert set(members["status"]) <= {"finished", "stopped"}
-    for trial, score in zip(ledger.trials["trial"], ledger.trials["score"], strict=True):
+    for trial, score in zip(ledger.results.trials["trial"], ledger.results.trials["score"], strict=True):
         assert score == pytest.approx(members[members["trial"] == trial]["max val/mcc"].median())
     assert snapshots[-1].finished == snapshots[-1].trials_total == 4
-    assert snapshots[-1].best_score == ledger.trials["score"].max()
+    assert snapshots[-1].best_score == ledger.results.trials["score"].max()
 
-    best = members.loc[members["trial"] == ledger.ranked()[0].number].sort_values("max val/mcc").iloc[-1]
-    model = load_model(ledger.champion, str(tmp_path))
-    assert ledger.champion == "models:/paper-tiny@champion"
+    best = members.loc[members["trial"] == ledger.results.ranked()[0].number].sort_values("max val/mcc").iloc[-1]
+    model = load_model(ledger.results.champion_address, str(tmp_path))
+    assert ledger.results.champion_address == "models:/paper-tiny@champion"
     assert model.about["seed"] == best["seed"]
     assert model.gamma == pytest.approx(best["gamma"])
     x = torch.linspace(-0.1, 0.1, 6).view(2, 3)
-    predictor = mlflow.pyfunc.load_model(ledger.champion)  # MLflow's own loader, which knows no more than the files
+    predictor = mlflow.pyfunc.load_model(ledger.results.champion_address)  # MLflow's own loader
     np.testing.assert_allclose(predictor.predict(x.numpy()), model.encode(x).detach().numpy())
 
 
@@ -111,8 +111,8 @@ def test_a_grid_trains_in_packs_and_each_point_has_its_own_trial(tmp_path: Path)
         tmp_path, search={"model": {"gamma": GRID}}, sampler={"name": "grid"}, budget={}, tracking={"name": "none"}
     )
     ledger = run_study(settings, ignore)
-    assert ledger.trials["model.gamma"].tolist() == [3.0, 30.0, 300.0]
-    members = ledger.members
+    assert ledger.results.trials["model.gamma"].tolist() == [3.0, 30.0, 300.0]
+    members = ledger.results.members
     assert members.groupby("trial")["gamma"].unique().tolist() == [[3.0], [30.0], [300.0]]
     assert sorted(p.name for p in (ledger.folder / "checkpoints").iterdir()) == ["ensemble-000.pt", "ensemble-001.pt"]
     pack = Session.load(ledger.folder / "checkpoints" / "ensemble-000.pt", torch.device("cpu"))
@@ -150,7 +150,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Ledge
 
 def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: tuple[StudyConfig, Ledger]) -> None:
     settings, ledger = packed
-    trials = ledger.trials
+    trials = ledger.results.trials
     assert trials["trial"].tolist() == list(range(10))
     packs = [trials[0:4], trials[4:8], trials[8:10]]
     assert [len(set(pack["model.n_layers"])) for pack in packs] == [1, 1, 1]
@@ -186,7 +186,7 @@ def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: P
         "n_layers": {"type": "int", "low": 2, "high": 3},
     }
     ledger = finished(run_study(config(tmp_path, search={"model": model}, budget={"trials": 6}), ignore))
-    trials = ledger.trials
+    trials = ledger.results.trials
     deep = trials["model.n_layers"] == 3
     assert 0 < deep.sum() < 6
     assert (trials["model.hidden_factor"].notna() == deep).all()
@@ -202,12 +202,12 @@ def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: P
 def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     further = [{"metric": "val/cima", "mode": "min"}]
     ledger = finished(run_study(config(tmp_path, further_objectives=further, budget={"trials": 6}), ignore))
-    trials, members = ledger.trials, ledger.members
+    trials, members = ledger.results.trials, ledger.results.members
     for trial, cima in zip(trials["trial"], trials["val/cima"], strict=True):
         mine = members[members["trial"] == trial]
         assert cima == pytest.approx(mine["val/cima at max val/mcc"].median())
     study = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db")
-    front = [record.number for record in ledger.front()]
+    front = [record.number for record in ledger.results.front()]
     assert sorted(front) == sorted(trial.number for trial in study.best_trials)
     assert front[0] == trials["trial"].iloc[int(trials["score"].argmax())]
     metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs_of(tmp_path, "trial")}
@@ -230,7 +230,7 @@ def test_early_stops_are_counted_over_all_worlds(tmp_path: Path) -> None:
     members = {"seed": [1, 2], "data": {"seed": [1, 2]}}
     settings = config(tmp_path, members=members, tracking={"name": "none"}, budget={"trials": 1})
     ledger = run_study(settings, snapshots.append)
-    assert len(ledger.members) == settings.members.count == 4
+    assert len(ledger.results.members) == settings.members.count == 4
     assert all(0 <= snapshot.members_stopped <= 4 for snapshot in snapshots)
 
 

@@ -114,10 +114,10 @@ def list_figures() -> None:
 def reproduce(config: ReproduceConfig, studies: Sequence[StudyConfig], command: Sequence[str] = ()) -> bool:
     """Reproduce a figure from its studies, and print its tables and addresses; False if a row of its table fails.
 
-    ``command`` holds the words that repeat it. Raises as :func:`imavae.paper.reproduce.reproduce` does.
+    ``command`` holds the words that repeat it. Raises as :func:`imavae.paper.reproduce.reproduce_figure` does.
     """
     from imavae.paper.judge import terminal_table
-    from imavae.paper.reproduce import reproduce as reproduced
+    from imavae.paper.reproduce import reproduce_figure
     from imavae.report.summary import choices
     from imavae.report.tables import selection_table
 
@@ -128,7 +128,7 @@ def reproduce(config: ReproduceConfig, studies: Sequence[StudyConfig], command: 
             tune(wanted)
         return True
     run = functools.partial(tune, command=command)
-    found = reproduced(config, studies, run, lambda line: _print_lines(console, [line]))
+    found = reproduce_figure(config, studies, run, lambda line: _print_lines(console, [line]))
     for study in found.studies:
         took = "" if math.isnan(study.seconds) else f", took {clock(study.seconds)}"
         title = f"{found.figure.name}: {study.name}, {study.config.members.count} members a point{took}"

@@ -53,7 +53,7 @@ class Reproduction:
         return self.verdicts[FAIL] == 0
 
 
-def reproduce(
+def reproduce_figure(
     config: ReproduceConfig,
     wanted: Sequence[StudyConfig],
     run: Callable[[StudyConfig], object],

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from imavae.config.mapping import to_mapping
-from imavae.config.settings import Objective, RunConfig
+from imavae.config.settings import RunConfig
 from imavae.data.cache import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
 from imavae.errors import Interrupted, UserError, resumable
@@ -155,43 +155,6 @@ class Ledger:
             self.home.state.finished = True
             self.home.save_state()
         self.home.lock.release()
-
-    @property
-    def members(self) -> pd.DataFrame:
-        """See :class:`Results`."""
-        return self.results.members
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """See :class:`Results`."""
-        return self.results.history
-
-    @property
-    def trials(self) -> pd.DataFrame:
-        """See :class:`Results`."""
-        return self.results.trials
-
-    @property
-    def champion(self) -> str:
-        """The address of the best model."""
-        return self.home.state.champion
-
-    @property
-    def objective(self) -> Objective:
-        """See :class:`Results`."""
-        return self.results.objective
-
-    def sorted(self) -> list[TrialRecord]:
-        """See :class:`Results`."""
-        return self.results.records
-
-    def ranked(self) -> list[TrialRecord]:
-        """See :class:`Results`."""
-        return self.results.ranked()
-
-    def front(self) -> list[TrialRecord]:
-        """See :class:`Results`."""
-        return self.results.front()
 
     def _take(self, stored: Stored) -> None:
         record, number = stored.trial, stored.trial.number

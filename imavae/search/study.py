@@ -224,7 +224,7 @@ def _run(
         ledger.abandon("failed")
         raise
     ledger.write_tables()
-    if not ledger.ranked() and not ledger.interrupted:
+    if not ledger.results.ranked() and not ledger.interrupted:
         ledger.abandon("failed")
         reason = next((record.failure for record in ledger.records if record.failure), "nothing was trained")
         raise NoResultError(f"no trial of {ledger.folder.name} has a result: {reason}; see {ledger.names.ray}", ledger)
