@@ -80,8 +80,8 @@ def evaluate(
             averages, weights[GAMMA].exp(), points.sample, points.location, points.cdf, local, truth, sources, discrete
         )
         parts.append({metric.name: metric.compute(evaluation) for metric in wanted if not metric.across_members})
-        few = points.location[..., : identifiability.AGREEMENT_POINTS]
-        locations.append(few.contiguous())  # a view would keep all points of all members
+        # a view would keep all points of all members
+        locations.append(points.location[..., : identifiability.AGREEMENT_POINTS].contiguous())
     result = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if any(metric.across_members for metric in wanted):
         every = AllMembers(torch.cat(locations), [(member.point, member.world) for member in members])
