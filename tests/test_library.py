@@ -212,7 +212,7 @@ def test_a_damaged_record_is_told_and_left_alone(tmp_path: Path) -> None:
     run = imavae.train(**TINY, output_dir=str(tmp_path))
     record = run.folder / "records/trial-000.json"
     record.write_bytes(record.read_bytes()[:-5])
-    with pytest.raises(UserError, match="trial-000.json"):
+    with pytest.raises(UserError, match="trial-000"):
         imavae.load_results(run.folder)
     assert record.exists()
 
