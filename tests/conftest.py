@@ -12,7 +12,7 @@ from imavae.config.registry import Registry
 from imavae.config.variants import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
 
 # The longest files start first, so that no worker process is left with one at the end.
-LONGEST = ("test_kill", "test_study", "test_pages", "test_resume", "test_cluster", "test_terminal", "test_browser")
+LONGEST = ("test_kill", "test_study", "test_pages", "test_resume", "test_cluster", "test_terminal")
 
 torch.set_num_threads(1)  # the models are tiny, and the other worker process needs its core
 

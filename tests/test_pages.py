@@ -1,7 +1,8 @@
-"""Every command line that the README and its pages show runs, in a copy of the checkout, and nothing foreign is said.
+"""Commands and code on the README and its pages, run in a copy of the checkout, and MLflow's page in a browser.
 
-All of them get a tiny budget, through ``ARGS`` where it is make's. A few lines go through make itself; for the others
-make says what it would run (``make -n``), and one Python runs many lines, which saves it the imports.
+One study is run by make, every other command line by one process that imports everything once: a run with a tiny
+budget, a dry run with few data, and any other study or figure with ``--help``, which composes its settings. The browser
+is the system's Chromium; only this machine's addresses are open to it, as the page must need no network.
 """
 
 from __future__ import annotations
@@ -15,37 +16,30 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+import pandas as pd
 import pytest
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
 
 from tests.helpers import free_port
 from tests.pages import PAGES, README, ROOT, blocks, foreign, shell_lines
 
-NOT_HERE = {
-    "own_data.md": "test_own_data_page.py runs it, with the Python between its commands",
-    "cluster.md": "a test of its own, below; test_cluster.py has two nodes, and test_readme.py the job script",
-}
+pytestmark = pytest.mark.slow
+
+NOT_HERE = ("own_data.md", "cluster.md")  # test_own_data_page.py runs the first; the other one's need a cluster
 TRAIN = ["data.n_obs=1000", "training.max_epochs=1", "training.validate_every=1", "members.seed=[1,2]"]
-STUDY = [*TRAIN, "cluster.cpus=1"]
-TINY: dict[str, list[str]] = {
-    "train": TRAIN,
-    "evaluate": [],
-    "tune": [*STUDY, "budget.trials=2"],
-    "reproduce": STUDY,
-}
+TINY = {"train": TRAIN, "evaluate": [], "tune": ["--help"], "reproduce": ["--help"]}
 IMAGES = ["data.side=16", "model.n_layers=2", "model.hidden_factor=4"]
-LARGER = "budget.trials=64"  # a study that goes on gets one trial more
-BY_MAKE = {"make tune SEARCH=gamma_uniform", "make reproduce"}
-SERVED = {"make ui": "/health", "make dashboard": "/api/studies"}
-TOO_LONG = "members.data.seed=${range:1,6}"  # a figure of so many members is composed, checked and timed
-PROCESSES = [("train",), ("evaluate",), ("tune", "reproduce")]  # what quietens Ray may not quieten the others
+STUDY_LINE = "make tune SEARCH=gamma_uniform"  # the one that is run
+STUDY = "budget.trials=2 data.n_obs=2000 members.seed=[1,2] training.max_epochs=4 training.validate_every=1"
+STUDY += " scheduler.name=none cluster.cpus=2"
+PAGES_SERVED = ("make ui", "make dashboard")  # the first by a fixture, the other by test_ui.py
 RUN_ALL = """
-import json, runpy, sys
+import json, runpy, sys, traceback
 sys.path.insert(0, "scripts")
 for number, (script, *arguments) in enumerate(json.load(sys.stdin)):
     sys.argv = [script, *arguments]
@@ -54,29 +48,31 @@ for number, (script, *arguments) in enumerate(json.load(sys.stdin)):
         runpy.run_path(script, run_name="__main__")
     except SystemExit as error:
         code = error.code
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.stderr.flush()
     print(f"\\n<{number}: {code}>", flush=True)
 """
+BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
+QUIET_BROWSER = ("background-networking", "component-update", "sync", "quic")  # parts that call their makers' servers
+BROWSER_TIMEOUT = 60_000  # milliseconds
 
 
-class Said(NamedTuple):
-    """What came of a command line: its exit code, and its two streams as they meet on a terminal."""
+class Output(NamedTuple):
+    """Exit code of a command, and its two streams as a terminal shows them."""
 
     code: int
     text: str
 
 
-def _lines() -> list[str]:
-    found = [line for page in PAGES if page.name not in NOT_HERE for line in shell_lines(page)]
-    return [line for line in dict.fromkeys(found) if line != "source .venv/bin/activate"]
-
-
-LINES = _lines()
+LINES = list(dict.fromkeys(line for page in PAGES if page.name not in NOT_HERE for line in shell_lines(page)))
+LINES = [line for line in LINES if line not in ("source .venv/bin/activate", *PAGES_SERVED)]
 
 
 @pytest.fixture(scope="module")
 def checkout() -> Iterator[Path]:
-    """A copy of the checkout, whose environment is this one's, ready."""
+    """A copy of the checkout with the environment of this one."""
     with tempfile.TemporaryDirectory(prefix="imavae") as folder:
         copy = Path(folder) / "checkout"
         for name in ("conf", "docs", "imavae", "scripts", "search_spaces"):
@@ -93,123 +89,192 @@ def checkout() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def environment(checkout: Path) -> dict[str, str]:
-    """Of a shell in which that environment is active, and which no make has called."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTEST", "MLFLOW", "COLUMNS", "MAKE", "MFLAGS"))
-    }
+    """Variables of a shell in which the copy's environment is active."""
+    removed = ("PYTEST", "MLFLOW", "COLUMNS", "MAKE", "MFLAGS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     return kept | {"PYTHONPATH": str(checkout), "PATH": f"{checkout}/.venv/bin:{os.environ['PATH']}"}
 
 
-def _small(line: str) -> list[str]:
-    """The words of a command line with a tiny budget, which stands last and so holds."""
-    words = shlex.split(line)
-    if words == ["make", "reproduce"]:
-        return words
-    script = Path(words[1]).stem  # or make's target, which is called like it
-    tiny = TINY[script] + (IMAGES if "sprites" in line else []) + (["budget.trials=3"] if LARGER in line else [])
-    tiny = [*tiny, "dry_run=true"] if TOO_LONG in words else tiny
-    if words[0] == "python":
-        return words + tiny
-    given = [word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")]
-    kept = [word for word in words if not word.startswith("ARGS=")]
-    return [*kept, "ARGS=" + " ".join([*given, shlex.join(tiny)])]
-
-
-def _run(words: list[str], checkout: Path, environment: dict[str, str], said: str = "") -> Said:
+def _run(words: list[str], checkout: Path, environment: dict[str, str], stdin: str = "") -> Output:
     done = subprocess.run(
-        words, cwd=checkout, env=environment, input=said, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        words, cwd=checkout, env=environment, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         timeout=900, check=False,
     )  # fmt: skip
-    return Said(done.returncode, done.stdout)
+    return Output(done.returncode, done.stdout)
 
 
-def _by_python(words: list[str], checkout: Path, environment: dict[str, str]) -> list[str]:
-    """The script and its arguments; make is asked which."""
+def _script_and_arguments(line: str, checkout: Path, environment: dict[str, str]) -> list[str]:
+    """What Python runs for a command line, with a tiny budget at its end; ``make -n`` tells what make would run."""
+    words = shlex.split(line)
     if words[0] == "make":
         asked = _run(["make", "-n", *words[1:]], checkout, environment)
-        [words] = [shlex.split(line) for line in asked.text.splitlines() if line.startswith(".venv/bin/python ")]
-    return words[1:]
+        [words] = [shlex.split(shown) for shown in asked.text.splitlines() if shown.startswith(".venv/bin/python ")]
+    tiny = TRAIN if "dry_run=true" in words else TINY[Path(words[1]).stem]
+    return [*words[1:], *([] if line == "make reproduce" else tiny), *(IMAGES if "sprites" in line else [])]
 
 
 @pytest.fixture(scope="module")
-def said(checkout: Path, environment: dict[str, str]) -> dict[str, Said]:
-    """What came of every line but those that serve a page."""
+def outputs(checkout: Path, environment: dict[str, str]) -> dict[str, Output]:
+    """Output of every command line."""
     assert _run(["make", "-q", "setup"], checkout, environment).code == 0  # nothing would be installed
-    came = {line: _run(_small(line), checkout, environment) for line in LINES if line in BY_MAKE}
-    for scripts in PROCESSES:
-        starts = tuple(start for script in scripts for start in (f"python scripts/{script}.py", f"make {script}"))
-        lines = [line for line in LINES if line not in BY_MAKE and line.startswith(starts)]
-        calls = [_by_python(_small(line), checkout, environment) for line in lines]
-        all_of_it = _run(["python", "-c", RUN_ALL], checkout, environment, json.dumps(calls))
-        parts = re.split(r"\n<\d+: (-?\d+)>\n", all_of_it.text)
-        assert len(parts) == 2 * len(lines) + 1, all_of_it.text
-        came |= {line: Said(int(parts[2 * i + 1]), parts[2 * i]) for i, line in enumerate(lines)}
-    assert set(came) | set(SERVED) == set(LINES)  # of any other command the test must be told
-    return came
+    lines = [line for line in LINES if line != STUDY_LINE]
+    calls = [_script_and_arguments(line, checkout, environment) for line in lines]
+    everything = _run(["python", "-c", RUN_ALL], checkout, environment, json.dumps(calls))
+    texts = re.split(r"\n<\d+: (-?\d+)>\n", everything.text)
+    assert len(texts) == 2 * len(lines) + 1, everything.text
+    found = {line: Output(int(texts[2 * i + 1]), texts[2 * i]) for i, line in enumerate(lines)}
+    # Last, as MLflow's page opens on the newest study.
+    return found | {STUDY_LINE: _run([*shlex.split(STUDY_LINE), f"ARGS={STUDY}"], checkout, environment)}
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line not in SERVED])
-def test_a_command_runs_and_says_nothing_that_is_not_ours(line: str, said: dict[str, Said]) -> None:
-    code, text = said[line]
-    disagrees = "FIGURE=" in line or "figure=" in line  # a figure of next to no training does, and says so
-    assert code == int(disagrees and re.search(r"^\d+ FAIL", text, flags=re.MULTILINE) is not None), text
+@pytest.mark.parametrize("line", LINES)
+def test_a_command_runs_and_prints_nothing_foreign(line: str, outputs: dict[str, Output]) -> None:
+    code, text = outputs[line]
+    assert code == 0, text
     assert foreign(text) == []
     assert text.strip()
 
 
-@pytest.mark.usefixtures("said")  # there must be something to show
-@pytest.mark.parametrize(("line", "question"), SERVED.items())
-def test_a_page_answers_and_says_nothing_that_is_not_ours(
-    line: str, question: str, checkout: Path, environment: dict[str, str]
-) -> None:
-    assert line in LINES
-    port = free_port()
-    made: subprocess.Popen[Any] = subprocess.Popen(
-        [*shlex.split(line), f"PORT={port}"], cwd=checkout, env=environment, start_new_session=True, text=True,
+@pytest.mark.usefixtures("outputs")
+def test_the_champion_is_loaded_as_the_readme_shows(checkout: Path, environment: dict[str, str]) -> None:
+    [code] = blocks(README, "python")
+    use = "\nimport torch\nprint(model.decode(model.encode(torch.zeros(2, 3))).shape)"
+    assert _run(["python", "-c", code + use], checkout, environment) == (0, "torch.Size([2, 3])\n")
+
+
+@pytest.fixture(scope="module")
+def address(checkout: Path, environment: dict[str, str], members: pd.DataFrame) -> Iterator[str]:
+    """Address that ``make ui`` prints."""
+    assert len(members)  # there is something to show
+    server: subprocess.Popen[Any] = subprocess.Popen(
+        ["make", "ui", f"PORT={free_port()}"], cwd=checkout, env=environment, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert made.stdout is not None
-    heard = [made.stdout.readline(), made.stdout.readline()]
+    assert server.stdout is not None
+    printed = "".join(server.stdout.readline() for _ in range(2))
     try:
-        assert f"http://127.0.0.1:{port}" in heard[1]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{question}", timeout=120) as answer:
-            assert answer.status == 200
+        [address] = re.findall(r"http://127\.0\.0\.1:\S+", printed)
+        yield address
     finally:
-        os.killpg(made.pid, signal.SIGINT)  # Ctrl-C is everybody's
-        rest, _ = made.communicate(timeout=120)
-    assert foreign("".join(heard) + rest) == []
+        os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does
+        rest, _ = server.communicate(timeout=120)
+    assert foreign(printed + rest) == []
 
 
-@pytest.mark.usefixtures("said")
-def test_the_champion_is_loaded_as_the_readme_says(checkout: Path, environment: dict[str, str]) -> None:
-    [block] = blocks(README, "python")
-    ask = (
-        "\nimport torch\nprint(isinstance(model, torch.nn.Module), model.decode(model.encode(torch.zeros(2, 3))).shape)"
-    )
-    assert _run(["python", "-c", block + ask], checkout, environment) == (0, "True torch.Size([2, 3])\n")
+@pytest.fixture(scope="module")
+def members(checkout: Path, outputs: dict[str, Output]) -> pd.DataFrame:
+    """The study's ``members.csv``."""
+    assert outputs[STUDY_LINE].code == 0
+    return pd.read_csv(checkout / "outputs/studies/gamma_uniform/members.csv")
 
 
-def test_a_study_on_a_cluster_that_was_started_by_hand(checkout: Path, environment: dict[str, str]) -> None:
-    """With `--block`, so that it ends with its process: `ray stop` would end what else runs on this machine."""
-    lines = shell_lines(ROOT / "docs/cluster.md")
-    [head] = [line for line in lines if line.startswith("ray start --head")]
-    [study] = {line for line in lines if line.startswith("python scripts/tune.py") and line.endswith("=auto")}
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:
-        own = environment | {"HOME": folder, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "token"}
-        assert _run(["ray", "get-auth-token", "--generate"], checkout, own).code == 0
-        words = [*shlex.split(head.replace("6379", str(port))), "--block", "--num-cpus=2", "--include-dashboard=false"]
-        started = subprocess.Popen(words, cwd=checkout, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            for _ in range(100):
-                if list(Path(folder).glob("ray/ray_current_cluster")):
-                    break
-                time.sleep(0.3)
-            code, text = _run([*_small(study), "name=by-hand"], checkout, own)
-        finally:
-            started.terminate()
-            started.wait(120)
-    assert code == 0, text
-    assert foreign(text) == []
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; a test is skipped without one, unless IMAVAE_BROWSER=required."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        missing = (
+            f"no browser is installed: none of {', '.join(BROWSERS)} is on the path (Debian's package is chromium)"
+        )
+        (pytest.fail if os.environ.get("IMAVAE_BROWSER") == "required" else pytest.skip)(missing)
+    options = ["--disable-gpu", "--no-first-run", *(f"--disable-{part}" for part in QUIET_BROWSER)]
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(
+            executable_path=path, chromium_sandbox=False, args=options, timeout=BROWSER_TIMEOUT
+        )
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """MLflow's page at the printed address, in a browser without history; it asks nothing outside this machine."""
+    outside: list[str] = []
+
+    def refuse(route: Route) -> None:
+        outside.append(route.request.url)
+        route.abort()
+
+    context = browser.new_context(viewport={"width": 2000, "height": 1200})  # what is out of sight is not in the page
+    context.set_default_timeout(BROWSER_TIMEOUT)
+    expect.set_options(timeout=BROWSER_TIMEOUT)
+    context.route(lambda url: urlsplit(url).hostname != "127.0.0.1", refuse)
+    page = context.new_page()
+    page.goto(address)
+    yield page
+    context.close()
+    assert outside == []
+
+
+def run_link(page: Page, name: str) -> Locator:
+    """Link to a run in the table of runs."""
+    return page.get_by_role("gridcell").get_by_role("link", name=name, exact=True)
+
+
+def unfold(page: Page, name: str) -> None:
+    """Show a run's children in the table of runs."""
+    cell = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=name, exact=True))
+    cell.get_by_role("button").click()
+
+
+def in_table(page: Page, run: str, column: str) -> str:
+    """Value in a run's row of the table of runs. A row is there twice: its name and its values."""
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name=run, exact=True)).get_attribute("row-id")
+    cell = page.locator(f'[row-id="{row}"] [col-id*="{column}"]')
+    expect(cell).not_to_be_empty()
+    return cell.inner_text()
+
+
+@pytest.mark.browser
+def test_mlflows_page_opens_on_the_study_whose_trials_and_members_unfold(page: Page, members: pd.DataFrame) -> None:
+    unfold(page, "gamma_uniform")
+    best = "max val/mcc"
+    for number, rows in members.groupby("trial"):
+        unfold(page, f"trial {number}")
+        assert float(in_table(page, f"trial {number}", "`score`")) == pytest.approx(rows[best].median(), rel=1e-12)
+        for row in rows.to_dict("records"):
+            member = f"seed {row['seed']} of trial {number}"
+            assert float(in_table(page, member, f"`{best}`")) == pytest.approx(row[best], rel=1e-12)
+            assert in_table(page, member, "imavae.status") == row["status"]
+    expect(page.get_by_role("link", name=re.compile("^seed . of trial .$"))).to_have_count(len(members))
+
+
+@pytest.mark.browser
+def test_a_trial_has_a_curve_of_val_mcc(page: Page, checkout: Path) -> None:
+    history = pd.read_csv(checkout / "outputs/studies/gamma_uniform/history.csv").query("trial == 1")
+    unfold(page, "gamma_uniform")
+    run_link(page, "trial 1").click()
+    page.get_by_role("tab", name="Model metrics").click()
+    page.get_by_role("searchbox", name="Search metric charts").fill("^val/mcc$")
+    expect(page.get_by_text("trial 1 (val/mcc)", exact=True)).to_be_visible()
+    expect(page.locator(".js-plotly-plot .scatterlayer .point")).to_have_count(history["epoch"].nunique())
+
+
+@pytest.mark.browser
+def test_the_study_has_its_description_figures_and_report(page: Page) -> None:
+    run_link(page, "gamma_uniform").click()
+    expect(page.get_by_text("model.gamma, model.hidden_factor, model.n_layers").first).to_be_visible()
+    page.get_by_role("tab", name="Artifacts").click()
+    files = page.get_by_role("listitem")
+    for name in ("config.yaml", "search_space.yaml", "members.csv", "history.csv"):
+        expect(files.get_by_text(name)).to_be_visible()
+    files.get_by_text("figures").click()
+    files.get_by_text("mcc_vs_gamma.png").click()
+    picture = page.get_by_role("img", name="mcc_vs_gamma.png")
+    expect(picture).to_be_visible()
+    assert picture.evaluate("picture => picture.naturalWidth") > 500
+    files.get_by_text("report.html").click()
+    expect(page.frame_locator("iframe").get_by_text("gamma_uniform").first).to_be_visible()
+
+
+@pytest.mark.browser
+def test_the_champion_is_the_best_member(page: Page, members: pd.DataFrame) -> None:
+    run_link(page, "gamma_uniform").click()
+    with page.expect_popup() as opened:
+        page.locator("a[href='#/models/gamma_uniform']").click()  # in the study's description
+    page = opened.value
+    welcome = page.get_by_role("button", name="Try it now")  # covers a model when it is first opened
+    page.add_locator_handler(welcome, lambda button: button.click())
+    expect(page.get_by_role("status", name="champion")).to_be_visible()
+    page.get_by_role("link", name="Version 1").click()
+    scores = members.groupby("trial")["max val/mcc"].transform("median")
+    best = members.assign(score=scores).sort_values(["score", "max val/mcc"]).to_dict("records")[-1]
+    expect(page.get_by_role("link", name=f"seed {best['seed']} of trial {best['trial']}")).to_be_visible()
