@@ -14,7 +14,7 @@ from imavae.config.settings import Objective, study_config
 from imavae.report.drawing import write
 from imavae.report.run_figures import learning_curves
 from imavae.report.study_figures import MCC, OverGamma, draw_over_gamma, gamma_quantities
-from imavae.report.summary import counted, quartiles, scores, three_numbers
+from imavae.report.summary import chosen_numbers, counted, quartiles, scores
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.runs.folder import Stored
 from imavae.runs.results import Results
@@ -103,20 +103,21 @@ def hand_made() -> pd.DataFrame:
 
 
 def test_three_numbers_are_two_medians_and_one_checkpoint_and_a_diverged_member_counts_zero() -> None:
-    numbers = three_numbers(hand_made())
-    assert numbers.at_best_mcc == pytest.approx(0.6)  # of 0, .5, .7, .9
-    assert numbers.at_best_neg_elbo == pytest.approx(0.3)  # of 0, .2, .4, .6
-    assert numbers.test_of_chosen == 0.85  # the third's: a diverged member is never chosen
+    assert chosen_numbers(hand_made()) == {
+        "mcc/at_best_mcc": pytest.approx(0.6),  # of 0, .5, .7, .9
+        "mcc/at_best_neg_elbo": pytest.approx(0.3),  # of 0, .2, .4, .6
+        "mcc/test_of_chosen": 0.85,  # the third's: a diverged member is never chosen
+    }
 
 
 def test_three_numbers_without_a_test_split_or_a_survivor() -> None:
     members = hand_made().assign(**{"test/mcc at max val/mcc": np.nan})
-    assert np.isnan(three_numbers(members).test_of_chosen)
+    assert np.isnan(chosen_numbers(members)["mcc/test_of_chosen"])
     assert "–" in shown(chosen_table(members))
     lost = hand_made().assign(status="diverged").drop(columns="test/mcc at max val/mcc")
-    numbers = three_numbers(lost)
-    assert (numbers.at_best_mcc, numbers.at_best_neg_elbo) == (0, 0)
-    assert np.isnan(numbers.test_of_chosen)
+    *medians, test = chosen_numbers(lost).values()
+    assert medians == [0, 0]
+    assert np.isnan(test)
 
 
 def test_a_diverged_member_counts_as_the_worst_of_each_metric() -> None:

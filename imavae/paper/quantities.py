@@ -16,11 +16,12 @@ import pandas as pd
 from scipy import stats
 
 from imavae.report.drawing import floats
-from imavae.report.summary import AT_BEST_MCC, AT_BEST_NEG_ELBO, BEST_NEG_ELBO, Floats, counted, quartiles
+from imavae.report.summary import Floats, counted, quartiles
 from imavae.report.text import compact
+from imavae.runs.columns import BEST_MCC, BEST_NEG_ELBO
 
-AT = AT_BEST_NEG_ELBO  # the paper's protocol: metrics are read at the smallest validation −ELBO
-STATES = {"min −ELBO": AT, "max MCC": AT_BEST_MCC}
+AT = f"at {BEST_NEG_ELBO}"  # the paper's protocol: metrics are read at the smallest validation −ELBO
+STATES = {"min −ELBO": AT, "max MCC": f"at {BEST_MCC}"}
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 HUGE = 1e300  # replaces the infinite value of a diverged member, which can't be interpolated

@@ -20,20 +20,17 @@ from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.data.storage import write_text
 from imavae.report.study_figures import FONT, Section, TrialPlot, gamma_sections, trial_plots_of, trial_sections
 from imavae.report.summary import (
-    AGREEMENT,
-    BEST_MCC,
-    BEST_NEG_ELBO,
     chance_mcc,
+    chosen_numbers,
     counted,
     diverged,
     has_sources,
     member_steps,
-    no_source_numbers,
     quartiles,
-    three_numbers,
 )
-from imavae.report.tables import Table, energy, fixed, member_table, point_tables, space_table, study_tables
+from imavae.report.tables import Table, fixed, member_table, point_tables, space_table, study_tables
 from imavae.report.text import clock, compact, point_text, short_names
+from imavae.runs.columns import BEST_MCC, BEST_NEG_ELBO
 from imavae.runs.results import Results
 from imavae.search.space import parse
 from imavae.tracking.base import Value
@@ -140,20 +137,20 @@ def _answer_with_sources(members: pd.DataFrame, where: str, config: RunConfig, s
         yield f"Latents that are independent of the sources reach {chance:.3f} here."
     if lost := int(diverged(members).sum()):
         yield f"{lost} of its {len(members)} members diverged; they count as 0 in the median and quartiles."
-    three = three_numbers(members)
-    test = three.test_of_chosen
+    numbers_of = chosen_numbers(members)
+    blind, test = numbers_of["mcc/at_best_neg_elbo"], numbers_of["mcc/test_of_chosen"]
     yield (
         "This MCC is read where each member's val/mcc is best, which requires the sources. At the smallest "
-        f"val/neg_elbo, which does not, the median is {three.at_best_neg_elbo:.3f}."
+        f"val/neg_elbo, which does not, the median is {blind:.3f}."
         + ("" if np.isnan(test) else f" The chosen model has {test:.3f} on the test split.")
     )
 
 
 def _answer_without_sources(members: pd.DataFrame, where: str) -> Iterator[str]:
-    numbers = _spread("val/neg_elbo", map(energy, quartiles(counted(members, BEST_NEG_ELBO))), len(members))
+    numbers = _spread("val/neg_elbo", map(fixed, quartiles(counted(members, BEST_NEG_ELBO))), len(members))
     yield f"The best fit of the observations ({where}): {numbers}."
-    agreement = no_source_numbers(members).agreement
-    if AGREEMENT not in members or np.isnan(agreement):
+    agreement = chosen_numbers(members)["chosen/agreement"]
+    if np.isnan(agreement):
         yield "With a single seed, stability of the latents is unknown: set members.seed to several."
         return
     verdict = "agree on the latents" if agreement >= RECOVERED else "agree on the latents in part"

@@ -41,9 +41,6 @@ from imavae.report.drawing import (
 )
 from imavae.report.summary import (
     AGREEMENT,
-    AT_BEST_MCC,
-    AT_BEST_NEG_ELBO,
-    BEST_MCC,
     Floats,
     counted,
     diverged,
@@ -52,6 +49,7 @@ from imavae.report.summary import (
     quartiles,
 )
 from imavae.report.text import compact, point_text, short_names
+from imavae.runs.columns import BEST_MCC, at_best
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse
 from imavae.tracking.base import Value, member_name
@@ -380,10 +378,14 @@ class Quantity(NamedTuple):
     log: bool = False
 
 
-MCC = Quantity("MCC", "Recovery of the sources over γ²", BEST_MCC, f"val/mcc {AT_BEST_NEG_ELBO}")
+MCC = Quantity("MCC", "Recovery of the sources over γ²", BEST_MCC, at_best("val/mcc", "val/neg_elbo"))
 SEEDS = Quantity("agreement of seeds", "Agreement of seeds over γ²", AGREEMENT, AGREEMENT)
 CONTRAST = Quantity(
-    "c_IMA (nats)", "Local IMA contrast over γ²", f"val/cima {AT_BEST_MCC}", f"val/cima {AT_BEST_NEG_ELBO}", log=True
+    "c_IMA (nats)",
+    "Local IMA contrast over γ²",
+    at_best("val/cima", "val/mcc"),
+    at_best("val/cima", "val/neg_elbo"),
+    log=True,
 )
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from imavae.config.settings import WORST_SCORE, Data, RunConfig, StudyConfig, base_of, with_values
 from imavae.report.text import point_text
+from imavae.runs.columns import BEST_MCC, BEST_NEG_ELBO, at_best, metric_of
 from imavae.search.space import parse
 from imavae.tracking.base import TrialRecord
 
@@ -30,11 +31,7 @@ if TYPE_CHECKING:
     from imavae.runs.results import Results
 
 Floats = NDArray[np.float64]
-BEST_MCC = "max val/mcc"
-BEST_NEG_ELBO = "min val/neg_elbo"
-AT_BEST_MCC = f"at {BEST_MCC}"
-AT_BEST_NEG_ELBO = f"at {BEST_NEG_ELBO}"
-AGREEMENT = f"val/agreement {AT_BEST_NEG_ELBO}"  # takes the place of MCC where there are no sources
+AGREEMENT = at_best("val/agreement", "val/neg_elbo")  # takes the place of MCC where there are no sources
 NULL_DRAWS = 1000  # random latents from which the chance level is estimated
 CHOICES = ("a point", "a member of a point", "a member of any point")
 ORACLE = "val/mcc"
@@ -49,9 +46,9 @@ class Criterion(NamedTuple):
 
 
 SELECTION = {
-    ORACLE: Criterion(BEST_MCC, 1, f"test/mcc {AT_BEST_MCC}"),
-    "val/neg_elbo": Criterion(BEST_NEG_ELBO, -1, f"test/mcc {AT_BEST_NEG_ELBO}"),
-    "val/agreement": Criterion(AGREEMENT, 1, f"test/mcc {AT_BEST_NEG_ELBO}"),
+    ORACLE: Criterion(BEST_MCC, 1, at_best("test/mcc", "val/mcc")),
+    "val/neg_elbo": Criterion(BEST_NEG_ELBO, -1, at_best("test/mcc", "val/neg_elbo")),
+    "val/agreement": Criterion(AGREEMENT, 1, at_best("test/mcc", "val/neg_elbo")),
 }
 BLIND = [name for name in SELECTION if name != ORACLE]  # criteria that need no sources
 
@@ -62,22 +59,6 @@ class Quartiles(NamedTuple):
     low: float
     median: float
     high: float
-
-
-class ThreeNumbers(NamedTuple):
-    """The three MCC values of a trial; NaN for a missing one. A diverged member counts 0 and is never chosen."""
-
-    at_best_mcc: float  # median over members, each at its best val/mcc: an oracle's choice
-    at_best_neg_elbo: float  # median over members, each at its smallest val/neg_elbo: the paper's protocol
-    test_of_chosen: float  # on the test split, of the member with the largest val/mcc
-
-
-class NoSourceNumbers(NamedTuple):
-    """The three numbers of a trial without sources; NaN for a missing one."""
-
-    neg_elbo: float  # median over members, each at its smallest on the validation split
-    agreement: float  # median over members at these states, on the validation split
-    test_of_chosen: float  # −ELBO on the test split, of the member with the smallest val/neg_elbo
 
 
 def has_sources(members: pd.DataFrame) -> bool:
@@ -102,7 +83,7 @@ def counted(members: pd.DataFrame, column: str) -> Floats:
     not evaluated) stay NaN.
     """
     values = column_values(members, column)
-    metric = column.split(" at ")[0]
+    metric = metric_of(column)
     values[diverged(members)] = 0.0 if "/mcc" in metric or "/agreement" in metric else np.inf
     return values
 
@@ -131,33 +112,34 @@ def scores(trials: pd.DataFrame) -> Floats:
     return np.where((trials["status"] != "failed") & (np.abs(values) < WORST_SCORE), values, np.nan)
 
 
-def three_numbers(members: pd.DataFrame) -> ThreeNumbers:
-    """The three MCC values of one trial, from its members' rows of ``members.csv``."""
-    chosen = np.where(diverged(members), np.nan, column_values(members, BEST_MCC))
-    test = column_values(members, f"test/mcc {AT_BEST_MCC}")
-    return ThreeNumbers(
-        at_best_mcc=quartiles(counted(members, BEST_MCC)).median,
-        at_best_neg_elbo=quartiles(counted(members, f"val/mcc {AT_BEST_NEG_ELBO}")).median,
-        test_of_chosen=np.nan if np.isnan(chosen).all() else float(test[np.nanargmax(chosen)]),
-    )
-
-
-def no_source_numbers(members: pd.DataFrame) -> NoSourceNumbers:
-    """The three numbers of one trial without sources, from its members' rows of ``members.csv``."""
-    best = np.where(diverged(members), np.nan, column_values(members, BEST_NEG_ELBO))
-    test = column_values(members, f"test/neg_elbo {AT_BEST_NEG_ELBO}")
-    return NoSourceNumbers(
-        neg_elbo=quartiles(counted(members, BEST_NEG_ELBO)).median,
-        agreement=median_of(members, AGREEMENT),
-        test_of_chosen=np.nan if np.isnan(best).all() else float(test[np.nanargmin(best)]),
-    )
-
-
 def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:
-    """The three numbers of one trial, by the names under which a study is tracked."""
+    """The three numbers of one trial, by the names under which a study is tracked; NaN for a missing one.
+
+    ``mcc/at_best_mcc`` and ``mcc/at_best_neg_elbo`` are medians over members of their MCC on the validation split, at
+    the best ``val/mcc`` (an oracle's choice) and at the smallest ``val/neg_elbo`` (the paper's protocol).
+    ``mcc/test_of_chosen`` is the MCC on the test split of the member with the largest ``val/mcc``. Without sources,
+    the numbers are ``chosen/neg_elbo``, ``chosen/agreement`` and, on the test split of the member with the smallest
+    ``val/neg_elbo``, ``chosen/test_of_chosen``. A diverged member counts as the worst in medians and is never chosen.
+    """
+
+    def middle(column: str) -> float:
+        return quartiles(counted(members, column)).median
+
+    def of_chosen(best: str, sign: int, column: str) -> float:
+        value = np.where(diverged(members), np.nan, sign * column_values(members, best))
+        return np.nan if np.isnan(value).all() else float(column_values(members, column)[np.nanargmax(value)])
+
     if has_sources(members):
-        return {f"mcc/{name}": value for name, value in three_numbers(members)._asdict().items()}
-    return {f"chosen/{name}": value for name, value in no_source_numbers(members)._asdict().items()}
+        return {
+            "mcc/at_best_mcc": middle(BEST_MCC),
+            "mcc/at_best_neg_elbo": middle(at_best("val/mcc", "val/neg_elbo")),
+            "mcc/test_of_chosen": of_chosen(BEST_MCC, 1, at_best("test/mcc", "val/mcc")),
+        }
+    return {
+        "chosen/neg_elbo": middle(BEST_NEG_ELBO),
+        "chosen/agreement": median_of(members, AGREEMENT),
+        "chosen/test_of_chosen": of_chosen(BEST_NEG_ELBO, -1, at_best("test/neg_elbo", "val/neg_elbo")),
+    }
 
 
 def chance_mcc(data: Data) -> float:

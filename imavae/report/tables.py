@@ -14,26 +14,22 @@ from rich.text import Text
 from imavae.config.settings import Objective
 from imavae.report.summary import (
     AGREEMENT,
-    AT_BEST_MCC,
-    AT_BEST_NEG_ELBO,
-    BEST_MCC,
-    BEST_NEG_ELBO,
     BLIND,
     ORACLE,
     choices,
+    chosen_numbers,
     column_values,
     counted,
     diverged,
     has_sources,
     median,
     median_of,
-    no_source_numbers,
     quartiles,
     scores,
     searched,
-    three_numbers,
 )
 from imavae.report.text import MISSING, compact, point_text, short_names
+from imavae.runs.columns import BEST_MCC, BEST_NEG_ELBO, at_best
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +127,8 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
     groups = [members[members["trial"] == trial] for trial in best["trial"]]
     failures = [int(diverged(group).sum()) for group in groups]
     sources = has_sources(members)
-    score, state = (BEST_MCC, AT_BEST_MCC) if sources else (AGREEMENT, AT_BEST_NEG_ELBO)
+    score, state = (BEST_MCC, "val/mcc") if sources else (AGREEMENT, "val/neg_elbo")
+    contrast = at_best("val/cima", state)
     spreads = [quartiles(counted(group, score) if score in members else np.array([])) for group in groups]
     parameters = _parameter_columns(best, [key for key in keys if key != "model.gamma"])
     columns = {
@@ -141,8 +138,8 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
         **parameters,
         "MCC" if sources else "agreement": [fixed(q.median) for q in spreads],
         "quartiles": [MISSING if np.isnan(q.median) else f"{q.low:.3f}–{q.high:.3f}" for q in spreads],
-        "c_IMA": [_contrast(quartiles(counted(group, f"val/cima {state}")).median) for group in groups],
-        "−ELBO": [energy(median_of(group, BEST_NEG_ELBO)) for group in groups],
+        "c_IMA": [_contrast(quartiles(counted(group, contrast)).median) for group in groups],
+        "−ELBO": [fixed(median_of(group, BEST_NEG_ELBO)) for group in groups],
     }
     read = "MCC at best val/mcc, c_IMA there, smallest −ELBO (nats)"
     caption = f"Medians over members: {read}."
@@ -174,31 +171,26 @@ def front_table(front: Sequence[TrialRecord], objectives: Sequence[Objective], k
 
 def chosen_table(members: pd.DataFrame) -> Table:
     """The three numbers of one trial, with the states and members they are read from."""
+    numbers = chosen_numbers(members).values()
     if has_sources(members):
-        mcc = three_numbers(members)
-        return Table(
-            "MCC, three ways",
-            "A score chosen by val/mcc is an oracle's: it needs the sources.",
-            ["read at", "over", "sources used to choose", "MCC"],
-            [
-                ("best val/mcc", "median of members", "yes", fixed(mcc.at_best_mcc)),
-                ("smallest val/neg_elbo", "median of members", "no (the paper's way)", fixed(mcc.at_best_neg_elbo)),
-                ("best val/mcc, test split", "chosen checkpoint", "yes, on validation", fixed(mcc.test_of_chosen)),
-            ],
-            ["read at", "over", "sources used to choose"],
-        )
-    found, state = no_source_numbers(members), "smallest val/neg_elbo"
-    return Table(
-        "Without sources",
-        f"{NO_SOURCES}\nAgreement of seeds does not prove that they found the sources.",
-        ["quantity", "read at", "over", "value"],
-        [
-            ("−ELBO (nats)", state, "median of members", energy(found.neg_elbo)),
-            ("agreement of seeds", state, "median of members", fixed(found.agreement)),
-            ("−ELBO, test split", state, "chosen checkpoint", energy(found.test_of_chosen)),
-        ],
-        ["quantity", "read at", "over"],
-    )
+        title, caption = "MCC, three ways", "A score chosen by val/mcc is an oracle's: it needs the sources."
+        columns = ["read at", "over", "sources used to choose", "MCC"]
+        about = [
+            ("best val/mcc", "median of members", "yes"),
+            ("smallest val/neg_elbo", "median of members", "no (the paper's way)"),
+            ("best val/mcc, test split", "chosen checkpoint", "yes, on validation"),
+        ]
+    else:
+        title = "Without sources"
+        caption = f"{NO_SOURCES}\nAgreement of seeds does not prove that they found the sources."
+        columns, state = ["quantity", "read at", "over", "value"], "smallest val/neg_elbo"
+        about = [
+            ("−ELBO (nats)", state, "median of members"),
+            ("agreement of seeds", state, "median of members"),
+            ("−ELBO, test split", state, "chosen checkpoint"),
+        ]
+    rows = [(*texts, fixed(number)) for texts, number in zip(about, numbers, strict=True)]
+    return Table(title, caption, columns, rows, columns[:-1])
 
 
 def member_table(members: pd.DataFrame) -> Table:
@@ -206,18 +198,18 @@ def member_table(members: pd.DataFrame) -> Table:
     caption = "On validation but for test MCC; at the best val/mcc but for −ELBO (nats) and MCC there."
     shown: dict[str, tuple[str, Form]] = {
         "MCC": (BEST_MCC, fixed),
-        "MCC at best −ELBO": (f"val/mcc {AT_BEST_NEG_ELBO}", fixed),
-        "test MCC": (f"test/mcc {AT_BEST_MCC}", fixed),
-        "c_IMA": (f"val/cima {AT_BEST_MCC}", _contrast),
-        "−ELBO": (BEST_NEG_ELBO, energy),
+        "MCC at best −ELBO": (at_best("val/mcc", "val/neg_elbo"), fixed),
+        "test MCC": (at_best("test/mcc", "val/mcc"), fixed),
+        "c_IMA": (at_best("val/cima", "val/mcc"), _contrast),
+        "−ELBO": (BEST_NEG_ELBO, fixed),
     }
     if not has_sources(members):
         caption = f"{NO_SOURCES}\nOn validation but for test −ELBO (nats); at the smallest −ELBO."
         shown = {
-            "−ELBO": (BEST_NEG_ELBO, energy),
-            "test −ELBO": (f"test/neg_elbo {AT_BEST_NEG_ELBO}", energy),
+            "−ELBO": (BEST_NEG_ELBO, fixed),
+            "test −ELBO": (at_best("test/neg_elbo", "val/neg_elbo"), fixed),
             "agreement": (AGREEMENT, fixed),
-            "c_IMA": (f"val/cima {AT_BEST_NEG_ELBO}", _contrast),
+            "c_IMA": (at_best("val/cima", "val/neg_elbo"), _contrast),
         }
     about = [[str(value) for value in members[name]] for name in ("seed", "status", "epochs")]
     values = [[form(value) for value in column_values(members, column)] for column, form in shown.values()]
@@ -311,15 +303,10 @@ def _shared(group: pd.DataFrame, column: str) -> str:
 
 
 def fixed(value: float) -> str:
-    """Format a value between 0 and 1 to three decimals."""
-    return MISSING if np.isnan(value) else f"{value:.3f}"
-
-
-def energy(value: float) -> str:
-    """Format a negative ELBO."""
-    if abs(value) >= 1e6:
+    """Format an MCC or a −ELBO: three decimals, fewer for large values."""
+    if np.isnan(value) or abs(value) >= 1e6:
         return compact(float(value))
-    return MISSING if np.isnan(value) else f"{value:.{3 if abs(value) < 100 else 1}f}"
+    return f"{value:.{3 if abs(value) < 100 else 1}f}"
 
 
 def _contrast(value: float) -> str:
