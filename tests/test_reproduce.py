@@ -18,6 +18,7 @@ from scipy.stats import ks_2samp
 
 import reproduce
 from _launch import composed, searches
+from imavae.cli import commands
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import ReproduceConfig, StudyConfig, base_of, reproduce_config, study_of, with_values
 from imavae.errors import UserError
@@ -377,13 +378,18 @@ def test_the_exit_code_says_whether_all_rows_agree(call: Callable[..., Outcome],
     assert str(tmp_path / "reproduce" / "moebius_gamma" / "moebius_gamma.pdf") in outcome.out
 
 
+def test_a_dry_run_tells_the_cost_of_every_study(call: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[StudyConfig] = []
+    monkeypatch.setattr(commands, "tune", told.append)
+    assert call("figure=elbo_gap", "dry_run=true").code == 0
+    assert [(one.study, one.dry_run) for one in told] == [(search, True) for search in FIGURES["elbo_gap"].searches]
+
+
 @pytest.mark.slow
 def test_a_study_is_trained_and_read_back(call: Callable[..., Outcome], tmp_path: Path) -> None:
-    """With the real parts, tiny; of a dry run nothing is left."""
-    line = ["figure=moebius_gamma", f"output_dir={tmp_path}", "tracking=none", "members.seed=[1,2]"]
-    line += ["data.n_obs=1000", "training.max_epochs=2"]
-    assert call(*line, "dry_run=true").code == 0
-    assert not (tmp_path / "studies").exists()
+    """With the real parts, tiny."""
+    line = ["figure=moebius_gamma", f"output_dir={tmp_path}", "tracking=none", "members.seed=[1,2]", "cluster.cpus=1"]
+    line += ["data.n_obs=1000", "training.max_epochs=1", "budget.trials=1"]
     assert call(*line).code == 1  # its numbers disagree
     again = call(*line, "plot_only=true")
     assert again.code == 1

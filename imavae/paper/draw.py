@@ -1,7 +1,7 @@
-"""Drawings in the paper's style: serif letters (Matplotlib's STIX, no LaTeX), the text width of a page, and series that
-differ in colour, marker and line, so that they can be told apart in grey and by colour-blind readers.
+"""Drawings for the text width of a page, in the style ``STYLE``. Series differ in colour, marker and line, so that they
+can be told apart in grey and by colour-blind readers.
 
-The first functions each draw one kind of figure from its studies; the rest are their parts.
+The first functions each draw one kind of figure from its studies; the others draw their parts.
 """
 
 from __future__ import annotations
@@ -9,59 +9,27 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
 
+from imavae.paper import quantities as q
 from imavae.paper.published import ELBO_L_IMA, ELBO_LOG_PX, Table, table
-from imavae.paper.quantities import (
-    AT,
-    CONTRAST,
-    ERROR,
-    GAMMA,
-    GAP,
-    GAP_IMA,
-    LINEAR,
-    MCC,
-    NEG_ELBO,
-    OVER_GAMMA,
-    RATIO,
-    TRUTH,
-    Points,
-    Quantity,
-    summarise,
-)
+from imavae.paper.quantities import Points, Quantity, summarise
 from imavae.paper.studies import Study
 from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, finite_or_nan, floats
 from imavae.report.summary import Floats, quartiles
 
 WIDTH = 5.5  # inches: the text of a NeurIPS page
 GREEN, ORANGE, PURPLE = "#009E73", "#E69F00", "#CC79A7"  # of Okabe and Ito
-STYLE: Any = {
-    "font.family": "STIXGeneral",
-    "mathtext.fontset": "stix",
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.labelcolor": INK,
-    "pdf.fonttype": 42,  # letters stay letters
-}
+STYLE = Path(__file__).with_name("paper.mplstyle")
 FLOOR = 1e-8  # of a log axis: values below are rounding errors
 WIDE_RATIO = 3.0  # a variance ratio above it needs a log axis
 ENTROPY = 1.5 * math.log(2 * math.pi * math.e)  # of three standard Gaussians (the rotation's data), in nats
@@ -85,13 +53,6 @@ CORRECTED = Look("ours, corrected estimator", GREEN, "s", ":")
 PRIOR_LOOKS = ((BLUE, "o", "-"), (ORANGE, "^", "--"), (PURPLE, "s", ":"))
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw and save figures in the paper's style within the context."""
-    with mpl.rc_context(STYLE):
-        yield
-
-
 def recovery(studies: Sequence[Study], points: Points, published: str | None, truth: bool) -> Figure:
     """Draw MCC and c_IMA over points by both estimators, beside published medians over γ².
 
@@ -100,7 +61,7 @@ def recovery(studies: Sequence[Study], points: Points, published: str | None, tr
     [study] = studies
     figure, axes = _panels(1, 2, 2.3)
     aside = ASIDE if points.kinds else 0.0
-    for one, quantity in zip(axes, (MCC, CONTRAST), strict=True):
+    for one, quantity in zip(axes, (q.MCC, q.CONTRAST), strict=True):
         _points_axis(one, points, study.members)
         _quantity_axis(one, quantity)
         _medians(one, OURS, points, study.members, quantity, quantity.column, -aside)
@@ -109,7 +70,7 @@ def recovery(studies: Sequence[Study], points: Points, published: str | None, tr
             _published(one, table(published), quantity)
     if truth:
         x = points.positions(study.members)
-        medians = [summarise(members, TRUTH).median for _, members in points.groups(study.members)]
+        medians = [summarise(members, q.TRUTH).median for _, members in points.groups(study.members)]
         label = "contrast of the mixing itself"  # the first one, of orthogonal columns, is 0
         axes[1].plot(x[1:], medians[1:], "--", color=VERMILLION, linewidth=1, label=label)
     _legend(figure, axes)
@@ -120,7 +81,7 @@ def by_prior(studies: Sequence[Study], points: Points) -> Figure:
     """Draw corrected MCC and c_IMA over points, with a series per prior."""
     [study] = studies
     figure, axes = _panels(1, 2, 2.3)
-    for one, quantity in zip(axes, (MCC, CONTRAST), strict=True):
+    for one, quantity in zip(axes, (q.MCC, q.CONTRAST), strict=True):
         _points_axis(one, points, study.members)
         one.set_xticks(points.positions(study.members))
         _quantity_axis(one, quantity)
@@ -139,13 +100,13 @@ def over_contrast(studies: Sequence[Study], contrast: str, published: str | None
     """
     [study] = studies
     figure, axes = _panels(1, 2, 2.3)
-    for one, quantity in zip(axes, (MCC, CONTRAST), strict=True):
+    for one, quantity in zip(axes, (q.MCC, q.CONTRAST), strict=True):
         if published is not None:
             _dots(one, table(published).rows, contrast, quantity.column, PUBLISHED)
         else:
             _dots(one, study.members, contrast, quantity.best, CORRECTED)
         _dots(one, study.members, contrast, quantity.column, OURS)
-        one.set_xlabel(rf"$c_{{\mathrm{{IMA}}}}$ of the {'linear map' if contrast == LINEAR else 'mixing'} (nats)")
+        one.set_xlabel(rf"$c_{{\mathrm{{IMA}}}}$ of the {'linear map' if contrast == q.LINEAR else 'mixing'} (nats)")
         _quantity_axis(one, quantity)
     _legend(figure, axes)
     return figure
@@ -161,15 +122,15 @@ def self_consistency(studies: Sequence[Study]) -> Figure:
     )
     figure, axes = _panels(2, 2, 1.9)
     known = table("rotation_gamma_gaussian")
-    shown = ((RATIO, RATIO, 0.0), (ERROR, ERROR, 0.0), (GAP, NEG_ELBO, -ENTROPY), (MCC, MCC, 0.0))
+    shown = ((q.RATIO, q.RATIO, 0.0), (q.ERROR, q.ERROR, 0.0), (q.GAP, q.NEG_ELBO, -ENTROPY), (q.MCC, q.MCC, 0.0))
     for one, (quantity, published, shift) in zip(axes, shown, strict=True):
-        _points_axis(one, OVER_GAMMA)
+        _points_axis(one, q.OVER_GAMMA)
         _quantity_axis(one, quantity)
-        _medians(one, looks[0], OVER_GAMMA, rotation, quantity, quantity.column)
+        _medians(one, looks[0], q.OVER_GAMMA, rotation, quantity, quantity.column)
         if quantity.corrected is not None:
-            _medians(one, looks[1], OVER_GAMMA, rotation, quantity, quantity.corrected)
-        _medians(one, looks[2], OVER_GAMMA, mlp, quantity, quantity.best)
-        if quantity is RATIO:
+            _medians(one, looks[1], q.OVER_GAMMA, rotation, quantity, quantity.corrected)
+        _medians(one, looks[2], q.OVER_GAMMA, mlp, quantity, quantity.best)
+        if quantity is q.RATIO:
             one.axhline(1, color=GREY, linewidth=0.8)
         _published(one, known, published, shift)
     if axes[0].get_ylim()[1] > WIDE_RATIO:
@@ -182,15 +143,15 @@ def elbo_gap(studies: Sequence[Study]) -> Figure:
     """Draw ELBO* over γ² with its two candidate limits: our two mixings, and the published curve."""
     figure, axes = _panels(1, 3, 2.2)
     titles = ("ours, triangular MLP", "ours, Möbius map", "published, triangular MLP")
-    limits = [[float(np.median(floats(s.members[f"val/{n} {AT}"]))) for n in ("log_px", "l_ima")] for s in studies]
+    limits = [[float(np.median(floats(s.members[f"val/{n} {q.AT}"]))) for n in ("log_px", "l_ima")] for s in studies]
     for one, title, (log_px, l_ima) in zip(axes, titles, [*limits, (ELBO_LOG_PX, ELBO_L_IMA)], strict=True):
         one.axhline(log_px, color=INK, linewidth=0.9, linestyle="-.", label=r"$E[\log p(x)]$")
         one.axhline(l_ima, color=GREEN, linewidth=1.2, linestyle=":", label=r"$E[L_{\mathrm{IMA}}]$")
-        _points_axis(one, dataclasses.replace(OVER_GAMMA, axis="γ²"))
-        one.set_title(title, fontsize=9)
+        _points_axis(one, dataclasses.replace(q.OVER_GAMMA, axis="γ²"))
+        one.set_title(title)
     for one, study in zip(axes, studies, strict=False):
         look = Look("ELBO*, ours", BLUE, "o", "-")
-        _medians(one, look, OVER_GAMMA, study.members, GAP_IMA, f"val/neg_elbo {AT}", negated=True)
+        _medians(one, look, q.OVER_GAMMA, study.members, q.GAP_IMA, f"val/neg_elbo {q.AT}", negated=True)
     known = table("elbo_gap_triangular_mlp").rows
     x, mean, std = (floats(known[name]) for name in ("log10_gamma_sq", "elbo_mean", "elbo_std"))
     curve = dataclasses.replace(PUBLISHED, label="ELBO*, published (mean, standard deviation)")
@@ -205,7 +166,7 @@ def over_epochs(studies: Sequence[Study]) -> Figure:
     [study] = studies
     history = study.history.assign(**{"val/gamma_sq": study.history["val/gamma"] ** 2})
     figure, axes = _panels(1, 3, 2.1)
-    shown = (("val/gamma_sq", GAMMA), ("val/mcc", MCC), ("val/cima", CONTRAST))
+    shown = (("val/gamma_sq", q.GAMMA), ("val/mcc", q.MCC), ("val/cima", q.CONTRAST))
     for one, (column, quantity) in zip(axes, shown, strict=True):
         one.set_xlabel("epoch")
         _quantity_axis(one, quantity)
@@ -223,12 +184,7 @@ def over_epochs(studies: Sequence[Study]) -> Figure:
 def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     """Return a page-wide figure with panels of ``height`` inches."""
     figure = Figure(figsize=(WIDTH, height * rows + 0.45), layout="constrained", facecolor="white")
-    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(axis="y", color="#E4E7EB", linewidth=0.6)
-        one.set_axisbelow(True)
-    return figure, axes
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
 def _medians(
@@ -274,21 +230,8 @@ def _published_line(axes: Axes, look: Look, x: Floats, medians: Floats, ends: Fl
 
 
 def _marks(axes: Axes, look: Look, x: Floats, y: Floats, bars: Floats) -> None:
-    axes.errorbar(
-        x,
-        y,
-        bars,
-        color=look.colour,
-        linestyle=look.line,
-        linewidth=1.1,
-        elinewidth=0.8,
-        capsize=2,
-        marker=look.marker,
-        markersize=4,
-        markerfacecolor="white" if look.hollow else look.colour,
-        markeredgewidth=0.8,
-        label=look.label,
-    )
+    marks = {"marker": look.marker, "mfc": "white" if look.hollow else look.colour, "mew": 0.8}
+    axes.errorbar(x, y, bars, color=look.colour, ls=look.line, elinewidth=0.8, label=look.label, **marks)
 
 
 def _dots(axes: Axes, rows: pd.DataFrame, x: str, y: str, look: Look) -> None:
@@ -328,9 +271,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
         _mark_short_logs(one)
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    figure.legend(
-        list(found.values()), list(found), loc="outside lower center", ncols=min(columns, len(found)), frameon=False
-    )
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(columns, len(found)))
 
 
 def _mark_short_logs(axes: Axes) -> None:

@@ -18,35 +18,15 @@ from imavae.data import mixing
 from imavae.errors import require_choice
 from imavae.metrics import ima
 from imavae.paper import draw
+from imavae.paper import quantities as q
 from imavae.paper.judge import NOT_JUDGED, Row, compare, correlation_tolerance
 from imavae.paper.published import Spread, table
-from imavae.paper.quantities import (
-    AT,
-    CONTRAST,
-    ERROR,
-    GAMMA,
-    GAP_IMA,
-    LINEAR,
-    MCC,
-    NEG_ELBO,
-    OVER_COSINE,
-    OVER_DIMENSION,
-    OVER_GAMMA,
-    OVER_PRIOR,
-    OVER_TRANSFORM,
-    RATIO,
-    STATES,
-    TRUTH,
-    Points,
-    Quantity,
-    correlation,
-    summarise,
-)
+from imavae.paper.quantities import Points, Quantity, correlation, summarise
 from imavae.paper.studies import Study
 from imavae.report.drawing import floats
 
-RECOVERY = (MCC, CONTRAST, NEG_ELBO)
-SELF_CONSISTENCY = (RATIO, ERROR, NEG_ELBO, MCC, CONTRAST)
+RECOVERY = (q.MCC, q.CONTRAST, q.NEG_ELBO)
+SELF_CONSISTENCY = (q.RATIO, q.ERROR, q.NEG_ELBO, q.MCC, q.CONTRAST)
 BATCH_MCC = {2: 0.13, 3: 0.15, 4: 0.16}  # MCC of independent Gaussian latents over 64 points, by dimension
 LAW_SHARE = 0.1  # of the contrast, or of a nat per dimension, that the gap may be
 LAW_FROM = {"elbo_gap_triangular": 1e3, "elbo_gap_moebius": 1e5}  # γ² from which on the law is judged
@@ -93,7 +73,7 @@ class PaperFigure:
 
 
 def recovery(
-    points: Points = OVER_GAMMA,
+    points: Points = q.OVER_GAMMA,
     published: str | None = None,
     judged: Sequence[Quantity] = RECOVERY,
     truth: bool = False,
@@ -117,7 +97,7 @@ def over_mixings(contrast: str, published: str | None = None) -> Kind:
     return Kind(
         partial(rows_over_mixings, contrast=contrast, published=published),
         partial(draw.over_contrast, contrast=contrast, published=published),
-        *([with_linear_contrast] if contrast == LINEAR else []),
+        *([with_linear_contrast] if contrast == q.LINEAR else []),
     )
 
 
@@ -154,11 +134,11 @@ def rows_over_mixings(studies: Sequence[Study], contrast: str, published: str | 
     for quantity in RECOVERY:
         row = _row(study, study.members, "all mixings", quantity)
         if known is not None:
-            row = compare(row, known.column(quantity.column), comparable=quantity is not NEG_ELBO)
+            row = compare(row, known.column(quantity.column), comparable=quantity is not q.NEG_ELBO)
         rows.append(row)
-    for quantity in (MCC, CONTRAST):
+    for quantity in (q.MCC, q.CONTRAST):
         ours, corrected = (correlation(study.members, contrast, name) for name in (quantity.column, quantity.best))
-        point = "with map's" if contrast == LINEAR else "with truth's"
+        point = "with map's" if contrast == q.LINEAR else "with truth's"
         row = Row(study.name, point, f"{quantity.label}, ρ", ours, corrected=corrected)
         if known is not None:
             runs, value = len(known.rows), float(spearmanr(known.rows[contrast], known.rows[quantity.column]).statistic)
@@ -173,8 +153,8 @@ def rows_at_states(studies: Sequence[Study]) -> list[Row]:
     [study] = studies
     return [
         _row(study, study.members, point, quantity.at(state))
-        for point, state in STATES.items()
-        for quantity in (GAMMA, *RECOVERY)
+        for point, state in q.STATES.items()
+        for quantity in (q.GAMMA, *RECOVERY)
     ]
 
 
@@ -186,10 +166,10 @@ def rows_of_law(studies: Sequence[Study]) -> list[Row]:
     """
     rows = []
     for study in studies:
-        for (gamma,), members in OVER_GAMMA.groups(study.members):
+        for (gamma,), members in q.OVER_GAMMA.groups(study.members):
             expected = 0.0 if gamma**2 > 0.999 * LAW_FROM[study.name] else None
             limit = law_tolerance(members, study.config.data.dim)
-            row = _row(study, members, OVER_GAMMA.label(gamma), GAP_IMA)
+            row = _row(study, members, q.OVER_GAMMA.label(gamma), q.GAP_IMA)
             rows.append(dataclasses.replace(row, expected=expected, tolerance=limit, unjudged=NOT_JUDGED))
     return rows
 
@@ -201,7 +181,7 @@ def law_tolerance(members: pd.DataFrame, dim: int) -> float:
     E[c_IMA]. A conformal mixing does not tell them apart: there it is a tenth of a nat per dimension (10 % of a
     posterior's standard deviation).
     """
-    contrast = float(np.median(floats(members[TRUTH])))
+    contrast = float(np.median(floats(members[q.TRUTH])))
     return LAW_SHARE * (contrast if contrast > CONFORMAL else dim)
 
 
@@ -217,10 +197,10 @@ def with_published_ratio(study: Study) -> Study:
     """
     members = study.members
     ratio, norm, variance = (
-        floats(members[f"val/{name} {AT}"]) for name in ("self_consistency_batch", "column_norm", "prior_variance")
+        floats(members[f"val/{name} {q.AT}"]) for name in ("self_consistency_batch", "column_norm", "prior_variance")
     )
     steep = floats(members["gamma_sq"]) * norm**2
-    published = {RATIO.column: ratio * (1 + steep) / (1 / variance + steep)}
+    published = {q.RATIO.column: ratio * (1 + steep) / (1 / variance + steep)}
     return dataclasses.replace(study, members=members.assign(**published))
 
 
@@ -233,154 +213,151 @@ def with_linear_contrast(study: Study) -> Study:
         matrix = mixing.linear_part(mixing.build(dataclasses.replace(data, seed=int(seed))))
         if matrix is not None:
             contrasts[seed] = float(ima.contrast(matrix[None, ..., None]).values[0, 0])
-    linear = {LINEAR: study.members["data.seed"].map(contrasts)}
+    linear = {q.LINEAR: study.members["data.seed"].map(contrasts)}
     return dataclasses.replace(study, members=study.members.assign(**linear))
 
 
 LEARNED_GAMMA = Kind(rows_at_states, draw.over_epochs)
-FIGURES = {
-    figure.name: figure
-    for figure in (
-        PaperFigure(
-            "self_consistency",
-            "posterior variance against its formula over γ²: the published rotation, and the MLP of the text",
-            ("paper/rotation_gamma_gaussian", "paper/mlp_gamma_gaussian"),
-            minutes=19,
-            kind=Kind(
-                partial(
-                    rows_at_points,
-                    points=OVER_GAMMA,
-                    quantities=SELF_CONSISTENCY,
-                    published="rotation_gamma_gaussian",
-                    judged=SELF_CONSISTENCY,
-                ),
-                draw.self_consistency,
-                with_published_ratio,
+_figures = (
+    PaperFigure(
+        "self_consistency",
+        "posterior variance against its formula over γ²: the published rotation, and the MLP of the text",
+        ("paper/rotation_gamma_gaussian", "paper/mlp_gamma_gaussian"),
+        minutes=19,
+        kind=Kind(
+            partial(
+                rows_at_points,
+                points=q.OVER_GAMMA,
+                quantities=SELF_CONSISTENCY,
+                published="rotation_gamma_gaussian",
+                judged=SELF_CONSISTENCY,
             ),
-            differs="The published ratio takes the norms of a batch's mean Jacobian, and the prior's curvature as that "
-            "of a standard normal although its variance was learned; the corrected one takes each point's Jacobian and "
-            "the learned variance. The text describes an MLP mixing, but the published −ELBO tends to 4.257 nats, "
-            "the entropy (3/2) log 2πe of three standard Gaussians, so its mixing preserved volume: the rotation is "
-            "judged, and the MLP reported.",
+            draw.self_consistency,
+            with_published_ratio,
         ),
-        PaperFigure(
-            "moebius_gamma",
-            "MCC and c_IMA over γ² on the paper's Möbius map, uniform prior",
-            ("paper/moebius_gamma_uniform",),
-            minutes=2,
-            kind=recovery(published="moebius_gamma_uniform"),
+        differs="The published ratio takes the norms of a batch's mean Jacobian, and the prior's curvature as that "
+        "of a standard normal although its variance was learned; the corrected one takes each point's Jacobian and "
+        "the learned variance. The text describes an MLP mixing, but the published −ELBO tends to 4.257 nats, "
+        "the entropy (3/2) log 2πe of three standard Gaussians, so its mixing preserved volume: the rotation is "
+        "judged, and the MLP reported.",
+    ),
+    PaperFigure(
+        "moebius_gamma",
+        "MCC and c_IMA over γ² on the paper's Möbius map, uniform prior",
+        ("paper/moebius_gamma_uniform",),
+        minutes=2,
+        kind=recovery(published="moebius_gamma_uniform"),
+    ),
+    PaperFigure(
+        "moebius_gamma_gaussian",
+        "the same with a Gaussian prior (small networks)",
+        ("paper/moebius_gamma_gaussian_small",),
+        minutes=3,
+        kind=recovery(),
+    ),
+    PaperFigure(
+        "mlp_gamma",
+        "the same on an MLP mixing of uniform sources",
+        ("paper/mlp_gamma_uniform",),
+        minutes=7,
+        kind=recovery(),
+    ),
+    PaperFigure(
+        "gamma_mle",
+        "γ² set to its most likely value after each epoch, and MCC and c_IMA on the way",
+        ("paper/moebius_learned_gamma",),
+        minutes=2,
+        kind=LEARNED_GAMMA,
+    ),
+    PaperFigure(
+        "elbo_gap",
+        "ELBO of the true decoder over γ², and its limit E[L_IMA]; judged by that law",
+        ("paper/elbo_gap_triangular", "paper/elbo_gap_moebius"),
+        minutes=5,
+        kind=Kind(rows_of_law, draw.elbo_gap),
+        differs="The published generator is unknown, so that its curve is drawn beside ours and the law is judged: "
+        "the gap to E[L_IMA] must be below a tenth of the mixing's contrast (for the Möbius map, which has none, "
+        "below a tenth of a nat per dimension). Ours has the exact log-likelihood and pointwise contrast of its "
+        "mixing.",
+    ),
+    PaperFigure(
+        "moebius_linear_map",
+        "MCC and c_IMA on 100 Möbius maps with a linear map on top, over the linear map's contrast",
+        ("paper/moebius_linear_map",),
+        minutes=5,
+        kind=over_mixings(q.LINEAR, "moebius_linear_map"),
+        differs=estimators(
+            note="the −ELBO is not judged, since the entropy depends on the maps' poles, whose law was not published"
         ),
-        PaperFigure(
-            "moebius_gamma_gaussian",
-            "the same with a Gaussian prior (small networks)",
-            ("paper/moebius_gamma_gaussian_small",),
-            minutes=3,
-            kind=recovery(),
+    ),
+    PaperFigure(
+        "moebius_unit_columns",
+        "the same for 20 linear maps with columns of unit norm",
+        ("paper/moebius_unit_columns",),
+        minutes=2,
+        kind=over_mixings(q.LINEAR),
+    ),
+    PaperFigure(
+        "moebius_cos_theta",
+        "MCC and c_IMA in two dimensions over the cosine between the columns of the linear map",
+        ("paper/moebius_cos_theta",),
+        minutes=6,
+        kind=recovery(q.OVER_COSINE, truth=True),
+        differs=estimators(2),
+    ),
+    PaperFigure(
+        "priors_dimensions",
+        "MCC and c_IMA under uniform, beta and Gaussian priors in 2, 3, 5 and 10 dimensions",
+        ("paper/moebius_priors",),
+        minutes=6,
+        kind=Kind(partial(rows_at_points, points=q.OVER_PRIOR), partial(draw.by_prior, points=q.OVER_DIMENSION)),
+    ),
+    PaperFigure(
+        "ar_flow",
+        "MCC and c_IMA on 100 random coupling flows, over the contrast of the flow",
+        ("paper/ar_flow",),
+        minutes=4,
+        kind=over_mixings(q.TRUTH),
+        differs=estimators(4),
+    ),
+    PaperFigure(
+        "sprites",
+        "MCC and c_IMA over γ² on images of sprites, beta prior (under a hundredth of the published training)",
+        ("paper/sprites_gamma_small",),
+        minutes=22,
+        kind=recovery(published="sprites_gamma", judged=()),
+        differs=estimators(
+            4,
+            "nothing is judged, since these members have seen 0.17 million images each, and the published ones "
+            "up to 29 million",
         ),
-        PaperFigure(
-            "mlp_gamma",
-            "the same on an MLP mixing of uniform sources",
-            ("paper/mlp_gamma_uniform",),
-            minutes=7,
-            kind=recovery(),
-        ),
-        PaperFigure(
-            "gamma_mle",
-            "γ² set to its most likely value after each epoch, and MCC and c_IMA on the way",
-            ("paper/moebius_learned_gamma",),
-            minutes=2,
-            kind=LEARNED_GAMMA,
-        ),
-        PaperFigure(
-            "elbo_gap",
-            "ELBO of the true decoder over γ², and its limit E[L_IMA]; judged by that law",
-            ("paper/elbo_gap_triangular", "paper/elbo_gap_moebius"),
-            minutes=5,
-            kind=Kind(rows_of_law, draw.elbo_gap),
-            differs="The published generator is unknown, so that its curve is drawn beside ours and the law is judged: "
-            "the gap to E[L_IMA] must be below a tenth of the mixing's contrast (for the Möbius map, which has none, "
-            "below a tenth of a nat per dimension). Ours has the exact log-likelihood and pointwise contrast of its "
-            "mixing.",
-        ),
-        PaperFigure(
-            "moebius_linear_map",
-            "MCC and c_IMA on 100 Möbius maps with a linear map on top, over the linear map's contrast",
-            ("paper/moebius_linear_map",),
-            minutes=5,
-            kind=over_mixings(LINEAR, "moebius_linear_map"),
-            differs=estimators(
-                note="the −ELBO is not judged, since the entropy depends on the maps' poles, whose law was not "
-                "published"
-            ),
-        ),
-        PaperFigure(
-            "moebius_unit_columns",
-            "the same for 20 linear maps with columns of unit norm",
-            ("paper/moebius_unit_columns",),
-            minutes=2,
-            kind=over_mixings(LINEAR),
-        ),
-        PaperFigure(
-            "moebius_cos_theta",
-            "MCC and c_IMA in two dimensions over the cosine between the columns of the linear map",
-            ("paper/moebius_cos_theta",),
-            minutes=6,
-            kind=recovery(OVER_COSINE, truth=True),
-            differs=estimators(2),
-        ),
-        PaperFigure(
-            "priors_dimensions",
-            "MCC and c_IMA under uniform, beta and Gaussian priors in 2, 3, 5 and 10 dimensions",
-            ("paper/moebius_priors",),
-            minutes=6,
-            kind=Kind(partial(rows_at_points, points=OVER_PRIOR), partial(draw.by_prior, points=OVER_DIMENSION)),
-        ),
-        PaperFigure(
-            "ar_flow",
-            "MCC and c_IMA on 100 random coupling flows, over the contrast of the flow",
-            ("paper/ar_flow",),
-            minutes=4,
-            kind=over_mixings(TRUTH),
-            differs=estimators(4),
-        ),
-        PaperFigure(
-            "sprites",
-            "MCC and c_IMA over γ² on images of sprites, beta prior (under a hundredth of the published training)",
-            ("paper/sprites_gamma_small",),
-            minutes=22,
-            kind=recovery(published="sprites_gamma", judged=()),
-            differs=estimators(
-                4,
-                "nothing is judged, since these members have seen 0.17 million images each, and the published ones "
-                "up to 29 million",
-            ),
-        ),
-        PaperFigure(
-            "sprites_full",
-            "the same with all of the published training: for a GPU",
-            ("paper/sprites_gamma",),
-            minutes=29000,
-            kind=recovery(published="sprites_gamma", judged=(MCC, CONTRAST)),
-            differs=estimators(4, "the −ELBO is not judged, since how the images were drawn was not published"),
-        ),
-        PaperFigure(
-            "sprites_learned_gamma",
-            "γ² of images set to its most likely value after each epoch, and MCC and c_IMA on the way",
-            ("paper/sprites_learned_gamma_small",),
-            minutes=32,
-            kind=LEARNED_GAMMA,
-            differs=estimators(4),
-        ),
-        PaperFigure(
-            "sprites_affine",
-            "MCC and c_IMA on sprites without and with an affine map of their factors",
-            ("paper/sprites_affine_small",),
-            minutes=21,
-            kind=recovery(OVER_TRANSFORM),
-            differs=estimators(4),
-        ),
-    )
-}
+    ),
+    PaperFigure(
+        "sprites_full",
+        "the same with all of the published training: for a GPU",
+        ("paper/sprites_gamma",),
+        minutes=29000,
+        kind=recovery(published="sprites_gamma", judged=(q.MCC, q.CONTRAST)),
+        differs=estimators(4, "the −ELBO is not judged, since how the images were drawn was not published"),
+    ),
+    PaperFigure(
+        "sprites_learned_gamma",
+        "γ² of images set to its most likely value after each epoch, and MCC and c_IMA on the way",
+        ("paper/sprites_learned_gamma_small",),
+        minutes=32,
+        kind=LEARNED_GAMMA,
+        differs=estimators(4),
+    ),
+    PaperFigure(
+        "sprites_affine",
+        "MCC and c_IMA on sprites without and with an affine map of their factors",
+        ("paper/sprites_affine_small",),
+        minutes=21,
+        kind=recovery(q.OVER_TRANSFORM),
+        differs=estimators(4),
+    ),
+)
+FIGURES = {figure.name: figure for figure in _figures}
 
 
 def paper_figure(name: str) -> PaperFigure:

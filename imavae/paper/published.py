@@ -27,13 +27,19 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One published table."""
+    """One published table.
 
-    name: str
+    Attributes:
+        rows: the numbers.
+        origin: how they were published.
+        setting: what they were measured with.
+        draw: quantity -> standard deviation of its median over draws of the data; see ``origins.yaml``.
+    """
+
+    rows: pd.DataFrame
     origin: str
     setting: str
-    draw: dict[str, float]  # quantity -> standard deviation of its median over draws of the data, see origins.yaml
-    rows: pd.DataFrame
+    draw: dict[str, float]
 
     def spread(self, gamma_sq: float, quantity: str) -> Spread | None:
         """Return the published numbers of a quantity at one γ², or None."""
@@ -54,7 +60,7 @@ class Table:
 @functools.cache
 def table(name: str) -> Table:
     """Return the published table of this name, from ``numbers/NAME.csv``."""
-    return Table(name, **origins()[name], rows=pd.read_csv(FOLDER / f"{name}.csv"))
+    return Table(pd.read_csv(FOLDER / f"{name}.csv"), **origins()[name])
 
 
 @functools.cache

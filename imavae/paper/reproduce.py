@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
+
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import ReproduceConfig, StudyConfig
 from imavae.data.storage import write_text
@@ -77,7 +79,7 @@ def reproduce_figure(
     rows = figure.kind.rows(studies)
     notes = [figure.differs, *(f"{study.name}: {_intervals(study)}." for study in studies)]
     found = Reproduction(figure, studies, rows, notes, Path(config.output_dir).resolve() / "reproduce" / figure.name)
-    with draw.style():
+    with matplotlib.rc_context(fname=draw.STYLE):
         files = write({figure.name: figure.kind.draw(studies)}, found.folder, DPI)
     tables = {
         "table.md": "\n".join([markdown_table(rows), "\n\n".join(notes), ""]),
