@@ -386,9 +386,10 @@ def test_a_dry_run_tells_the_cost_of_every_study(call: Callable[..., Outcome], m
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_study_is_trained_and_read_back(call: Callable[..., Outcome], tmp_path: Path) -> None:
     """With the real parts, tiny."""
-    line = ["figure=moebius_gamma", f"output_dir={tmp_path}", "tracking=none", "members.seed=[1,2]", "cluster.cpus=1"]
+    line = ["figure=moebius_gamma", f"output_dir={tmp_path}", "tracking=none", "members.seed=[1,2]"]
     line += ["data.n_obs=1000", "training.max_epochs=1", "budget.trials=1"]
     assert call(*line).code == 1  # its numbers disagree
     again = call(*line, "plot_only=true")

@@ -230,8 +230,10 @@ def _published_line(axes: Axes, look: Look, x: Floats, medians: Floats, ends: Fl
 
 
 def _marks(axes: Axes, look: Look, x: Floats, y: Floats, bars: Floats) -> None:
-    marks = {"marker": look.marker, "mfc": "white" if look.hollow else look.colour, "mew": 0.8}
-    axes.errorbar(x, y, bars, color=look.colour, ls=look.line, elinewidth=0.8, label=look.label, **marks)
+    face = "white" if look.hollow else look.colour
+    axes.errorbar(
+        x, y, bars, label=look.label, color=look.colour, marker=look.marker, mfc=face, ls=look.line, elinewidth=0.8
+    )
 
 
 def _dots(axes: Axes, rows: pd.DataFrame, x: str, y: str, look: Look) -> None:
