@@ -1,1 +1,1 @@
-"""The tracker protocol, MLflow, its server and its page."""
+"""Tracking of results: the tracker's interface, MLflow, its server and its page."""

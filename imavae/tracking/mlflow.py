@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from imavae.config.mapping import build
+from imavae.config.mapping import build, flatten
 from imavae.config.settings import Members, Tracking
 from imavae.errors import UserError
 from imavae.tracking.base import PROGRESS_PERIOD, Row, Status, Tracker, TrialRecord, member_name, quartile_curves
@@ -348,12 +348,3 @@ def describe(config: Mapping[str, Any], model: str) -> str:
 def _searched(config: Mapping[str, Any]) -> list[str]:
     """Dotted keys of the searched parameters."""
     return [key.removesuffix(".type") for key in flatten(config.get("search", {})) if key.endswith(".type")]
-
-
-def flatten(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a nested mapping by dotted key."""
-    flat: dict[str, Any] = {}
-    for name, value in node.items():
-        inner = flatten(value) if isinstance(value, Mapping) else None
-        flat |= {name: value} if inner is None else {f"{name}.{key}": leaf for key, leaf in inner.items()}
-    return flat

@@ -1,4 +1,4 @@
-"""By which code a study was made."""
+"""Versions of the code that made a study."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", 
 
 
 def provenance() -> dict[str, str]:
-    """Tags that say by which code: the git commit, where the package lies in a checkout, and the packages' versions."""
+    """Tags with the versions of Python and the packages and, in a checkout, the git commit."""
     tags = {"imavae.version.python": platform.python_version()}
     for package in PACKAGES:
         try:
             tags[f"imavae.version.{package}"] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # run from a folder, or not needed here
+            continue  # imavae need not be installed to be run
     root = Path(__file__).parents[2]
     if (root / ".git").exists():
         try:
@@ -25,7 +25,7 @@ def provenance() -> dict[str, str]:
                 subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
                 for command in (["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
             )
-        except (OSError, subprocess.SubprocessError):  # no git on this machine, or no commit yet
+        except (OSError, subprocess.SubprocessError):  # there is no git, or no commit
             return tags
         tags |= {"mlflow.source.git.commit": commit, "imavae.git.modified": str(bool(changes)).lower()}
     return tags
