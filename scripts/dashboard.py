@@ -1,18 +1,9 @@
-"""Open Optuna's dashboard on the studies, on this machine, until Ctrl-C.
-
-Examples:
-  python scripts/dashboard.py --port 8080
-"""
-
-from __future__ import annotations
+"""`python scripts/dashboard.py --help` describes this command."""
 
 import sys
 
-from _launch import require_environment, show
-
-require_environment()
-
-from imavae.tracking.ui import serve_dashboard
+import _environment  # noqa: F401
+from imavae.cli.main import dashboard
 
 if __name__ == "__main__":
-    sys.exit(show(serve_dashboard, __doc__, port=8080))
+    sys.exit(dashboard())

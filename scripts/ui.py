@@ -1,18 +1,9 @@
-"""Open MLflow's page on what was tracked, on this machine, until Ctrl-C.
-
-Examples:
-  python scripts/ui.py --port 5000
-"""
-
-from __future__ import annotations
+"""`python scripts/ui.py --help` describes this command."""
 
 import sys
 
-from _launch import require_environment, show
-
-require_environment()
-
-from imavae.tracking.ui import serve
+import _environment  # noqa: F401
+from imavae.cli.main import ui
 
 if __name__ == "__main__":
-    sys.exit(show(serve, __doc__, port=5000))
+    sys.exit(ui())

@@ -1,20 +1,17 @@
-"""The files that Hydra composes agree with the typed configuration tree, and say what each value means."""
+"""What Hydra composes agrees with the settings tree, for every option of every group and every search."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
-from _launch import CONF, options, read_search, register_resolvers, register_searches, searches
-from imavae.config.mapping import keys_of, to_mapping
+from imavae.cli.compose import compose, group_options, read_search, searches
+from imavae.cli.main import ENCODE, EVALUATE, REPRODUCE, TRAIN, TUNE
+from imavae.config.mapping import flatten, keys_of, to_mapping
 from imavae.config.settings import (
     EvaluateConfig,
     ReproduceConfig,
@@ -22,27 +19,22 @@ from imavae.config.settings import (
     StudyConfig,
     encode_config,
     evaluate_config,
+    is_distribution,
     run_config,
     study_config,
 )
 from imavae.errors import UserError
 from tests.helpers import file_data, observations
 
-
-@pytest.fixture(autouse=True)
-def hydra() -> Iterator[None]:
-    register_resolvers()
-    register_searches()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        yield
+COMMANDS: dict[str, Any] = {command.name: command for command in (TRAIN, TUNE, EVALUATE, ENCODE, REPRODUCE)}
+OPTIONS = group_options(StudyConfig)
 
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
-    mapping: Any = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
-    return dict(mapping)
+    return compose(COMMANDS[name], list(overrides)).settings
 
 
-def test_defaults_of_the_files_are_those_of_the_dataclasses() -> None:
+def test_composed_defaults_are_those_of_the_settings() -> None:
     assert composed("train") == to_mapping(RunConfig())
     assert composed("tune") == to_mapping(StudyConfig())
     assert composed("evaluate", "checkpoint=x") == to_mapping(EvaluateConfig(checkpoint="x"))
@@ -56,7 +48,7 @@ def test_evaluate_states_every_setting() -> None:
 
 def variants(group: str) -> list[str]:
     """The options that are whole without a person's own file."""
-    return [name for name in options(group) if name not in ("own", "file")]
+    return [name for name in OPTIONS[group] if name not in ("own", "file")]
 
 
 @pytest.mark.parametrize("data", variants("data"))
@@ -88,7 +80,7 @@ def test_encode_states_every_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    [f"{group}={name}" for group in ("model", "training", "tracking", "experiment") for name in options(group)],
+    [f"{group}={name}" for group in ("model", "training", "tracking", "experiment") for name in OPTIONS[group]],
 )
 def test_every_option_of_a_run_is_valid(override: str) -> None:
     images = ["data=sprites"] if override == "model=conv" else []
@@ -96,7 +88,7 @@ def test_every_option_of_a_run_is_valid(override: str) -> None:
     assert mapping == to_mapping(run_config(mapping))
 
 
-@pytest.mark.parametrize(("search", "cluster"), itertools.product(options("search"), options("cluster")))
+@pytest.mark.parametrize(("search", "cluster"), itertools.product(OPTIONS["search"], OPTIONS["cluster"]))
 def test_every_search_is_valid_on_every_cluster(search: str, cluster: str, tmp_path: Path) -> None:
     mapping = composed("tune", f"search={search}", f"cluster={cluster}")
     if search == "own_data":  # a file completes it
@@ -104,15 +96,7 @@ def test_every_search_is_valid_on_every_cluster(search: str, cluster: str, tmp_p
         mapping = to_mapping(study_config(mapping))
     assert mapping == to_mapping(study_config(mapping))
     assert mapping["study"] == search
-    assert set(leaves(mapping["search"])) <= set(keys_of(RunConfig))
-
-
-def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if "type" in value:
-            yield prefix + key
-        else:
-            yield from leaves(value, f"{prefix}{key}.")
+    assert set(flatten(mapping["search"], is_distribution)) <= set(keys_of(RunConfig))
 
 
 def test_a_command_line_goes_over_a_search_and_a_search_over_an_experiment() -> None:
@@ -134,17 +118,20 @@ def test_the_published_grid_is_even_in_log_gamma_squared() -> None:
     assert len(mapping["members"]["seed"]) == 20
 
 
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())
-def test_every_value_has_its_meaning_beside_it(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith("#")
-    values = [line for line in text.splitlines() if re.match(r" *\w+: ?\S", line)]
-    assert [line for line in values if not re.search(r"\S # \S", line)] == []
+def test_every_search_asks_a_question() -> None:
+    assert [name for name, path in searches().items() if not read_search(path).get("question", "").endswith("?")] == []
 
 
-@pytest.mark.parametrize("path", searches().values(), ids=searches().keys())
-def test_a_search_says_first_what_it_asks(path: Path) -> None:
-    assert re.match(r"# .*\?", path.read_text(encoding="utf-8"))
+def test_a_plugins_variants_are_options(tmp_path: Path) -> None:
+    plugin = tmp_path / "own.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\n"
+        "from imavae.config.variants import SOURCES, SourceSettings\n"
+        "@SOURCES.register\n@dataclass(frozen=True)\n"
+        "class Cauchy(SourceSettings):\n    name: str = 'cauchy'\n    scale: float = 1.0\n"
+    )
+    settings = composed("train", f"plugins=[{plugin}]", "data/source=cauchy", "data.source.scale=2")
+    assert settings["data"]["source"] == {"name": "cauchy", "scale": 2}
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-import encode
-import train
-import tune
-from _launch import Command, launch
+from imavae.cli.compose import Command
+from imavae.cli.main import ENCODE, TRAIN, TUNE, launch
 from tests.pages import foreign
 
 PAGE = Path(__file__).parent.parent / "docs/own_data.md"
-COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (train.COMMAND, tune.COMMAND, encode.COMMAND)}
+COMMANDS: dict[str, Command[Any]] = {c.name: c for c in (TRAIN, TUNE, ENCODE)}
 TRAINING = ["training.max_epochs=10", "members.seed=[1,2,3]", "tracking=none"]
 TINY = {"train": TRAINING, "tune": [*TRAINING, "cluster.cpus=1", "budget.trials=2"], "encode": []}
 

@@ -13,9 +13,8 @@ import pytest
 import scipy.stats
 import torch
 
-import evaluate
-import train
-from _launch import compose_jobs, launch
+from imavae.cli.compose import compose
+from imavae.cli.main import EVALUATE, TRAIN, launch
 from imavae.config.settings import RunConfig, run_config, support
 from imavae.config.variants import NETWORK_NAMES, NETWORKS, PRIORS, load_plugins
 from imavae.errors import UserError
@@ -52,16 +51,14 @@ OWN = {
 each_own = pytest.mark.parametrize("own", OWN)
 
 
-def configured(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> RunConfig:
+def configured(*arguments: str) -> RunConfig:
     """What scripts/train.py makes of a command line."""
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
-    [(_, mapping)] = compose_jobs(train.COMMAND)
-    return train.COMMAND.check(mapping)
+    return TRAIN.check(compose(TRAIN, list(arguments)).settings)
 
 
 @each_own
-def test_the_examples_train_and_are_stored(own: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = configured(monkeypatch, *OWN[own], *QUICK, f"output_dir={tmp_path}")
+def test_the_examples_train_and_are_stored(own: str, tmp_path: Path) -> None:
+    config = configured(*OWN[own], *QUICK, f"output_dir={tmp_path}")
     session = trained([config])
     assert session.state.status == ["finished", "finished"]
     first, last = session.state.history[0].values, session.state.history[-1].values
@@ -77,10 +74,10 @@ def test_the_examples_train_and_are_stored(own: str, monkeypatch: pytest.MonkeyP
 
 
 @each_own
-def test_a_member_with_an_own_variant_trains_alone_as_among_others(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_with_an_own_variant_trains_alone_as_among_others(own: str) -> None:
     settings = [*OWN[own], *QUICK, "training.dtype=float64"]
-    company = trained([configured(monkeypatch, *settings, "members.seed=[1,2,3]")])
-    alone = trained([configured(monkeypatch, *settings, "members.seed=[2]")])
+    company = trained([configured(*settings, "members.seed=[1,2,3]")])
+    alone = trained([configured(*settings, "members.seed=[2]")])
     torch.testing.assert_close(company.state.frozen[1], alone.state.frozen[0], rtol=0, atol=1e-12)
 
 
@@ -102,8 +99,8 @@ def test_the_example_of_a_prior_is_the_law_that_it_says(mean: float, scale: floa
     assert prior.log_prob(torch.tensor([-1e3, 1e3]), theta).isfinite().all()
 
 
-def test_the_example_of_a_learned_prior_starts_where_it_is_told_and_moves(monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session.start([configured(monkeypatch, *OWN["learned prior"], *QUICK)], torch.device("cpu"))
+def test_the_example_of_a_learned_prior_starts_where_it_is_told_and_moves() -> None:
+    session = Session.start([configured(*OWN["learned prior"], *QUICK)], torch.device("cpu"))
     model = session.ensemble.model
     views = model.layout.views(session.state.weights)
     assert float(model.theta(views, None)[1].exp().mean()) == pytest.approx(0.5)
@@ -139,7 +136,7 @@ def test_the_example_of_a_network_is_residual_and_its_jacobian_is_that_of_autogr
 def test_evaluate_reads_an_own_variant_with_its_plugin_and_says_so_without(
     own: str, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    session = Session.start([configured(monkeypatch, *OWN[own], *QUICK)], torch.device("cpu"))
+    session = Session.start([configured(*OWN[own], *QUICK)], torch.device("cpu"))
     path = tmp_path / f"{kind}.pt"
     if kind == "model":
         save_best(path, session, 0, "val/mcc", {})
@@ -148,14 +145,14 @@ def test_evaluate_reads_an_own_variant_with_its_plugin_and_says_so_without(
     plugin = forgotten(own)
     arguments = [f"checkpoint={path}", "tracking=none", f"output_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
-    assert launch(evaluate.COMMAND) == 2
+    assert launch(EVALUATE) == 2
     out, message = capsys.readouterr()
     assert out == ""
     assert message.startswith("error: ")
     assert message.count("\n") == 1
     assert [part for part in ("plugins=[FILE.py]", "load_plugins", plugin_name(own)) if part not in message] == []
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, f"plugins=[{plugin}]"])
-    assert launch(evaluate.COMMAND) == 0
+    assert launch(EVALUATE) == 0
     assert "test/mcc" in capsys.readouterr().out
 
 

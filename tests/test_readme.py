@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from _launch import searches
+from imavae.cli.compose import compose, compose_jobs, searches
+from imavae.cli.main import TRAIN, TUNE
 from tests.pages import PAGES, README, ROOT, anchors, blocks, links, text_of
 
 CLUSTER = ROOT / "docs" / "cluster.md"
@@ -62,13 +62,10 @@ def test_the_readme_and_its_page_name_every_figure_and_study_of_the_paper() -> N
 @pytest.mark.parametrize("arguments", re.findall(r"`python scripts/train\.py ([^`\n]+)`", text_of(ORIGINAL)))
 def test_every_command_of_the_originals_is_accepted(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It composes, and every rule about its values holds; other tests train."""
-    import train  # the script
-    from _launch import compose_jobs
-
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["train.py", *shlex.split(arguments, comments=True)])
-    for _, mapping in compose_jobs(train.COMMAND):
-        train.COMMAND.check(mapping)
+    words = shlex.split(arguments, comments=True)
+    for job in compose_jobs(TRAIN, [word for word in words if word != "-m"], multirun="-m" in words):
+        TRAIN.check(job.settings)
 
 
 def test_the_search_that_is_shown_is_accepted() -> None:
@@ -85,13 +82,8 @@ def test_the_search_that_is_shown_is_accepted() -> None:
 
 @pytest.mark.parametrize("line", re.findall(r"python scripts/tune\.py (.+)", text_of(CLUSTER).replace("\\\n", "")))
 def test_every_study_on_a_cluster_is_accepted(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tune  # the script
-    from _launch import compose_jobs
-
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["tune.py", *shlex.split(line, comments=True)])
-    [(_, mapping)] = compose_jobs(tune.COMMAND)
-    assert tune.COMMAND.check(mapping).cluster.name == "ray"
+    assert TUNE.check(compose(TUNE, shlex.split(line, comments=True)).settings).cluster.name == "ray"
 
 
 def test_the_job_script_for_slurm_can_be_read_by_its_shell(tmp_path: Path) -> None:

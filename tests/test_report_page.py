@@ -15,11 +15,10 @@ import pandas as pd
 import pytest
 import torch
 
-import train
-import tune
-from _launch import Command, compose_jobs, launch, question_of
 from imavae.api import resuming
 from imavae.cli import commands
+from imavae.cli.compose import Command, compose
+from imavae.cli.main import TRAIN, TUNE, command_line, launch
 from imavae.config.data import SyntheticData
 from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
 from imavae.errors import Interrupted, UserError
@@ -304,10 +303,10 @@ def argv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 
 
 LINES = [
-    (train.COMMAND, ["data=mlp", "members.seed=[1,2,3]", "model.gamma=30", "name=x", "resume=true"]),
-    (train.COMMAND, ["-m", "model.gamma=10,100", "members.data.seed=${range:1,4}"]),
-    (tune.COMMAND, ["search=gamma_uniform", "search.model.n_layers={type: int, low: 2, high: 3}", "budget.trials=4"]),
-    (tune.COMMAND, ["search=gamma_uniform", "question='is it <b>this</b> & that?'"]),
+    (TRAIN, ["data=mlp", "members.seed=[1,2,3]", "model.gamma=30", "name=x", "resume=true"]),
+    (TRAIN, ["-m", "model.gamma=10,100", "members.data.seed=${range:1,4}"]),
+    (TUNE, ["search=gamma_uniform", "search.model.n_layers={type: int, low: 2, high: 3}", "budget.trials=4"]),
+    (TUNE, ["search=gamma_uniform", "question='is it <b>this</b> & that?'"]),
 ]
 
 
@@ -317,39 +316,23 @@ def test_the_command_in_a_report_composes_to_the_same_again(
 ) -> None:
     words = ["python", f"scripts/{command.name}.py"]
 
-    def on(line: list[str]) -> None:
-        argv.setattr(sys, "argv", line[1:])
-        argv.setattr(sys, "orig_argv", line)
-
     reports: list[tuple[Any, Reader]] = []
 
-    def report(config: Any) -> None:
+    def report(config: Any, overrides: list[str]) -> None:
+        line = command_line(overrides)
         found = ledger(dataclasses.replace(config, output_dir=str(tmp_path)), records_of([sources(0.97)]))
         found.interrupted = Interrupted(2)
-        written = page(found.results, command=sys.orig_argv, go_on=resuming(sys.orig_argv, found.folder.name))
+        written = page(found.results, command=line, go_on=resuming(line, found.folder.name))
         reports.append((config, Reader(written)))
 
-    on([*words, *arguments])
+    argv.setattr(sys, "argv", [words[1], *arguments])
+    argv.setattr(sys, "orig_argv", [*words, *arguments])
     assert launch(dataclasses.replace(command, run=report)) == 0
     assert len(reports) == (2 if "-m" in arguments else 1)
     for config, reader in reports:
         go_on, again = reader.codes[:2]
-        on(shlex.split(again))
-        [(_, mapping)] = compose_jobs(command)
+        mapping = compose(command, shlex.split(again)[2:]).settings
         assert command.check(mapping) == dataclasses.replace(config, resume=False)
-        on(shlex.split(go_on))
-        [(_, mapping)] = compose_jobs(command)
+        mapping = compose(command, shlex.split(go_on)[2:]).settings
         name = next(path.name for path in (tmp_path / "studies").iterdir() if path.name == mapping["name"])
         assert command.check(mapping) == dataclasses.replace(config, resume=True, name=name)
-
-
-def test_what_a_search_asks_is_the_first_sentence_of_its_file(tmp_path: Path) -> None:
-    file = tmp_path / "space.yaml"
-    for text, question in (
-        ("# Does it? As in the paper.\nsearch: {}", "Does it?"),
-        ("# Does it go on\n# in a second line? Yes.\nsearch: {}  # no", "Does it go on in a second line?"),
-        ("search: {}\n# Not this.", ""),
-        ("# a title\n", "a title"),
-    ):
-        file.write_text(text)
-        assert question_of(file) == question

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from scipy.stats import ks_2samp
 
-import reproduce
-from _launch import composed, searches
+from imavae.cli.compose import compose, searches
+from imavae.cli.main import REPRODUCE, launch
 from imavae.cli import commands
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import ReproduceConfig, StudyConfig, base_of, reproduce_config, study_of, with_values
@@ -44,7 +44,7 @@ AT = f"at {STATES[0]}"
 
 
 def wanted(search: str, *overrides: str) -> StudyConfig:
-    return study_of(composed(reproduce.COMMAND, [*overrides, f"search={search}"]))
+    return study_of(compose(REPRODUCE, [*overrides, f"search={search}"]).settings)
 
 
 def members_of(config: StudyConfig) -> pd.DataFrame:
@@ -252,7 +252,7 @@ def test_the_law_of_the_gap_allows_a_tenth_of_what_it_tells_apart() -> None:
 def asked(tmp_path: Path, *overrides: str) -> tuple[ReproduceConfig, list[StudyConfig]]:
     """The Möbius figure and its study."""
     line = [f"output_dir={tmp_path}", *overrides]
-    config = reproduce_config(composed(reproduce.COMMAND, [*line, "figure=moebius_gamma"]))
+    config = reproduce_config(compose(REPRODUCE, [*line, "figure=moebius_gamma"]).settings)
     return config, [wanted("paper/moebius_gamma_uniform", *line)]
 
 
@@ -328,7 +328,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def launched(*arguments: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments])
-        code = reproduce.main()
+        code = launch(REPRODUCE)
         return Outcome(code, *capsys.readouterr())
 
     return launched

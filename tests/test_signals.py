@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from _launch import ROOT
+from imavae.cli.compose import ROOT
 
 START = """
 import os, sys, time
 from imavae.runs import interrupts as signals
-from _launch import exit_code
+from imavae.cli.main import exit_code
 signals.LIMIT = float(sys.argv[1])
 """
 KINDLY = """

@@ -15,11 +15,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import encode
-import evaluate
-import train
-import tune
-from _launch import Command, launch
+from imavae.cli.compose import Command
+from imavae.cli.main import ENCODE, EVALUATE, TRAIN, TUNE, launch
 from imavae.config.data import SpritesData
 from imavae.data import sprites as drawing
 from imavae.metrics.figure_data import image_panels
@@ -30,10 +27,10 @@ from tests.helpers import sprites
 SMALL = ["data=sprites", "model=conv", "data.side=16", "data.n_obs=640", "members.seed=[1,2]"]
 QUICK = [*SMALL, "model.n_layers=2", "model.hidden_factor=4", "training.max_epochs=2", "training.validate_every=1"]
 COMMANDS: dict[str, Command[Any]] = {
-    "train": train.COMMAND,
-    "tune": tune.COMMAND,
-    "evaluate": evaluate.COMMAND,
-    "encode": encode.COMMAND,
+    "train": TRAIN,
+    "tune": TUNE,
+    "evaluate": EVALUATE,
+    "encode": ENCODE,
 }
 
 Call = Callable[..., str]

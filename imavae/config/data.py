@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from imavae.config.registry import chosen_from
+from imavae.config.registry import Chosen, Registry
 from imavae.config.variants import (
     MIXINGS,
     SOURCES,
@@ -22,12 +22,13 @@ from imavae.config.variants import (
     SourceSettings,
     UniformSource,
 )
-from imavae.errors import require, require_choice
+from imavae.errors import require
 
-Source = Annotated[SourceSettings, BeforeValidator(chosen_from(SOURCES))]
-Mixing = Annotated[MixingSettings, BeforeValidator(chosen_from(MIXINGS))]
+Source = Annotated[SourceSettings, BeforeValidator(Chosen(SOURCES))]
+Mixing = Annotated[MixingSettings, BeforeValidator(Chosen(MIXINGS))]
 Range = tuple[float, float]
 
+KINDS: Registry[type[Data]] = Registry("data", "imavae.config.data", key="kind")
 FROM_FILE: Any = None  # default of what run_config reads from the file
 SMALLEST_SPLIT = 64  # observations
 
@@ -36,6 +37,7 @@ SMALLEST_SPLIT = 64  # observations
 class Data(Settings):
     """Base of the kinds of data: observations and their split into training, validation and test."""
 
+    kind: Annotated[str, Field(description="kind of data; data=NAME chooses it")] = ""
     dim: Annotated[int, Field(ge=2, description="number of sources and of latents")] = 3
     n_obs: Annotated[int, Field(description="observations, over all splits")] = 60_000
     seed: Annotated[
@@ -127,11 +129,12 @@ class DrawnData(Data):
         return self.source.support
 
 
+@KINDS.register
 @dataclass(frozen=True)
 class SyntheticData(DrawnData):
     """Observations x = f(s) of drawn sources s and a mixing f, whose inverse and Jacobian are known."""
 
-    kind: Literal["synthetic"] = "synthetic"
+    kind: str = "synthetic"
     mixing: Mixing = field(default_factory=MoebiusMixing)
 
     def __post_init__(self) -> None:
@@ -144,6 +147,7 @@ class SyntheticData(DrawnData):
         return f"{super().summary} of {self.dim} {self.source.name} sources, mixed by {self.mixing.name}"
 
 
+@KINDS.register
 @dataclass(frozen=True)
 class SpritesData(DrawnData):
     """Images of one shape on black, drawn from its place, size, hue, ...: see :mod:`imavae.data.sprites`.
@@ -153,7 +157,7 @@ class SpritesData(DrawnData):
     are shapes: the middles of equal parts of its support.
     """
 
-    kind: Literal["sprites"] = "sprites"
+    kind: str = "sprites"
     dim: Annotated[int, Field(ge=2, description="number of sources and of latents: one for each factor")] = 4
     source: Source = field(default_factory=BetaSource)
     factors: Annotated[
@@ -252,11 +256,12 @@ class SpritesData(DrawnData):
         return f"{self.n_obs:,} images of {self.dim} factors ({', '.join(self.factors)}), {self.source.name} sources"
 
 
+@KINDS.register
 @dataclass(frozen=True)
 class FileData(Data):
     """Observations in a user's file. :func:`with_file` reads dim, n_obs, n_segments and columns where they are null."""
 
-    kind: Literal["file"] = "file"
+    kind: str = "file"
     dim: Annotated[int, Field(ge=2, description="latents, at most as many as columns; null: as many")] = FROM_FILE
     n_obs: Annotated[int, Field(description="number of the file's first rows to use; null: all")] = FROM_FILE
     n_segments: Annotated[
@@ -314,22 +319,7 @@ class FileData(Data):
         return f"{super().summary} of {', '.join(self.columns)} in {self.path}"
 
 
-KINDS = {kind.kind: kind for kind in (SyntheticData, SpritesData, FileData)}
-
-
-def _kind_of(data: Any) -> str:
-    """Return the tag of a mapping or of settings. Raises UserError for an unknown one."""
-    tag = data.get("kind", SyntheticData.kind) if isinstance(data, Mapping) else getattr(data, "kind", "synthetic")
-    require_choice(str(tag), KINDS, "data.kind")
-    return str(tag)
-
-
-AnyData = Annotated[
-    Annotated[SyntheticData, Tag("synthetic")]
-    | Annotated[SpritesData, Tag("sprites")]
-    | Annotated[FileData, Tag("file")],
-    Discriminator(_kind_of),
-]
+AnyData = Annotated[Data, BeforeValidator(Chosen(KINDS, default="synthetic"))]
 
 
 def with_file(mapping: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from imavae.config.registry import Registry, Settings
 from imavae.errors import require
@@ -137,6 +137,7 @@ class MixingSettings(Settings):
     """
 
     name: str = ""
+    usual_dim: ClassVar[int] = 3  # default of data.dim for data=NAME
 
     def check(self, dim: int, source: SourceSettings) -> None:
         """Raise UserError where these settings don't go with the sources."""
@@ -251,6 +252,7 @@ class FlowMixing(MixingSettings):
     """Affine coupling layers with random weights: one half of the dimensions scales and shifts the other, in turn."""
 
     name: str = "flow"
+    usual_dim: ClassVar[int] = 4
     n_layers: int = 4  # coupling layers
     width: int = 8  # hidden units of the random network that gives scale and shift
 

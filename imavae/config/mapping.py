@@ -6,10 +6,9 @@ import dataclasses
 import difflib
 import functools
 import re
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
@@ -79,10 +78,10 @@ def plain(value: Any) -> Any:
 
 
 def flatten(node: Mapping[str, Any], is_leaf: Callable[[Mapping[str, Any]], bool] | None = None) -> dict[str, Any]:
-    """Values of a nested mapping by dotted key. An inner mapping for which ``is_leaf`` holds counts as a value."""
+    """Values of a nested mapping by dotted key. A mapping that is empty, or a leaf by ``is_leaf``, is a value."""
     flat: dict[str, Any] = {}
     for name, value in node.items():
-        if isinstance(value, Mapping) and not (is_leaf and is_leaf(value)):
+        if isinstance(value, Mapping) and value and not (is_leaf and is_leaf(value)):
             flat |= {f"{name}.{key}": inner for key, inner in flatten(value, is_leaf).items()}
         else:
             flat[name] = value
@@ -118,13 +117,7 @@ def nodes_of(field: FieldInfo) -> list[Any]:
     """The settings classes that a field can hold; none for a plain value."""
     if registry := registry_of(field):
         return list(registry)
-    kinds = [kind.__origin__ if typing.get_origin(kind) is Annotated else kind for kind in _members(field.annotation)]
-    return [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; the type itself for another one."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return [field.annotation] if dataclasses.is_dataclass(field.annotation) else []
 
 
 def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:

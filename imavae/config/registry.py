@@ -27,22 +27,24 @@ class Registry(Generic[T]):
         setting: Dotted key of the setting that chooses among them, such as ``model.prior``.
         package: Module or package whose import registers the built-in entries. Imported on first use.
         group: Group of options that sets it on the command line; ``model/prior`` unless given.
+        key: Attribute and setting that holds an entry's name.
     """
 
-    def __init__(self, setting: str, package: str, group: str | None = None) -> None:
+    def __init__(self, setting: str, package: str, group: str | None = None, key: str = "name") -> None:
         self.setting = setting
         self.package = package
+        self.key = key
         self.group = group or setting.replace(".", "/")
         self._entries: dict[str, T] = {}
         self._loaded = False
 
     def register(self, entry: E) -> E:
-        """Add an entry under its ``name``; a decorator.
+        """Add an entry under its name; a decorator.
 
         Raises:
             UserError: a class that is not a frozen dataclass derived from Settings, or a name that is empty or taken.
         """
-        name: str = getattr(entry, "name", "")
+        name: str = getattr(entry, self.key, "")
         if isinstance(entry, type):
             parameters = vars(entry).get("__dataclass_params__")  # of the class, not of its base
             frozen = parameters is not None and parameters.frozen and issubclass(entry, Settings)
@@ -58,7 +60,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: object) -> T:
         """The entry of this name. Raises UserError for an unknown one, with the nearest names."""
         entries = self._all()
-        require_choice(str(name), entries, f"{self.setting}.name")
+        require_choice(str(name), entries, f"{self.setting}.{self.key}")
         return entries[str(name)]
 
     def __contains__(self, name: object) -> bool:
@@ -101,8 +103,9 @@ class Registry(Generic[T]):
 class Chosen:
     """Reads a field whose variant is chosen by name; marks the field with the registry of its variants."""
 
-    def __init__(self, registry: Registry[Any]) -> None:
+    def __init__(self, registry: Registry[Any], default: str | None = None) -> None:
         self.registry = registry
+        self.default = default  # variant of a mapping that names none
 
     def __call__(self, value: Any) -> Any:
         """The settings of the variant that a mapping names. Raises UserError for an unknown name or a wrong value."""
@@ -110,12 +113,7 @@ class Chosen:
             return value
         setting, group = self.registry.setting, self.registry.group
         require(isinstance(value, Mapping), f"{setting} is a mapping", repr(value), f"choose it by {group}=NAME")
-        return build(self.registry[value.get("name")], value, setting)
-
-
-def chosen_from(registry: Registry[Any]) -> Chosen:
-    """Validator of a field that holds a variant of ``registry``: ``Annotated[Base, BeforeValidator(...)]``."""
-    return Chosen(registry)
+        return build(self.registry[value.get(self.registry.key, self.default)], value, setting)
 
 
 PLUGIN = "imavae_plugin_"  # prefix of the module names of plugins

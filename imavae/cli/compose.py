@@ -1,0 +1,250 @@
+"""From a command line to plain settings, by Hydra's compose API.
+
+Hydra's defaults come from the settings tree, the options of its groups from the registries of variants, and the
+searches from ``search_spaces/``, all through its ConfigStore. ``conf/`` adds the options that change several settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+from imavae.config.mapping import Settings, default_of, fields_of, flatten, nearest, nest, nodes_of
+from imavae.config.registry import load_plugins
+from imavae.config.settings import Cluster, Model, RunConfig, StudyConfig, Tracking, Training
+from imavae.config.variants import MIXINGS, NETWORK_NAMES, PRIORS, SOURCES
+from imavae.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = ROOT / "conf"
+SEARCHES = ROOT / "search_spaces"
+MISSING = "???"  # OmegaConf's mark of a value that must be given
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # group: option: what it sets other than the defaults
+    "training": {"default": {}},
+    "tracking": {"mlflow": {}, "none": {"name": "none"}},
+    "cluster": {"local": {}, "ray": {"name": "ray", "address": "auto"}},
+}
+CHOSEN = {"data": "moebius", "model": "mlp", "training": "default", "tracking": "mlflow", "cluster": "local"}
+OWN = "own"  # option for a variant that a plugin registers, given as a mapping
+
+C = TypeVar("C", bound=Settings)
+
+
+@dataclass(frozen=True)
+class Command(Generic[C]):
+    """A command that is configured by the settings tree."""
+
+    name: str  # of its script
+    summary: str  # beginning of ``--help``
+    kind: type[C]
+    check: Callable[[Mapping[str, Any]], C]  # raises UserError
+    run: Callable[[C, list[str]], bool | None]  # gets settings and overrides of a job; False: exit code 1
+
+
+class Job(NamedTuple):
+    """One composed set of settings."""
+
+    overrides: list[str]
+    choices: dict[str, str | None]  # option of each group
+    settings: dict[str, Any]  # nested, plain
+
+
+def compose(command: Command[C], overrides: list[str]) -> Job:
+    """Compose the settings that the overrides give. Raises UserError for overrides that can't be composed."""
+    return compose_jobs(command, overrides)[0]
+
+
+def compose_jobs(command: Command[C], overrides: list[str], multirun: bool = False) -> list[Job]:
+    """Compose the settings that the overrides give; with ``multirun`` once per combination of their values.
+
+    Raises:
+        UserError: overrides that can't be composed.
+    """
+    import yaml
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    with _hydra(command.kind, command.name) as loader:
+        try:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+            for override in parsed:
+                paths = override.value() if override.key_or_group == "plugins" else None
+                if isinstance(paths, list):
+                    load_plugins(path for path in paths if isinstance(path, str))
+                    _store(command.kind, command.name)  # again, with the plugins' variants
+            batches = BasicSweeper.split_arguments(parsed, None) if multirun else [[overrides]]
+            return [_compose(command.name, one) for batch in batches for one in batch]
+        except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+            raise UserError(_explain(error, command)) from None
+
+
+def group_options(kind: type[Settings]) -> dict[str, list[str]]:
+    """Names of the options of each group that a command has."""
+    with _hydra(kind, "options"):
+        return {group: _option_names(group) for group in _compose("options", []).choices}
+
+
+def _option_names(group: str) -> list[str]:
+    """Names of a group's options; those of searches with their folder. Hydra must be initialised."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader: Any = GlobalHydra.instance().config_loader()
+    return list(searches()) if group == "search" else sorted(loader.get_group_options(group))
+
+
+def searches() -> dict[str, Path]:
+    """Files of search spaces by the names that ``search=`` takes, such as ``paper/moebius_gamma_uniform``."""
+    return {p.relative_to(SEARCHES).with_suffix("").as_posix(): p for p in sorted(SEARCHES.rglob("*.yaml"))}
+
+
+def read_search(path: Path) -> dict[str, Any]:
+    """The content of a search space, which is data: a mapping without tags.
+
+    Raises:
+        UserError: the file can't be read as such.
+    """
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        for token in yaml.scan(path.read_text(encoding="utf-8")):
+            if isinstance(token, yaml.TagToken):
+                line = token.start_mark.line + 1
+                raise UserError(f"`{path}` must have no YAML tags, but has one in line {line}; drop the tag")
+        config = OmegaConf.load(path)  # reads 1e3 as a number, which PyYAML does not
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"`{path}` must be YAML, but {reason}; correct the file") from None
+    if not isinstance(config, DictConfig):
+        raise UserError(f"`{path}` must hold a mapping, but holds a list; see {SEARCHES / 'gamma_uniform.yaml'}")
+    content: Any = OmegaConf.to_container(config)  # Hydra resolves interpolations when all is composed
+    return dict(content)
+
+
+@contextmanager
+def _hydra(kind: type[Settings], name: str) -> Iterator[Any]:
+    """Hydra's config loader, with everything stored that it composes from."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    # ${range:1,101} is [1, ..., 100]; ${gammas:1e3,1e4} the gammas of these squares, which are the paper's axis.
+    OmegaConf.register_new_resolver("range", lambda start, stop: list(range(start, stop)), replace=True)
+    OmegaConf.register_new_resolver("gammas", lambda *squares: [math.sqrt(square) for square in squares], replace=True)
+    _store(kind, name)
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        yield GlobalHydra.instance().config_loader()
+
+
+def _store(kind: type[Settings], name: str) -> None:
+    """Put a command's defaults and the options of its groups into Hydra's ConfigStore."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance().store
+    whole = issubclass(kind, RunConfig)
+    groups = [group for group in CHOSEN if group in fields_of(kind) and (whole or group == "tracking")]
+    node = {key: value for key, value in defaults(kind).items() if key not in groups}
+    after = [{"experiment": None}] * whole + [{"search": None}] * issubclass(kind, StudyConfig)
+    store(name=name, node={"defaults": [*({group: CHOSEN[group]} for group in groups), "_self_", *after], **node})
+    for group, settings in (("training", Training), ("tracking", Tracking), ("cluster", Cluster)):
+        for option, changes in OPTIONS[group].items():
+            store(group=group, name=option, node={**defaults(settings), **changes})
+    for option, changes in data_options().items():
+        store(group="data", name=option, node=_with_group(changes, "source"))
+    files = {path.stem for path in (CONF / "model").glob("*.yaml")}  # those go over a network's own options
+    for option in NETWORK_NAMES - files:
+        store(group="model", name=option, node=_with_group({**defaults(Model), "name": option}, "prior"))
+    for registry in (SOURCES, PRIORS):
+        parent, _, key = registry.setting.rpartition(".")
+        store(group=registry.group, name=OWN, node={key: None}, package=parent)
+        for variant in registry:
+            store(group=registry.group, name=variant.name, node=defaults(variant))
+    for search, path in searches().items() if issubclass(kind, StudyConfig) else ():
+        group, _, option = f"search/{search}".rpartition("/")
+        store(group=group, name=option, node={"study": search, **read_search(path)}, package="_global_")
+
+
+def data_options() -> dict[str, dict[str, Any]]:
+    """Settings of ``data`` for each option of its group: the mixings of synthetic data, and the other kinds."""
+    kinds = {kind.kind: defaults(kind) for kind in nodes_of(fields_of(RunConfig)["data"])}
+    synthetic = kinds.pop("synthetic")
+    mixings = {
+        mixing.name: {**synthetic, "dim": getattr(mixing, "usual_dim", 3), "mixing": defaults(mixing)}
+        for mixing in MIXINGS
+    }
+    return {**mixings, **kinds, OWN: {**synthetic, "mixing": None}}
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """Default of every setting of a class, nested and plain; OmegaConf's mark where one must be given."""
+    found = {name: default_of(kind, name) for name in fields_of(kind)}
+    for name, value in found.items():
+        if value is dataclasses.MISSING:
+            nodes = nodes_of(fields_of(kind)[name])
+            found[name] = defaults(nodes[0]) if nodes else MISSING
+    return found
+
+
+def _with_group(node: dict[str, Any], inner: str) -> dict[str, Any]:
+    """A node whose part ``inner`` is chosen by a group of its own."""
+    if inner not in node:
+        return node
+    rest = {key: value for key, value in node.items() if key != inner}
+    return {"defaults": [{inner: node[inner]["name"]}, "_self_"], **rest}
+
+
+def _compose(name: str, overrides: list[str]) -> Job:
+    import hydra
+    from omegaconf import OmegaConf, open_dict
+
+    config: DictConfig = hydra.compose(name, overrides, return_hydra_config=True)
+    choices = {g: c for g, c in sorted(config.hydra.runtime.choices.items()) if not g.startswith("hydra/")}
+    with open_dict(config):
+        del config["hydra"]
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    given = {key: value for key, value in flatten(content).items() if not (isinstance(value, str) and value == MISSING)}
+    return Job(overrides, choices, nest(given))
+
+
+def _explain(error: Exception, command: Command[C]) -> str:
+    """Hydra's error as value, rule and fix."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        example = "model.gamma=30, or 'members.seed=[1,2,3]' in quotes"
+        return f"`{error.override}` must read GROUP=OPTION or SETTING=VALUE, but can't be parsed; write it as {example}"
+    path = (isinstance(error, MissingConfigException) and error.missing_cfg_file) or ""
+    if "/" in path:  # GROUP/OPTION; a search's option may hold a folder
+        group, _, option = path.partition("/") if path.startswith("search/") else path.rpartition("/")
+        valid = ", ".join(_option_names(group))
+        return f"`{group}={option}` must name an option of {group}, but does not; choose one of {valid}"
+    match = re.match(r"Could not override '([^']+)'", str(error))
+    if match:
+        return _unknown(match[1], command)
+    reason = str(error) or str(error.__cause__)
+    lines = [line.strip() for line in reason.splitlines() if line.strip() and "https://" not in line]
+    return f"the command line can't be composed: {' '.join(lines)}; see --help for groups and settings"
+
+
+def _unknown(key: str, command: Command[C]) -> str:
+    """The message for a key that is neither a setting nor a group."""
+    job = _compose(command.name, [])
+    if "." not in key:
+        near = difflib.get_close_matches(key, [*job.choices, *job.settings], n=1)
+        if near or "/" in key:
+            hint = f"did you mean {near[0]}?" if near else f"choose among the groups, {', '.join(job.choices)}"
+            return f"`{key}` is neither a group nor a setting; {hint}"
+    return f"`{key}` is not a setting; {nearest(key, command.kind)}"
