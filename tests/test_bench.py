@@ -56,13 +56,8 @@ def test_bad_command_line_ends_in_one_message_before_any_work(
         (tmp_path / f"{name}.json").write_text(text)
     written(tmp_path / "zero.json", {8: 0.0})
     monkeypatch.setattr(sys, "argv", ["bench.py", *arguments])
-<<<<<<< HEAD
     monkeypatch.setattr(torch, "set_num_threads", None)  # measuring would begin with it
-    assert exit_code(bench.bench) == 2
-=======
-    monkeypatch.setattr(subprocess, "run", None)  # measuring would begin with it
     assert bench() == 2
->>>>>>> 1aa76d7 (Command line: one composition path through Hydra's compose API; defaults, options, help and docs from the settings tree)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")

@@ -7,22 +7,8 @@ import pytest
 from imavae.cli.compose import ROOT
 from imavae.cli.reference import pages
 from imavae.config.mapping import keys_of
-<<<<<<< HEAD
-from imavae.config.settings import (
-    EncodeConfig,
-    EvaluateConfig,
-    ReproduceConfig,
-    RunConfig,
-    StudyConfig,
-    study_config,
-)
-from imavae.errors import UserError
-from imavae.search.space import FIELDS, TESTS
-from imavae.search.study import check
-=======
 from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, StudyConfig
 from imavae.metrics.glossary import METRICS
->>>>>>> 1aa76d7 (Command line: one composition path through Hydra's compose API; defaults, options, help and docs from the settings tree)
 
 PAGES = pages()
 

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 from scipy.stats import ks_2samp
 
+from imavae.cli import commands
 from imavae.cli.compose import compose, searches
 from imavae.cli.main import REPRODUCE, launch
-from imavae.cli import commands
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import ReproduceConfig, StudyConfig, base_of, reproduce_config, study_of, with_values
 from imavae.errors import UserError

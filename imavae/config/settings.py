@@ -20,11 +20,7 @@ from pydantic.dataclasses import dataclass
 from imavae.config.data import AnyData, SyntheticData, column_names, with_file
 from imavae.config.data import Data as Data
 from imavae.config.mapping import Settings, build, flatten, nest, to_mapping
-<<<<<<< HEAD
-from imavae.config.registry import Registry, chosen_from, load_plugins
-=======
-from imavae.config.registry import Chosen, load_plugins
->>>>>>> 1aa76d7 (Command line: one composition path through Hydra's compose API; defaults, options, help and docs from the settings tree)
+from imavae.config.registry import Chosen, Registry, load_plugins
 from imavae.config.variants import (
     MIXINGS,
     NETWORK_NAMES,
