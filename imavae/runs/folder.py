@@ -16,20 +16,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
-from imavae.config.mapping import build, to_mapping
+from imavae.config.mapping import build, flatten, to_mapping
 from imavae.config.settings import RunConfig, StudyConfig
 from imavae.data.storage import Lock, OtherFormatError, Seal, previous_of, write_text
 from imavae.errors import UserError, require
 from imavae.tracking.base import TrialRecord
 from imavae.training import checkpoint
 
+T = TypeVar("T")
 Numbered = list[Any]  # [number, values]: a point with its number in the study
 
 OTHER_VERSION = "imavae 0.1 wrote format 1: resume it with that version, or start a new one without resume=true"
@@ -51,111 +52,63 @@ FREE = (  # settings that may change when a study is resumed: they say where and
 )
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Names of the files in the folder of a run or study."""
+    """Paths of the files in the folder of a run or study, ``OUTPUT_DIR/runs/NAME`` or ``OUTPUT_DIR/studies/NAME``."""
 
-    path: Path
-
-    @property
-    def output_dir(self) -> Path:
-        """The output folder: this folder is ``OUTPUT_DIR/runs/NAME`` or ``OUTPUT_DIR/studies/NAME``."""
-        return self.path.parent.parent
-
-    @property
-    def state(self) -> Path:
-        """Settings and progress, sealed."""
-        return self.path / "study.json"
-
-    @property
-    def config(self) -> Path:
-        """The settings, to be read by the user."""
-        return self.path / "config.yaml"
-
-    @property
-    def members(self) -> Path:
-        """A row per member."""
-        return self.path / "members.csv"
-
-    @property
-    def history(self) -> Path:
-        """A row per member and validation."""
-        return self.path / "history.csv"
-
-    @property
-    def summary(self) -> Path:
-        """Metrics of the whole study and its cost, name to value."""
-        return self.path / "summary.json"
-
-    @property
-    def selection(self) -> Path:
-        """What each selection criterion would choose."""
-        return self.path / "selection.csv"
-
-    @property
-    def report(self) -> Path:
-        """The HTML report."""
-        return self.path / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        """The folder of figures."""
-        return self.path / "figures"
-
-    @property
-    def ray(self) -> Path:
-        """Ray's folder of logs."""
-        return self.path / "ray"
-
-    @property
-    def champion(self) -> Path:
-        """The model of the best member."""
-        return self.path / "champion.pt"
+    def __init__(self, path: Path) -> None:
+        """Name the files; nothing is read or written."""
+        self.path = path
+        self.output_dir = path.parent.parent
+        self.state = path / "study.json"  # settings and progress, sealed
+        self.config = path / "config.yaml"  # the settings, for the user
+        self.members = path / "members.csv"  # a row per member
+        self.history = path / "history.csv"  # a row per member and validation
+        self.summary = path / "summary.json"  # metrics of the whole study and its cost
+        self.selection = path / "selection.csv"  # choice of each selection criterion
+        self.report = path / "report.html"
+        self.figures = path / "figures"
+        self.ray = path / "ray"  # Ray's logs
+        self.champion = path / "champion.pt"  # the model of the best member
+        self.run_checkpoint = path / "checkpoint.pt"  # the ensemble of a run
+        self.checkpoint_dir = path / "checkpoints"  # ensembles and winners of a study
+        self.record_dir = path / "records"  # finished trials, and the points of each ensemble
+        self.stop_dir = path / "stopped"  # the points that the scheduler has stopped
 
     def winner(self, place: int) -> Path:
-        """The model of the best member of the trial in this place, from 1; the first one is the champion."""
-        return self.champion if place == 1 else self.path / "checkpoints" / f"winner-{place}.pt"
-
-    @property
-    def run_checkpoint(self) -> Path:
-        """The ensemble of a run."""
-        return self.path / "checkpoint.pt"
+        """The model of the best member of the trial in this place; the first one is the champion."""
+        return self.champion if place == 1 else self.checkpoint_dir / f"winner-{place}.pt"
 
     def ensemble(self, first: int) -> Path:
         """The checkpoint of the ensemble whose first point has this number."""
-        return self.path / "checkpoints" / f"ensemble-{first:03d}.pt"
+        return self.checkpoint_dir / f"ensemble-{first:03d}.pt"
 
     def ensemble_lock(self, first: int) -> Path:
-        """The lock of that ensemble: a dying worker may still train it when its successor starts."""
+        """The lock of that ensemble."""
         return self.ensemble(first).with_suffix(".lock")
 
     def stop_file(self, first: int) -> Path:
-        """The points of that ensemble that the scheduler has stopped."""
-        return self.path / "stopped" / f"{first:03d}.json"
+        """The stopped points of that ensemble."""
+        return self.stop_dir / f"{first:03d}.json"
 
     def stop_files(self) -> list[Path]:
-        """The stop files of all ensembles."""
-        return sorted(self.stop_file(0).parent.glob("*.json"))
+        """The stopped points of all ensembles."""
+        return sorted(self.stop_dir.glob("*.json"))
+
+    def pack(self, first: int) -> Path:
+        """The points of that ensemble."""
+        return self.record_dir / f"ensemble-{first:03d}.json"
 
     def record(self, number: int) -> Path:
         """The record of a finished trial."""
-        return self.path / "records" / f"trial-{number:03d}.json"
+        return self.record_dir / f"trial-{number:03d}.json"
 
     def history_rows(self, number: int) -> Path:
-        """A finished trial's rows of ``history.csv``, with their header."""
+        """Its rows of ``history.csv``, with their header."""
         return self.record(number).with_suffix(".csv")
 
     def records(self) -> list[Path]:
         """The records of all finished trials."""
-        return sorted(self.path.glob("records/trial-*.json"))
-
-    def pack(self, first: int) -> Path:
-        """The points that train together, the first of which has this number."""
-        return self.path / "records" / f"ensemble-{first:03d}.json"
-
-    def packs(self) -> list[Path]:
-        """The points of all ensembles."""
-        return sorted(self.path.glob("records/ensemble-*.json"))
+        return sorted(self.record_dir.glob("trial-*.json"))
 
 
 @dataclass
@@ -243,8 +196,8 @@ def create(config: RunConfig, kind: str, name: str) -> LockedFolder:
     base.mkdir(parents=True, exist_ok=True)
     hidden = RunFolder(base / f".{name}.{os.getpid()}")
     shutil.rmtree(hidden.path, ignore_errors=True)
-    for file in (hidden.record(0), hidden.ensemble(0)):
-        file.parent.mkdir(parents=True)
+    for part in (hidden.record_dir, hidden.checkpoint_dir):
+        part.mkdir(parents=True)
     lock = Lock(hidden.path)
     state = State(to_mapping(config), _digests(config), time.time())
     for _ in range(2):  # so that the first state has a backup
@@ -278,7 +231,7 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
     used = f"{names.state} was damaged or missing: its backup was used (no action is needed)"
     notices = [used] if from_backup else []
     _check_same(path.name, state, config)
-    folders = (path, names.stop_file(0).parent, names.record(0).parent, names.ensemble(0).parent)
+    folders = (path, names.stop_dir, names.record_dir, names.checkpoint_dir)
     for leftover in (file for folder in folders for file in folder.glob(".*.[0-9]*")):
         leftover.unlink()  # of a write that was cut off
     if from_backup:
@@ -286,9 +239,11 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
     state = dataclasses.replace(
         state, config=to_mapping(config), finished=False, version=importlib.metadata.version("imavae")
     )
-    folder = LockedFolder(
-        names, lock, state, list(_load_records(names, notices)), list(_load_packs(names, notices)), notices
-    )
+    found = _whole(names.records(), lambda file: _load_record(names, file), notices)
+    stored = [stored for stored in found if stored.checkpoint is not None]  # a failed trial is tried again
+    packs = sorted(names.record_dir.glob("ensemble-*.json"))
+    asked = list(_whole(packs, lambda file: json.loads(PACKS.read(file)), notices))
+    folder = LockedFolder(names, lock, state, stored, asked, notices)
     folder.save_state()
     return folder
 
@@ -305,7 +260,8 @@ def read(names: RunFolder) -> tuple[State, list[Stored]]:
 
 def essence(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a study's numbers, as dotted key -> value: all but those in ``FREE``."""
-    return dict(_flat(to_mapping(config)))
+    free = tuple(f"{key}." for key in FREE)
+    return {key: value for key, value in flatten(to_mapping(config)).items() if not f"{key}.".startswith(free)}
 
 
 def _save_state(names: RunFolder, state: State) -> None:
@@ -324,10 +280,11 @@ def _read_state(names: RunFolder) -> tuple[State, bool]:
     return State(**json.loads(STATES.read(good or file))), good != file
 
 
-def _load_packs(names: RunFolder, notices: list[str]) -> Iterator[list[Numbered]]:
-    for file in names.packs():
+def _whole(files: Iterable[Path], read: Callable[[Path], T], notices: list[str]) -> Iterator[T]:
+    """Yield the contents of the whole files; damaged ones are removed, with a notice."""
+    for file in files:
         try:
-            yield json.loads(PACKS.read(file))
+            yield read(file)
         except OtherFormatError:
             raise
         except UserError as error:
@@ -335,30 +292,14 @@ def _load_packs(names: RunFolder, notices: list[str]) -> Iterator[list[Numbered]
             file.unlink()
 
 
-def _load_records(names: RunFolder, notices: list[str]) -> Iterator[Stored]:
-    """The trials that have a whole record and a result; the others are trained again."""
-    for file in names.records():
-        try:
-            stored = _load_record(names, file)
-        except OtherFormatError:
-            raise
-        except UserError as error:
-            notices.append(f"{error} (done now)")
-            file.unlink()
-            continue
-        if stored is not None:
-            yield stored
-
-
-def _load_record(names: RunFolder, file: Path) -> Stored | None:
-    """A recorded trial; None for a failed one, which is tried again."""
+def _load_record(names: RunFolder, file: Path) -> Stored:
+    """A trial whose checkpoint and history are whole, too."""
     stored, expected = _read_record(file)
-    if stored.checkpoint is None:
-        return None
-    checkpoint.SEAL.read(names.path / stored.checkpoint)
-    rows = names.history_rows(stored.trial.number)
-    digest = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
-    require(digest == expected, "record is whole", f"{rows}, which does not match it", RECORDS.damaged)
+    if stored.checkpoint is not None:
+        checkpoint.SEAL.read(names.path / stored.checkpoint)
+        rows = names.history_rows(stored.trial.number)
+        digest = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
+        require(digest == expected, "record is whole", f"{rows}, which does not match it", RECORDS.damaged)
     return stored
 
 
@@ -409,18 +350,6 @@ def _check_same(name: str, state: State, config: RunConfig) -> None:
             f"`a resumed study keeps its settings` must hold, but {name} had {'; '.join(differing)}; "
             "use the same settings again, or start a new study without resume=true"
         )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of all settings but those in ``FREE``."""
-    for key, value in config.items():
-        dotted = f"{prefix}{key}"
-        if dotted in FREE:
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{dotted}.")
-        else:
-            yield dotted, value
 
 
 def _digests(config: RunConfig) -> dict[str, str]:
