@@ -6,7 +6,7 @@ import functools
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,13 @@ from rich.console import Console
 from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
 from imavae.errors import Interrupted
 from imavae.report.display import Display, new_console
-from imavae.report.text import clock
+from imavae.report.text import clock, point_text
 
 if TYPE_CHECKING:
     from imavae.runs.results import Results
+    from imavae.search.dry_run import Cost
+
+FIRST_POINTS = 10  # of a dry run, that are printed
 
 
 def train(config: RunConfig, command: Sequence[str] = ()) -> None:
@@ -164,16 +167,37 @@ def _print_study(console: Console, results: Results) -> None:
 
 def _print_cost(console: Console, config: StudyConfig) -> None:
     """Print what a study would train, and how long that would take on this machine."""
-    from imavae.cli.dry_run import cost_lines, points_table
-    from imavae.report.tables import space_table
+    from imavae.report.tables import Table, space_table
     from imavae.search.dry_run import dry_run
     from imavae.search.space import parse
 
     console.print(space_table(parse(config)))
     cost = dry_run(config)
-    console.print(points_table(cost))
-    for line in cost_lines(config, cost):
-        console.print(line, highlight=False)
+    ensemble = {number: place for place, pack in enumerate(cost.packs) for number in pack}
+    points = enumerate(cost.points[:FIRST_POINTS])
+    rows = [(str(number), str(ensemble[number]), point_text(point)) for number, point in points]
+    title = f"First points of {len(cost.points)}"
+    console.print(Table(title, "", ("trial", "ensemble", "point"), rows, left=("point",)))
+    _print_lines(console, _cost_lines(config, cost))
+
+
+def _cost_lines(config: StudyConfig, cost: Cost) -> Iterator[str]:
+    """The size of the study, the timed ensembles and the expected time."""
+    yield (
+        f"{len(cost.points)} trials x {config.members.count} members: {cost.member_steps:,} member-steps "
+        f"in {len(cost.packs)} ensembles, {cost.slots} at a time"
+    )
+    for timing in cost.timed:
+        yield (
+            f"timed: {timing.members} members of {timing.weights // timing.members:,} weights, "
+            f"{timing.epoch:.2f} s an epoch, {timing.validation:.2f} s a validation"
+        )
+    bound = "at most" if cost.stops_early else "about"
+    reason = ", less if trials or members stop early" if cost.stops_early else ""
+    yield (
+        f"{bound} {clock(cost.seconds)} of training and validation on this machine{reason}; "
+        "start-up, tracking and reports are not included"
+    )
 
 
 def _print_resuming(console: Console, interrupted: Interrupted, command: Sequence[str]) -> None:
@@ -196,7 +220,7 @@ def _print_addresses(console: Console, results: Results) -> None:
     _print_lines(console, lines)
 
 
-def _print_lines(console: Console, lines: Sequence[str]) -> None:
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
     """Print lines that are never wrapped: they are meant to be copied."""
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -22,10 +22,9 @@ from imavae.config.settings import RunConfig
 from imavae.data.cache import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
 from imavae.errors import Interrupted, UserError, resumable
-from imavae.runs.columns import at_state, criterion_of
 from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, reopen
 from imavae.runs.models import save_best
-from imavae.runs.records import partial_record, trial_record
+from imavae.runs.records import at_state, criterion_of, partial_record, trial_record
 from imavae.runs.results import Results, best_member
 from imavae.runs.session import Session, cache_of, render, resolve_device
 from imavae.tracking.base import Status, Tracker, TrialRecord, member_name

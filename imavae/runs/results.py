@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from imavae.config.settings import Objective, RunConfig, StudyConfig
 from imavae.errors import require, require_choice
 from imavae.model.export import Model
-from imavae.runs.columns import best_column, criterion_of
 from imavae.runs.folder import RunFolder, Stored, read
 from imavae.runs.models import member_model
+from imavae.runs.records import best_column, criterion_of
 from imavae.runs.session import Session, cache_of
 from imavae.tracking.base import TrialRecord, Value
 from imavae.training.checkpoint import load_member, stored_config
