@@ -18,7 +18,7 @@ from scipy import stats
 from imavae.report.drawing import floats
 from imavae.report.summary import Floats, counted, quartiles
 from imavae.report.text import compact
-from imavae.runs.columns import BEST_MCC, BEST_NEG_ELBO
+from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 
 AT = f"at {BEST_NEG_ELBO}"  # the paper's protocol: metrics are read at the smallest validation −ELBO
 STATES = {"min −ELBO": AT, "max MCC": f"at {BEST_MCC}"}

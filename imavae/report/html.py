@@ -30,7 +30,7 @@ from imavae.report.summary import (
 )
 from imavae.report.tables import Table, fixed, member_table, point_tables, space_table, study_tables
 from imavae.report.text import clock, compact, point_text, short_names
-from imavae.runs.columns import BEST_MCC, BEST_NEG_ELBO
+from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 from imavae.runs.results import Results
 from imavae.search.space import parse
 from imavae.tracking.base import Value

@@ -49,7 +49,7 @@ from imavae.report.summary import (
     quartiles,
 )
 from imavae.report.text import compact, point_text, short_names
-from imavae.runs.columns import BEST_MCC, at_best
+from imavae.runs.records import BEST_MCC, at_best
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse
 from imavae.tracking.base import Value, member_name

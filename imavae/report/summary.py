@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from imavae.config.settings import WORST_SCORE, Data, RunConfig, StudyConfig, base_of, with_values
 from imavae.report.text import point_text
-from imavae.runs.columns import BEST_MCC, BEST_NEG_ELBO, at_best, metric_of
+from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO, at_best, metric_of
 from imavae.search.space import parse
 from imavae.tracking.base import TrialRecord
 

@@ -29,7 +29,7 @@ from imavae.report.summary import (
     searched,
 )
 from imavae.report.text import MISSING, compact, point_text, short_names
-from imavae.runs.columns import BEST_MCC, BEST_NEG_ELBO, at_best
+from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO, at_best
 
 if TYPE_CHECKING:
     import pandas as pd
