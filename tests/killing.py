@@ -1,6 +1,6 @@
-"""Studies that are run as a person runs them, in processes of their own, and killed; what came of them is compared.
+"""Start studies in separate processes, kill them, and compare their results with an undisturbed study.
 
-Used by the kill tests and by ``python tests/soak.py``. The processes are looked up under Linux's /proc.
+Used by the kill tests and by ``python tests/soak.py``. Processes are looked up in Linux's /proc.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ GRID = (  # three points in two packs, some seconds of training
     "training.patience=1000",
     "cluster.cpus=2",
 )
+LONG = (*GRID, "training.max_epochs=150")  # long enough for several kills
 MODELS = ("logged_models", "logged_models WHERE status = 2", "inputs", "model_versions")  # 2: READY; inputs are links
 
 
@@ -46,24 +47,24 @@ class Run:
     """A started ``scripts/tune.py``."""
 
     process: subprocess.Popen[bytes]
-    said: Path  # what it has printed
+    output: Path  # file of its output
 
     def wait(self, seconds: float = 500) -> int:
-        """Its exit code."""
+        """Wait for the exit code."""
         return self.process.wait(seconds)
 
     def processes(self) -> dict[int, str]:
-        """Process id -> command line of all that it has started."""
+        """Command lines of its descendants, by process id."""
         return dict(_below(self.process.pid))
 
     def workers(self) -> list[int]:
-        """Processes that train, or are about to."""
+        """Ids of its training processes."""
         return [pid for pid, line in self.processes().items() if line.startswith("ray::ImplicitFunc")]
 
     def kill(self, number: int = signal.SIGKILL) -> float:
-        """Send it a signal, and wait until all that it has started is gone; seconds that took.
+        """Send a signal and wait until it and its descendants have ended; the seconds that took.
 
-        Of a process that is killed, two helpers of Ray's stay for up to a minute; they do nothing.
+        After SIGKILL two idle agents of Ray stay for up to a minute.
         """
         if self.process.poll() is not None:
             return 0.0
@@ -75,28 +76,28 @@ class Run:
         return time.monotonic() - start
 
     def text(self) -> str:
-        """What it has printed."""
-        return self.said.read_text()
+        """Its output so far."""
+        return self.output.read_text()
 
 
 STARTED: list[Run] = []
 
 
 def tune(folder: Path, *overrides: str) -> Run:
-    """Start a study whose output goes to ``folder``."""
+    """Start a study with the output folder ``folder``."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "scripts/tune.py", f"output_dir={folder}", *overrides]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    said = folder / f"said-{len(list(folder.glob('said-*')))}.txt"
-    with said.open("wb") as file:
+    output = folder / f"output-{len(list(folder.glob('output-*')))}.txt"
+    with output.open("wb") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True)
-    STARTED.append(Run(process, said))
+    STARTED.append(Run(process, output))
     return STARTED[-1]
 
 
 def until(holds: Callable[[], object], seconds: float = 300) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > end:
@@ -105,17 +106,17 @@ def until(holds: Callable[[], object], seconds: float = 300) -> None:
 
 
 def studies(folder: Path) -> list[Path]:
-    """The folders of the studies that have begun."""
+    """Folders of the studies that have started."""
     return sorted((folder / "studies").glob("[!.]*"))
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that trials have written."""
+    """Checkpoints of all ensembles."""
     return [path for study in studies(folder) for path in (study / "checkpoints").glob("ensemble-*[0-9].pt")]
 
 
 def faults(folder: Path) -> list[str]:
-    """Whatever is otherwise than it would have been undisturbed, of grid studies that have ended."""
+    """Differences of finished grid studies from undisturbed ones."""
     wrong = []
     for study in studies(folder):
         if not json.loads(_body(study / "study.json"))["finished"]:
@@ -128,14 +129,14 @@ def faults(folder: Path) -> list[str]:
 
 
 def may_be_killed(folder: Path, kills: Sequence[float]) -> bool:
-    """Whether every ensemble that trains has got further since the last few kills of workers, at these times.
+    """Return whether every unfinished ensemble has got further since the last few kills of workers, at these times.
 
-    One whose workers die again and again before that has failed, and rightly so.
+    A trial whose workers die again and again before that fails, as it should.
     """
     for pack in (file for study in studies(folder) for file in (study / "records").glob("ensemble-*.json")):
         checkpoint = pack.parents[1] / "checkpoints" / f"{pack.stem}.pt"
         if pack.with_name(pack.name.replace("ensemble", "trial")).exists():
-            continue  # it has ended
+            continue  # finished
         written = checkpoint.stat().st_mtime if checkpoint.exists() else 0.0
         if sum(kill > written for kill in kills) >= RETRIES:
             return False
@@ -143,12 +144,12 @@ def may_be_killed(folder: Path, kills: Sequence[float]) -> bool:
 
 
 def _body(path: Path) -> str:
-    """What a sealed file holds."""
+    """Content of a sealed file."""
     return path.read_text().partition("\n")[2]
 
 
 def _undisturbed(study: Path) -> dict[str, str]:
-    """The tables of the same packs, trained here without Ray, workers or interruptions."""
+    """Tables of the same packs, trained here without Ray."""
     members: list[dict[str, Value]] = []
     history: list[dict[str, Value]] = []
     for file in sorted((study / "records").glob("ensemble-*.json")):
@@ -165,7 +166,7 @@ def _undisturbed(study: Path) -> dict[str, str]:
     }
 
 
-@functools.cache  # a soak runs the same study again and again
+@functools.cache  # a soak repeats one study
 def _trained(points: tuple[RunConfig, ...], pack: tuple[int, ...]) -> list[TrialRecord]:
     session = Session.start(list(points), torch.device("cpu"))
     for _ in session.train():
@@ -174,7 +175,7 @@ def _trained(points: tuple[RunConfig, ...], pack: tuple[int, ...]) -> list[Trial
 
 
 def _tracking_faults(folder: Path) -> Iterator[str]:
-    """What is doubled or missing in MLflow."""
+    """Runs, models and values that are doubled or missing in MLflow."""
     n_members = n_trials = n_epochs = 0
     for study in studies(folder):
         trials = pd.read_csv(study / "members.csv", usecols=["trial"])
@@ -209,7 +210,7 @@ def _below(parent: int) -> Iterator[tuple[int, str]]:
         try:
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # ended meanwhile
         parents.setdefault(int(fields[1]), []).append(int(entry.name))
     waiting = [parent]
     while waiting:
@@ -227,6 +228,6 @@ def _line(pid: int) -> str:
 
 
 def _is(pid: int, line: str) -> bool:
-    """Whether the process is still there; Ray's change their command lines."""
+    """Return whether the process still runs; Ray changes its processes' command lines."""
     now = _line(pid)
     return now == line or (now.startswith("ray::") and line.startswith("ray::"))

@@ -1,7 +1,7 @@
-"""Measure whether a study's driver grows with its trials: its resident memory after 20 of them, and after the last.
+"""Measure whether the memory of a study's driver grows with the number of trials, from the 20th to the last.
 
 Examples:
-  python tests/memory.py                200 trials; exit code 1 where it has grown by more than a tenth
+  python tests/memory.py                200 trials; exit code 1 if it grows by more than a tenth
   python tests/memory.py trials=60
 """
 
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.killing import Run, studies, tune
 
-TINY = (  # trials that take next to no time
+TINY = (  # very short trials
     "search=gamma_uniform",
     "sampler.name=random",
     "scheduler.name=none",
@@ -26,12 +26,12 @@ TINY = (  # trials that take next to no time
     "training.validate_every=1",
     "cluster.cpus=2",
 )
-FIRST = 20  # trials after which all is loaded that a driver needs
-GROWTH = 0.1  # of the resident memory from then on, at most
+FIRST = 20  # trials after which everything is loaded
+GROWTH = 0.1  # of the resident memory from then on, limit
 
 
 def resident(run: Run) -> float:
-    """Memory of a study's driver, its workers and Ray's helpers not counted, in MB; 0 when it has ended."""
+    """Memory of a study's driver alone in MB; 0 when it has ended."""
     try:
         text = Path(f"/proc/{run.process.pid}/status").read_text()
     except OSError:
@@ -40,7 +40,7 @@ def resident(run: Run) -> float:
 
 
 def measure(folder: Path, trials: int) -> dict[int, float]:
-    """Run a study; its driver's memory in MB, by the number of trials that were recorded by then."""
+    """Run a study; its driver's memory in MB by the number of recorded trials."""
     run = tune(folder, *TINY, f"budget.trials={trials}")
     found: dict[int, float] = {}
     while run.process.poll() is None and trials not in found:
@@ -54,12 +54,12 @@ def measure(folder: Path, trials: int) -> dict[int, float]:
                 print(f"memory: {recorded} trials, {memory:.1f} MB", flush=True)
         time.sleep(0.05)
     if run.wait() != 0 or max(found) < trials:
-        raise RuntimeError(f"the study has not come to its end:\n{run.text()}")
+        raise RuntimeError(f"the study failed:\n{run.text()}")
     return found
 
 
 def main() -> int:
-    """Read the command line and measure; the exit code says whether the driver has grown."""
+    """Measure as the command line says; 1 if the driver has grown."""
     settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     trials = int(settings.get("trials", 200))
     with tempfile.TemporaryDirectory() as folder:

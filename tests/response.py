@@ -1,9 +1,9 @@
-"""A response that searches meet, as a table: val/mcc over gamma, learning rate, width, depth and activation.
+"""Table of val/mcc over gamma, learning rate, width, depth and activation, which test searches query.
 
-``python -m tests.response`` trains all of it anew and writes ``data/response.csv``: the published Möbius map (6,000
+``python -m tests.response`` trains every node and writes ``data/response.csv``: the published Möbius map (6,000
 observations, 12 epochs, five seeds, float32) at each of 3,510 points, scored as a study scores them, by the median over
-seeds of each one's best val/mcc. A point that lies between nodes has the score of the one in whose cell it falls: the
-cells of gamma and of the learning rate are equally wide by their logarithms.
+seeds of each one's best val/mcc. A point between nodes has the score of the node in whose cell it lies; the cells of
+gamma and learning rate have equal width on a log scale.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BASE: dict[str, Any] = {
     "training": {"max_epochs": 12, "validate_every": 3},  # too few epochs for a member to stop early
     "members": {"seed": [1, 2, 3, 4, 5]},
 }
-SEARCH: dict[str, Any] = {  # the space of the table, as a search writes it
+SEARCH: dict[str, Any] = {  # space of the table
     "model": {
         "gamma": {"type": "float", "low": 10**0.375, "high": 10**3.625, "log": True},
         "hidden_factor": {"type": "choice", "values": SHARED["model.hidden_factor"]},
@@ -69,17 +69,17 @@ class Response:
         self.best = float(table.max())
 
     def __call__(self, point: Mapping[str, float | int | str]) -> float:
-        """The score of a point, which has a value for each setting."""
+        """Score of a point with a value for each setting."""
         own = [min(nodes, key=lambda node: abs(np.log(node / float(point[key])))) for key, nodes in OWN.items()]
         return self._scores[(*(point[key] for key in SHARED), *own)]
 
     def share_above(self, goal: float) -> float:
-        """Of the nodes, and so of the points that are drawn at random: with at least this score."""
+        """Share of the nodes, and so of random points, that have at least this score."""
         return sum(score >= goal for score in self._scores.values()) / len(self._scores)
 
 
 def trained(architecture: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of one architecture."""
+    """Rows of one architecture."""
     base = with_values(run_config(BASE), architecture)
     points = [dict(zip(OWN, values, strict=True)) for values in itertools.product(*OWN.values())]
     rows = []
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def write(rows: list[dict[str, Any]]) -> None:
-    """The table, with its origin in the first line."""
+    """Write the table with its origin in the first line."""
     table = pd.DataFrame(rows).round({"score": 4})
     FILE.parent.mkdir(exist_ok=True)
     origin = f"imavae {version('imavae')}, torch {torch.__version__}, {date.today()}"

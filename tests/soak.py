@@ -1,9 +1,9 @@
-"""Kill workers and drivers of real studies at random moments, again and again, and compare with undisturbed ones.
+"""Kill workers and drivers of studies at random moments and compare the results with undisturbed studies.
 
 Examples:
   python tests/soak.py                  20 kills of workers, 20 of drivers
   python tests/soak.py kills=3 seed=7
-  python tests/soak.py minutes=30       the same again, with other moments, until the time is over
+  python tests/soak.py minutes=30       repeat with other moments until the time is over
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.killing import GRID, faults, may_be_killed, studies, tune
-
-LONG = (*GRID, "training.max_epochs=150")  # long enough for several kills
+from tests.killing import LONG, faults, may_be_killed, studies, tune
 
 
 def kill_workers(folder: Path, moments: random.Random, left: int) -> int:
-    """Run a study to its end, some of its workers killed on the way; the number of kills."""
+    """Run a study to its end and kill some of its workers; the number of kills."""
     run = tune(folder, *LONG)
-    kills: list[float] = []  # when they were
+    kills: list[float] = []  # times
     while run.process.poll() is None:
         time.sleep(0.5 + 4 * moments.random())
         workers = run.workers()
@@ -42,7 +40,7 @@ def kill_workers(folder: Path, moments: random.Random, left: int) -> int:
 
 
 def kill_drivers(folder: Path, moments: random.Random, left: int) -> int:
-    """Start a study and kill its driver, and go on with it, until it has come to its end; the number of kills."""
+    """Run a study to its end, killing and resuming its driver; the number of kills."""
     kills = 0
     while True:
         run = tune(folder, *LONG, *(["resume=true"] if studies(folder) else []))
@@ -58,7 +56,7 @@ def kill_drivers(folder: Path, moments: random.Random, left: int) -> int:
 
 
 def soak(name: str, kill: Callable[[Path, random.Random, int], int], total: int, seed: int) -> int:
-    """Kill so many times, in as many studies as it takes; the number of differences from undisturbed studies."""
+    """Kill ``total`` times in as many studies as it takes; the number of differences from undisturbed studies."""
     moments, kills, different, count = random.Random(seed), 0, 0, 0  # noqa: S311
     while kills < total:
         with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +72,7 @@ def soak(name: str, kill: Callable[[Path, random.Random, int], int], total: int,
 
 
 def main() -> int:
-    """Read the command line and soak; the exit code says whether there was a difference."""
+    """Run the soak of the command line; 1 if there was a difference."""
     settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     total, seed = int(settings.get("kills", 20)), int(settings.get("seed", 1))
     end, different = time.monotonic() + 60 * float(settings.get("minutes", 0)), 0

@@ -68,7 +68,7 @@ def config(tmp_path: Path, settings: dict[str, Any], **other: Any) -> StudyConfi
     base: dict[str, Any] = {
         "output_dir": str(tmp_path / "out"),
         "plugins": [str(tmp_path / "spy_network.py")],
-        "data": {"n_obs": 2000},
+        "data": {"n_obs": 700},
         "model": {"name": "spied"},
         "members": {"seed": [1, 2]},
         "training": {"max_epochs": 3, "validate_every": 1},

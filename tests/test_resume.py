@@ -34,7 +34,7 @@ def config(tmp_path: Path, **other: Any) -> StudyConfig:
     base: dict[str, Any] = {
         "output_dir": str(tmp_path),
         "study": "tiny",
-        "data": {"n_obs": 2000},
+        "data": {"n_obs": 700},
         "members": {"seed": [1, 2]},
         "training": {"max_epochs": 6, "validate_every": 1},
         "search": {"model": {"gamma": GAMMA, "n_layers": LAYERS}},

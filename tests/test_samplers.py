@@ -15,7 +15,7 @@ from imavae.search import space
 from imavae.search.searcher import Searcher, open_study
 from tests.response import SEARCH, Response
 
-REPEATS = 20
+REPEATS = 10
 TWO: dict[str, Any] = {
     "model": {"gamma": {"type": "float", "low": 0.3, "high": 3e4, "log": True}},
     "training": {"learning_rate": {"type": "float", "low": 1e-5, "high": 1e-1, "log": True}},

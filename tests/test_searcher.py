@@ -86,9 +86,9 @@ def test_a_point_has_a_conditional_setting_exactly_where_its_condition_holds(tmp
 @pytest.mark.parametrize("pack", [1, 3])
 def test_a_study_that_was_broken_off_goes_on_as_if_it_had_not_been(tmp_path: Path, name: str, pack: int) -> None:
     search = {"model": {"gamma": GAMMA, "n_layers": LAYERS}}
-    settings = config(tmp_path, search, 15, sampler={"name": name, "startup": 4, "pack": pack})
+    settings = config(tmp_path, search, 9, sampler={"name": name, "startup": 3, "pack": pack})
     whole = trained(started(settings, "whole")[0])
-    before = trained(started(settings, "broken")[0], 9 // pack)
+    before = trained(started(settings, "broken")[0], 6 // pack)
     after = trained(started(settings, "broken", resume=True)[0])
     assert before + after == whole
 
