@@ -1,4 +1,4 @@
-"""A tracking server that goes away amid a study: training goes on, and what was to be logged arrives later, once."""
+"""A tracking server that is absent for a while: training goes on, and everything is logged later, once."""
 
 from __future__ import annotations
 
