@@ -43,8 +43,8 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_sprites_are_trained_tracked_evaluated_and_read_back(rendered: list[int], tmp_path: Path) -> None:
-    settings = {"training": {"probes": True, "max_epochs": 2}, "tracking": {"name": "mlflow"}}
-    run = imavae.train(sprites(tmp_path, **settings))
+    training = {"probes": True, "max_epochs": 2}
+    run = imavae.train(sprites(tmp_path, training=training, tracking={"name": "mlflow"}))
     assert sum(rendered) == 640
     members = run.members
     for name in ("mcc", "cima", "dci_disentanglement", "sap", "mig", "mse_source", "conformal_contrast"):
