@@ -148,8 +148,10 @@ def bench() -> int:
         parser = Parser(summary_of(bench))
         fix = "print the new numbers beside those of an earlier outputs/bench.json, copied aside"
         parser.add_argument("compare", nargs="?", metavar="compare=FILE", help=fix)
-        name, _, file = (parser.parse_args().compare or "").partition("=")
-        require(name in ("", "compare"), "the argument reads compare=FILE", name, "set compare=old.json")
+        argument = parser.parse_args().compare or ""
+        file = argument.removeprefix("compare=")
+        rule = "the argument reads compare=FILE"
+        require(not argument or file not in ("", argument), rule, argument, "give compare=old.json")
         from imavae.bench.trainer import main
 
         main(Path("outputs/bench.json"), Path(file) if file else None)
