@@ -1,1 +1,1 @@
-"""What a person sees of a run or a study: the live display, the tables and the figures."""
+"""Reports of runs and studies: the live display, tables, figures and the HTML page."""

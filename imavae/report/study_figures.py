@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from imavae.config.settings import WORST_SCORE, StudyConfig
@@ -36,6 +36,7 @@ from imavae.report.drawing import (
     legend,
     new_figure,
     set_title,
+    whole_numbers,
     write,
     write_on,
 )
@@ -303,6 +304,8 @@ def _restyle(figure: Figure, plot: TrialPlot) -> None:
         for axes in panels:
             axes.spines["right"].set_visible(axes is not main)
             axes.grid(visible=False)
+            if isinstance(axes.yaxis.get_major_locator(), AutoLocator) and all(map(float.is_integer, axes.get_ylim())):
+                axes.yaxis.set_major_locator(whole_numbers(6))
             for label in axes.get_yticklabels():
                 label.set_bbox({"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75})
     for span, side in zip(plot.spans, "xy", strict=True):

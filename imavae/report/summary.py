@@ -62,7 +62,7 @@ class Quartiles(NamedTuple):
 
 
 def has_sources(members: pd.DataFrame) -> bool:
-    """Whether members were compared with sources; without them there is no state of the best val/mcc."""
+    """Return whether members were compared with sources, so that each has a state with the best ``val/mcc``."""
     return BEST_MCC in members or BEST_NEG_ELBO not in members
 
 
