@@ -80,16 +80,14 @@ class Table:
 def plain_table(title: str, caption: str) -> RichTable:
     """An empty Rich table with a line under its head and no frame."""
     return RichTable(
-        title=Text(title),
-        caption=Text(caption),
+        title=Text(title, style="bold"),
+        caption=Text(caption, style="dim"),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
         show_edge=False,
         title_justify="left",
         caption_justify="left",
-        title_style="bold",
-        caption_style="dim",
     )
 
 
