@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 
-import imavae
+from imavae.api import tune
 from imavae.config.settings import base_of, study_config
 from imavae.runs.session import Session
 from imavae.search import study
@@ -74,7 +74,7 @@ def measure_study() -> dict[str, float]:
         session.save(Path(folder) / "state.pt")
         save = time.perf_counter() - start
         start = time.perf_counter()
-        imavae.tune(config)
+        tune(config)
         end = time.perf_counter()
     spent = {name: sum(call.end - call.start for call in calls[name]) for name in TIMED}
     report = calls["on_trial_result"][0]
