@@ -69,9 +69,11 @@ def plots(trials: pd.DataFrame, goals: list[Goal] | None = None) -> dict[str, Tr
 
 def shares(plot: TrialPlot) -> dict[str, float]:
     """The importances that a figure shows."""
-    return get_param_importances(
-        plot.study, evaluator=plot.options["evaluator"], normalize=False
-    )  # shares of the whole variance
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `normalize` is experimental
+        return get_param_importances(
+            plot.study, evaluator=plot.options["evaluator"], normalize=False
+        )  # shares of the whole variance
 
 
 def trial_values(study: Study, name: str) -> list[object]:
