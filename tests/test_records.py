@@ -257,7 +257,7 @@ def a_record(number: int, epochs: int = 4, extra: str = "val/mcc") -> TrialRecor
     return TrialRecord(number, {"model.gamma": 0.1 + number}, "finished", 0.1 * number, history, members)
 
 
-def an_outcome(settings: RunConfig, folder: LockedFolder) -> Ledger:
+def a_ledger(settings: RunConfig, folder: LockedFolder) -> Ledger:
     return Ledger.start(settings, folder, Tracker())
 
 
@@ -277,14 +277,14 @@ def tables(folder: Path) -> list[str]:
 
 def test_recorded_trials_come_back_as_they_were(tmp_path: Path, ensemble: Callable[[Path], Path]) -> None:
     settings = config(tmp_path)
-    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    ledger = a_ledger(settings, create(settings, "studies", "paper-tiny"))
     place = ensemble(ledger.folder)
     for number in (2, 0):
         ledger.add(a_record(number), place, number)
     ledger.write_tables()
     before = tables(ledger.folder)
     ledger.home.lock.release()
-    found = an_outcome(settings, again(settings))
+    found = a_ledger(settings, again(settings))
     assert found.results.records == ledger.results.records
     assert found.results.stored == ledger.results.stored
     assert (found.has(0), found.has(1), found.has(2)) == (True, False, True)
@@ -297,7 +297,7 @@ def test_recorded_trials_come_back_as_they_were(tmp_path: Path, ensemble: Callab
 
 def test_tables_have_every_column_of_every_trial(tmp_path: Path, ensemble: Callable[[Path], Path]) -> None:
     settings = config(tmp_path)
-    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    ledger = a_ledger(settings, create(settings, "studies", "paper-tiny"))
     place = ensemble(ledger.folder)
     for number, name in enumerate(["val/a", "val/b", "val/a"]):
         ledger.add(a_record(number, extra=name), place, 0)
@@ -321,7 +321,7 @@ RECORD_DAMAGE = {
 @pytest.mark.parametrize("name", RECORD_DAMAGE)
 def test_a_damaged_trial_is_said_and_trained_again(name: str, tmp_path: Path, ensemble: Callable[[Path], Path]) -> None:
     settings = config(tmp_path)
-    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    ledger = a_ledger(settings, create(settings, "studies", "paper-tiny"))
     ledger.add(a_record(0), ensemble(ledger.folder), 0)
     ledger.home.lock.release()
     RECORD_DAMAGE[name](ledger.folder)
@@ -333,7 +333,7 @@ def test_a_damaged_trial_is_said_and_trained_again(name: str, tmp_path: Path, en
 
 def test_a_failed_trial_is_tried_again(tmp_path: Path) -> None:
     settings = config(tmp_path)
-    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    ledger = a_ledger(settings, create(settings, "studies", "paper-tiny"))
     ledger.home.save(Stored(TrialRecord(0, {}, "failed", None, [], []), None, 0))
     ledger.home.lock.release()
     folder = again(settings)
@@ -355,7 +355,7 @@ def test_a_trial_costs_the_same_whatever_came_before(
 ) -> None:
     """The bytes that are written for a trial, and the curves that are held in memory."""
     settings = config(tmp_path)
-    ledger = an_outcome(settings, create(settings, "studies", "paper-tiny"))
+    ledger = a_ledger(settings, create(settings, "studies", "paper-tiny"))
     place = ensemble(ledger.folder)
     growing = [ledger.folder / name for name in ("members.csv", "history.csv")]
     sizes = []

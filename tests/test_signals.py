@@ -15,7 +15,7 @@ START = """
 import os, sys, time
 from imavae.runs import interrupts as signals
 from imavae.cli.main import exit_code
-signals.LIMIT = float(sys.argv[1])
+signals.KILL_AFTER = float(sys.argv[1])
 """
 KINDLY = """
 def work():

@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM: the first one is raised where the main thread is, so that all is left in order.
+"""SIGINT and SIGTERM: the first one is raised in the main thread, so that everything is closed properly.
 
-A second one, or a process that takes too long to end, is cut off: what was finished is on the disk by then.
+A second one, or taking too long to end, kills the process: what had finished is on disk by then.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import types
 
 from imavae.errors import Interrupted
 
-_received: list[int] = []  # the signal, once one has come
-LIMIT = 9.0  # seconds from the first signal to the process's end, however busy it is
+KILL_AFTER = 9.0  # seconds from the first signal
+_received: list[int] = []  # the first signal
 
 
 def handle() -> None:
-    """Raise :class:`Interrupted` in the main thread at the first SIGINT or SIGTERM; to be called from it."""
+    """From now on, raise :class:`Interrupted` at the first SIGINT or SIGTERM. Call this in the main thread."""
     _set(_first)
 
 
 def check() -> None:
-    """Raise it again, where a library has swallowed it."""
+    """Raise :class:`Interrupted` again if a library has swallowed it."""
     if _received:
         raise Interrupted(_received[0])
 
 
 def of(error: KeyboardInterrupt) -> Interrupted:
-    """What has interrupted: Ray raises a plain KeyboardInterrupt, whichever signal has reached it."""
+    """Return the interruption behind an error: Ray raises a plain KeyboardInterrupt for either signal."""
     if isinstance(error, Interrupted):
         return error
     return Interrupted(_received[0] if _received else signal.SIGINT)
@@ -41,9 +41,9 @@ def _set(handler: signal._HANDLER) -> None:
 
 def _first(number: int, _frame: types.FrameType | None) -> None:
     _set(_second)
-    end = threading.Timer(LIMIT, os._exit, (128 + number,))
-    end.daemon = True
-    end.start()
+    timer = threading.Timer(KILL_AFTER, os._exit, (128 + number,))
+    timer.daemon = True
+    timer.start()
     _received.append(number)
     raise Interrupted(number)
 
