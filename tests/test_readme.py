@@ -48,17 +48,6 @@ def test_what_a_page_names_for_make_and_python_is_there(page: Path) -> None:
     assert set(re.findall(r"\b(?:SEARCH|search)=([\w/]+)", code)) - {"NAME"} <= set(searches())
 
 
-def test_the_readme_and_its_page_name_every_figure_and_study_of_the_paper() -> None:
-    from imavae.paper.figures import FIGURES
-
-    assert set(re.findall(r"FIGURE=([a-z_]+)", text_of(README))) == set(FIGURES)
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text_of(ROOT / "docs/figures.md"), flags=re.MULTILINE))
-    assert set(rows) == set(FIGURES)
-    for name, figure in FIGURES.items():
-        named = {f"paper/{study}" for study in re.findall(r"`(\w+)`", rows[name])}
-        assert set(figure.searches) <= named <= set(searches())
-
-
 @pytest.mark.parametrize("arguments", re.findall(r"`python scripts/train\.py ([^`\n]+)`", text_of(ORIGINAL)))
 def test_every_command_of_the_originals_is_accepted(arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It composes, and every rule about its values holds; other tests train."""
