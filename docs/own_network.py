@@ -1,4 +1,4 @@
-"""A network of your own: a residual one, h <- h + W2 silu(W1 h + b1) + b2, between two linear maps.
+"""Example of a network: a residual one, h <- h + W2 silu(W1 h + b1) + b2, between two linear maps.
 
 Train with it with the settings 'plugins=[docs/own_network.py]' model.name=residual model.n_layers=4.
 """
@@ -8,12 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.nn.functional import silu
 
-from imavae.config.settings import Model
-from imavae.config.variants import register_network
+from imavae.config.settings import NETWORKS, Model, NetworkSettings
 from imavae.model.networks import Network, Weights
+
+
+@NETWORKS.register
+@checked_dataclass(frozen=True)
+class ResidualNetwork(NetworkSettings):
+    """The kind of network that model.name=residual chooses."""
+
+    name: str = "residual"
+
+    def build(self, prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> Residual:
+        """Return the ``encoder`` or the ``decoder``, as ``prefix`` says; ``shape`` is its n_layers and its width."""
+        n_layers, width = shape
+        return Residual(prefix, inputs, outputs, width, n_blocks=max(1, (n_layers - 1) // 2))
 
 
 @dataclass(frozen=True)
@@ -53,10 +66,3 @@ class Residual(Network):
     def _linear(self, weights: Weights, name: str, x: Tensor) -> Tensor:
         bias = weights[f"{self.prefix}.{name}.bias"][..., None]
         return torch.baddbmm(bias, weights[f"{self.prefix}.{name}.weight"], x)
-
-
-@register_network("residual")
-def residual(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> Residual:  # noqa: ARG001
-    """The network that model.name=residual builds; ``shape`` is n_layers and the width, the encoder's or decoder's."""
-    n_layers, width = shape
-    return Residual(prefix, inputs, outputs, width, n_blocks=max(1, (n_layers - 1) // 2))

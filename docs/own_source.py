@@ -1,4 +1,4 @@
-"""A source of your own: the logistic law, p(s) = e^-t / (scale (1 + e^-t)^2) with t = (s - mean) / scale.
+"""Example of a source: the logistic law, p(s) = e^-t / (scale (1 + e^-t)^2) with t = (s - mean) / scale.
 
 Train on it with the settings 'plugins=[docs/own_source.py]' data/source=own 'data.source={name: logistic, scale: 0.3}'
 model/prior=gaussian.
@@ -8,18 +8,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from imavae.config.variants import SOURCES, SourceSettings
-from imavae.errors import require
+from imavae.config.data import SOURCES, SourceSettings
+
+
+@SOURCES.register
+@checked_dataclass(frozen=True)
+class LogisticSource(SourceSettings):
+    """The settings; ``data.source.name`` chooses them by their name."""
+
+    name: str = "logistic"
+    mean: Annotated[float, Field(description="of every source")] = 0.0
+    scale: Annotated[float, Field(gt=0, description="the standard deviation is pi / sqrt(3) times it")] = 1.0
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Middle and half-width of an interval that holds all but 1 in 200 sources; the pole of a Möbius map lies
+        beyond it.
+        """
+        return self.mean, 6 * self.scale
+
+    def build(self) -> Logistic:
+        """Return the law."""
+        return Logistic(self.mean, self.scale)
 
 
 @dataclass(frozen=True)
 class Logistic:
-    """What the settings build: draws, log-density and distribution function, in float64 and of shape (n, d).
+    """The law: draws, log-density and distribution function, in float64 and of shape (n, d).
 
     With segments (``data.n_segments`` above 1) it also needs ``scaled``, as in imavae/data/sources.py.
     """
@@ -40,25 +63,3 @@ class Logistic:
     def cdf(self, s: Tensor) -> Tensor:
         """The distribution function at each component."""
         return torch.sigmoid((s - self.mean) / self.scale)
-
-
-@SOURCES.register
-@dataclass(frozen=True)
-class LogisticSource(SourceSettings):
-    """Independent logistic sources: the settings, under the name that data.source.name gives."""
-
-    name: str = "logistic"
-    mean: float = 0.0
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(self.scale > 0, "data.source.scale > 0", f"scale={self.scale}", "it stretches the sources: say 1")
-
-    @property
-    def extent(self) -> tuple[float, float]:
-        """The middle and the half-width of where the sources lie, all but 1 in 200; a Möbius pole lies beyond."""
-        return self.mean, 6 * self.scale
-
-    def build(self) -> Logistic:
-        """The source itself."""
-        return Logistic(self.mean, self.scale)

@@ -18,9 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from imavae.config.data import SpritesData
-from imavae.config.mapping import to_mapping
+from imavae.config.mapping import Settings, to_mapping
 from imavae.config.settings import RunConfig, StudyConfig, overridden, reproduce_config, run_config, study_config
-from imavae.config.variants import Settings
 from imavae.data import dataset
 from imavae.data.storage import write_text
 from imavae.errors import require, require_choice, resumable

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from imavae.config.data import MIXINGS, SOURCES
 from imavae.config.registry import Registry
-from imavae.config.variants import MIXINGS, NETWORK_NAMES, NETWORKS, PRIORS, SOURCES
+from imavae.config.settings import NETWORKS, PRIORS
 
 # The longest files start first, so that no worker process is left with one at the end.
 LONGEST = ("test_kill", "test_study", "test_pages", "test_resume", "test_cluster", "test_terminal")
@@ -54,16 +55,12 @@ def no_ray() -> None:
 @contextmanager
 def plugins_forgotten() -> Iterator[None]:
     """What is registered within is gone after it."""
-    registries: tuple[Registry[Any], ...] = (SOURCES, MIXINGS, PRIORS)
+    registries: tuple[Registry[Any], ...] = (SOURCES, MIXINGS, PRIORS, NETWORKS)
     before = [dict(registry.variants) for registry in registries]
-    builders, names = dict(NETWORKS), set(NETWORK_NAMES)
     yield
     for registry, variants in zip(registries, before, strict=True):
         registry.variants.clear()
         registry.variants.update(variants)
-    for name in NETWORKS.keys() - builders.keys():
-        del NETWORKS[name]
-    NETWORK_NAMES.intersection_update(names)
     for name in [name for name in sys.modules if name.startswith("imavae_plugin_")]:
         del sys.modules[name]
 

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from imavae.config.data import AnyData, SyntheticData
 from imavae.config.settings import RunConfig, run_config
-from imavae.config.variants import MoebiusMixing
-from imavae.data import sources
-from imavae.data.dataset import Dataset, Split
+from imavae.data.dataset import Dataset, Split, build_source
+from imavae.data.mixings.moebius import MoebiusMixing
 from imavae.model import vae
 from imavae.model.export import Model
 from imavae.rng import stream
@@ -124,7 +123,7 @@ def exact_neg_log_px(data: AnyData, world: Dataset, split: Split) -> Tensor:
     """−log p(x) of each observation of a split, in closed form, from its own sources."""
     assert isinstance(data, SyntheticData)
     s = split.sources[0].double()
-    return world.mixings[0].log_det(s) - sources.build(data.source).log_prob(s)
+    return world.mixings[0].log_det(s) - build_source(data.source).log_prob(s)
 
 
 @contextmanager

@@ -17,8 +17,7 @@ import ray
 from ray import tune
 from torch import Tensor
 
-from imavae.config.settings import Model
-from imavae.config.variants import NETWORKS, register_network
+from imavae.config.settings import NETWORKS, Model, NetworkSettings
 from imavae.model.networks import Network, Weights
 
 HERE = Path(__file__).parent
@@ -51,13 +50,19 @@ class Spied(Network):
         return self.inner(weights, x)
 
 
-@register_network("spied")
-def spied(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> Spied:
+@NETWORKS.register
+@dataclass(frozen=True)
+class SpiedNetwork(NetworkSettings):
     """The network of model.name=spied."""
-    watched = prefix == "encoder" and ray.is_initialized() and bool(ray.get_runtime_context().get_actor_id())
-    if watched:
-        _start()
-    return Spied(NETWORKS["mlp"](prefix, inputs, outputs, shape, model), watched)
+
+    name: str = "spied"
+
+    def build(self, prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> Spied:
+        """An MLP, watched if it is a worker's encoder."""
+        watched = prefix == "encoder" and ray.is_initialized() and bool(ray.get_runtime_context().get_actor_id())
+        if watched:
+            _start()
+        return Spied(NETWORKS["mlp"]().build(prefix, inputs, outputs, shape, model), watched)
 
 
 def starts() -> list[dict[str, object]]:

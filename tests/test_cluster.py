@@ -18,8 +18,8 @@ import ray
 from ray.cluster_utils import Cluster as RayCluster
 from ray.tune.experiment import Trial
 
+from imavae.config.registry import load_plugins
 from imavae.config.settings import Cluster, StudyConfig, base_of, study_config, with_values
-from imavae.config.variants import load_plugins
 from imavae.errors import UserError
 from imavae.report.summary import member_steps
 from imavae.runs.folder import create

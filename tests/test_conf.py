@@ -126,7 +126,7 @@ def test_a_plugins_variants_are_options(tmp_path: Path) -> None:
     plugin = tmp_path / "own.py"
     plugin.write_text(
         "from dataclasses import dataclass\n"
-        "from imavae.config.variants import SOURCES, SourceSettings\n"
+        "from imavae.config.data import SOURCES, SourceSettings\n"
         "@SOURCES.register\n@dataclass(frozen=True)\n"
         "class Cauchy(SourceSettings):\n    name: str = 'cauchy'\n    scale: float = 1.0\n"
     )

@@ -46,7 +46,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "prior std": ({**GAUSSIAN, "model": {"prior": {"name": "gaussian", "std": 0.0}}}, ["model.prior.std > 0"]),
     "prior scale": ({**GAUSSIAN, "model": {"prior": {"name": "laplace", "scale": -1.0}}}, ["model.prior.scale > 0"]),
-    "prior alpha": ({"model": {"prior": {"name": "beta", "alpha": 0.0}}}, ["alpha and beta > 0", "alpha=0.0"]),
+    "prior alpha": ({"model": {"prior": {"name": "beta", "alpha": 0.0}}}, ["model.prior.alpha > 0"]),
     "prior support": ({"model": {"prior": {"name": "beta", "low": 0.0}}}, ["covers the source's", "[0, 0.5]", "widen"]),
     "bounded prior": (UNBOUNDED, ["covers the source's", "a uniform prior on [-1, 1]"]),
     "segments": ({"data": {"n_segments": 0}}, ["data.n_segments", "got 0"]),

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imavae.config.settings import Model
-from imavae.config.variants import NETWORKS
+from imavae.config.settings import NETWORKS, Model
 from imavae.errors import UserError
-from imavae.model.conv import ConvDecoder, ConvEncoder, conv
-from imavae.model.networks import Layout, Network, build
+from imavae.model.networks import Layout, Network
+from imavae.model.networks.conv import ConvDecoder, ConvEncoder
 from imavae.rng import stream
 from tests.helpers import normal, pointwise_jacobian
 
@@ -32,7 +31,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 def network(prefix: str, model: Model, side: int = SIDE) -> Network:
     ends = (3 * side**2, 2 * LATENTS) if prefix == "encoder" else (LATENTS, 3 * side**2)
-    return build(prefix, *ends, SHAPE, model)
+    net: Network = NETWORKS[model.name]().build(prefix, *ends, SHAPE, model)
+    return net
 
 
 def flat_weights(net: Network, members: int) -> Tensor:
@@ -132,7 +132,6 @@ def test_initial_weights_are_xavier_uniform(prefix: str) -> None:
 
 
 def test_the_network_is_found_by_its_name() -> None:
-    assert NETWORKS["conv"] is conv
     encoder, decoder = network("encoder", MODELS[0], 64), network("decoder", MODELS[0], 64)
     assert isinstance(encoder, ConvEncoder)
     assert isinstance(decoder, ConvDecoder)
@@ -144,4 +143,4 @@ def test_the_network_is_found_by_its_name() -> None:
 def test_observations_that_are_no_such_images_are_refused(prefix: str, size: int) -> None:
     ends = (size, 8) if prefix == "encoder" else (4, size)
     with pytest.raises(UserError, match="observations are 3 x side x side"):
-        conv(prefix, *ends, SHAPE, MODELS[0])
+        NETWORKS["conv"]().build(prefix, *ends, SHAPE, MODELS[0])

@@ -12,21 +12,15 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from imavae.config.data import SyntheticData
+from imavae.config.data import SourceSettings, SyntheticData
 from imavae.config.settings import RunConfig, run_config
-from imavae.config.variants import (
-    BetaSource,
-    FlowMixing,
-    GaussianSource,
-    LaplaceSource,
-    LinearMixing,
-    MLPMixing,
-    MoebiusMixing,
-    SourceSettings,
-    UniformSource,
-)
 from imavae.data import dataset, sources
-from imavae.data.dataset import Dataset, Split
+from imavae.data.dataset import Dataset, Split, build_source
+from imavae.data.mixings.flow import FlowMixing
+from imavae.data.mixings.linear import LinearMixing
+from imavae.data.mixings.mlp import MLPMixing
+from imavae.data.mixings.moebius import MoebiusMixing
+from imavae.data.sources import BetaSource, GaussianSource, LaplaceSource, UniformSource
 from imavae.errors import UserError
 from imavae.rng import stream
 from imavae.runs.session import Session
@@ -131,7 +125,7 @@ def test_the_truth_is_that_of_each_worlds_mixing_and_source(data: SyntheticData)
             jacobian = split.truth.jacobian[i].permute(2, 0, 1)
             torch.testing.assert_close(jacobian, pointwise_jacobian(mixing.forward, s), rtol=1e-11, atol=1e-12)
             if data.n_segments == 1:
-                exact = sources.build(data.source).log_prob(s) - torch.linalg.slogdet(jacobian).logabsdet
+                exact = build_source(data.source).log_prob(s) - torch.linalg.slogdet(jacobian).logabsdet
                 torch.testing.assert_close(split.truth.log_px[i], exact, rtol=1e-11, atol=1e-10)
 
 
@@ -142,7 +136,7 @@ def test_each_segment_has_sources_of_its_own_variance_and_of_one_mean(source: So
     u, s = stacked(world, "segments")[0], stacked(world, "sources")[0]
     counts = u.bincount(minlength=5)
     assert scipy.stats.chisquare(counts.numpy()).pvalue > 1e-3
-    whole = sources.build(source).sample(40_000, 2, stream(0, "sources"))
+    whole = build_source(source).sample(40_000, 2, stream(0, "sources"))
     largest = 1.0 if math.isfinite(source.support[1]) else 3.0
     ratios = torch.stack([s[u == k].var(0) / whole.var(0) for k in range(5)])
     assert ratios.min() > 0.9 * 0.5 * largest / 3

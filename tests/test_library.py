@@ -227,7 +227,7 @@ def test_settings_go_over_those_of_a_configuration() -> None:
 
 def test_a_configuration_may_be_built_of_its_classes(run: Results, tmp_path: Path) -> None:
     from imavae.config.settings import Model
-    from imavae.config.variants import GaussianPrior
+    from imavae.model.priors import GaussianPrior
 
     other = imavae.train(run.config, model=Model(gamma=7.0, prior=GaussianPrior()), output_dir=str(tmp_path))
     assert isinstance(other.config, RunConfig)

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from imavae.config.settings import Model
-from imavae.config.variants import NETWORK_NAMES, register_network
-from imavae.config.variants import NETWORKS as BUILDERS
-from imavae.errors import UserError
 from imavae.model import vae
-from imavae.model.networks import ACTIVATIONS, MLP, Layout, Network
+from imavae.model.networks import ACTIVATIONS, Layout, Network
+from imavae.model.networks.mlp import MLP
 from imavae.rng import stream
 from tests.helpers import UNIFORM, normal, point, pointwise_jacobian
 
@@ -176,11 +174,3 @@ def test_the_encoder_has_its_own_depth_and_width(encoder: dict[str, int], hidden
     assert found == list(zip(sizes[1:], sizes, strict=False))
     decoder = [shape for name, shape in shapes.items() if name.startswith("decoder.") and name.endswith("weight")]
     assert decoder == [(12, 3), (3, 12)]  # it stays as it was
-
-
-@pytest.mark.parametrize("name", ["mlp", ""])
-def test_a_networks_name_must_be_free(name: str) -> None:
-    before, names = dict(BUILDERS), set(NETWORK_NAMES)
-    with pytest.raises(UserError, match="each network has a name of its own"):
-        register_network(name)(lambda *_: None)
-    assert (before, names) == (BUILDERS, NETWORK_NAMES)

@@ -15,10 +15,10 @@ import torch
 
 from imavae.cli.compose import compose
 from imavae.cli.main import EVALUATE, TRAIN, launch
-from imavae.config.settings import RunConfig, run_config, support
-from imavae.config.variants import NETWORK_NAMES, NETWORKS, PRIORS, load_plugins
+from imavae.config.registry import load_plugins
+from imavae.config.settings import NETWORKS, PRIORS, RunConfig, run_config, support
 from imavae.errors import UserError
-from imavae.model import priors, vae
+from imavae.model import vae
 from imavae.model.networks import Layout
 from imavae.rng import stream
 from imavae.runs.models import load_model, save_best
@@ -87,7 +87,7 @@ def test_the_example_of_a_prior_is_the_law_that_it_says(mean: float, scale: floa
     config = run_config(
         {"plugins": [PRIOR], "data": {"source": {"name": "gaussian"}}, "model": {"prior": prior_settings}}
     )
-    prior, law = priors.build(config.model.prior, support(config)), scipy.stats.logistic(mean, scale)
+    prior, law = config.model.prior.build(support(config)), scipy.stats.logistic(mean, scale)
     theta = tuple(torch.tensor(value, dtype=torch.float64) for value in prior.start)
     y = torch.linspace(-20, 20, 81, dtype=torch.float64)
     assert torch.equal(prior.latent(y), y)
@@ -164,8 +164,7 @@ def forgotten(own: str) -> str:
     """Make as if this process had not yet loaded the plugin; its path."""
     path = {"prior": PRIOR, "network": NETWORK}[own]
     PRIORS.variants.pop("logistic", None)
-    NETWORKS.pop("residual", None)
-    NETWORK_NAMES.discard("residual")
+    NETWORKS.variants.pop("residual", None)
     for name in [name for name in sys.modules if name.startswith("imavae_plugin_")]:
         del sys.modules[name]
     return path
@@ -201,7 +200,7 @@ BAD: list[tuple[list[str], dict[str, Any], str]] = [
     ([PRIOR], {"prior": {"name": "logistic", "parameters": "conditional"}}, r"data\.n_segments > 1"),
     ([PRIOR], {"prior": {"name": "logistic", "parameters": "lerned"}}, "'fixed', 'learned' or 'conditional'"),
     ([PRIOR], {"prior": {"name": "logistic"}, "kl": "analytic"}, "analytic only where there is a closed form"),
-    ([PRIOR], {"prior": None}, r"model\.prior.*must be a mapping"),
+    ([PRIOR], {"prior": None}, r"model\.prior is a mapping"),
 ]
 
 
@@ -218,13 +217,13 @@ def test_an_own_prior_without_build_is_refused(tmp_path: Path) -> None:
     config = run_config(
         {"plugins": [str(tmp_path / "own.py")], "data": {"source": {"name": "gaussian"}}, "model": {"prior": prior}}
     )
-    with pytest.raises(UserError, match="LogisticPrior has a method build"):
+    with pytest.raises(UserError, match=r"model.prior has a method build.*LogisticPrior"):
         vae.build(config)
 
 
 def test_an_own_network_whose_name_is_taken_is_refused(tmp_path: Path) -> None:
-    text = Path(NETWORK).read_text(encoding="utf-8").replace('register_network("residual")', 'register_network("mlp")')
+    text = Path(NETWORK).read_text(encoding="utf-8").replace('"residual"', '"mlp"')
     (tmp_path / "own.py").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"each network has a name of its own.*'mlp'"):
+    with pytest.raises(UserError, match=r"has a unique name.*'mlp'"):
         load_plugins([str(tmp_path / "own.py")])
     assert math.prod(vae.build(RunConfig()).decoder.shapes["decoder.0.weight"]) == 90  # the package's is still there

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from imavae.model.posterior import Posterior, encoding_size, from_encoding
+from imavae.model.vae import Posterior, encoding_size, from_encoding
 from tests.helpers import normal
 
 DIMS = [1, 2, 3, 5]

@@ -12,9 +12,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from imavae.config.settings import support
-from imavae.config.variants import PRIORS
-from imavae.model import priors
+from imavae.config.settings import PRIORS, support
 from imavae.model.priors import Prior, Theta
 from tests.helpers import GAUSSIAN, UNIFORM, config, normal
 
@@ -38,7 +36,7 @@ def built(settings: dict[str, Any], dtype: torch.dtype = torch.float64) -> tuple
     ends = {key: settings[key] for key in ("low", "high") if key in settings}
     source: dict[str, Any] = UNIFORM | ends if PRIORS.variant(settings).bounded else GAUSSIAN
     at = config({"source": source}, {"prior": settings})
-    prior = priors.build(at.model.prior, support(at))
+    prior = at.model.prior.build(support(at))
     return prior, tuple(torch.tensor(value, dtype=dtype) for value in prior.start)
 
 
@@ -179,5 +177,5 @@ def test_a_bounded_prior_takes_the_sources_support_unless_told_otherwise() -> No
     for name in ("uniform", "beta"):
         for told, expected in (({}, (-2.0, 1.0)), ({"high": 4.0}, (-2.0, 4.0)), ({"low": -3.0}, (-3.0, 1.0))):
             at = config({"source": source}, {"prior": {"name": name, **told}})
-            assert priors.build(at.model.prior, support(at)).support == expected
+            assert at.model.prior.build(support(at)).support == expected
     assert support(config({"source": UNIFORM}, {"prior": GAUSSIAN})) == (-math.inf, math.inf)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from imavae.config.data import SpritesData
 from imavae.config.mapping import build
-from imavae.config.variants import UniformSource
-from imavae.data import sources, sprites
+from imavae.data import dataset, sprites
+from imavae.data.images import Cache
+from imavae.data.sources import UniformSource
 from imavae.errors import UserError
 from tests.helpers import untouched_generators
 
@@ -225,7 +226,7 @@ def test_a_transformed_world_is_the_plain_one_of_the_mapped_factors(transform: A
 
 def test_images_are_their_seeds_own_and_leave_global_generators_alone() -> None:
     settings = SpritesData(transform="affine", jitter=(0.01, 0.05, 0.05), side=32)
-    s = sources.build(SpritesData().source).sample(20, 4, generator())
+    s = dataset.build_source(SpritesData().source).sample(20, 4, generator())
     with untouched_generators():
         one, again, other = (rendered(settings, s, seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(one, again)
@@ -236,7 +237,7 @@ def test_rows_are_images_by_channel_row_and_column(tmp_path: Path) -> None:
     settings = SpritesData(side=16)
     scenes = sprites.scenes(settings, drawn(settings, 700), generator())
     told: list[tuple[int, int]] = []
-    rows = sprites.images(scenes, settings, tmp_path / "new", lambda done, of: told.append((done, of)))
+    rows = sprites.images(scenes, settings, Cache(tmp_path / "new", lambda done, of: told.append((done, of))))
     np.testing.assert_array_equal(rows.reshape(700, 3, 16, 16), sprites.render(scenes, settings))
     assert told[-1] == (700, 700)
     assert told == sorted(told)
@@ -249,7 +250,7 @@ def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> Non
 
     def images(settings: SpritesData, s: Tensor) -> ndarray:
         scenes = sprites.scenes(settings, s, generator())
-        return sprites.images(scenes, settings, tmp_path, lambda done, _: told.append(done))
+        return sprites.images(scenes, settings, Cache(tmp_path, lambda done, _: told.append(done)))
 
     first = images(settings, s)
     np.testing.assert_array_equal(images(settings, s), first)

@@ -13,8 +13,8 @@ from torch import Tensor
 from imavae.config.data import SpritesData
 from imavae.config.settings import RunConfig
 from imavae.data import sprites as drawing
-from imavae.data.cache import Cache
 from imavae.data.dataset import Dataset, Split, make
+from imavae.data.images import Cache
 from imavae.metrics import disentanglement, evaluate, identifiability
 from imavae.metrics.figure_data import posterior_shapes
 from imavae.metrics.glossary import METRICS, TOO_SLOW, TRUTH, absent

@@ -50,7 +50,8 @@ def config(tmp_path: Path, **other: Any) -> StudyConfig:
 
 BROKEN = """
 from dataclasses import dataclass
-from imavae.config.variants import MIXINGS, MixingSettings
+from imavae.config.data import MIXINGS
+from imavae.config.data import MixingSettings
 
 @MIXINGS.register
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
+from imavae.config.data import MIXINGS, SOURCES
 from imavae.config.mapping import Settings, default_of, fields_of, flatten, nearest, nest, nodes_of
 from imavae.config.registry import load_plugins
-from imavae.config.settings import Cluster, Model, RunConfig, StudyConfig, Tracking, Training
-from imavae.config.variants import MIXINGS, NETWORK_NAMES, PRIORS, SOURCES
+from imavae.config.settings import NETWORKS, PRIORS, Cluster, Model, RunConfig, StudyConfig, Tracking, Training
 from imavae.errors import UserError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _store(kind: type[Settings], name: str) -> None:
     for option, changes in data_options().items():
         store(group="data", name=option, node=_with_group(changes, "source"))
     files = {path.stem for path in (CONF / "model").glob("*.yaml")}  # those go over a network's own options
-    for option in NETWORK_NAMES - files:
+    for option in set(NETWORKS.names()) - files:
         store(group="model", name=option, node=_with_group({**defaults(Model), "name": option}, "prior"))
     for registry in (SOURCES, PRIORS):
         parent, _, key = registry.setting.rpartition(".")
@@ -181,10 +181,7 @@ def data_options() -> dict[str, dict[str, Any]]:
     """Settings of ``data`` for each option of its group: the mixings of synthetic data, and the other kinds."""
     kinds = {kind.kind: defaults(kind) for kind in nodes_of(fields_of(RunConfig)["data"])}
     synthetic = kinds.pop("synthetic")
-    mixings = {
-        mixing.name: {**synthetic, "dim": getattr(mixing, "usual_dim", 3), "mixing": defaults(mixing)}
-        for mixing in MIXINGS
-    }
+    mixings = {mixing.name: {**synthetic, "dim": mixing.usual_dim, "mixing": defaults(mixing)} for mixing in MIXINGS}
     return {**mixings, **kinds, OWN: {**synthetic, "mixing": None}}
 
 

@@ -5,32 +5,76 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from imavae.config.mapping import Settings
 from imavae.config.registry import Chosen, Registry
-from imavae.config.variants import (
-    MIXINGS,
-    SOURCES,
-    BetaSource,
-    Factor,
-    MixingSettings,
-    MoebiusMixing,
-    Settings,
-    SourceSettings,
-    UniformSource,
-)
-from imavae.errors import require
+from imavae.errors import UserError, require
 
-Source = Annotated[SourceSettings, BeforeValidator(Chosen(SOURCES))]
-Mixing = Annotated[MixingSettings, BeforeValidator(Chosen(MIXINGS))]
 Range = tuple[float, float]
 
 KINDS: Registry[type[Data]] = Registry("data", "imavae.config.data", key="kind")
 FROM_FILE: Any = None  # default of what run_config reads from the file
 SMALLEST_SPLIT = 64  # observations
+
+
+class Factor(NamedTuple):
+    """Name and type of a source."""
+
+    name: str
+    discrete: bool = False  # True if it takes few values, in no order
+
+
+@dataclass(frozen=True)
+class SourceSettings(Settings):
+    """Base of the settings of a source: the law of each component of s. They have a method :meth:`build`."""
+
+    name: str = ""
+
+    @property
+    def support(self) -> Range:
+        """Interval that each source lives on."""
+        return -math.inf, math.inf
+
+    @property
+    def extent(self) -> Range:
+        """Middle and half-width of an interval that holds nearly every source."""
+        low, high = self.support
+        return (low + high) / 2, (high - low) / 2
+
+    def build(self) -> Any:
+        """Return the law, an :class:`imavae.data.sources.Source`."""
+        raise missing_build(self, "data.source", "build()")
+
+
+@dataclass(frozen=True)
+class MixingSettings(Settings):
+    """Base of the settings of a mixing x = f(s). They have a method :meth:`build`."""
+
+    name: str = ""
+    usual_dim: ClassVar[int] = 3  # data.dim when the command line chooses the mixing
+
+    def check(self, data: SyntheticData) -> None:
+        """Raise UserError if these settings do not fit the sources."""
+
+    def build(self, data: SyntheticData, generator: Any) -> Any:
+        """Return f, an :class:`imavae.data.mixings.Mixing`; what is not given is drawn from ``generator``."""
+        raise missing_build(self, "data.mixing", "build(data, generator)")
+
+
+def missing_build(settings: Settings, setting: str, method: str) -> UserError:
+    """The error for a variant without its method ``build``."""
+    name = type(settings).__name__
+    return UserError(f"`{setting} has a method {method}` must hold, but {name} has none; add it (docs/plugins.md)")
+
+
+SOURCES: Registry[type[SourceSettings]] = Registry("data.source", "imavae.data.sources")
+MIXINGS: Registry[type[MixingSettings]] = Registry("data.mixing", "imavae.data.mixings", group="data")
+Source = Annotated[SourceSettings, BeforeValidator(Chosen(SOURCES))]
+Mixing = Annotated[MixingSettings, BeforeValidator(Chosen(MIXINGS))]
 
 
 @dataclass(frozen=True)
@@ -111,7 +155,7 @@ class DrawnData(Data):
         Range,
         Field(description="range of the segments' variances, over the source's; at most its own for a bounded source"),
     ] = (0.5, 3.0)
-    source: Source = field(default_factory=UniformSource)
+    source: Source = field(default_factory=lambda: SOURCES["uniform"]())
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +172,14 @@ class DrawnData(Data):
         """Interval that each source lives on."""
         return self.source.support
 
+    @property
+    def box(self) -> Range:
+        """Middle and half-diagonal of a box that holds nearly every s; segments widen that of unbounded sources."""
+        middle, half_width = self.source.extent
+        if self.n_segments > 1 and math.isinf(self.source.support[1]):
+            half_width *= math.sqrt(max(1.0, self.variances[1]))
+        return middle, half_width * math.sqrt(self.dim)
+
 
 @KINDS.register
 @dataclass(frozen=True)
@@ -135,11 +187,11 @@ class SyntheticData(DrawnData):
     """Observations x = f(s) of drawn sources s and a mixing f, whose inverse and Jacobian are known."""
 
     kind: str = "synthetic"
-    mixing: Mixing = field(default_factory=MoebiusMixing)
+    mixing: Mixing = field(default_factory=lambda: MIXINGS["moebius"]())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.mixing.check(self.dim, self.source)
+        self.mixing.check(self)
 
     @property
     def summary(self) -> str:
@@ -159,7 +211,7 @@ class SpritesData(DrawnData):
 
     kind: str = "sprites"
     dim: Annotated[int, Field(ge=2, description="number of sources and of latents: one for each factor")] = 4
-    source: Source = field(default_factory=BetaSource)
+    source: Source = field(default_factory=lambda: SOURCES["beta"]())
     factors: Annotated[
         tuple[Literal["x", "y", "size", "hue", "angle", "shape"], ...],
         Field(description="in the order of the sources; one left out stays at its middle"),

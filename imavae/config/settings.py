@@ -12,26 +12,53 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from imavae.config.data import AnyData, SyntheticData, column_names, with_file
+from imavae.config.data import MIXINGS, SOURCES, AnyData, SyntheticData, column_names, missing_build, with_file
 from imavae.config.data import Data as Data
 from imavae.config.mapping import Settings, build, flatten, nest, to_mapping
 from imavae.config.registry import Chosen, Registry, load_plugins
-from imavae.config.variants import (
-    MIXINGS,
-    NETWORK_NAMES,
-    PRIORS,
-    SOURCES,
-    PriorSettings,
-    UniformPrior,
-    image_side,
-)
 from imavae.errors import require, require_choice
 
+
+@dataclass(frozen=True)
+class PriorSettings(Settings):
+    """Base of the settings of a prior p(z). They have a method :meth:`build`.
+
+    ``parameters`` may be a setting of theirs: fixed, learned, or conditional (given by a network of the segment).
+    """
+
+    name: str = ""
+    bounded: ClassVar[bool] = False  # True if latents live on an interval
+    analytic: ClassVar[bool] = False  # True if the divergence from a Gaussian posterior has a closed form
+
+    def build(self, support: tuple[float, float]) -> Any:
+        """Return the law, an :class:`imavae.model.priors.Prior`; a bounded one lives on the interval ``support``."""
+        raise missing_build(self, "model.prior", "build(support)")
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Settings):
+    """Base of the kinds of network, chosen by ``model.name``; their settings are those of the model."""
+
+    name: str = ""
+
+    def check(self, observed: int) -> None:
+        """Raise UserError if the network can't take observations of so many numbers."""
+
+    def build(self, prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> Any:
+        """Return the ``encoder`` or the ``decoder``, as ``prefix`` says: an :class:`imavae.model.networks.Network`.
+
+        ``shape`` is the number of linear maps and the width between them.
+        """
+        raise missing_build(self, "model.name", "build(prefix, inputs, outputs, shape, model)")
+
+
+PRIORS: Registry[type[PriorSettings]] = Registry("model.prior", "imavae.model.priors")
+NETWORKS: Registry[type[NetworkSettings]] = Registry("model", "imavae.model.networks")
 TAGS = {"data": "kind"} | {registry.setting: "name" for registry in (SOURCES, MIXINGS, PRIORS)}  # choose a variant
 Prior = Annotated[PriorSettings, BeforeValidator(Chosen(PRIORS))]
 Count = Annotated[int, Field(ge=1)]
@@ -77,10 +104,10 @@ class Model(Settings):
     ] = "leaky_relu"
     slope: Annotated[float, Field(ge=0, le=1, description="slope of the leaky ReLU below zero")] = 0.2
     encoder: Encoder = field(default_factory=Encoder)
-    prior: Prior = field(default_factory=UniformPrior)
+    prior: Prior = field(default_factory=lambda: PRIORS["uniform"]())
 
     def __post_init__(self) -> None:
-        require_choice(self.name, sorted(NETWORK_NAMES), "model.name")
+        _ = NETWORKS[self.name]  # raises UserError for an unknown name
         require(
             self.kl == "sampled" or self.prior.analytic,
             "model.kl is analytic only where there is a closed form",
@@ -187,8 +214,7 @@ class RunConfig(Settings):
             self.data.n_segments,
             "the prior's parameters depend on the segment: set data.n_segments=5, or model.prior.parameters=fixed",
         )
-        if self.model.name == "conv":
-            image_side(self.data.observed)
+        NETWORKS[self.model.name]().check(self.data.observed)
         if self.model.decoder == "mixing":
             rule, remedy = "model.decoder=mixing needs a known mixing", "set model.decoder=learned"
             require(isinstance(self.data, SyntheticData), rule, f"data.kind={self.data.kind}", remedy)

@@ -1,12 +1,10 @@
-"""Observations of one or several synthetic worlds, or of a file, in three splits that rest on the device.
+"""Observations of one or several worlds in three splits on the device.
 
-A world is drawn from its own seed, in float64. With segments, each observation has an auxiliary variable u, uniform
-over the segments, and each (segment, component) a variance factor v ~ U(data.variances): the source's own variance is
-multiplied by v; that of a bounded source by v / data.variances[1], so that it stays within its support.
-
-A file's rows are split by the seed, too: its world n is the n-th split of it, standardised by its own training rows.
-
-Images lie in the order of the splits, a cached file for each world.
+A world is one draw of mixing, sources and split from one seed, in float64. With segments, each observation has an
+auxiliary variable u, uniform over the segments, and each (segment, component) a variance factor v ~ U(data.variances):
+the source's variance is multiplied by v, that of a bounded source by v / data.variances[1], which keeps it within its
+support. A file's world is its rows, split by the seed and standardised by the training rows. Images are kept in one
+cached file per world, in the order of the splits.
 """
 
 from __future__ import annotations
@@ -15,18 +13,17 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64, Int, UInt8
+from numpy import ndarray
 from torch import Tensor
 
-from imavae.config.data import Data, DrawnData, FileData, SpritesData, SyntheticData
-from imavae.data import mixing, sources, sprites
-from imavae.data import tables as files
-from imavae.data.cache import Cache, Progress
-from imavae.data.images import Images
-from imavae.data.mixing import Mixing
+from imavae.config.data import Data, DrawnData, FileData, SourceSettings, SpritesData, SyntheticData
+from imavae.data import sprites, tables
+from imavae.data.images import Cache, Images, Progress
+from imavae.data.mixings import Mixing, Shifted
 from imavae.data.sources import Scalable, Source
 from imavae.errors import UserError, require
 from imavae.rng import stream
@@ -34,7 +31,7 @@ from imavae.rng import stream
 
 @dataclass(frozen=True)
 class Truth:
-    """What the mixing knows exactly about each observation."""
+    """Likelihood and Jacobian under the true mixing."""
 
     log_px: Float64[Tensor, "world n"]  # log p(x) = log p(s) - log |det J(s)|; with segments log p(x|u), of p(s|u)
     jacobian: Float[Tensor, "world o d n"]  # of the mixing at the source
@@ -42,20 +39,20 @@ class Truth:
 
 @dataclass(frozen=True)
 class Split:
-    """Sources and the observations made of them, row by row, in each world."""
+    """Observations and their sources, row by row, in each world."""
 
-    sources: Float[Tensor, "world n s"]  # without columns where nobody knows them
-    observations: Float[Tensor, "world n o"]  # without columns where they are images
-    segments: Int[Tensor, "world n"] | None  # u, from 0 up; None where there is one segment
-    support: tuple[float, float] | None  # the interval that each source lives on; None where nobody knows
-    truth: Truth | None  # None for the training split, and where the mixing has none
+    sources: Float[Tensor, "world n s"]  # without columns if unknown
+    observations: Float[Tensor, "world n o"]  # without columns if they are images
+    segments: Int[Tensor, "world n"] | None  # u, from 0 up; None if there is one segment
+    support: tuple[float, float] | None  # interval that each source lives on; None if unknown
+    truth: Truth | None  # None in the training split, and where the mixing is unknown
     images: Images | None = None
 
     def __len__(self) -> int:
         return self.observations.shape[1]
 
     def block(self, world: Int[Tensor, " member"], at: slice) -> Float[Tensor, "member o batch"]:
-        """Observations, one after the other, of each member's world; nobody may write into them."""
+        """A slice of the observations of each member's world, to be read only."""
         if self.images is not None:
             return self.images.block(world, at)
         return chunk(self.observations, world, at)
@@ -69,21 +66,21 @@ class Split:
             segments=None if self.segments is None else self.segments[:, :count],
             support=self.support,
             truth=None if truth is None else Truth(truth.log_px[:, :count], truth.jacobian[..., :count]),
-            images=None if self.images is None else self.images.first(count),
+            images=None if self.images is None else self.images.rows(slice(count)),
         )
 
 
 def chunk(
     rows: Float[Tensor, "world n d"], world: Int[Tensor, " member"], at: slice
 ) -> Float[Tensor, "member d chunk"]:
-    """Some points of each member's world; a single world is shared, not copied for each of them."""
+    """A slice of each member's world; a single world is shared, not copied for each of them."""
     if len(rows) == 1:
         return rows[0, at].T.contiguous().expand(len(world), -1, -1)
     return rows[world, at].transpose(1, 2).contiguous()
 
 
 class Scaling(NamedTuple):
-    """What standardises the columns of a file; part of each model that has learned from them."""
+    """Mean and standard deviation that standardise a file's columns; part of each model trained on them."""
 
     mean: Float64[Tensor, " o"]
     std: Float64[Tensor, " o"]
@@ -91,9 +88,9 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """The exact mixing of each world (its shift centres the observations) and the splits made with them."""
+    """Three splits, and how each world's observations were made."""
 
-    mixings: tuple[Mixing, ...]  # none of a file and of images
+    mixings: tuple[Mixing, ...]  # of each world, centred; none for a file or images
     train: Split
     val: Split
     test: Split
@@ -101,20 +98,27 @@ class Dataset:
 
 
 class World(NamedTuple):
-    """One world in float64."""
+    """One synthetic world in float64."""
 
     mixing: Mixing
-    source: Source  # that of p(s|u), row by row, where there are segments
+    source: Source  # with segments p(s|u), row by row
     sources: Float64[Tensor, "n d"]
     observations: Float64[Tensor, "n d"]
     segments: Int[Tensor, " n"] | None
 
 
-class Place(NamedTuple):
-    """As what numbers rest, and where."""
+class _Rows(NamedTuple):
+    """The rows of one world of any kind, before they are split."""
 
-    dtype: torch.dtype
-    device: torch.device | str
+    sources: Float[Tensor, "n s"]
+    observations: Float[Tensor, "n o"]
+    segments: Int[Tensor, " n"] | None
+    world: World | None = None  # of synthetic data
+    images: UInt8[ndarray, "n feature"] | None = None  # in the order of the splits
+    scaling: Scaling | None = None
+
+
+Order = tuple[Int[Tensor, " _"], ...]  # the rows of each split
 
 
 def make(
@@ -126,134 +130,140 @@ def make(
 ) -> Dataset:
     """The world of each seed (``data.seed`` is not used), with its splits on ``device`` as ``dtype``.
 
-    The last dataset is kept and shared: nobody may write into it. Images are in ``cache``, rendered if need be.
+    The last dataset is kept and shared, so it must not be written into. Images are in ``cache``, rendered if need be.
 
     Raises:
-        UserError: a person's own source or mixing that gives no such numbers, segments that it can't have, or a file
-            that can't be used or written.
+        UserError: a user's source or mixing returns wrong numbers or can't have segments, or a file can't be used.
     """
-    return _make(data, seeds, Place(dtype, device), cache or Cache(), tuple(map(files.stamp, data.files)))
+    stamps = tuple(tables.stamp(path) for path in data.files)
+    return _make(data, seeds, dtype, device, cache or Cache(), stamps)
 
 
 @functools.lru_cache(maxsize=1)  # a study's trials share their data
 def _make(
     data: Data,
     seeds: tuple[int, ...],
-    place: Place,
+    dtype: torch.dtype,
+    device: torch.device | str,
     cache: Cache,
-    stamps: tuple[files.Stamp, ...],  # noqa: ARG001  -- they tell a file that has changed since
+    stamps: tuple[tables.Stamp, ...],  # noqa: ARG001  -- they differ once a file has changed
 ) -> Dataset:
-    dtype, device = place
-    if isinstance(data, FileData):
-        return _from_file(data, seeds, dtype, device)
-    if isinstance(data, SpritesData):
-        return _images(data, seeds, place, cache)
-    if not isinstance(data, SyntheticData):
-        raise TypeError(f"no data of the kind {type(data).__name__}")
-    empty = functools.partial(_empty, data, len(seeds), dtype=dtype, device=device)
     sizes = data.sizes
-    splits = empty(sizes[0], known=False), empty(sizes[1], known=True), empty(sizes[2], known=True)
-    mixings = []
+    known = (False, True, True)  # the training split needs no truth
+    splits = [_empty(data, len(seeds), n, truth, dtype, device) for n, truth in zip(sizes, known, strict=True)]
+    file = _read(data) if isinstance(data, FileData) else None
+    mixings, scalings, images = [], [], []
     for number, seed in enumerate(seeds):
-        drawn = world(dataclasses.replace(data, seed=seed))
-        mixings.append(drawn.mixing)
-        order = torch.randperm(data.n_obs, generator=stream(seed, "split"))
-        for split, rows in zip(splits, torch.split(order, list(sizes)), strict=True):
+        order = torch.split(torch.randperm(data.n_obs, generator=stream(seed, "split")), list(sizes))
+        of_world = dataclasses.replace(cache, progress=_part(cache.progress, number, len(seeds)))
+        drawn = _draw(dataclasses.replace(data, seed=seed), order, of_world, file)
+        for split, rows in zip(splits, order, strict=True):
             _fill(split, number, drawn, rows)
-    return Dataset(tuple(mixings), *splits)
+        mixings += [] if drawn.world is None else [drawn.world.mixing]
+        scalings += [] if drawn.scaling is None else [drawn.scaling]
+        images += [] if drawn.images is None else [drawn.images]
+    if images:
+        whole, last = Images(tuple(images), dtype, device), data.n_obs - sizes[2]
+        at = slice(sizes[0]), slice(sizes[0], last), slice(last, None)
+        splits = [dataclasses.replace(split, images=whole.rows(part)) for split, part in zip(splits, at, strict=True)]
+    train, val, test = splits
+    return Dataset(tuple(mixings), train, val, test, tuple(scalings))
 
 
-def _from_file(data: FileData, seeds: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Dataset:
-    """The splits of a person's own observations."""
-    x = torch.from_numpy(files.read(data.path, data.columns, data.n_obs))
+def _draw(data: Data, order: Order, cache: Cache, file: _Rows | None) -> _Rows:
+    """The rows of the world of ``data.seed``, whose splits have the rows in ``order``."""
+    match data:
+        case SyntheticData():
+            drawn = world(data)
+            return _Rows(drawn.sources, drawn.observations, drawn.segments, world=drawn)
+        case SpritesData():
+            return _sprites(data, torch.cat(order), cache)
+        case FileData() if file is not None:
+            return _standardised(file, data, order[0]) if data.standardise else file
+    raise TypeError(f"no data of the kind {type(data).__name__}")
+
+
+def _sprites(data: SpritesData, order: Int[Tensor, " n"], cache: Cache) -> _Rows:
+    """Sources, and the images of the rows in their ``order``."""
+    _, s, segments = _draw_sources(data)
+    s = sprites.settled(data, s)
+    scenes = sprites.scenes(data, s[order], stream(data.seed, "mixing"))
+    return _Rows(s, torch.empty(len(s), 0), segments, images=sprites.images(scenes, data, cache))
+
+
+def _read(data: FileData) -> _Rows:
+    """A file's observations, sources and segments."""
+    x = torch.from_numpy(tables.read(data.path, data.columns, data.n_obs))
     s, u = torch.empty(data.n_obs, 0), None
     if data.sources_path is not None:
-        s = torch.from_numpy(files.read(data.sources_path, None, data.n_obs, "data.sources_path"))
+        s = torch.from_numpy(tables.read(data.sources_path, None, data.n_obs, "data.sources_path"))
     if data.segment_column is not None:
-        u = torch.from_numpy(files.labels(data.path, data.segment_column, data.n_obs))
+        u = torch.from_numpy(tables.labels(data.path, data.segment_column, data.n_obs))
         found, rule = int(u.max()) + 1, "data.n_segments is the number of labels"
         require(found == data.n_segments, rule, f"{data.n_segments} for {found}", "leave it at null, which counts them")
-    train, val, test = (_empty(data, len(seeds), n, False, dtype, device) for n in data.sizes)
-    scalings = []
-    for number, seed in enumerate(seeds):
-        order = torch.split(torch.randperm(data.n_obs, generator=stream(seed, "split")), list(data.sizes))
-        scaling = _scaling(x[order[0]], data) if data.standardise else None
-        scalings += [] if scaling is None else [scaling]
-        for split, rows in zip((train, val, test), order, strict=True):
-            observed = x[rows] if scaling is None else (x[rows] - scaling.mean) / scaling.std
-            split.observations[number], split.sources[number] = observed, s[rows]
-            if split.segments is not None and u is not None:
-                split.segments[number] = u[rows]
-    return Dataset((), train, val, test, tuple(scalings))
+    return _Rows(s, x, u)
 
 
-def _images(data: SpritesData, seeds: tuple[int, ...], place: Place, cache: Cache) -> Dataset:
-    """The splits of images, in memory maps."""
-    splits, maps = [_empty(data, len(seeds), n, False, *place) for n in data.sizes], []
-    for number, seed in enumerate(seeds):
-        drawn = _drawn(dataclasses.replace(data, seed=seed))
-        order = torch.randperm(data.n_obs, generator=stream(seed, "split"))
-        s = sprites.settled(data, drawn.sources)
-        scenes = sprites.scenes(data, s[order], stream(seed, "mixing"))
-        maps.append(sprites.images(scenes, data, cache.folder, _part(cache.progress, number, len(seeds))))
-        for split, rows in zip(splits, torch.split(order, list(data.sizes)), strict=True):
-            split.sources[number] = s[rows]
-            if split.segments is not None and drawn.segments is not None:
-                split.segments[number] = drawn.segments[rows]
-    first, last = data.sizes[0], data.n_obs - data.sizes[2]
-    places = slice(first), slice(first, last), slice(last, None)
-    train, val, test = (
-        dataclasses.replace(split, images=Images(tuple(images[at] for images in maps), *place))
-        for split, at in zip(splits, places, strict=True)
-    )
-    return Dataset((), train, val, test)
-
-
-def _part(progress: Progress | None, number: int, worlds: int) -> Progress | None:
-    """The progress of all worlds, told that of one of them."""
-    if progress is None:
-        return None
-    told = progress
-    return lambda done, of: told(number * of + done, worlds * of)
-
-
-def _scaling(x: Float64[Tensor, "n o"], data: FileData) -> Scaling:
+def _standardised(rows: _Rows, data: FileData, train: Int[Tensor, " m"]) -> _Rows:
+    """The rows with columns scaled by mean and standard deviation of the training rows."""
+    x = rows.observations[train]
     mean, std = x.mean(0), x.std(0, correction=0)
     constant = [name for name, zero in zip(data.columns, (std <= 0).tolist(), strict=True) if zero]
     got = f"column {', '.join(constant)} of {data.path}"
     require(not constant, "columns to standardise vary in the training split", got, "leave it out of data.columns")
-    return Scaling(mean, std)
+    return rows._replace(observations=(rows.observations - mean) / std, scaling=Scaling(mean, std))
 
 
-class Drawn(NamedTuple):
-    """The sources of one world in float64."""
-
-    source: Source
-    sources: Float64[Tensor, "n d"]
-    segments: Int[Tensor, " n"] | None
-
-
-def _drawn(data: DrawnData) -> Drawn:
-    source, segments = sources.build(data.source), None
-    if data.n_segments > 1:
-        segments, factors = _segments(data)
-        source = _scaled(source, factors, data)
-    s = source.sample(data.n_obs, data.dim, stream(data.seed, "sources"))
-    _check(s, "source", data)
-    return Drawn(source, s, segments)
+def _part(progress: Progress | None, number: int, worlds: int) -> Progress | None:
+    """A callback for one world that reports the progress of all worlds."""
+    if progress is None:
+        return None
+    return lambda done, of: progress(number * of + done, worlds * of)
 
 
 def world(data: SyntheticData) -> World:
     """The world of ``data.seed``. Raises as :func:`make` does."""
-    source, s, segments = _drawn(data)
-    f = mixing.build(data)
-    f = f.shifted(-f.forward(s).mean(0))
+    source, s, segments = _draw_sources(data)
+    f = draw_mixing(data)
+    f = Shifted(f, -f.forward(s).mean(0))
     x = f.forward(s)
-    _check(x, "mixing", data)
+    _check(x, "mixing", data.mixing.name, s.shape)
     return World(f, source, s, x, segments)
 
 
-def _segments(data: DrawnData) -> tuple[Int[Tensor, " n"], Float64[Tensor, "n d"]]:
+def draw_mixing(data: SyntheticData) -> Mixing:
+    """The mixing of ``data.seed``, before it is centred."""
+    f: Mixing = _with_methods(data.mixing.build(data, stream(data.seed, "mixing")), Mixing, "data.mixing")
+    return f
+
+
+def build_source(settings: SourceSettings) -> Source:
+    """The law of the sources without segments."""
+    source: Source = _with_methods(settings.build(), Source, "data.source")
+    return source
+
+
+def _with_methods(built: Any, protocol: Any, setting: str) -> Any:
+    """What a variant has built. Raises UserError unless it has all methods of a protocol."""
+    methods = [name for name in vars(protocol) if not name.startswith("_")]
+    missing = [name for name in methods if not callable(getattr(built, name, None))]
+    rule = f"{setting} builds a {protocol.__name__} with {', '.join(methods)}"
+    require(not missing, rule, f"{type(built).__name__} without {', '.join(missing)}", "add what is missing")
+    return built
+
+
+def _draw_sources(data: DrawnData) -> tuple[Source, Float64[Tensor, "n d"], Int[Tensor, " n"] | None]:
+    """The law of the sources, the sources, and the segments."""
+    source, segments = build_source(data.source), None
+    if data.n_segments > 1:
+        segments, factors = _draw_segments(data)
+        source = _scaled(source, factors, data)
+    s = source.sample(data.n_obs, data.dim, stream(data.seed, "sources"))
+    _check(s, "source", data.source.name, (data.n_obs, data.dim))
+    return source, s, segments
+
+
+def _draw_segments(data: DrawnData) -> tuple[Int[Tensor, " n"], Float64[Tensor, "n d"]]:
     """u, and the variance factors of each observation."""
     low, high = data.variances
     table = torch.rand(data.n_segments, data.dim, generator=stream(data.seed, "variances"), dtype=torch.float64)
@@ -265,44 +275,46 @@ def _scaled(source: Source, factors: Float64[Tensor, "n d"], data: DrawnData) ->
     if not isinstance(source, Scalable):
         raise UserError(
             f"`data.n_segments is 1 for a source without a method scaled` must hold, but got {data.n_segments}; "
-            f"add `scaled` to {type(source).__name__}, as {Scalable.__module__}.{Scalable.__name__} describes it"
+            f"add `scaled` to {type(source).__name__}, as in {Scalable.__module__}.{Scalable.__name__}"
         )
     bounded = math.isfinite(data.source.support[1])
     return source.scaled(factors / data.variances[1] if bounded else factors)
 
 
-def _check(values: Tensor, key: str, data: DrawnData) -> None:
-    """Raise UserError unless these are ``data.n_obs`` finite float64 vectors: a person's own code may give others."""
-    shape = (data.n_obs, data.dim)
+def _check(values: Tensor, key: str, name: str, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless these are finite float64 numbers of a shape: a user's own code may return others."""
     proper = values.shape == shape and values.dtype == torch.float64 and bool(values.isfinite().all())
-    got = f"{values.dtype} {tuple(values.shape)} of data.{key}.name={getattr(data, key).name}"
-    require(proper, f"data.{key} gives finite float64 numbers of shape {shape}", got, "correct its settings or code")
+    got = f"{values.dtype} {tuple(values.shape)} of data.{key}.name={name}"
+    rule = f"data.{key} gives finite float64 numbers of shape {tuple(shape)}"
+    require(proper, rule, got, "correct its settings or code")
 
 
-def _empty(data: Data, worlds: int, n: int, known: bool, dtype: torch.dtype, device: torch.device | str) -> Split:
+def _empty(data: Data, worlds: int, n: int, with_truth: bool, dtype: torch.dtype, device: torch.device | str) -> Split:
     """A split to be filled world by world, so that no second copy of many worlds is ever held."""
 
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
-    jacobian = (worlds, data.observed, data.dim, n)
+    truth = None
+    if with_truth and isinstance(data, SyntheticData):
+        truth = Truth(empty(worlds, n, dtype=torch.float64), empty(worlds, data.observed, data.dim, n))
     return Split(
-        sources=empty(worlds, n, data.dim if data.has_sources else 0, dtype=dtype),
-        observations=empty(worlds, n, 0 if isinstance(data, SpritesData) else data.observed, dtype=dtype),
+        sources=empty(worlds, n, data.dim if data.has_sources else 0),
+        observations=empty(worlds, n, 0 if isinstance(data, SpritesData) else data.observed),
         segments=empty(worlds, n, dtype=torch.int64) if data.n_segments > 1 else None,
         support=data.support,
-        truth=Truth(empty(worlds, n, dtype=torch.float64), empty(*jacobian, dtype=dtype)) if known else None,
+        truth=truth,
     )
 
 
-def _fill(split: Split, number: int, drawn: World, rows: Int[Tensor, " m"]) -> None:
-    """Copy the rows of one world into its place."""
+def _fill(split: Split, number: int, drawn: _Rows, rows: Int[Tensor, " m"]) -> None:
+    """Copy some rows of one world into a split."""
     s = drawn.sources[rows]
     split.sources[number] = s
     split.observations[number] = drawn.observations[rows]
     if split.segments is not None and drawn.segments is not None:
         split.segments[number] = drawn.segments[rows]
-    if split.truth is not None:
-        log_ps = drawn.source.log_prob(drawn.sources)[rows]
-        split.truth.log_px[number] = log_ps - drawn.mixing.log_det(s)
-        split.truth.jacobian[number] = drawn.mixing.jacobian(s).permute(1, 2, 0)
+    if split.truth is not None and drawn.world is not None:
+        log_ps = drawn.world.source.log_prob(drawn.sources)[rows]
+        split.truth.log_px[number] = log_ps - drawn.world.mixing.log_det(s)
+        split.truth.jacobian[number] = drawn.world.mixing.jacobian(s).permute(1, 2, 0)

@@ -1,77 +1,148 @@
-"""Independent, identically distributed sources: s = (s_1, ..., s_d), p(s) = prod_k p(s_k), all in float64.
+"""Independent, identically distributed sources: s = (s_1, ..., s_d) with p(s) = prod_k p(s_k), in float64.
 
-Arrays are (observation, dimension). Parameters are scalars, or arrays (observation, dimension) where they differ: with
-segments, every observation and component has a variance factor v, and its source has v times the variance at the same
-mean (a bounded one stays within its support).
+Arrays are (observation, dimension). A parameter is a scalar, or an array (observation, dimension) where it differs:
+with segments, every observation and component has a variance factor v. Its source has v times the variance at the same
+mean, and a bounded one stays within its support.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol, cast, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
-import scipy.special
-import torch
 from jaxtyping import Float64
-from torch import Tensor
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from imavae.config.variants import BetaSource, GaussianSource, LaplaceSource, SourceSettings, UniformSource
-from imavae.data.own import build_own
-
-Parameter = Float64[Tensor, "..."]
+from imavae.config.data import SOURCES, SourceSettings
+from imavae.config.lazy import torch
+from imavae.errors import require
 
 
 @runtime_checkable
 class Source(Protocol):
     """A law on the real line, the same for each component."""
 
-    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[Tensor, "n dim"]:
+    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "n dim"]:
         """Draw ``n`` vectors of ``dim`` independent components."""
         ...
 
-    def log_prob(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+    def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         """The log-density log p(s), in nats, summed over components; minus infinity outside the support."""
         ...
 
-    def cdf(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
         """The distribution function at each component."""
         ...
 
 
 @runtime_checkable
 class Scalable(Source, Protocol):
-    """A source whose variance can change; only segments ask for it."""
+    """A source whose variance can change; only data with segments need one."""
 
-    def scaled(self, factor: Float64[Tensor, "n d"]) -> Source:
+    def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Source:
         """The source of ``n`` observations, with ``factor`` times the variance; at most 1 for a bounded source."""
         ...
 
 
+@SOURCES.register
+@checked_dataclass(frozen=True)
+class UniformSource(SourceSettings):
+    """Independent sources, each uniform on [low, high]."""
+
+    name: str = "uniform"
+    low: Annotated[float, Field(description="lower end of the support")] = -0.5
+    high: Annotated[float, Field(description="upper end of the support")] = 0.5
+
+    def __post_init__(self) -> None:
+        _check_interval(self.low, self.high)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def build(self) -> Uniform:
+        return Uniform(_scalar(self.low), _scalar(self.high))
+
+
+@SOURCES.register
+@checked_dataclass(frozen=True)
+class GaussianSource(SourceSettings):
+    """Independent Gaussian sources; they need a prior on the whole line, such as model/prior=gaussian."""
+
+    name: str = "gaussian"
+    mean: Annotated[float, Field(description="of every source")] = 0.0
+    std: Annotated[float, Field(gt=0, description="a standard deviation, not a variance")] = 1.0
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Three standard deviations about the mean."""
+        return self.mean, 3 * self.std
+
+    def build(self) -> Gaussian:
+        return Gaussian(_scalar(self.mean), _scalar(self.std))
+
+
+@SOURCES.register
+@checked_dataclass(frozen=True)
+class LaplaceSource(SourceSettings):
+    """Independent Laplace sources, p(s) = exp(-|s - mean| / scale) / (2 scale); they need a prior on the whole line."""
+
+    name: str = "laplace"
+    mean: Annotated[float, Field(description="of every source")] = 0.0
+    scale: Annotated[float, Field(gt=0, description="the standard deviation is sqrt(2) times it")] = 1.0
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Six scales about the mean: all but 1 in 400 sources."""
+        return self.mean, 6 * self.scale
+
+    def build(self) -> Laplace:
+        return Laplace(_scalar(self.mean), _scalar(self.scale))
+
+
+@SOURCES.register
+@checked_dataclass(frozen=True)
+class BetaSource(SourceSettings):
+    """Independent beta sources, stretched onto [low, high]."""
+
+    name: str = "beta"
+    alpha: Annotated[float, Field(gt=0, description="first shape parameter; at 1 and 1 the sources are uniform")] = 2.0
+    beta: Annotated[float, Field(gt=0, description="second shape parameter")] = 2.0
+    low: Annotated[float, Field(description="lower end of the support")] = -0.5
+    high: Annotated[float, Field(description="upper end of the support")] = 0.5
+
+    def __post_init__(self) -> None:
+        _check_interval(self.low, self.high)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        return self.low, self.high
+
+    def build(self) -> Beta:
+        return Beta(_scalar(self.alpha), _scalar(self.beta), self.low, self.high)
+
+
 @dataclass(frozen=True)
 class Uniform:
-    """Uniform on [low, high]. Scaled, its half-width is sqrt(factor) times as large, about the same centre."""
+    """U(low, high). Scaled, its half-width is sqrt(factor) times as large, about the same centre."""
 
-    low: Parameter
-    high: Parameter
+    low: Float64[torch.Tensor, ...]
+    high: Float64[torch.Tensor, ...]
 
-    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[Tensor, "n dim"]:
-        """Draw ``n`` vectors of ``dim`` independent components."""
+    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "n dim"]:
         uniform = torch.rand(n, dim, generator=generator, dtype=torch.float64)
         return self.low + (self.high - self.low) * uniform
 
-    def log_prob(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-        """The log-density, -log(high - low) for each component."""
+    def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         inside = (s >= self.low) & (s <= self.high)
         return (-(self.high - self.low).log()).expand(s.shape).masked_fill(~inside, -math.inf).sum(1)
 
-    def cdf(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-        """The distribution function at each component."""
+    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
         return ((s - self.low) / (self.high - self.low)).clamp(0, 1)
 
-    def scaled(self, factor: Float64[Tensor, "n d"]) -> Uniform:
-        """The same centre, ``factor`` <= 1 times the variance."""
+    def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Uniform:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2 * factor.sqrt()
         return Uniform(middle - half, middle + half)
 
@@ -80,25 +151,21 @@ class Uniform:
 class Gaussian:
     """N(mean, std^2)."""
 
-    mean: Parameter
-    std: Parameter
+    mean: Float64[torch.Tensor, ...]
+    std: Float64[torch.Tensor, ...]
 
-    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[Tensor, "n dim"]:
-        """Draw ``n`` vectors of ``dim`` independent components."""
+    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "n dim"]:
         return self.mean + self.std * torch.randn(n, dim, generator=generator, dtype=torch.float64)
 
-    def log_prob(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-        """The log-density, -((s - mean) / std)^2 / 2 - log(std) - log(2 pi) / 2 for each component."""
+    def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         standard = (s - self.mean) / self.std
         return (-0.5 * standard.square() - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(1)
 
-    def cdf(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-        """The distribution function at each component."""
-        probability: Tensor = torch.special.ndtr((s - self.mean) / self.std)
+    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        probability: torch.Tensor = torch.special.ndtr((s - self.mean) / self.std)
         return probability
 
-    def scaled(self, factor: Float64[Tensor, "n d"]) -> Gaussian:
-        """The same mean, ``factor`` times the variance."""
+    def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Gaussian:
         return replace(self, std=self.std * factor.sqrt())
 
 
@@ -106,27 +173,24 @@ class Gaussian:
 class Laplace:
     """p(s) = exp(-|s - mean| / scale) / (2 scale), of variance 2 scale^2."""
 
-    mean: Parameter
-    scale: Parameter
+    mean: Float64[torch.Tensor, ...]
+    scale: Float64[torch.Tensor, ...]
 
-    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[Tensor, "n dim"]:
-        """Draw ``n`` vectors of ``dim`` independent components, by the inverse of the distribution function."""
+    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "n dim"]:
+        """Draw by the inverse of the distribution function."""
         centred = torch.rand(n, dim, generator=generator, dtype=torch.float64) - 0.5
         magnitude = centred.abs().clamp(max=0.5 - 2**-54)  # rand can be 0, whose quantile is infinite
         return self.mean - self.scale * centred.sign() * torch.log1p(-2 * magnitude)
 
-    def log_prob(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-        """The log-density, -|s - mean| / scale - log(2 scale) for each component."""
+    def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         return (-((s - self.mean) / self.scale).abs() - (2 * self.scale).log()).sum(1)
 
-    def cdf(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-        """The distribution function at each component."""
+    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
         standard = (s - self.mean) / self.scale
         tail = 0.5 * (-standard.abs()).exp()
         return torch.where(standard < 0, tail, 1 - tail)
 
-    def scaled(self, factor: Float64[Tensor, "n d"]) -> Laplace:
-        """The same mean, ``factor`` times the variance."""
+    def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Laplace:
         return replace(self, scale=self.scale * factor.sqrt())
 
 
@@ -134,71 +198,46 @@ class Laplace:
 class Beta:
     """s = low + (high - low) t with p(t) = t^(alpha - 1) (1 - t)^(beta - 1) / B(alpha, beta) on [0, 1].
 
-    Scaled, both shapes grow by the one factor that makes the variance, m (1 - m) / (alpha + beta + 1) with the mean
-    m = alpha / (alpha + beta), as many times as large: the mean and the support stay.
+    Its variance is m (1 - m) / (alpha + beta + 1) with the mean m = alpha / (alpha + beta). Scaled, both shapes grow by
+    one factor, so that the mean and the support stay.
     """
 
-    alpha: Parameter
-    beta: Parameter
+    alpha: Float64[torch.Tensor, ...]
+    beta: Float64[torch.Tensor, ...]
     low: float
     high: float
 
-    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[Tensor, "n dim"]:
-        """Draw ``n`` vectors of ``dim`` independent components, by the inverse of the distribution function."""
+    def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "n dim"]:
+        """Draw by the inverse of the distribution function."""
+        from scipy.special import betaincinv
+
         uniform = torch.rand(n, dim, generator=generator, dtype=torch.float64)
-        quantiles = scipy.special.betaincinv(self.alpha.numpy(), self.beta.numpy(), uniform.numpy())
+        quantiles = betaincinv(self.alpha.numpy(), self.beta.numpy(), uniform.numpy())
         return self.low + (self.high - self.low) * torch.from_numpy(quantiles)
 
-    def log_prob(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-        """The log-density, that of t less log(high - low), for each component."""
+    def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         t = (s - self.low) / (self.high - self.low)
         inside = (t >= 0) & (t <= 1)
         t = torch.where(inside, t, 0.5)
-        powers: Tensor = torch.xlogy(self.alpha - 1, t) + torch.special.xlog1py(self.beta - 1, -t)
+        powers: torch.Tensor = torch.xlogy(self.alpha - 1, t) + torch.special.xlog1py(self.beta - 1, -t)
         normaliser = self.alpha.lgamma() + self.beta.lgamma() - (self.alpha + self.beta).lgamma()
         return (powers - normaliser - math.log(self.high - self.low)).masked_fill(~inside, -math.inf).sum(1)
 
-    def cdf(self, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-        """The distribution function at each component."""
-        t = ((s - self.low) / (self.high - self.low)).clamp(0, 1)
-        return torch.from_numpy(scipy.special.betainc(self.alpha.numpy(), self.beta.numpy(), t.numpy()))
+    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        from scipy.special import betainc
 
-    def scaled(self, factor: Float64[Tensor, "n d"]) -> Beta:
-        """The same mean and support, ``factor`` <= 1 times the variance."""
+        t = ((s - self.low) / (self.high - self.low)).clamp(0, 1)
+        return torch.from_numpy(betainc(self.alpha.numpy(), self.beta.numpy(), t.numpy()))
+
+    def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Beta:
         total = self.alpha + self.beta
         growth = ((total + 1) / factor - 1) / total
         return replace(self, alpha=self.alpha * growth, beta=self.beta * growth)
 
 
-@functools.singledispatch
-def build(settings: SourceSettings) -> Source:
-    """The source that some settings describe; a person's own settings bring a method ``build()`` along.
-
-    Raises:
-        UserError: own settings without that method, or a source without one of its own.
-    """
-    return cast(Source, build_own(settings, "data.source", Source))
-
-
-@build.register
-def _(settings: UniformSource) -> Source:
-    return Uniform(_number(settings.low), _number(settings.high))
-
-
-@build.register
-def _(settings: GaussianSource) -> Source:
-    return Gaussian(_number(settings.mean), _number(settings.std))
-
-
-@build.register
-def _(settings: LaplaceSource) -> Source:
-    return Laplace(_number(settings.mean), _number(settings.scale))
-
-
-@build.register
-def _(settings: BetaSource) -> Source:
-    return Beta(_number(settings.alpha), _number(settings.beta), settings.low, settings.high)
-
-
-def _number(value: float) -> Parameter:
+def _scalar(value: float) -> Float64[torch.Tensor, ""]:
     return torch.tensor(value, dtype=torch.float64)
+
+
+def _check_interval(low: float, high: float) -> None:
+    require(low < high, "data.source.low < data.source.high", f"low={low}, high={high}", "give the lower end first")

@@ -14,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +24,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from imavae.config.data import SpritesData
-from imavae.data import matrices
-from imavae.data.cache import cached
+from imavae.data.images import Cache, cached
+from imavae.data.mixings import uniform
 
 VERSION = 1  # of the pixels: raise it with any change of them, so that no cache of others is taken for them
 STEEPEST = 0.5  # how far the denominator of a projective map may go from 1
@@ -76,7 +74,7 @@ class FactorMap:
 
 def draw_map(projective: bool, dim: int, generator: torch.Generator) -> FactorMap:
     """A random affine or projective map of ``dim`` factors; its matrix is well conditioned."""
-    matrix = matrices.uniform(dim, generator)
+    matrix = uniform(dim, generator)
     slope = torch.zeros(dim, dtype=torch.float64)
     if projective:
         slope = STEEPEST / dim * (2 * torch.rand(dim, generator=generator, dtype=torch.float64) - 1)
@@ -193,12 +191,10 @@ def _cover(
     return cover
 
 
-def images(
-    scenes: Scenes, settings: SpritesData, folder: Path, progress: Callable[[int, int], None] | None = None
-) -> UInt8[ndarray, "n feature"]:
-    """The images as rows of 3 x side x side bytes, in a read-only memory map of a file in ``folder``.
+def images(scenes: Scenes, settings: SpritesData, cache: Cache) -> UInt8[ndarray, "n feature"]:
+    """The images as rows of 3 x side x side bytes, in a read-only memory map of a file in the cache.
 
-    They are rendered where that file is missing or damaged; ``progress`` is told the images done and their number.
+    They are rendered if there is no such file.
 
     Raises:
         UserError: the file can't be written.
@@ -209,7 +205,7 @@ def images(
         return render(part, settings).reshape(stop - start, -1)
 
     shape = (len(scenes.half), 3 * settings.side**2)
-    return cached(folder / f"sprites-{_key(scenes, settings)}.npy", shape, chunk, progress)
+    return cached(cache.folder / f"sprites-{_key(scenes, settings)}.npy", shape, chunk, cache.progress)
 
 
 def _key(scenes: Scenes, settings: SpritesData) -> str:

@@ -19,9 +19,10 @@ from imavae.config.data import DrawnData, SpritesData, SyntheticData
 from imavae.config.lazy import torch
 from imavae.config.registry import Registry
 from imavae.config.settings import WORST_SCORE, RunConfig, support
-from imavae.config.variants import UniformPrior, UniformSource
+from imavae.data.sources import UniformSource
 from imavae.errors import UserError, require_choice
 from imavae.metrics import identifiability, ima
+from imavae.model.priors import UniformPrior
 
 Stage = Literal["validation", "final", "probes"]  # each stage has the metrics of those before it, too
 Direction = Literal["max", "min", "one", "none"]  # "one": best at 1; "none": neither better nor worse

@@ -14,16 +14,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import singledispatch
+from typing import Annotated, ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.nn.functional import softplus
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from imavae.config.variants import BetaPrior, GaussianPrior, LaplacePrior, PriorSettings, UniformPrior
-from imavae.errors import UserError
+from imavae.config.lazy import torch
+from imavae.config.settings import PRIORS, PriorSettings
 
-Theta = tuple[Tensor, ...]
+Theta = tuple["torch.Tensor", ...]
 Interval = tuple[float, float]
 LINE = (-math.inf, math.inf)
 
@@ -40,48 +39,120 @@ class Prior(ABC):
     free: tuple[int, ...] = ()
 
     @abstractmethod
-    def log_prob(self, y: Tensor, theta: Theta) -> Tensor:
+    def log_prob(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         """The log-density log p(y), in nats, with the log-determinant of z(y) in it."""
 
     @abstractmethod
-    def curvature(self, y: Tensor, theta: Theta) -> Tensor:
+    def curvature(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         """-(log p)''(y)."""
 
     @abstractmethod
-    def variance(self, theta: Theta) -> Tensor:
+    def variance(self, theta: Theta) -> torch.Tensor:
         """Variance of a latent z."""
 
     @abstractmethod
-    def cdf(self, z: Tensor, theta: Theta) -> Tensor:
+    def cdf(self, z: torch.Tensor, theta: Theta) -> torch.Tensor:
         """P(latent <= z)."""
 
-    def score(self, y: Tensor, theta: Theta) -> Tensor:
+    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         """(log p)'(y); a prior that has it trains faster, see training/gradient.py."""
         raise NotImplementedError
 
-    def expected_log_prob(self, mean: Tensor, variance: Tensor, theta: Theta) -> Tensor:
+    def expected_log_prob(self, mean: torch.Tensor, variance: torch.Tensor, theta: Theta) -> torch.Tensor:
         """E[log p(y)] for a Gaussian y, in closed form; only where there is one."""
         raise NotImplementedError
 
-    def latent(self, y: Tensor) -> Tensor:
+    def latent(self, y: torch.Tensor) -> torch.Tensor:
         """z(y), on the prior's support."""
         low, high = self.support
         return y if math.isinf(high) else low + (high - low) * torch.sigmoid(y)
 
-    def slope(self, y: Tensor) -> Tensor:
+    def slope(self, y: torch.Tensor) -> torch.Tensor:
         """dz/dy."""
         low, high = self.support
         # s(-y), not 1 - s(y): no cancellation at large y
         return torch.ones_like(y) if math.isinf(high) else (high - low) * torch.sigmoid(y) * torch.sigmoid(-y)
 
-    def together(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+    def together(self, y: torch.Tensor, theta: Theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """z(y), dz/dy and the score, for a gradient that is written out; bounded priors need one sigmoid for all."""
         return self.latent(y), self.slope(y), self.score(y, theta)
 
-    def _scaled(self, s: Tensor) -> tuple[Tensor, Tensor]:
+    def _scaled(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latent and slope from s = sigmoid(y): s - s^2 cancels at large y, where no gradient comes through."""
         low, high = self.support
         return (s * (high - low)).add_(low), torch.addcmul(s, s, s, value=-1).mul_(high - low)
+
+
+Parameters = Literal["fixed", "learned", "conditional"]
+
+
+@PRIORS.register
+@checked_dataclass(frozen=True)
+class UniformPrior(PriorSettings):
+    """Latents uniform on [low, high]."""
+
+    name: str = "uniform"
+    low: Annotated[float | None, Field(description="lower end of the support; null: the source's")] = None
+    high: Annotated[float | None, Field(description="upper end of the support; null: the source's")] = None
+    bounded: ClassVar[bool] = True
+
+    def build(self, support: Interval) -> Uniform:
+        return Uniform(support)
+
+
+@PRIORS.register
+@checked_dataclass(frozen=True)
+class BetaPrior(PriorSettings):
+    """Beta latents, stretched onto [low, high]."""
+
+    name: str = "beta"
+    alpha: Annotated[float, Field(gt=0, description="first shape parameter; at 1 and 1 the prior is uniform")] = 2.0
+    beta: Annotated[float, Field(gt=0, description="second shape parameter")] = 2.0
+    low: Annotated[float | None, Field(description="lower end of the support; null: the source's")] = None
+    high: Annotated[float | None, Field(description="upper end of the support; null: the source's")] = None
+    parameters: Annotated[
+        Parameters, Field(description="fixed; learned: both shapes of each latent; conditional: they depend on u")
+    ] = "fixed"
+    bounded: ClassVar[bool] = True
+
+    def build(self, support: Interval) -> Beta:
+        return Beta(support, (math.log(self.alpha), math.log(self.beta)))
+
+
+@PRIORS.register
+@checked_dataclass(frozen=True)
+class GaussianPrior(PriorSettings):
+    """Independent Gaussian latents."""
+
+    name: str = "gaussian"
+    mean: Annotated[float, Field(description="of every latent")] = 0.0
+    std: Annotated[float, Field(gt=0, description="a standard deviation, not a variance")] = 1.0
+    parameters: Annotated[
+        Parameters,
+        Field(description="fixed; learned: the scale of each latent; conditional: mean and scale depend on u"),
+    ] = "fixed"
+    analytic: ClassVar[bool] = True
+
+    def build(self, support: Interval) -> Gaussian:
+        return Gaussian((self.mean, math.log(self.std)))
+
+
+@PRIORS.register
+@checked_dataclass(frozen=True)
+class LaplacePrior(PriorSettings):
+    """Independent Laplace latents."""
+
+    name: str = "laplace"
+    mean: Annotated[float, Field(description="of every latent")] = 0.0
+    scale: Annotated[float, Field(gt=0, description="the standard deviation is sqrt(2) times it")] = 1.0
+    parameters: Annotated[
+        Parameters,
+        Field(description="fixed; learned: the scale of each latent; conditional: mean and scale depend on u"),
+    ] = "fixed"
+    analytic: ClassVar[bool] = True
+
+    def build(self, support: Interval) -> Laplace:
+        return Laplace((self.mean, math.log(self.scale)))
 
 
 @dataclass(frozen=True)
@@ -90,24 +161,24 @@ class Uniform(Prior):
 
     support: Interval
 
-    def log_prob(self, y: Tensor, theta: Theta) -> Tensor:
+    def log_prob(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         # = logsigmoid(y) + logsigmoid(-y), in one call; softplus's own threshold, 20, is off by 2e-9 there
-        return y - 2 * softplus(y, threshold=40)
+        return y - 2 * torch.nn.functional.softplus(y, threshold=40)
 
-    def score(self, y: Tensor, theta: Theta) -> Tensor:
+    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return 1 - 2 * torch.sigmoid(y)
 
-    def together(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+    def together(self, y: torch.Tensor, theta: Theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         s = torch.sigmoid(y)
         return *self._scaled(s), s.mul_(-2).add_(1)
 
-    def curvature(self, y: Tensor, theta: Theta) -> Tensor:
+    def curvature(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return 2 * torch.sigmoid(y) * torch.sigmoid(-y)
 
-    def variance(self, theta: Theta) -> Tensor:
+    def variance(self, theta: Theta) -> torch.Tensor:
         return torch.tensor((self.support[1] - self.support[0]) ** 2 / 12, dtype=torch.float64)
 
-    def cdf(self, z: Tensor, theta: Theta) -> Tensor:
+    def cdf(self, z: torch.Tensor, theta: Theta) -> torch.Tensor:
         return ((z - self.support[0]) / (self.support[1] - self.support[0])).clamp(0, 1)
 
 
@@ -119,29 +190,29 @@ class Beta(Prior):
     start: tuple[float, ...]
     free: tuple[int, ...] = (0, 1)
 
-    def log_prob(self, y: Tensor, theta: Theta) -> Tensor:
+    def log_prob(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         # alpha log s(y) + beta log s(-y), with log s(y) = -softplus(-y) and log s(-y) = -y - softplus(-y)
         alpha, beta = (t.exp() for t in theta)
         normaliser = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
-        return -(alpha + beta) * softplus(-y, threshold=40) - beta * y - normaliser
+        return -(alpha + beta) * torch.nn.functional.softplus(-y, threshold=40) - beta * y - normaliser
 
-    def score(self, y: Tensor, theta: Theta) -> Tensor:
+    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         alpha, beta = (t.exp() for t in theta)
         return (alpha + beta) * torch.sigmoid(-y) - beta
 
-    def together(self, y: Tensor, theta: Theta) -> tuple[Tensor, Tensor, Tensor]:
+    def together(self, y: torch.Tensor, theta: Theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         s, (alpha, beta) = torch.sigmoid(y), (t.exp() for t in theta)
         return *self._scaled(s), s.mul_(-(alpha + beta)).add_(alpha)
 
-    def curvature(self, y: Tensor, theta: Theta) -> Tensor:
+    def curvature(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return (theta[0].exp() + theta[1].exp()) * torch.sigmoid(y) * torch.sigmoid(-y)
 
-    def variance(self, theta: Theta) -> Tensor:
+    def variance(self, theta: Theta) -> torch.Tensor:
         alpha, beta = (t.exp() for t in theta)
         total = alpha + beta
         return (self.support[1] - self.support[0]) ** 2 * alpha * beta / (total.square() * (total + 1))
 
-    def cdf(self, z: Tensor, theta: Theta) -> Tensor:
+    def cdf(self, z: torch.Tensor, theta: Theta) -> torch.Tensor:
         from scipy.special import betainc
 
         share = ((z - self.support[0]) / (self.support[1] - self.support[0])).clamp(0, 1)
@@ -156,24 +227,24 @@ class Gaussian(Prior):
     start: tuple[float, ...]
     free: tuple[int, ...] = (1,)
 
-    def log_prob(self, y: Tensor, theta: Theta) -> Tensor:
+    def log_prob(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         mean, log_std = theta
         return -0.5 * ((y - mean) * (-log_std).exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
 
-    def score(self, y: Tensor, theta: Theta) -> Tensor:
+    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return (theta[0] - y) * (-2 * theta[1]).exp()
 
-    def expected_log_prob(self, mean: Tensor, variance: Tensor, theta: Theta) -> Tensor:
+    def expected_log_prob(self, mean: torch.Tensor, variance: torch.Tensor, theta: Theta) -> torch.Tensor:
         spread = variance * (-2 * theta[1]).exp()
         return self.log_prob(mean, theta) - 0.5 * spread
 
-    def curvature(self, y: Tensor, theta: Theta) -> Tensor:
+    def curvature(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return torch.ones_like(y) * (-2 * theta[1]).exp()
 
-    def variance(self, theta: Theta) -> Tensor:
+    def variance(self, theta: Theta) -> torch.Tensor:
         return (2 * theta[1]).exp()
 
-    def cdf(self, z: Tensor, theta: Theta) -> Tensor:
+    def cdf(self, z: torch.Tensor, theta: Theta) -> torch.Tensor:
         return 0.5 * torch.erfc(-(z - theta[0]) * (-theta[1]).exp() / math.sqrt(2))
 
 
@@ -184,63 +255,26 @@ class Laplace(Prior):
     start: tuple[float, ...]
     free: tuple[int, ...] = (1,)
 
-    def log_prob(self, y: Tensor, theta: Theta) -> Tensor:
+    def log_prob(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         mean, log_scale = theta
         return -(y - mean).abs() * (-log_scale).exp() - log_scale - math.log(2)
 
-    def score(self, y: Tensor, theta: Theta) -> Tensor:
+    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return (theta[0] - y).sign() * (-theta[1]).exp()
 
-    def expected_log_prob(self, mean: Tensor, variance: Tensor, theta: Theta) -> Tensor:
+    def expected_log_prob(self, mean: torch.Tensor, variance: torch.Tensor, theta: Theta) -> torch.Tensor:
         # The mean of |N(m, v)|, a folded normal: sqrt(2 v / pi) exp(-m^2 / 2v) + m erf(m / sqrt(2 v)).
         away, std = mean - theta[0], variance.sqrt()
         ratio = away / (math.sqrt(2) * std)
         distance = math.sqrt(2 / math.pi) * std * (-ratio.square()).exp() + away * torch.erf(ratio)
         return -distance * (-theta[1]).exp() - theta[1] - math.log(2)
 
-    def curvature(self, y: Tensor, theta: Theta) -> Tensor:
+    def curvature(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return torch.zeros_like(y)  # but at the mean, where there is none
 
-    def variance(self, theta: Theta) -> Tensor:
+    def variance(self, theta: Theta) -> torch.Tensor:
         return 2 * (2 * theta[1]).exp()
 
-    def cdf(self, z: Tensor, theta: Theta) -> Tensor:
+    def cdf(self, z: torch.Tensor, theta: Theta) -> torch.Tensor:
         t = (z - theta[0]) * (-theta[1]).exp()
         return torch.where(t < 0, 0.5 * t.clamp_max(0).exp(), 1 - 0.5 * (-t.clamp_min(0)).exp())
-
-
-@singledispatch
-def build(settings: PriorSettings, support: Interval) -> Prior:
-    """The prior that settings describe; a bounded one takes ``support``, the interval of :func:`config.support`.
-
-    Raises:
-        UserError: a person's own settings that have no ``build(support)``.
-    """
-    own = getattr(settings, "build", None)
-    if own is None:
-        raise UserError(
-            f"`{type(settings).__name__} has a method build(support)` must hold, but it has none; "
-            "add one that returns an imavae.model.priors.Prior"
-        )
-    prior: Prior = own(support)
-    return prior
-
-
-@build.register
-def _(settings: UniformPrior, support: Interval) -> Prior:  # noqa: ARG001  -- it is the support alone
-    return Uniform(support)
-
-
-@build.register
-def _(settings: BetaPrior, support: Interval) -> Prior:
-    return Beta(support, (math.log(settings.alpha), math.log(settings.beta)))
-
-
-@build.register
-def _(settings: GaussianPrior, support: Interval) -> Prior:  # noqa: ARG001  -- the whole line
-    return Gaussian((settings.mean, math.log(settings.std)))
-
-
-@build.register
-def _(settings: LaplacePrior, support: Interval) -> Prior:  # noqa: ARG001  -- the whole line
-    return Laplace((settings.mean, math.log(settings.scale)))

@@ -15,16 +15,57 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-import imavae.model.conv  # noqa: F401 - it registers its network
 from imavae.config.data import SyntheticData
-from imavae.config.settings import RunConfig, support
+from imavae.config.settings import NETWORKS, RunConfig, support
 from imavae.data import dataset
-from imavae.data.mixing import Mixing, moved
-from imavae.model import networks, posterior, priors
-from imavae.model.networks import MLP, Layout, Network, Weights
-from imavae.model.posterior import Posterior
+from imavae.data.mixings import Mixing, moved
+from imavae.model.networks import Layout, Network, Weights
+from imavae.model.networks.mlp import MLP
+from imavae.model.priors import Prior, Theta
 
 GAMMA = "log_gamma"
+
+
+class Posterior(NamedTuple):
+    """A Gaussian over y."""
+
+    mean: Float[Tensor, "member d batch"]
+    log_square: Float[Tensor, "member d batch"]  # log L_kk^2: the log-variance, if diagonal
+    below: Float[Tensor, "member r batch"] | None  # L below its diagonal, row by row; None: diagonal
+
+    def sample(self, noise: Float[Tensor, "member d batch"]) -> Float[Tensor, "member d batch"]:
+        """The sample y = mu + L noise, for standard normal noise."""
+        y = torch.addcmul(self.mean, (0.5 * self.log_square).exp(), noise)
+        if self.below is None:
+            return y
+        return y + torch.stack([(row * noise[:, : row.shape[1]]).sum(1) for row in self._rows()], 1)
+
+    def entropy(self) -> Float[Tensor, "member d batch"]:
+        """In nats; its sum over d is the posterior's: log det L L^T = sum_k log L_kk^2."""
+        return 0.5 * self.log_square + 0.5 * (1 + math.log(2 * math.pi))
+
+    def variance(self) -> Float[Tensor, "member d batch"]:
+        """Of each component: the diagonal of L L^T."""
+        diagonal = self.log_square.exp()
+        if self.below is None:
+            return diagonal
+        return diagonal + torch.stack([row.square().sum(1) for row in self._rows()], 1)
+
+    def _rows(self) -> list[Tensor]:
+        """The rows of L below the diagonal: (member, k, batch) for k = 0, ..., d - 1."""
+        assert self.below is not None  # noqa: S101  -- for the type checker
+        return list(torch.split(self.below, list(range(self.mean.shape[1])), dim=1))
+
+
+def encoding_size(dim: int, kind: str) -> int:
+    """Numbers that an encoder must give for a ``diagonal`` or ``full`` covariance."""
+    return 2 * dim + (dim * (dim - 1) // 2 if kind == "full" else 0)
+
+
+def from_encoding(encoding: Float[Tensor, "member e batch"], dim: int) -> Posterior:
+    """The posterior that an encoder's output stands for."""
+    below = encoding[:, 2 * dim :] if encoding.shape[1] > 2 * dim else None
+    return Posterior(encoding[:, :dim], encoding[:, dim : 2 * dim], below)
 
 
 class Elbo(NamedTuple):
@@ -68,7 +109,7 @@ class VAE:
     dim: int  # of latents; observations may have more
     encoder: Network
     decoder: Network
-    prior: priors.Prior
+    prior: Prior
     prior_network: MLP | None = None  # of a conditional prior: from the segment, one-hot, to the parameters' offsets
     learned_prior: bool = False
     analytic: bool = False  # whether the KL divergence is taken in closed form
@@ -85,10 +126,10 @@ class VAE:
         return Layout({**shapes, GAMMA: ()})
 
     @functools.cached_property
-    def _start(self) -> priors.Theta:
+    def _start(self) -> Theta:
         return tuple(torch.tensor(value, dtype=torch.float64) for value in self.prior.start)  # 0-dim: any device, dtype
 
-    def theta(self, weights: Weights, u: Int[Tensor, "member batch"] | None) -> priors.Theta:
+    def theta(self, weights: Weights, u: Int[Tensor, "member batch"] | None) -> Theta:
         """The prior's parameters: (), (member, d, 1) or (member, d, batch), by the segments ``u``."""
         if self.learned_prior:
             offset = weights["prior.offset"]
@@ -106,7 +147,7 @@ class VAE:
 
     def posterior(self, weights: Weights, x: Float[Tensor, "member o batch"]) -> Posterior:
         """q(y|x)."""
-        return posterior.from_encoding(self.encoder(weights, x), self.dim)
+        return from_encoding(self.encoder(weights, x), self.dim)
 
     def elbo(
         self,
@@ -125,7 +166,7 @@ class VAE:
         x: Float[Tensor, "member o batch"],
         q: Posterior,
         y: Float[Tensor, "member d batch"],
-        theta: priors.Theta,
+        theta: Theta,
     ) -> Elbo:
         """The ELBO at a posterior sample ``y`` that is already there; ``theta`` is as :meth:`theta` gives it, 0-dim or
         (member, d, batch).
@@ -147,16 +188,17 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     model, dim, observed = config.model, config.data.dim, config.data.observed
     inner = (model.n_layers, model.hidden_factor * dim)
     outer = (model.encoder.n_layers or model.n_layers, (model.encoder.hidden_factor or model.hidden_factor) * dim)
-    prior = priors.build(model.prior, support(config))
+    prior: Prior = model.prior.build(support(config))
+    network = NETWORKS[model.name]()
     parameters, segments = getattr(model.prior, "parameters", "fixed"), config.data.n_segments
     conditional = (segments, inner[1], len(prior.start) * dim)
     if model.decoder == "mixing" and isinstance(config.data, SyntheticData):
         decoder: Network = TrueDecoder(moved(dataset.world(config.data).mixing, device))
     else:
-        decoder = networks.build("decoder", dim, observed, inner, model)
+        decoder = network.build("decoder", dim, observed, inner, model)
     return VAE(
         dim=dim,
-        encoder=networks.build("encoder", observed, posterior.encoding_size(dim, model.posterior), outer, model),
+        encoder=network.build("encoder", observed, encoding_size(dim, model.posterior), outer, model),
         decoder=decoder,
         prior=prior,
         prior_network=MLP("prior", conditional, "tanh") if parameters == "conditional" else None,

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from imavae.config.data import SyntheticData
-from imavae.data import mixing
+from imavae.data.dataset import draw_mixing
+from imavae.data.mixings.linear import linear_part
 from imavae.errors import require_choice
 from imavae.metrics import ima
 from imavae.paper import draw
@@ -210,7 +211,7 @@ def with_linear_contrast(study: Study) -> Study:
     if not isinstance(data, SyntheticData):
         raise TypeError(f"data of the kind {data.kind} have no mixing")
     for seed in study.members["data.seed"].unique():
-        matrix = mixing.linear_part(mixing.build(dataclasses.replace(data, seed=int(seed))))
+        matrix = linear_part(draw_mixing(dataclasses.replace(data, seed=int(seed))))
         if matrix is not None:
             contrasts[seed] = float(ima.contrast(matrix[None, ..., None]).values[0, 0])
     linear = {q.LINEAR: study.members["data.seed"].map(contrasts)}

@@ -23,8 +23,8 @@ from pyarrow import csv, parquet
 from torch import Tensor
 
 from imavae.config.data import SpritesData
+from imavae.config.registry import load_plugins
 from imavae.config.settings import EncodeConfig
-from imavae.config.variants import load_plugins
 from imavae.data import tables as files
 from imavae.errors import require
 from imavae.model.export import Model

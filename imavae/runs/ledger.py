@@ -19,7 +19,7 @@ import yaml
 
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig
-from imavae.data.cache import Progress as Rendering
+from imavae.data.images import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
 from imavae.errors import Interrupted, UserError, resumable
 from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, reopen

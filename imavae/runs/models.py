@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 import torch
 
+from imavae.config.registry import load_plugins
 from imavae.config.settings import EncodeConfig, EvaluateConfig, Members, RunConfig
-from imavae.config.variants import load_plugins
-from imavae.data.cache import Cache
-from imavae.data.cache import Progress as Rendering
 from imavae.data.dataset import Scaling
+from imavae.data.images import Cache
+from imavae.data.images import Progress as Rendering
 from imavae.errors import require
 from imavae.metrics.glossary import absent
 from imavae.model.export import Model

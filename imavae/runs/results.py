@@ -177,7 +177,7 @@ def load_results(folder: str | Path) -> Results:
 
     Raises:
         UserError: there is no run or study; a file is damaged or of another version; or a variant of your own is not
-            registered (``imavae.config.variants.load_plugins`` does that).
+            registered (``imavae.config.registry.load_plugins`` does that).
     """
     path = Path(folder).resolve()
     require(path.is_dir(), "folder is that of a run or study", folder, "look under outputs/runs and outputs/studies")

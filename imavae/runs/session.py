@@ -15,8 +15,8 @@ from imavae.config.data import SpritesData
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import WORST_SCORE, Objective, RunConfig
 from imavae.data import dataset
-from imavae.data.cache import Cache
-from imavae.data.cache import Progress as Rendering
+from imavae.data.images import Cache
+from imavae.data.images import Progress as Rendering
 from imavae.errors import require
 from imavae.metrics.evaluate import evaluate, shortened
 from imavae.metrics.glossary import Stage, worst

@@ -17,7 +17,7 @@ import torch
 
 from imavae.config.data import SpritesData
 from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
-from imavae.data.cache import Cache
+from imavae.data.images import Cache
 from imavae.model import vae
 from imavae.runs.session import Session, resolve_device
 from imavae.search import cluster

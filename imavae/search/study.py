@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import SAMPLERS, StudyConfig, base_of
-from imavae.data.cache import Progress as Rendering
+from imavae.data.images import Progress as Rendering
 from imavae.errors import UserError, require, resumable
 from imavae.metrics.glossary import check_metric
 from imavae.runs import interrupts

@@ -95,7 +95,7 @@ def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
     """The configuration in a checkpoint, or in a study's folder. No file of observations is read for it, and its
     plugins are not run: a file from elsewhere must not name code to execute.
 
-    Whoever reads a checkpoint of an own variant loads its plugin first (``plugins=``, or ``families.load_plugins``).
+    Whoever reads a checkpoint of an own variant loads its plugin first (``plugins=``, or ``load_plugins``).
 
     Raises:
         UserError: a setting that this program does not know: that of an own variant, perhaps.
@@ -105,7 +105,7 @@ def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
     except UserError as error:
         raise UserError(
             f"{error}; if the checkpoint has a variant of your own, name the file that registers it: "
-            "plugins=[FILE.py] (in Python: imavae.config.variants.load_plugins)"
+            "plugins=[FILE.py] (in Python: imavae.config.registry.load_plugins)"
         ) from None
 
 

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import leaky_relu_
 
-from imavae.model.networks import MLP, Network
+from imavae.model.networks import Network
+from imavae.model.networks.mlp import MLP
 from imavae.model.priors import Prior
 from imavae.model.vae import GAMMA, VAE
 

@@ -16,17 +16,56 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import conv2d, conv_transpose2d
+from pydantic.dataclasses import dataclass as checked_dataclass
 
-from imavae.config.settings import Model
-from imavae.config.variants import SHRUNK, image_side, register_network
-from imavae.model.networks import ACTIVATIONS, MLP, Network, Weights
+from imavae.config.lazy import torch
+from imavae.config.settings import NETWORKS, Model, NetworkSettings
+from imavae.errors import require
+from imavae.model.networks import ACTIVATIONS, Network, Weights
+from imavae.model.networks.mlp import MLP
 
 COLOURS, CHANNELS, KERNEL, STRIDE, PADDING = 3, 32, 4, 2, 1
 LAYERS = 4  # convolutions; each halves the side
+SHRINKAGE = STRIDE**LAYERS  # of the side, by all of them
+
+
+@NETWORKS.register
+@checked_dataclass(frozen=True)
+class ConvNetwork(NetworkSettings):
+    """Four convolutions of stride 2 and linear maps, for images."""
+
+    name: str = "conv"
+
+    def check(self, observed: int) -> None:
+        """Raise UserError unless ``observed`` numbers are a square colour image whose side can be halved four times."""
+        image_side(observed)
+
+    def build(
+        self, prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model
+    ) -> ConvEncoder | ConvDecoder:
+        """The encoder or the decoder, by ``prefix``; ``shape`` is the number of linear maps and their width."""
+        encodes = prefix == "encoder"
+        side = image_side(inputs if encodes else outputs)
+        n_layers, width = shape
+        code = CHANNELS * (side // SHRINKAGE) ** 2
+        ends = (code, outputs) if encodes else (inputs, code)
+        sizes = (ends[0], *(width,) * (n_layers - 1), ends[1])
+        images = Convolutions(f"{prefix}.conv", not encodes, model.activation, model.slope)
+        maps = MLP(f"{prefix}.linear", sizes, model.activation, model.slope)
+        return ConvEncoder(images, maps) if encodes else ConvDecoder(images, maps)
+
+
+def image_side(observed: int) -> int:
+    """The side of a square colour image of ``observed`` numbers. Raises UserError if there is no such image."""
+    side = math.isqrt(observed // 3)
+    require(
+        observed == 3 * side**2 and side > 0 and side % SHRINKAGE == 0,
+        f"observations are 3 x side x side, with a side that {SHRINKAGE} divides, for model.name=conv",
+        f"{observed} numbers",
+        "use data=sprites, or model=mlp for other observations",
+    )
+    return side
 
 
 @dataclass(frozen=True)
@@ -55,18 +94,20 @@ class Convolutions:
         return shapes
 
     @property
-    def activate(self) -> Callable[[Tensor], Tensor]:
+    def activate(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The activation, which may overwrite its input."""
         function, _ = ACTIVATIONS[self.activation]
         return lambda h: function(h, self.slope)
 
     @property
-    def derivative(self) -> Callable[[Tensor], Tensor]:
-        """Of the activation."""
+    def derivative(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The derivative of the activation."""
         _, function = ACTIVATIONS[self.activation]
         return lambda h: function(h, self.slope)
 
-    def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
+    def __call__(
+        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
+    ) -> Float[torch.Tensor, "member o batch"]:
         """Flat images of every member through its own layers."""
         side = math.isqrt(x.shape[1] // self.channels[0])
         outputs = []
@@ -76,9 +117,12 @@ class Convolutions:
         return torch.stack(outputs)
 
     def with_tangents(
-        self, weights: Weights, x: Float[Tensor, "member i batch"], tangent: Float[Tensor, "member i t batch"]
-    ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o t batch"]]:
-        """The same, and what becomes of tangents: a layer's derivative is itself without its bias."""
+        self,
+        weights: Weights,
+        x: Float[torch.Tensor, "member i batch"],
+        tangent: Float[torch.Tensor, "member i t batch"],
+    ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o t batch"]]:
+        """The same, and its derivative along tangents: that of a layer is the layer without its bias."""
         side, batch = math.isqrt(x.shape[1] // self.channels[0]), x.shape[2]
         results = []
         for member, rows in enumerate(torch.cat([x[:, :, None], tangent], 2)):
@@ -87,7 +131,7 @@ class Convolutions:
         together = torch.stack(results)
         return together[:, :, 0], together[:, :, 1:]
 
-    def _tangents(self, weights: Weights, member: int, h: Tensor, batch: int) -> Tensor:
+    def _tangents(self, weights: Weights, member: int, h: torch.Tensor, batch: int) -> torch.Tensor:
         """One member's layers, for ``batch`` images and then as many tangents of each kind."""
         for i in range(LAYERS):
             bias = weights[f"{self.prefix}.{i}.bias"][member][:, None, None]
@@ -100,15 +144,18 @@ class Convolutions:
             h = torch.cat([image, tangents])
         return h
 
-    def _member(self, weights: Weights, member: int, h: Tensor) -> Tensor:
+    def _member(self, weights: Weights, member: int, h: torch.Tensor) -> torch.Tensor:
         for i in range(LAYERS):
             h = self._layer(weights, member, i, h, weights[f"{self.prefix}.{i}.bias"][member])
             if i < LAYERS - 1:
                 h = self.activate(h)
         return h
 
-    def _layer(self, weights: Weights, member: int, i: int, h: Tensor, bias: Tensor | None = None) -> Tensor:
-        convolve = conv_transpose2d if self.transposed else conv2d
+    def _layer(
+        self, weights: Weights, member: int, i: int, h: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        functional = torch.nn.functional
+        convolve = functional.conv_transpose2d if self.transposed else functional.conv2d
         h = h.contiguous(memory_format=torch.channels_last)
         kernel = weights[f"{self.prefix}.{i}.weight"][member].contiguous(memory_format=torch.channels_last)
         return convolve(h, kernel, bias, STRIDE, PADDING)
@@ -126,7 +173,9 @@ class ConvEncoder(Network):
         """Name and shape of each of one member's weights."""
         return self.images.shapes | self.maps.shapes
 
-    def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
+    def __call__(
+        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
+    ) -> Float[torch.Tensor, "member o batch"]:
         """Encodings of every member's images."""
         return self.maps(weights, self.images.activate(self.images(weights, x)))
 
@@ -143,34 +192,18 @@ class ConvDecoder(Network):
         """Name and shape of each of one member's weights."""
         return self.maps.shapes | self.images.shapes
 
-    def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
+    def __call__(
+        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
+    ) -> Float[torch.Tensor, "member o batch"]:
         """Images of every member's latents."""
         return self.images(weights, self.images.activate(self.maps(weights, x)))
 
     def jacobian(
-        self, weights: Weights, x: Float[Tensor, "member i batch"]
-    ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o i batch"]]:
+        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
+    ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o i batch"]]:
         """Images, and J[m, o, i, b] = d out_o / d in_i, by forward mode: tangents go through the convolutions
         beside their image.
         """
         code, tangent = self.maps.jacobian(weights, x)
         tangent = tangent * self.images.derivative(code)[:, :, None]
         return self.images.with_tangents(weights, self.images.activate(code), tangent)
-
-
-@register_network("conv")
-def conv(prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> ConvEncoder | ConvDecoder:
-    """The encoder or the decoder, as ``prefix`` says; ``shape`` is the number of linear maps and their width.
-
-    Raises:
-        UserError: observations that are no square colour images whose side is a multiple of 16.
-    """
-    encodes = prefix == "encoder"
-    side = image_side(inputs if encodes else outputs)
-    n_layers, width = shape
-    code = CHANNELS * (side // SHRUNK) ** 2
-    ends = (code, outputs) if encodes else (inputs, code)
-    sizes = (ends[0], *(width,) * (n_layers - 1), ends[1])
-    images = Convolutions(f"{prefix}.conv", not encodes, model.activation, model.slope)
-    maps = MLP(f"{prefix}.linear", sizes, model.activation, model.slope)
-    return ConvEncoder(images, maps) if encodes else ConvDecoder(images, maps)

@@ -1,0 +1,103 @@
+"""Invertible MLP: x = W_L a(... a(W_1 s)) with square W_l and the smooth leaky ReLU
+a(h) = slope h + (1 - slope) log(1 + e^h).
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from jaxtyping import Float64
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
+from imavae.config.lazy import torch
+from imavae.data.mixings import Mixing, orthogonal, triangular, uniform
+
+NEWTON_STEPS = 100
+
+
+@MIXINGS.register
+@checked_dataclass(frozen=True)
+class MLPMixing(MixingSettings):
+    """x = W_L a(... a(W_1 s)), a(h) = slope h + (1 - slope) log(1 + e^h), the smooth leaky ReLU."""
+
+    name: str = "mlp"
+    n_layers: Annotated[int, Field(ge=1, description="linear maps, with an activation between two of them")] = 2
+    weights: Annotated[
+        Literal["orthogonal", "uniform", "triangular"],
+        Field(description="the maps: orthogonal, uniform entries, or lower triangular with a unit diagonal"),
+    ] = "orthogonal"
+    slope: Annotated[
+        float, Field(gt=0, le=1, description="of the smooth leaky ReLU at minus infinity; 1: a linear mixing")
+    ] = 0.2
+    off_diagonal: Annotated[
+        float, Field(gt=0, description="standard deviation below the unit diagonal of a triangular weight")
+    ] = 1.0
+
+    def build(self, data: SyntheticData, generator: torch.Generator) -> MLP:
+        """Draw the weights."""
+        match self.weights:
+            case "orthogonal":
+                weight = functools.partial(orthogonal, data.dim, generator)
+            case "uniform":
+                weight = functools.partial(uniform, data.dim, generator)
+            case "triangular":
+                weight = functools.partial(triangular, data.dim, self.off_diagonal, generator)
+        return MLP(tuple(weight() for _ in range(self.n_layers)), self.slope)
+
+
+@dataclass(frozen=True)
+class MLP(Mixing):
+    """x = W_L a(... a(W_1 s))."""
+
+    weights: tuple[Float64[torch.Tensor, "d d"], ...]
+    slope: float
+
+    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        for weight in self.weights[:-1]:
+            s = self._activate(s @ weight.T)
+        return s @ self.weights[-1].T
+
+    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        x = torch.linalg.solve(self.weights[-1], x.T).T
+        for weight in reversed(self.weights[:-1]):
+            x = torch.linalg.solve(weight, self._deactivate(x).T).T
+        return x
+
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+        jacobian = torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand(len(s), -1, -1)
+        for weight in self.weights[:-1]:
+            h = s @ weight.T
+            jacobian = self._derivative(h)[:, :, None] * (weight @ jacobian)
+            s = self._activate(h)
+        return self.weights[-1] @ jacobian
+
+    def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
+        total = s.new_zeros(len(s))
+        for weight in self.weights[:-1]:
+            h = s @ weight.T
+            total = total + self._derivative(h).log().sum(1)
+            s = self._activate(h)
+        for weight in self.weights:
+            total = total + torch.linalg.slogdet(weight).logabsdet
+        return total
+
+    def _activate(self, h: torch.Tensor) -> torch.Tensor:
+        softplus = torch.nn.functional.softplus(h, threshold=40)  # the default threshold, 20, is off by 2e-9 there
+        return self.slope * h + (1 - self.slope) * softplus
+
+    def _derivative(self, h: torch.Tensor) -> torch.Tensor:
+        return self.slope + (1 - self.slope) * torch.sigmoid(h)
+
+    def _deactivate(self, y: torch.Tensor) -> torch.Tensor:
+        """The inverse of the activation, by Newton's method: it is increasing and convex, so any start converges."""
+        h = y
+        for _ in range(NEWTON_STEPS):
+            step = (self._activate(h) - y) / self._derivative(h)
+            h = h - step
+            if step.abs().max() < 1e-14 * (1 + h.abs().max()):
+                break
+        return h

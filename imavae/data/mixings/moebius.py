@@ -1,0 +1,122 @@
+"""Möbius mixing x = L A (s - a) / |s - a|^2 with A orthogonal, by default without the linear map L.
+
+Without L its Jacobian is A (I - 2 u u^T) / |s - a|^2 with u = (s - a) / |s - a|. Its columns are orthogonal and of
+equal norm, hence the IMA contrast is zero (Gresele et al., NeurIPS 2021).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from jaxtyping import Float64
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
+from imavae.config.lazy import torch
+from imavae.data.mixings import Mixing, columns_at, orthogonal, unit_columns, unit_determinant
+from imavae.data.mixings.linear import Linear, LinearOnTop
+from imavae.errors import require
+
+
+@MIXINGS.register
+@checked_dataclass(frozen=True)
+class MoebiusMixing(MixingSettings):
+    """x = L A (s - a) / |s - a|^2, conformal without L: its IMA contrast is zero then."""
+
+    name: str = "moebius"
+    matrix: Annotated[
+        tuple[tuple[float, ...], ...] | None,
+        Field(description="A, orthogonal, dim x dim, a list of rows; null: drawn from data.seed"),
+    ] = None
+    centre: Annotated[
+        tuple[float, ...] | None,
+        Field(description="a, the pole, outside the sources' support; null: drawn from data.seed"),
+    ] = None
+    distance: Annotated[
+        float,
+        Field(gt=1, description="of a random pole from the sources' mean, in half-diagonals of their support"),
+    ] = 2.5
+    linear: Annotated[
+        Literal["none", "cosine", "unit_determinant", "unit_columns"],
+        Field(description="L: none, cosine (two dimensions), unit_determinant or unit_columns (both random)"),
+    ] = "none"
+    cosine: Annotated[float, Field(gt=-1, lt=1, description="between the two columns of L, for linear=cosine")] = 0.0
+
+    def check(self, data: SyntheticData) -> None:
+        """Raise UserError if these settings do not fit the sources."""
+        dim, source = data.dim, data.source
+        if self.linear == "cosine":
+            rule = "data.dim is 2 for data.mixing.linear=cosine"
+            require(dim == 2, rule, dim, "use unit_determinant or unit_columns in more dimensions")
+        else:
+            rule = "data.mixing.cosine is 0 unless linear=cosine"
+            require(self.cosine == 0, rule, self.cosine, "set data.mixing.linear=cosine")
+        middle, half_width = source.extent
+        remedy = f"the pole lies beyond it: give {type(source).__name__} a property extent (middle, half-width)"
+        require(math.isfinite(half_width), "data.source has a finite extent", (middle, half_width), remedy)
+        if self.matrix is not None:
+            rows = self.matrix
+            gram = [[sum(a * b for a, b in zip(r, s, strict=False)) for s in rows] for r in rows]
+            unit = all(abs(g - (i == j)) < 1e-4 for i, row in enumerate(gram) for j, g in enumerate(row))
+            square = len(rows) == dim and all(len(row) == dim for row in rows)
+            rule = f"data.mixing.matrix is orthogonal, {dim} x {dim}"
+            require(square and unit, rule, rows, "only then is the map conformal; leave it null to draw one")
+        if self.centre is not None:
+            rule = f"data.mixing.centre has {dim} numbers"
+            require(len(self.centre) == dim, rule, self.centre, "one for each source; leave it null to draw it")
+            low, high = middle - half_width, middle + half_width
+            beyond = math.hypot(*(max(low - a, a - high, 0) for a in self.centre))
+            rule = f"data.mixing.centre lies outside the sources' box [{low:g}, {high:g}], by 5 % of its width"
+            remedy = "the map has its pole there: move it away, or leave it null to draw it"
+            require(beyond > 0.05 * (high - low), rule, self.centre, remedy)
+
+    def build(self, data: SyntheticData, generator: torch.Generator) -> Mixing:
+        """Draw A, a and L, unless they are given."""
+        matrix = orthogonal(data.dim, generator)
+        direction = torch.randn(data.dim, generator=generator, dtype=torch.float64)
+        middle, half_diagonal = data.box
+        centre = middle + self.distance * half_diagonal * direction / direction.norm()
+        if self.matrix is not None:
+            u, _, vh = torch.linalg.svd(torch.tensor(self.matrix, dtype=torch.float64))
+            matrix = u @ vh  # the nearest orthogonal matrix: the given numbers are rounded
+        if self.centre is not None:
+            centre = torch.tensor(self.centre, dtype=torch.float64)
+        inner = Moebius(matrix, centre)
+        match self.linear:
+            case "none":
+                return inner
+            case "cosine":
+                linear = columns_at(self.cosine)
+            case "unit_determinant":
+                linear = unit_determinant(data.dim, generator)
+            case "unit_columns":
+                linear = unit_columns(data.dim, generator)
+        return LinearOnTop(inner, Linear(linear))
+
+
+@dataclass(frozen=True)
+class Moebius(Mixing):
+    """x = A (s - a) / |s - a|^2."""
+
+    matrix: Float64[torch.Tensor, "d d"]
+    centre: Float64[torch.Tensor, " d"]
+
+    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        r = s - self.centre
+        return r @ self.matrix.T / r.square().sum(1, keepdim=True)
+
+    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        r = x @ self.matrix  # the inversion r -> r / |r|^2 undoes itself
+        return self.centre + r / r.square().sum(1, keepdim=True)
+
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+        r = s - self.centre
+        norm = r.square().sum(1)[:, None, None]
+        eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
+        return self.matrix @ (eye - 2 * r[:, :, None] * r[:, None, :] / norm) / norm
+
+    def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
+        return -s.shape[1] * (s - self.centre).square().sum(1).log()

@@ -1,0 +1,106 @@
+"""Stacked networks: weights (member, out, in), activations (member, feature, batch).
+
+All weights of a member lie in one row of a flat (member, parameter) array, so that the optimizer, the best states and
+the removal of members handle one tensor; :class:`Layout` gives the named views into it. To add a network, add a module
+here: a class in the registry ``NETWORKS`` whose ``build`` returns a :class:`Network`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+
+from imavae.config.lazy import torch
+
+Weights = Mapping[str, "torch.Tensor"]
+Function = Callable[["torch.Tensor", float], "torch.Tensor"]
+
+# Each activation, which may overwrite its input, and its derivative, as functions of the input and of the slope.
+# The leaky ReLU's derivative is a kernel of one pass; a comparison and a choice would be two.
+ACTIVATIONS: dict[str, tuple[Function, Function]] = {
+    "leaky_relu": (
+        lambda x, slope: torch.nn.functional.leaky_relu_(x, slope),
+        lambda x, slope: torch.ops.aten.leaky_relu_backward(x.new_ones(()).expand_as(x), x, slope, True),
+    ),
+    "tanh": (lambda x, _: torch.tanh(x), lambda x, _: 1 - torch.tanh(x).square()),
+    "silu": (
+        lambda x, _: torch.nn.functional.silu(x),
+        lambda x, _: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x)),
+    ),
+    "softplus": (lambda x, _: torch.nn.functional.softplus(x), lambda x, _: torch.sigmoid(x)),
+}
+
+
+class Network(ABC):
+    """A function of (member, feature, batch) with weights per member, found by name.
+
+    Names end in ``.weight`` (out, in, and the kernel of a convolution) or ``.bias`` (out), a bias after its weight;
+    these start as :meth:`Layout.initial` says, weights of other names at zero.
+    """
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each of one member's weights; the names begin with the network's prefix."""
+
+    @abstractmethod
+    def __call__(
+        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
+    ) -> Float[torch.Tensor, "member o batch"]:
+        """Outputs of every member, each for its own inputs; no point of the batch may depend on another."""
+
+    def jacobian(
+        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
+    ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o i batch"]]:
+        """Outputs, and J[m, o, i, b] = d out_o / d in_i: a forward-mode pass for each input."""
+        columns, outputs = [], x
+        for i in range(x.shape[1]):
+            direction = torch.zeros_like(x)
+            direction[:, i] = 1
+            outputs, tangent = torch.func.jvp(lambda z: self(weights, z), (x,), (direction,))  # type: ignore[misc]
+            columns.append(tangent)
+        return outputs, torch.stack(columns, 2)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Positions of the named weights in a member's flat row."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters of one member."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def views(self, flat: Float[torch.Tensor, "member parameter"]) -> dict[str, torch.Tensor]:
+        """Named views into ``flat``, each (member, *shape). They share its memory."""
+        views, start = {}, 0
+        for name, shape in self.shapes.items():
+            stop = start + math.prod(shape)
+            views[name] = flat[:, start:stop].view(len(flat), *shape)
+            start = stop
+        return views
+
+    def initial(self, generator: torch.Generator) -> Float[torch.Tensor, " parameter"]:
+        """One member's initial weights, in float64, so that members of any precision start from the same numbers.
+
+        Xavier-uniform weights (Glorot and Bengio, 2010), biases U(+-1/sqrt(inputs)), zeros for all others. Inputs and
+        outputs of a convolution count its kernel; those of a transposed one are in the order of its shape, as in torch.
+        """
+        parts, inputs = [], 1
+        for name, shape in self.shapes.items():
+            if name.endswith((".weight", ".bias")):
+                uniform = 2 * torch.rand(math.prod(shape), generator=generator, dtype=torch.float64) - 1
+                if name.endswith(".weight"):
+                    outputs, inputs = (size * math.prod(shape[2:]) for size in shape[:2])
+                    parts.append(uniform * math.sqrt(6 / (inputs + outputs)))
+                else:  # a bias follows its weight
+                    parts.append(uniform / math.sqrt(inputs))
+            else:
+                parts.append(torch.zeros(math.prod(shape), dtype=torch.float64))
+        return torch.cat(parts)
