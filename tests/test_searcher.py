@@ -1,4 +1,4 @@
-"""The searcher and Optuna's storage: packs, conditions, known points, several objectives, going on after a break."""
+"""The searcher and Optuna's study: packs, conditions, start points, several objectives, resuming."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pytest
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.runs.folder import RunFolder, Stored, create
-from imavae.search import study
-from imavae.search.searcher import Searcher, open_storage, open_study
+from imavae.search import space, study
+from imavae.search.searcher import Searcher, open_study
 from imavae.search.space import Point
 from imavae.search.stopping import write_stops
 from imavae.tracking.base import TrialRecord
 
+STORAGES: dict[str, optuna.storages.InMemoryStorage] = {}  # by output folder; faster than SQLite
 GAMMA = {"type": "float", "low": 1.0, "high": 256.0, "log": True}
 LAYERS = {"type": "int", "low": 2, "high": 5}
 RATE = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
@@ -33,21 +34,21 @@ def config(tmp_path: Path, search: dict[str, Any], trials: int = 12, **other: An
 
 
 def started(settings: StudyConfig, name: str = "tiny", resume: bool = False) -> tuple[Searcher, optuna.Study]:
-    """A searcher of a new study, as the driver makes it; with ``resume``, of what another one has left."""
+    """A searcher of a new study as the driver makes it, or of what an earlier one has left."""
     parameters, points = study.check(settings)
-    storage = open_storage(Path(settings.output_dir))
+    storage = STORAGES.setdefault(settings.output_dir, optuna.storages.InMemoryStorage())
     found = open_study(storage, name, settings.objectives, resume)
     home = create(settings, "studies", name)
     if resume:
         return Searcher(found, storage, parameters, settings, [], home), found
     for point in points:
         found.enqueue_trial(dict(point))
-    packs = study.packs_of(settings, parameters, points, 1)
+    packs = space.packs_of(settings, parameters, points, 1)
     return Searcher(found, storage, parameters, settings, packs, home), found
 
 
 def trained(searcher: Searcher, count: int = 1000) -> list[list[tuple[int, Point]]]:
-    """The points of the next trials, one trial after the other; a point's score is its number's sine."""
+    """The points of the next trials, one after the other; a point's score is the sine of its number."""
     packs: list[list[tuple[int, Point]]] = []
     for _ in range(count):
         suggested = searcher.suggest(f"trial-{len(packs)}")
@@ -97,7 +98,7 @@ def test_what_an_earlier_driver_was_training_is_trained_again_as_it_was(tmp_path
     settings = config(tmp_path, SPACE, 6, sampler={"pack": 3})
     first, found = started(settings)
     points = first.suggest("a")
-    storage, home = open_storage(tmp_path), create(settings, "studies", "tiny")
+    storage, home = STORAGES[str(tmp_path)], create(settings, "studies", "tiny")
     second = Searcher(found, storage, study.check(settings)[0], settings, [[0, 1, 2]], home)
     assert second.suggest("b") == points
     second.on_trial_complete("b", {"scores": [[0.1], [0.2], [0.3]]})
@@ -177,29 +178,29 @@ def test_an_earlier_studys_best_points_come_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"sampler": {"start_from": [{"model": {"beta": 2.0}}]}}, "names settings that are searched"),
-        ({"sampler": {"start_from": [{"model": {"gamma": 1e4}}]}}, "values that search.model.gamma allows"),
-        ({"sampler": {"start_from": [{"model": {"n_layers": 2.5}}]}}, "values that search.model.n_layers allows"),
-        ({"sampler": {"start_from": KNOWN}, "budget": {"trials": 3}}, "budget.trials points at most"),
-        ({"sampler": {"start_from": "outputs/studies/none"}}, "is the folder of a study"),
-        ({"sampler": {"name": "cmaes"}}, "a condition"),
-        ({"sampler": {"pack": 2}, "search": {"model": {"n_layers": LAYERS}}}, "may differ within an ensemble"),
+        ({"sampler": {"start_from": [{"model": {"beta": 2.0}}]}}, "sampler.start_from"),
+        ({"sampler": {"start_from": [{"model": {"gamma": 1e4}}]}}, "search.model.gamma"),
+        ({"sampler": {"start_from": [{"model": {"n_layers": 2.5}}]}}, "search.model.n_layers"),
+        ({"sampler": {"start_from": KNOWN}, "budget": {"trials": 3}}, "budget.trials"),
+        ({"sampler": {"start_from": "outputs/studies/none"}}, "sampler.start_from"),
+        ({"sampler": {"name": "cmaes"}}, "sampler.name=cmaes"),
+        ({"sampler": {"pack": 2}, "search": {"model": {"n_layers": LAYERS}}}, "sampler.pack"),
         (
             {"sampler": {"pack": 2}, "search": {"model": {
                 "gamma": GAMMA, "n_layers": {**LAYERS, "when": {"model": {"gamma": {"at_least": 9.0}}}}}}},
-            "depends on one of a single member",
+            "model.n_layers when model.gamma",
         ),
         (
             {"sampler": {"name": "cmaes"}, "search": {"model": {"gamma": GAMMA}},
              "further_objectives": [{"metric": "val/cima", "mode": "min"}]},
-            "knows several objectives",
+            "sampler.name",
         ),
         (
             {"scheduler": {"name": "asha"}, "further_objectives": [{"metric": "val/cima", "mode": "min"}]},
-            "knows several objectives",
+            "scheduler.name",
         ),
-        ({"further_objectives": [{"metric": "val/mcc"}]}, "a metric of its own"),
-        ({"further_objectives": [{"metric": "val/cima"}]}, "objective.mode of val/cima"),
+        ({"further_objectives": [{"metric": "val/mcc"}]}, "val/mcc"),
+        ({"further_objectives": [{"metric": "val/cima"}]}, "val/cima"),
     ],
 )  # fmt: skip
 def test_a_wrong_search_is_refused_before_anything_starts(tmp_path: Path, other: dict[str, Any], said: str) -> None:
@@ -211,5 +212,5 @@ def test_a_wrong_search_is_refused_before_anything_starts(tmp_path: Path, other:
 
 def test_a_grid_does_not_start_from_points(tmp_path: Path) -> None:
     search = {"model": {"n_layers": {"type": "choice", "values": [2, 3]}}}
-    with pytest.raises(UserError, match="start_from is null in a grid"):
+    with pytest.raises(UserError, match=r"sampler\.start_from"):
         study.check(config(tmp_path, search, sampler={"name": "grid", "start_from": [{"model": {"n_layers": 2}}]}))

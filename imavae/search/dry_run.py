@@ -22,8 +22,8 @@ from imavae.model import vae
 from imavae.runs.session import Session, resolve_device
 from imavae.search import cluster
 from imavae.search.searcher import Searcher, open_study
-from imavae.search.space import Point
-from imavae.search.study import check, packs_of
+from imavae.search.space import Point, packs_of
+from imavae.search.study import check
 from imavae.training.ensemble import train_epoch
 
 TIMED_ENSEMBLES = 3  # the cheapest, the middle one and the dearest
@@ -43,25 +43,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class Cost:
-    """Size of a study, and its expected time if no trial and no member stops early.
+    """Size of a study, and its expected time if no trial and no member stops early."""
 
-    Attributes:
-        points: All points; those of a sampler are what it would propose without knowing a score.
-        packs: Numbers of the points that train together.
-        member_steps: Steps, summed over members.
-        timed: Ensembles that were timed.
-        slots: Trials that run at once.
-        seconds: Training and validation on this machine. Start-up, tracking and reports are not included.
-        stops_early: True if trials or members may stop early.
-    """
-
-    points: list[Point]
-    packs: list[list[int]]
-    member_steps: int
+    points: list[Point]  # those of a sampler are what it would propose without knowing a score
+    packs: list[list[int]]  # numbers of the points that train together
+    member_steps: int  # steps, summed over members
     timed: list[Timing]
-    slots: int
-    seconds: float
-    stops_early: bool
+    slots: int  # trials that run at once
+    seconds: float  # of training and validation here; start-up, tracking and reports are not included
+    stops_early: bool  # trials or members may stop early
 
 
 def dry_run(config: StudyConfig) -> Cost:

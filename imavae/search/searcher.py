@@ -110,13 +110,9 @@ class Searcher(RaySearcher):
         waiting: Sequence[Sequence[int]],
         home: LockedFolder | None,
     ) -> None:
-        """Args:
-        study: Optuna's study.
-        storage: Where it is stored.
-        parameters: Parameters of the space.
-        config: Settings; the sampler and the budget are used.
-        waiting: Numbers of existing points to train, a list per trial, before any point is proposed.
-        home: The study's folder, which records the points of each trial. None for a dry run, which ends no trial.
+        """Train the existing points ``waiting`` first, a list of numbers per trial; then propose new ones.
+
+        ``home`` records the points of each trial; without it (in a dry run) no trial can end.
         """
         super().__init__()
         self._study, self._storage, self._home = study, storage, home

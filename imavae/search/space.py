@@ -72,9 +72,7 @@ class Parameter:
     @property
     def ends(self) -> tuple[Value, ...]:
         """Both ends of the interval, or every choice: if these obey a setting's rules, all values do."""
-        if self.type == "choice":
-            return self.values
-        return (int(self.low), int(self.high)) if self.type == "int" else (self.low, self.high)
+        return self.values if self.type == "choice" else (self.low, self.high)
 
     @property
     def per_member(self) -> bool:
@@ -97,17 +95,15 @@ class Parameter:
 
         if self.type == "choice":
             return distributions.CategoricalDistribution(self.values)
-        if self.type == "int":
-            return distributions.IntDistribution(int(self.low), int(self.high), log=self.log)
-        return distributions.FloatDistribution(self.low, self.high, log=self.log)
+        kind: Any = distributions.IntDistribution if self.type == "int" else distributions.FloatDistribution
+        return cast("BaseDistribution", kind(self.low, self.high, log=self.log))
 
     def suggest(self, trial: Trial) -> Value:
         """Value in Optuna's trial; sampled if the trial has none yet."""
         if self.type == "choice":
             return cast("Value", trial.suggest_categorical(self.key, self.values))
-        if self.type == "int":
-            return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
-        return trial.suggest_float(self.key, self.low, self.high, log=self.log)
+        suggest: Any = trial.suggest_int if self.type == "int" else trial.suggest_float
+        return cast("Value", suggest(self.key, self.low, self.high, log=self.log))
 
 
 def parse(config: StudyConfig) -> list[Parameter]:
@@ -117,22 +113,14 @@ def parse(config: StudyConfig) -> list[Parameter]:
         UserError: an unknown key, type or field; an empty interval or list; a log interval that reaches 0; a value
             that the setting refuses; a wrong condition; or a parameter that the sampler can't propose.
     """
-    parameters = []
+    parameters, keys = [], set(keys_of(RunConfig))
     for key, leaf in flatten(config.search, is_leaf=lambda node: isinstance(node.get("type"), str)).items():
-        if not isinstance(leaf, Mapping):
-            raise UserError(
-                f"`search.{key}` must be a mapping with `type`, or a plain value, but got {leaf!r}; "
-                "write {type: float, low: …, high: …} or {type: choice, values: […]}, or set a list outside search"
-            )
-        if key not in set(keys_of(RunConfig)):
-            raise UserError(
-                f"`search.{key}` must name a setting of data, model or training, but it names none; "
-                f"{nearest(key, RunConfig)}"
-            )
-        parameter = _parameter(key, leaf)
-        _check_values(config, parameter)
-        _check_sampler(config.sampler.name, parameter)
-        parameters.append(parameter)
+        remedy = "write {type: float, low: …, high: …} or {type: choice, values: […]}, or set a list outside search"
+        require(isinstance(leaf, Mapping), f"search.{key} is a mapping with type, or a plain value", repr(leaf), remedy)
+        if key not in keys:
+            raise UserError(f"`search.{key}` must name a setting of data, model or training; {nearest(key, RunConfig)}")
+        parameters.append(_parameter(key, leaf))
+        _check(config, parameters[-1])
     return _in_order(parameters)
 
 
@@ -193,37 +181,39 @@ def packs(base: RunConfig, points: Sequence[Point], slots: int, limit: int | Non
     return dealt
 
 
-def start_packs(
-    base: RunConfig, points: Sequence[Point], parameters: Sequence[Parameter], limit: int
+def packs_of(
+    config: StudyConfig, parameters: Sequence[Parameter], points: Sequence[Point], slots: int
 ) -> list[list[int]]:
-    """Group start points like :func:`packs`; a point whose architecture the sampler completes trains alone."""
-    whole = [
-        number
+    """Group the numbers of points that are known beforehand by the ensembles in which they train.
+
+    A start point whose architecture the sampler has yet to complete trains alone.
+    """
+    base, limit = base_of(config), config.sampler.pack
+    if config.sampler.name == "grid":
+        return packs(base, points, slots, limit)
+    partial = [
+        [number]
         for number, point in enumerate(points)
-        if all(p.per_member or p.key in point or not p.active(point) for p in parameters)
+        if any(p.key not in point and p.active(point) and not p.per_member for p in parameters)
     ]
-    dealt = [[whole[i] for i in pack] for pack in packs(base, [points[n] for n in whole], 1, limit)]
-    return sorted(dealt + [[number] for number in range(len(points)) if number not in whole])
+    whole = [number for number in range(len(points)) if [number] not in partial]
+    return sorted(
+        partial + [[whole[i] for i in pack] for pack in packs(base, [points[n] for n in whole], 1, limit or 1)]
+    )
 
 
 def check_pack(parameters: Sequence[Parameter], pack: int) -> None:
     """Raise UserError unless ``pack`` points of this space can train together."""
     if pack == 1:
         return
-    require(
-        any(parameter.per_member for parameter in parameters),
-        "sampler.pack > 1 needs a searched setting that may differ within an ensemble",
-        f"pack={pack}, search of {', '.join(p.key for p in parameters)}",
-        f"search one of {', '.join(PER_MEMBER)}, or leave sampler.pack at null",
-    )
+    rule = "sampler.pack > 1 needs a searched setting that may differ within an ensemble"
+    got, remedy = f"search of {', '.join(p.key for p in parameters)}", f"search one of {', '.join(PER_MEMBER)}"
+    require(any(parameter.per_member for parameter in parameters), rule, got, f"{remedy}, or drop sampler.pack")
+    rule = "with sampler.pack > 1, no setting of the whole ensemble depends on one of a single member"
     for parameter in parameters:
         names = [condition.key for condition in parameter.when if condition.key in PER_MEMBER]
-        require(
-            parameter.per_member or not names,
-            "with sampler.pack > 1, no setting of the whole ensemble depends on one of a single member",
-            f"{parameter.key} when {', '.join(names)}",
-            "drop the condition, or leave sampler.pack at null",
-        )
+        got, remedy = f"{parameter.key} when {', '.join(names)}", "drop the condition, or sampler.pack"
+        require(parameter.per_member or not names, rule, got, remedy)
 
 
 def _parameter(key: str, leaf: Mapping[str, Any]) -> Parameter:
@@ -254,21 +244,17 @@ def _is_number(value: object, kind: str) -> bool:
     return number and not isinstance(value, bool)
 
 
-def _conditions(key: str, when: object) -> tuple[Condition, ...]:
+def _conditions(key: str, when: Any) -> tuple[Condition, ...]:
     """Conditions of the parameter ``key``. Raises UserError for a bound of the wrong type."""
     prefix = f"search.{key}.when"
     require(isinstance(when, Mapping), f"{prefix} is a mapping", repr(when), "nest it like the settings")
     found = []
-    for other, value in flatten(
-        cast("Mapping[str, Any]", when), is_leaf=lambda node: bool(node) and set(node) <= set(TESTS)
-    ).items():
-        tests = value if isinstance(value, Mapping) else {"one_of": [value]}
-        found += [Condition(other, test, bound) for test, bound in tests.items()]
-    for condition in found:
-        bound, listed = condition.bound, condition.test == "one_of"
-        rule = f"{prefix}.{condition.key}.{condition.test} is {'a list' if listed else 'a number'}"
-        right = isinstance(bound, list) if listed else _is_number(bound, "float")
-        require(right, rule, repr(bound), "see search_spaces/ for examples")
+    for other, value in flatten(when, is_leaf=lambda node: bool(node) and set(node) <= set(TESTS)).items():
+        for test, bound in (value if isinstance(value, Mapping) else {"one_of": [value]}).items():
+            right = isinstance(bound, list) if test == "one_of" else _is_number(bound, "float")
+            rule = f"{prefix}.{other}.{test} is {'a list' if test == 'one_of' else 'a number'}"
+            require(right, rule, repr(bound), "see search_spaces/ for examples")
+            found.append(Condition(other, test, bound))
     return tuple(found)
 
 
@@ -293,46 +279,34 @@ def _in_order(parameters: Sequence[Parameter]) -> list[Parameter]:
 
 
 def _check_condition(prefix: str, condition: Condition, by_key: Mapping[str, Parameter]) -> None:
-    if condition.key not in by_key:
-        raise UserError(
-            f"`{prefix}` must name settings that are searched, with a plain value or {', '.join(TESTS)}, but names "
-            f"{condition.key}; choose among {', '.join(by_key)}"
-        )
+    rule, remedy = f"{prefix} names settings that are searched", f"choose among {', '.join(by_key)}"
+    require(condition.key in by_key, rule, condition.key, remedy)
     other = by_key[condition.key]
     numeric = other.type != "choice" or not any(isinstance(value, str) for value in other.values)
-    got = f"{condition}, which has the values {list(other.values)}"
+    got = f"{condition}, of {list(other.ends)}"
     require(numeric or condition.test == "one_of", f"{prefix} compares numbers", got, "use one_of: […]")
     if condition.test == "one_of":
         possible = any(other.allows(value) for value in condition.bound)
     else:
         possible = any(condition.holds({condition.key: value}) for value in other.ends)
-    require(possible, f"{prefix} can hold", f"{condition}, of {list(other.ends)}", "correct its bound")
+    require(possible, f"{prefix} can hold", got, "correct its bound")
 
 
-def _check_values(config: StudyConfig, parameter: Parameter) -> None:
+def _check(config: StudyConfig, parameter: Parameter) -> None:
+    """Raise UserError if the setting refuses a value or the sampler can't propose the parameter."""
+    key, sampler = f"search.{parameter.key}", config.sampler.name
     for value in parameter.ends:
         try:
             with_values(base_of(config), {parameter.key: value})
         except UserError as error:
-            raise UserError(
-                f"`search.{parameter.key}` reaches {value!r}, which its setting refuses ({error}); "
-                "correct its bounds or values"
-            ) from None
-
-
-def _check_sampler(name: str, parameter: Parameter) -> None:
-    require(
-        name != "grid" or parameter.type == "choice",
-        f"search.{parameter.key}.type is choice in a grid",
-        parameter.type,
-        "list the values, or choose another sampler",
-    )
-    require(
-        not SAMPLERS[name].numbers_only or (parameter.type != "choice" and not parameter.when),
-        f"sampler.name={name} searches numbers that every point has",
-        f"search.{parameter.key}, a {'condition' if parameter.when else 'choice'}",
-        "set sampler.name=tpe, which models it",
-    )
+            remedy = f"which its setting refuses ({error}); correct its bounds or values"
+            raise UserError(f"`{key}` reaches {value!r}, {remedy}") from None
+    plain = parameter.type != "choice" and not parameter.when
+    rule, remedy = f"{key}.type is choice in a grid", "list the values, or choose another sampler"
+    require(sampler != "grid" or parameter.type == "choice", rule, parameter.type, remedy)
+    rule, remedy = f"sampler.name={sampler} searches numbers that every point has", "set sampler.name=tpe"
+    got = f"{key}, a {'condition' if parameter.when else 'choice'}"
+    require(plain or not SAMPLERS[sampler].numbers_only, rule, got, remedy)
 
 
 def _listed_point(nested: Mapping[str, Any], parameters: Sequence[Parameter]) -> Point:

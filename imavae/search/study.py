@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,16 +52,12 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     for objective in config.objectives:
         check_metric(config, objective.metric, objective.mode)
     require(len(set(metrics)) == len(metrics), "each objective has a metric of its own", metrics, "drop the copy")
-    for key, name, fits in (
-        ("sampler.name", config.sampler.name, SAMPLERS[config.sampler.name].several_objectives),
-        ("scheduler.name", config.scheduler.name, config.scheduler.name == "none"),
-    ):
-        require(
-            fits or len(metrics) == 1,
-            f"{key} is one that knows several objectives",
-            f"{name} with {', '.join(metrics)}",
-            "set sampler.name=tpe and scheduler.name=none, or drop further_objectives",
-        )
+    sampler, scheduler, several = config.sampler.name, config.scheduler.name, len(metrics) > 1
+    remedy = "set sampler.name=tpe and scheduler.name=none, or drop further_objectives"
+    fits = SAMPLERS[sampler].several_objectives or not several
+    require(fits, "sampler.name supports several objectives", f"{sampler} with {', '.join(metrics)}", remedy)
+    fits = scheduler == "none" or not several
+    require(fits, "scheduler.name supports several objectives", f"{scheduler} with {', '.join(metrics)}", remedy)
     parameters = space.parse(config)
     points = space.start_points(config, parameters)
     if config.sampler.name == "grid":
@@ -70,16 +66,6 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     require(config.budget.trials is not None, "budget.trials is a number, but for a grid", "null", remedy)
     space.check_pack(parameters, config.sampler.pack or 1)
     return parameters, points
-
-
-def packs_of(
-    config: StudyConfig, parameters: list[space.Parameter], points: list[space.Point], slots: int
-) -> list[list[int]]:
-    """Numbers of the points known beforehand, grouped by the ensembles in which they train."""
-    base, limit = base_of(config), config.sampler.pack
-    if config.sampler.name == "grid":
-        return space.packs(base, points, slots, limit)
-    return space.start_packs(base, points, parameters, limit or 1)
 
 
 def run_study(
@@ -112,7 +98,7 @@ def run_study(
             home = home or create(config, "studies", config.name or name)
             with resumable(home.path.name):
                 ledger = Ledger.start(config, home, tracker)
-                return _run(config, lambda: _Plan.of(config, parameters, points, ledger, slots), ledger, notify, say)
+                return _run(config, parameters, points, ledger, slots, notify, say)
 
 
 @dataclass(frozen=True)
@@ -123,77 +109,66 @@ class _Plan:
     stopping: Stopping
     n_points: int  # of the whole study
     n_trials: int  # of Ray's, from now on
-    slots: int  # trials that run at once
-
-    @classmethod
-    def of(
-        cls,
-        config: StudyConfig,
-        parameters: list[space.Parameter],
-        points: list[space.Point],
-        ledger: Ledger,
-        slots: int,
-    ) -> _Plan:
-        """All trials of a new study, or those that an earlier driver has left.
-
-        A point that was asked for and has not ended keeps its number, its values and its ensemble.
-        """
-        from imavae.search.searcher import Searcher, open_storage, synchronised
-        from imavae.search.stopping import Stopping
-
-        storage = open_storage(Path(config.output_dir))
-        study = synchronised(config, storage, parameters, points, ledger)
-        trials = study.get_trials(deepcopy=False)
-        n_points = len(points) if config.sampler.name == "grid" else config.budget.trials or 0
-        packed = {number for pack in ledger.home.asked for number, _ in pack} | {r.number for r in ledger.records}
-        free = [number for number in range(min(len(trials), n_points)) if number not in packed]
-        known = [number for number in free if number < len(points)]
-        dealt = packs_of(config, parameters, [points[number] for number in known], slots)
-        packs = [[known[i] for i in pack] for pack in dealt]
-        packs += _consecutive([number for number in free if number >= len(points)])
-        for pack in sorted(packs):
-            ledger.home.ask([[n, trials[n].system_attrs.get("fixed_params", trials[n].params)] for n in pack])
-        asked = [[number for number, _ in pack] for pack in ledger.home.asked]
-        waiting = sorted(pack for pack in asked if not all(ledger.has(n) or n >= n_points for n in pack))
-        _set_damaged_aside(ledger, waiting)
-        stopping = Stopping(config, ledger.names)
-        stopping.catch_up(ledger)
-        n_trials = len(waiting) + math.ceil(max(0, n_points - len(trials)) / (config.sampler.pack or 1))
-        searcher = Searcher(study, storage, parameters, config, waiting, ledger.home)
-        return cls(searcher, stopping, n_points, n_trials, slots)
 
 
-def _consecutive(numbers: Sequence[int]) -> list[list[int]]:
-    """Runs of consecutive numbers: a driver that died while it asked for a pack has left such a run."""
-    breaks = [i + 1 for i, (a, b) in enumerate(pairwise(numbers)) if b != a + 1]
-    return [list(numbers[a:b]) for a, b in pairwise([0, *breaks, len(numbers)]) if b > a]
+def _plan(
+    config: StudyConfig, parameters: list[space.Parameter], points: list[space.Point], ledger: Ledger, slots: int
+) -> _Plan:
+    """Plan a new study, or what an earlier driver has left of it.
+
+    A point that was asked for and has not ended keeps its number, its values and its ensemble.
+    """
+    from imavae.search.searcher import Searcher, open_storage, synchronised
+    from imavae.search.stopping import Stopping
+
+    home, storage = ledger.home, open_storage(Path(config.output_dir))
+    study = synchronised(config, storage, parameters, points, ledger)
+    trials = study.get_trials(deepcopy=False)
+    n_points = len(points) if config.sampler.name == "grid" else config.budget.trials or 0
+    packed = {number for pack in home.asked for number, _ in pack} | {record.number for record in ledger.records}
+    free = [number for number in range(min(len(trials), n_points)) if number not in packed]
+    known = [number for number in free if number < len(points)]
+    dealt = space.packs_of(config, parameters, [points[number] for number in known], slots)
+    packs = [[known[i] for i in pack] for pack in dealt]
+    # A driver that died while it asked for a pack has left a run of consecutive numbers.
+    asked = [number for number in free if number >= len(points)]
+    for _, run in itertools.groupby(enumerate(asked), key=lambda item: item[1] - item[0]):
+        packs.append([number for _, number in run])
+    for pack in sorted(packs):
+        home.ask([[n, trials[n].system_attrs.get("fixed_params", trials[n].params)] for n in pack])
+    numbers = [[number for number, _ in pack] for pack in home.asked]
+    waiting = sorted(pack for pack in numbers if not all(ledger.has(n) or n >= n_points for n in pack))
+    _rename_damaged(ledger, waiting)
+    stopping = Stopping(config, ledger.names)
+    stopping.catch_up(ledger)
+    n_trials = len(waiting) + math.ceil(max(0, n_points - len(trials)) / (config.sampler.pack or 1))
+    return _Plan(Searcher(study, storage, parameters, config, waiting, home), stopping, n_points, n_trials)
 
 
-def _set_damaged_aside(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
+def _rename_damaged(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
     """Rename damaged checkpoints and stop files of unfinished ensembles, with a notice.
 
     An ensemble continues from its previous checkpoint then, or trains from its start.
     """
     from imavae.search.stopping import read_stops
 
-    names, notices = ledger.names, ledger.home.notices
-    files: list[tuple[Path, Callable[[Path], object]]] = [
-        (path, SEAL.read) for path in (names.ensemble(min(pack)) for pack in packs) if path.exists()
-    ]
-    files += [(path, read_stops) for path in names.stop_files()]
-    for path, read in files:
+    checkpoints = [path for pack in packs if (path := ledger.names.ensemble(min(pack))).exists()]
+    readers: dict[Path, Callable[[Path], object]] = dict.fromkeys(checkpoints, SEAL.read)
+    for path, read in (readers | dict.fromkeys(ledger.names.stop_files(), read_stops)).items():
         try:
             read(path)
         except UserError as error:
             aside = path.with_name(f"{path.name}.damaged")
             path.replace(aside)
-            notices.append(f"{error} (it was renamed to {aside.name})")
+            ledger.home.notices.append(f"{error} (it was renamed to {aside.name})")
 
 
 def _run(
     config: StudyConfig,
-    plan_of: Callable[[], _Plan],
+    parameters: list[space.Parameter],
+    points: list[space.Point],
     ledger: Ledger,
+    slots: int,
     notify: Callable[[Snapshot], None],
     say: Callable[[str], None],
 ) -> Ledger:
@@ -202,16 +177,16 @@ def _run(
 
     recorder = Recorder(config, ledger, notify)
     try:
-        plan = plan_of()
+        plan = _plan(config, parameters, points, ledger, slots)
         for notice in ledger.home.notices:
             say(notice)
         ledger.home.state.points = plan.n_points
         ledger.home.save_state()
         recorder.expect(plan.n_points, plan.n_trials)
         if plan.n_trials:
-            _tuner(config, plan, ledger, recorder).fit()
+            _tuner(config, plan, slots, ledger, recorder).fit()
         recorder.close()
-        at_once = min(plan.slots, plan.n_trials or 1)
+        at_once = min(slots, plan.n_trials or 1)
         ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
     except KeyboardInterrupt as error:
         ledger.interrupted = interrupts.of(error)
@@ -231,7 +206,7 @@ def _run(
     return ledger
 
 
-def _tuner(config: StudyConfig, plan: _Plan, ledger: Ledger, recorder: Recorder) -> Any:
+def _tuner(config: StudyConfig, plan: _Plan, slots: int, ledger: Ledger, recorder: Recorder) -> Any:
     """Ray's Tuner for the trials that are left."""
     from ray import tune
 
@@ -249,7 +224,7 @@ def _tuner(config: StudyConfig, plan: _Plan, ledger: Ledger, recorder: Recorder)
             search_alg=plan.searcher,
             scheduler=plan.stopping,
             num_samples=plan.n_trials,
-            max_concurrent_trials=plan.slots,
+            max_concurrent_trials=slots,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
         ),

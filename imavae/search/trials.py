@@ -167,16 +167,12 @@ class Recorder(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record a trial that has ended or was stopped by the scheduler."""
-        running = self._trials[trial.trial_id]
-        running.ended = True
-        self._write(self._record, running)
+        self._end(trial, self._record)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record a trial that has failed for good, possibly before it got a worker: its node may be lost."""
         self.on_trial_start(iteration, trials, trial)
-        running = self._trials[trial.trial_id]
-        running.ended = True
-        self._write(self._record_failure, running, failure_reason(trial, self._ledger.folder))
+        self._end(trial, self._record_failure, failure_reason(trial, self._ledger.folder))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Notify of progress every now and then, and raise an interrupt that a library has swallowed."""
@@ -231,6 +227,11 @@ class Recorder(Callback):
             seconds=seconds,
             metric=self._config.objective.metric,
         )
+
+    def _end(self, trial: Trial, record: Callable[..., None], *arguments: Any) -> None:
+        running = self._trials[trial.trial_id]
+        running.ended = True
+        self._write(record, running, *arguments)
 
     def _write(self, action: Callable[..., None], *arguments: Any) -> None:
         """Queue an action for the writing thread."""
