@@ -1,6 +1,6 @@
 """Progress of runs, studies and files: what an observer receives, and its display on a terminal or in a pipe.
 
-The display holds in 80 columns. Nothing is told by colour alone, so ``NO_COLOR`` and a pipe lose nothing. This module
+The display holds in 80 columns. No information is in colour alone, so ``NO_COLOR`` and a pipe lose nothing. This module
 imports neither Matplotlib nor pandas nor torch: the display must appear before the slow imports begin.
 """
 

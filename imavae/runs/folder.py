@@ -37,7 +37,7 @@ OTHER_VERSION = "imavae 0.1 wrote format 1: resume it with that version, or star
 STATES = Seal(b"imavae study", 2, "study state", "name another study", "restore the folder from a copy", OTHER_VERSION)
 RECORDS = Seal(b"imavae record", 1, "record", "train the trial again", "train the trial again", OTHER_VERSION)
 PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make it again", OTHER_VERSION)
-FREE = (  # settings that may change when a study is resumed: they say where and how long it runs, not what it computes
+FREE = (  # settings that may change when a study is resumed, since no trial's numbers depend on them
     "name",
     "output_dir",
     "resume",
@@ -126,7 +126,7 @@ class State:
 
 @dataclass(frozen=True)
 class Stored:
-    """A finished trial as its record has it. Its history is in a file of its own."""
+    """A finished trial as its record has it; the history is in a separate file."""
 
     trial: TrialRecord
     checkpoint: str | None  # the ensemble's file, relative to the folder; None if the trial failed
@@ -330,7 +330,7 @@ def _newest(base: Path, config: RunConfig, name: str) -> Path:
 
 
 def _unfinished(state: State, config: RunConfig) -> bool:
-    """Whether trials are left to train; a raised budget makes a finished study unfinished."""
+    """Return True if trials are left to train; a raised budget makes a finished study unfinished."""
     if not state.finished or not isinstance(config, StudyConfig):
         return not state.finished
     before, now = state.config["budget"]["trials"], config.budget.trials

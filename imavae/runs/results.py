@@ -138,8 +138,8 @@ class Results:
 
         Args:
             trial: its number; by default that of the best score.
-            seed: seed of the member, by default of the trial's best one. Where members have worlds of their own, the
-                best of this seed's members is returned.
+            seed: seed of the member, by default of the trial's best one. If a seed has several worlds, its best member
+                is returned.
             by: which of its two best states: ``val/mcc`` (the default, where sources are known) or ``val/neg_elbo``.
 
         Raises:
