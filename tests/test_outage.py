@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from imavae.errors import UserError
-from imavae.tracking.server import MLFLOW_ENVIRONMENT, check_reachable, open_client
+from imavae.tracking.server import MLFLOW_ENVIRONMENT, open_client, request
 from tests.killing import GRID, STARTED, checkpoints, faults, studies, tune, until
 
 pytestmark = pytest.mark.slow
@@ -58,8 +57,8 @@ class Server:
 
     def _answers(self) -> bool:
         try:
-            check_reachable(self.uri)
-        except UserError:
+            request(f"{self.uri}/health")
+        except OSError:
             return False
         return True
 

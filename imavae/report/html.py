@@ -33,8 +33,7 @@ from imavae.report.text import clock, compact, point_text, short_names
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 from imavae.runs.results import Results
 from imavae.search.space import parse
-from imavae.tracking.base import Value
-from imavae.tracking.provenance import provenance
+from imavae.tracking.base import Value, provenance
 
 if TYPE_CHECKING:
     import pandas as pd

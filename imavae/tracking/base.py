@@ -1,45 +1,43 @@
-"""The tracker's interface, the record of a trial that it receives, and the curves over a trial's members."""
+"""The tracker's interface, the record of a trial that it receives, and what it tracks beside: curves and versions."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
+import platform
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 
 Value = float | int | str
 Row = Mapping[str, Value]
 Status = Literal["finished", "stopped", "failed"]
 
 PROGRESS_PERIOD = 5.0  # seconds between two updates of a running trial's curves; an update takes 15 ms
+PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")
+QUARTILES = {"": 0.5, "/q25": 0.25, "/q75": 0.75}  # suffix of a curve's name -> quantile
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """Result of one trial.
+    """Result of one trial."""
 
-    Attributes:
-        number: index in the study, from 0.
-        values: the trial's point, dotted key to value (``model.gamma``).
-        status: ``finished``, ``failed``, or ``stopped`` by the scheduler before the members stopped by themselves.
-        score: aggregate over the members; None if there is none.
-        history: one row per member and validation (trial, seed, epoch, ``SPLIT/METRIC``), up to the last epoch.
-        members: rows of ``members.csv``; empty while the trial runs.
-        further: scores by a study's further objectives, by metric.
-        failure: reason in one line; empty unless the trial failed.
-    """
-
-    number: int
-    values: Mapping[str, Value]
-    status: Status
-    score: float | None
-    history: list[dict[str, Value]]
-    members: list[dict[str, Value]]
-    further: Mapping[str, float] = field(default_factory=dict)
-    failure: str = ""
+    number: int  # index in the study, from 0
+    values: Mapping[str, Value]  # the trial's point, dotted key to value (``model.gamma``)
+    status: Status  # "stopped": by the scheduler, before the members stopped by themselves
+    score: float | None  # aggregate over the members; None if there is none
+    history: list[
+        dict[str, Value]
+    ]  # per member and validation: trial, seed, epoch, ``SPLIT/METRIC``; to the last epoch
+    members: list[dict[str, Value]]  # rows of ``members.csv``; empty while the trial runs
+    further: Mapping[str, float] = field(default_factory=dict)  # scores by a study's further objectives, by metric
+    failure: str = ""  # reason in one line, if the trial failed
 
 
 class Tracker:
@@ -74,35 +72,37 @@ def member_name(row: Row) -> str:
     return "/".join(str(row[axis]) for axis in ("seed", "data.seed") if axis in row)
 
 
-def finite_metrics(row: Row) -> dict[str, float]:
-    """Finite metrics of a row; metrics are the keys with a slash."""
-    return {k: float(v) for k, v in row.items() if "/" in k and not isinstance(v, str) and math.isfinite(v)}
-
-
 def quartile_curves(history: Iterable[Row], after: int = -1) -> Iterator[tuple[int, dict[str, float]]]:
-    """Median, ``/q25`` and ``/q75`` over members of every ``SPLIT/METRIC``, for each epoch later than ``after``.
+    """Yield median, ``/q25`` and ``/q75`` over members of every ``SPLIT/METRIC``, for each epoch later than ``after``.
 
     A member that has stopped, or whose value is not finite, counts with its last finite value. So every point of a
     curve is over all members, and the curve does not jump when a member stops.
     """
-    by_epoch: dict[int, list[Row]] = {}
-    for row in history:
-        by_epoch.setdefault(int(row["epoch"]), []).append(row)
-    latest: dict[str, dict[str, float]] = {}
-    for epoch in sorted(by_epoch):
-        for row in by_epoch[epoch]:
-            latest.setdefault(member_name(row), {}).update(finite_metrics(row))
-        if epoch > after:
-            yield epoch, _quartiles(list(latest.values()))
+    table = pd.DataFrame([{**row, "member": member_name(row)} for row in history])
+    metrics = [str(name) for name in table if "/" in str(name)]
+    if not metrics:
+        return
+    table[metrics] = table[metrics].astype(float).replace([math.inf, -math.inf], math.nan)
+    latest = table.groupby(["epoch", "member"])[metrics].last().unstack().ffill().loc[after + 1 :]
+    by_curve = pd.DataFrame(latest.to_numpy().reshape(-1, table["member"].nunique()))
+    values = by_curve.quantile([*QUARTILES.values()], axis=1).to_numpy().reshape(len(QUARTILES), -1, len(metrics))
+    names = [name + suffix for suffix in QUARTILES for name in metrics]
+    rows = np.concatenate(values, axis=1).tolist()
+    for epoch, row in zip(latest.index.tolist(), rows, strict=True):
+        yield epoch, dict(zip(names, row, strict=True))
 
 
-def _quartiles(rows: list[dict[str, float]]) -> dict[str, float]:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if not names:
-        return {}
-    table = np.array([[row.get(name, math.nan) for name in names] for row in rows])
-    quantile = np.nanquantile if np.isnan(table).any() else np.quantile  # np.nanquantile is much slower
-    curves: dict[str, float] = {}
-    for name, (low, middle, high) in zip(names, quantile(table, [0.25, 0.5, 0.75], axis=0).T.tolist(), strict=True):
-        curves |= {name: middle, f"{name}/q25": low, f"{name}/q75": high}
-    return curves
+def provenance() -> dict[str, str]:
+    """Tags with the versions of Python and the packages and, in a checkout, the git commit."""
+    tags = {"imavae.version.python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):  # imavae need not be installed to be run
+            tags[f"imavae.version.{package}"] = importlib.metadata.version(package)
+    root = Path(__file__).parents[2]
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    with suppress(OSError, subprocess.SubprocessError):  # there is no git, or no commit
+        if (root / ".git").exists():
+            described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=5).stdout
+            commit, modified, _ = described.strip().partition("-dirty")
+            tags |= {"mlflow.source.git.commit": commit, "imavae.git.modified": str(bool(modified)).lower()}
+    return tags

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import shutil
 import socket
 import sqlite3
 import tempfile
@@ -23,7 +22,7 @@ import yaml
 from filelock import FileLock
 
 from imavae.config.settings import Tracking
-from imavae.errors import UserError, is_full_disk
+from imavae.errors import UserError, is_full_disk, require
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +35,10 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_OUTAGE = 600.0  # seconds until an outage is an error; a resume then tracks what is missing
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts; the pause doubles
 OUTAGE_CODES = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
+BEST_FIRST: list[dict[str, Any]] = [
+    {"field_name": "metrics.val/mcc", "ascending": False},
+    {"field_name": "metrics.val/neg_elbo", "ascending": True},  # decides if no model has val/mcc
+]
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -74,79 +77,57 @@ def request(url: str, timeout: float = CONNECT_TIMEOUT) -> None:
             raise
 
 
-def check_reachable(uri: str) -> None:
-    """Try an address once; MLflow itself would try seven times, for over 100 seconds.
-
-    Raises:
-        UserError: within 5 seconds, if nothing answers, if a database file is not writable, or if MLflow does not know
-            this kind of address.
-    """
-    try:
-        # In a thread, because a socket's timeout does not cover the look-up of its host name.
-        pool = ThreadPoolExecutor(1)
-        attempt = pool.submit(_connect, uri)
-        pool.shutdown(wait=False)
-        attempt.result(CONNECT_TIMEOUT + 1)
-    except (OSError, ValueError, sqlite3.Error) as error:
-        raise _unreachable(uri, error) from None
-
-
 def _connect(uri: str) -> None:
+    """Try an address once; MLflow itself would try seven times, for over 100 seconds."""
     parts = urlsplit(uri)
     scheme = parts.scheme.split("+")[0]  # of postgresql+psycopg2
+    known = ("http", "https", "databricks", "sqlite", *DATABASE_PORTS)  # the host of the third is in MLflow's profile
+    require(scheme in known, f"tracking.uri begins with one of {', '.join(known)}", repr(uri), "correct the address")
     path = database_file(uri)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            tempfile.TemporaryFile(dir=path.parent).close()  # the folder is writable
-            return
-        with closing(sqlite3.connect(path, timeout=CONNECT_TIMEOUT)) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.rollback()
+        tempfile.TemporaryFile(dir=path.parent).close()  # the folder is writable
+        if path.exists():
+            with closing(sqlite3.connect(path, timeout=CONNECT_TIMEOUT)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
     elif scheme in ("http", "https"):
         request(f"{uri.rstrip('/')}/health")
     elif scheme in DATABASE_PORTS:
         location = (parts.hostname or "localhost", parts.port or DATABASE_PORTS[scheme])
         socket.create_connection(location, timeout=CONNECT_TIMEOUT).close()
-    elif scheme != "databricks":  # its host is in a profile that MLflow reads
-        raise UserError(
-            f"`tracking.uri` must be an address of an MLflow server or database, but got {uri!r}; use one that begins "
-            "with http://, https://, postgresql://, mysql://, mssql:// or sqlite:///"
-        )
-
-
-def _unreachable(uri: str, error: Exception) -> UserError:
-    reason = (str(error) or "no answer").splitlines()[0]
-    return UserError(
-        f"the tracking address must be reachable, but {uri} is not ({reason}); start its server, correct tracking.uri "
-        "or MLFLOW_TRACKING_URI, or use tracking=none"
-    )
 
 
 def open_client(uri: str) -> MlflowClient:
     """MLflow client of an address; a missing SQLite database is created. MLflow prints nothing from here on.
 
     Raises:
-        UserError: the address is not reachable or not a compatible MLflow, or a database's driver is missing.
+        UserError: the address is of an unknown kind or not a compatible MLflow, a database's driver is missing, or,
+            within 5 seconds, nothing answers or a database file is not writable.
     """
-    check_reachable(uri)
     os.environ.update(MLFLOW_ENVIRONMENT)
-    import mlflow  # noqa: F401  -- sets up its loggers
-
-    for name in ("mlflow", "alembic"):  # MLflow may have been imported before the variables were set
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # MLflow prints the traceback of each database error before it raises the error.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    path = database_file(uri)
-    # Processes that create the same database at once would disturb each other.
-    lock = nullcontext() if path is None else FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        with lock:
+        # In a thread, because a socket's timeout does not cover the look-up of its host name.
+        pool = ThreadPoolExecutor(1)
+        attempt = pool.submit(_connect, uri)
+        pool.shutdown(wait=False)
+        attempt.result(CONNECT_TIMEOUT + 1)
+        import mlflow  # noqa: F401  -- sets up its loggers
+
+        # MLflow may have been imported before the variables were set. The last logger prints errors that are raised.
+        for name, level in {"mlflow": "ERROR", "alembic": "ERROR", "mlflow.store.db.utils": "CRITICAL"}.items():
+            logging.getLogger(name).setLevel(level)
+        path = database_file(uri)
+        # Processes that create the same database at once would disturb each other.
+        with nullcontext() if path is None else FileLock(path.with_name(f".{path.name}.lock")):
             if path is not None and not path.exists():
                 _create_database(path)
             return _checked_client(uri)
-    except _mlflow_errors() as error:
-        raise _unreachable(uri, error) from None
+    except _connection_errors() as error:
+        reason = (str(error) or "no answer").splitlines()[0]
+        raise UserError(
+            f"the tracking address must be reachable, but {uri} is not ({reason}); start its server, correct "
+            "tracking.uri or MLFLOW_TRACKING_URI, or use tracking=none"
+        ) from None
 
 
 def _checked_client(uri: str) -> MlflowClient:
@@ -158,30 +139,26 @@ def _checked_client(uri: str) -> MlflowClient:
 
 
 def _create_database(path: Path) -> None:
-    """Create a database with MLflow's tables in a folder beside ``path``, then move it there.
+    """Create a database with MLflow's tables elsewhere, then move it to ``path``: a killed creation leaves nothing.
 
-    Creation takes seconds; a process that is killed meanwhile leaves nothing at ``path``. A write-ahead log halves the
-    time of MLflow's five commits per run.
+    A write-ahead log halves the time of MLflow's five commits per run.
     """
-    folder = path.with_name(f".{path.name}.new")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    new, copy = folder / "new.db", folder / "copy.db"
-    with closing(sqlite3.connect(new)) as source, closing(sqlite3.connect(copy)) as target:
+    whole = path.with_name(f".{path.name}.new")
+    with tempfile.TemporaryDirectory() as folder, closing(sqlite3.connect(f"{folder}/new.db")) as source:
         source.execute("PRAGMA journal_mode = WAL")
-        _checked_client(f"sqlite:///{new}")
-        source.backup(target)  # MLflow keeps connections to `new` open; the copy has none
-        target.execute("PRAGMA journal_mode = WAL")
-    copy.replace(path)
-    shutil.rmtree(folder)
+        _checked_client(f"sqlite:///{folder}/new.db")
+        with closing(sqlite3.connect(whole)) as target:  # MLflow keeps connections to the source, but not to the copy
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = WAL")
+    whole.replace(path)
 
 
-def _mlflow_errors() -> tuple[type[Exception], ...]:
-    """Errors of MLflow, its database or a missing driver."""
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """Errors of the network, MLflow, its database, a malformed address or a missing driver."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowException, SQLAlchemyError, ImportError, OSError
+    return MlflowException, SQLAlchemyError, sqlite3.Error, ImportError, OSError, ValueError
 
 
 def retried(action: Callable[P, T]) -> Callable[P, T]:
@@ -194,32 +171,26 @@ def retried(action: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(action)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         end, pause = time.monotonic() + LONGEST_OUTAGE, FIRST_PAUSE
-        while True:
-            try:
+        while time.monotonic() < end:
+            with ignoring(*OUTAGE_CODES):
                 return action(*args, **kwargs)
-            except Exception as error:
-                if not _is_outage(error) or time.monotonic() > end:
-                    raise
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+        return action(*args, **kwargs)
 
     return call
 
 
 @contextmanager
-def ignoring_outages() -> Iterator[None]:
-    """End the block silently if MLflow is unavailable. Other errors are raised."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_outage(error):
-            raise
-
-
-def _is_outage(error: Exception) -> bool:
+def ignoring(*codes: str) -> Iterator[None]:
+    """End the block silently at an error of MLflow with one of these codes, unless the disk is full."""
     from mlflow.exceptions import MlflowException
 
-    return isinstance(error, MlflowException) and error.error_code in OUTAGE_CODES and not is_full_disk(error)
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes or is_full_disk(error):
+            raise
 
 
 def filter_for_tags(tags: Mapping[str, str]) -> str:
@@ -239,8 +210,8 @@ def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
     """
     uri = tracking_uri(settings, output_dir)
     database = database_file(uri)
-    if database is not None and not database.is_file():
-        raise UserError(f"an MLflow database must hold {address}, but {database} does not exist; run `make tune` first")
+    exists = database is None or database.is_file()
+    require(exists, f"the MLflow database of {address} exists", f"no {database}", "run `make tune` first")
     client = open_client(uri)
     from mlflow import artifacts
 
@@ -248,7 +219,7 @@ def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
         location = _location_of(client, address)
         folder = Path(artifacts.download_artifacts(artifact_uri=location, tracking_uri=uri, registry_uri=uri))
         description = yaml.safe_load((folder / "MLmodel").read_text())
-    except _mlflow_errors() as error:
+    except _connection_errors() as error:
         raise UserError(
             f"a model must be at {address}, but can't be loaded from {uri} ({error}); list the models by `make ui`"
         ) from None
@@ -259,23 +230,17 @@ def _location_of(client: MlflowClient, address: str) -> str:
     """Artifact location of a model. MLflow's own look-up of ``models:/`` uses its global address, not the client's."""
     kind, _, rest = address.partition(":/")
     if kind == "runs":
-        return _best_model_of_run(client, rest)
+        experiments = [client.get_run(rest).info.experiment_id]
+        for rule in (f"source_run_id = '{rest}'", filter_for_tags({"imavae.study": rest})):
+            models = client.search_logged_models(experiments, rule, order_by=BEST_FIRST, max_results=1)
+            if models:
+                return str(models[0].artifact_location)
+        raise UserError(
+            f"a run must have a logged model to be loaded, but {rest} has none; use its study's run instead"
+        )
     if "@" in rest:
         name, alias = rest.split("@", 1)
-        return str(client.get_model_version_download_uri(name, client.get_model_version_by_alias(name, alias).version))
+        rest = f"{name}/{client.get_model_version_by_alias(name, alias).version}"
     if "/" in rest:
         return str(client.get_model_version_download_uri(*rest.split("/", 1)))
     return str(client.get_logged_model(rest).artifact_location)
-
-
-def _best_model_of_run(client: MlflowClient, run_id: str) -> str:
-    experiments = [client.get_run(run_id).info.experiment_id]
-    best: list[dict[str, Any]] = [
-        {"field_name": "metrics.val/mcc", "ascending": False},
-        {"field_name": "metrics.val/neg_elbo", "ascending": True},  # decides if no model has val/mcc
-    ]
-    for rule in (f"source_run_id = '{run_id}'", filter_for_tags({"imavae.study": run_id})):
-        models = client.search_logged_models(experiments, rule, order_by=best, max_results=1)
-        if models:
-            return str(models[0].artifact_location)
-    raise UserError(f"a run must have a logged model to be loaded, but {run_id} has none; use its study's run instead")

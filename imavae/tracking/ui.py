@@ -41,8 +41,8 @@ def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
         print(f"the MLflow page is at {address} (open it there: the tracking server shows it)")
         return 0
     database = database_file(address)
-    if database is not None:
-        _check_exists(database)
+    exists = database is None or database.is_file()
+    require(exists, "the MLflow database exists", f"no {database}", "run `make tune` first")
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", address, "--registry-store-uri", address]
     command += ["--artifacts-destination", str(output_dir.resolve() / "mlartifacts")]
@@ -56,21 +56,13 @@ def serve_dashboard(output_dir: Path, port: int) -> int:
         UserError: the port is out of range or in use, there is no database, or the dashboard is not installed.
     """
     database = output_dir.resolve() / OPTUNA_DATABASE
-    _check_exists(database)
-    if importlib.util.find_spec("optuna_dashboard") is None:
-        raise UserError(
-            "the package optuna-dashboard must be installed to show a study, but is not; install it by "
-            "`pip install -e '.[dashboard]'`"
-        )
+    require(database.is_file(), "the studies' database exists", f"no {database}", "run `make tune` first")
+    found = importlib.util.find_spec("optuna_dashboard")
+    require(found is not None, "optuna-dashboard is installed", "none", "install it by `pip install -e '.[dashboard]'`")
     code = "from optuna_dashboard._cli import main; main()"  # its script may not be on the path
     command = [sys.executable, "-c", code, f"sqlite:///{database}", "--host", HOST, "--port", str(port)]
     command += ["--server", "wsgiref", "--quiet"]
     return _serve("Optuna dashboard", command, port, output_dir, "/api/meta", lambda: "/dashboard")
-
-
-def _check_exists(database: Path) -> None:
-    if not database.is_file():
-        raise UserError(f"a database must exist to be shown, but {database} does not; run `make tune` first")
 
 
 def _serve(name: str, command: list[str], port: int, folder: Path, health: str, first: Callable[[], str]) -> int:
@@ -99,10 +91,8 @@ def _serve(name: str, command: list[str], port: int, folder: Path, health: str, 
                     request(f"http://{HOST}:{port}{health}")
                     print(f"the {name} is at http://{HOST}:{port}{path} (Ctrl-C ends it)", flush=True)
                     break
-                rule = f"the {name} answers within {START_TIMEOUT:g} s"
-                require(
-                    time.monotonic() < end, rule, "no answer", f"run the command again, perhaps with PORT={port + 1}"
-                )
+                in_time, rule = time.monotonic() < end, f"the {name} answers within {START_TIMEOUT:g} s"
+                require(in_time, rule, "no answer", f"run the command again, perhaps with PORT={port + 1}")
                 time.sleep(0.2)
             code = server.wait()
         except KeyboardInterrupt:
