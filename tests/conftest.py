@@ -56,11 +56,11 @@ def no_ray() -> None:
 def plugins_forgotten() -> Iterator[None]:
     """What is registered within is gone after it."""
     registries: tuple[Registry[Any], ...] = (SOURCES, MIXINGS, PRIORS, NETWORKS)
-    before = [dict(registry.variants) for registry in registries]
+    before = [dict(registry.entries) for registry in registries]
     yield
     for registry, variants in zip(registries, before, strict=True):
-        registry.variants.clear()
-        registry.variants.update(variants)
+        registry.entries.clear()
+        registry.entries.update(variants)
     for name in [name for name in sys.modules if name.startswith("imavae_plugin_")]:
         del sys.modules[name]
 

@@ -163,8 +163,8 @@ def plugin_name(own: str) -> str:
 def forgotten(own: str) -> str:
     """Make as if this process had not yet loaded the plugin; its path."""
     path = {"prior": PRIOR, "network": NETWORK}[own]
-    PRIORS.variants.pop("logistic", None)
-    NETWORKS.variants.pop("residual", None)
+    PRIORS.entries.pop("logistic", None)
+    NETWORKS.entries.pop("residual", None)
     for name in [name for name in sys.modules if name.startswith("imavae_plugin_")]:
         del sys.modules[name]
     return path

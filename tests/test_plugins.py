@@ -150,7 +150,7 @@ def test_own_code_that_gives_something_else_is_refused(
 def test_a_file_that_registers_nothing_proper_is_refused(change: tuple[str, str], rule: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rule):
         point([written(tmp_path, SOURCE, change)])
-    assert set(SOURCES.variants) == {"uniform", "gaussian", "laplace", "beta"}
+    assert set(SOURCES.names()) == {"uniform", "gaussian", "laplace", "beta"}
 
 
 @pytest.mark.parametrize("path", ["missing.py", "", "docs", "README.md"])
@@ -166,4 +166,4 @@ def test_a_file_is_loaded_once_and_only_if_named(tmp_path: Path) -> None:
         point([SOURCE], source={"name": "logistic"})
     copy = written(tmp_path, SOURCE, ('"logistic"', '"other"'))
     load_plugins([copy])
-    assert {"logistic", "other"} < set(SOURCES.variants)
+    assert {"logistic", "other"} < set(SOURCES.names())

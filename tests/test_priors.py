@@ -34,14 +34,14 @@ Y = torch.linspace(-30, 30, 241, dtype=torch.float64)
 def built(settings: dict[str, Any], dtype: torch.dtype = torch.float64) -> tuple[Prior, Theta]:
     """The prior of a float64 point, and its parameters."""
     ends = {key: settings[key] for key in ("low", "high") if key in settings}
-    source: dict[str, Any] = UNIFORM | ends if PRIORS.variant(settings).bounded else GAUSSIAN
+    source: dict[str, Any] = UNIFORM | ends if PRIORS[settings["name"]].bounded else GAUSSIAN
     at = config({"source": source}, {"prior": settings})
     prior = at.model.prior.build(support(at))
     return prior, tuple(torch.tensor(value, dtype=dtype) for value in prior.start)
 
 
 def test_every_family_is_among_the_laws() -> None:
-    assert {settings["name"] for settings, _ in LAWS} == set(PRIORS.variants)
+    assert {settings["name"] for settings, _ in LAWS} == set(PRIORS.names())
 
 
 @each_law
@@ -145,7 +145,7 @@ def test_latents_rise_with_y_and_stay_on_the_support(settings: dict[str, Any], l
     assert (prior.latent(Y[60:-60]).diff() > 0).all()
 
 
-ANALYTIC = [(settings, law) for settings, law in LAWS if PRIORS.variant(settings).analytic]
+ANALYTIC = [(settings, law) for settings, law in LAWS if PRIORS[settings["name"]].analytic]
 POSTERIORS = [(0.0, 1.0), (2.0, 0.3), (-4.0, 0.05), (0.1, 6.0)]  # mean and standard deviation
 
 

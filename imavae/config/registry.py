@@ -51,7 +51,7 @@ class Registry(Generic[T]):
             rule = f"a variant of {self.setting} is a frozen dataclass of settings"
             require(frozen, rule, entry.__name__, "see docs/plugins.md for an example")
         if not str(getattr(entry, "__module__", "")).startswith(self.package):
-            self._all()  # a plugin's entry comes after the built-in ones
+            _ = self.entries  # a plugin's entry comes after the built-in ones
         new = bool(name) and name not in self._entries
         require(new, f"every variant of {self.setting} has a unique name", repr(name), "choose another name")
         self._entries[name] = cast("T", entry)
@@ -59,45 +59,32 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: object) -> T:
         """The entry of this name. Raises UserError for an unknown one, with the nearest names."""
-        entries = self._all()
+        entries = self.entries
         require_choice(str(name), entries, f"{self.setting}.{self.key}")
         return entries[str(name)]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._all()
+        return name in self.entries
 
     def __iter__(self) -> Iterator[T]:
-        return iter(self._all().values())
+        return iter(self.entries.values())
 
     def __len__(self) -> int:
-        return len(self._all())
+        return len(self.entries)
 
     def names(self) -> list[str]:
         """Names of all entries, the built-in ones first."""
-        return list(self._all())
+        return list(self.entries)
 
-    def _all(self) -> dict[str, T]:
+    @property
+    def entries(self) -> dict[str, T]:
+        """All entries by name."""
         if not self._loaded:
             self._loaded = True  # set first: a built-in module may use the registry while it is imported
             module = importlib.import_module(self.package)
             for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
                 importlib.import_module(f"{self.package}.{found.name}")
         return self._entries
-
-    # The old names, until every caller has moved.
-    @property
-    def what(self) -> str:
-        """Old name of ``setting``."""
-        return self.setting
-
-    @property
-    def variants(self) -> dict[str, T]:
-        """Old name of the entries by name."""
-        return self._all()
-
-    def variant(self, value: Mapping[str, Any]) -> T:
-        """Old name of ``registry[value["name"]]``."""
-        return self[value.get("name")]
 
 
 class Chosen:

@@ -69,10 +69,8 @@ Seed = Annotated[int, Field(ge=0)]
 class Encoder(Settings):
     """Settings of the encoder that differ from the decoder's."""
 
-    n_layers: Annotated[Count | None, Field(description="linear maps; null: as in the decoder")] = None
-    hidden_factor: Annotated[
-        Count | None, Field(description="width of a hidden layer over data.dim; null: as in the decoder")
-    ] = None
+    n_layers: Annotated[Count | None, Field(description="linear maps; null: the decoder's")] = None
+    hidden_factor: Annotated[Count | None, Field(description="hidden width over data.dim; null: the decoder's")] = None
 
 
 @dataclass(frozen=True)
@@ -85,18 +83,14 @@ class Model(Settings):
         Literal["fixed", "learned", "mle"],
         Field(description="fixed; learned: by gradient; mle: set after each epoch; both start from gamma"),
     ] = "fixed"
-    beta: Annotated[float, Field(gt=0, description="weight of the KL divergence in the loss; reported ELBOs use 1")] = (
-        1.0
+    beta: Annotated[float, Field(gt=0, description="weight of the KL divergence in the loss; ELBOs use 1")] = 1.0
+    kl: Annotated[Literal["sampled", "analytic"], Field(description="analytic: Gaussian and Laplace priors")] = (
+        "sampled"
     )
-    kl: Annotated[
-        Literal["sampled", "analytic"], Field(description="analytic: closed form, for Gaussian and Laplace priors")
-    ] = "sampled"
-    posterior: Annotated[Literal["diagonal", "full"], Field(description="covariance of the Gaussian posterior")] = (
-        "diagonal"
+    posterior: Annotated[Literal["diagonal", "full"], Field(description="the posterior's covariance")] = "diagonal"
+    decoder: Annotated[Literal["learned", "mixing"], Field(description="mixing: the true f; trains the encoder")] = (
+        "learned"
     )
-    decoder: Annotated[
-        Literal["learned", "mixing"], Field(description="mixing: the ground truth; only the encoder is trained")
-    ] = "learned"
     n_layers: Annotated[Count, Field(description="linear maps in the encoder and in the decoder")] = 2
     hidden_factor: Annotated[Count, Field(description="width of a hidden layer, in multiples of data.dim")] = 10
     activation: Annotated[
@@ -123,28 +117,22 @@ class Training(Settings):
     max_epochs: Annotated[Count, Field(description="passes over the training split, at most; ASHA's horizon")] = 400
     batch_size: Annotated[Count, Field(description="observations per step")] = 64
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="learning rate of Adam")] = 1e-3
-    schedule: Annotated[
-        Literal["constant", "cosine"], Field(description="cosine: the rate falls to 0 over max_epochs")
-    ] = "constant"
+    schedule: Annotated[Literal["constant", "cosine"], Field(description="cosine: falls to 0 over max_epochs")] = (
+        "constant"
+    )
     validate_every: Annotated[Count, Field(description="epochs between two validations")] = 5
-    patience: Annotated[
-        Count, Field(description="validations without a lower val/neg_elbo after which a member stops")
-    ] = 5
+    patience: Annotated[Count, Field(description="validations without a lower val/neg_elbo before a member stops")] = 5
     dtype: Annotated[Literal["float32", "float64"], Field(description="of weights, data and arithmetic")] = "float32"
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: cuda if there is one")] = "auto"
     threads: Annotated[Count, Field(description="torch threads per ensemble; more rarely help small models")] = 1
-    probes: Annotated[
-        bool, Field(description="also evaluate the slow metrics (nonlinear R², DCI, SAP, MIG) at the end")
-    ] = False
+    probes: Annotated[bool, Field(description="also the slow metrics (nonlinear R², DCI, SAP, MIG) at the end")] = False
 
 
 @dataclass(frozen=True)
 class MembersData(Settings):
     """Worlds of the members."""
 
-    seed: Annotated[
-        tuple[Seed, ...] | None, Field(min_length=1, description="a world for each; null: all share data.seed")
-    ] = None
+    seed: Annotated[tuple[Seed, ...] | None, Field(min_length=1, description="worlds; null: that of data.seed")] = None
 
 
 @dataclass(frozen=True)
@@ -172,9 +160,7 @@ class Tracking(Settings):
     """Tracker of the results, besides the run's own folder."""
 
     name: Annotated[Literal["mlflow", "none"], Field(description="tracker")] = "mlflow"
-    uri: Annotated[
-        str | None, Field(description="MLflow's address; null: MLFLOW_TRACKING_URI, or else OUTPUT_DIR/mlflow.db")
-    ] = None
+    uri: Annotated[str | None, Field(description="of MLflow; null: MLFLOW_TRACKING_URI or OUTPUT_DIR/mlflow.db")] = None
 
 
 OutputDir = Annotated[str, Field(description="all output lies under it; relative to the current directory")]
@@ -252,7 +238,6 @@ def support(config: RunConfig) -> tuple[float, float]:
     return lower if low is None else low, upper if high is None else high
 
 
-AGGREGATES = ("median", "mean", "min", "max")
 WORST_SCORE = 1e12  # stands for an infinite score, which samplers refuse
 
 
@@ -260,14 +245,9 @@ WORST_SCORE = 1e12  # stands for an infinite score, which samplers refuse
 class Objective(Settings):
     """A trial's score: the aggregate, over members, of each member's best value so far of one validation metric."""
 
-    metric: Annotated[str, Field(description="a validation metric with a better direction (docs/metrics.md)")] = (
-        "val/mcc"
-    )
+    metric: Annotated[str, Field(description="a validation metric with a direction (docs/metrics.md)")] = "val/mcc"
     mode: Annotated[Literal["max", "min"], Field(description="the metric's better direction")] = "max"
-    aggregate: Annotated[str, Field(description="over members: median, mean, min or max")] = "median"
-
-    def __post_init__(self) -> None:
-        require_choice(self.aggregate, AGGREGATES, "objective.aggregate")
+    aggregate: Annotated[Literal["median", "mean", "min", "max"], Field(description="over members")] = "median"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +310,7 @@ class Cluster(Settings):
     gpus: Annotated[int | None, Field(ge=0, description="of this machine, for cluster=local; null: all")] = None
     cpus_per_trial: Annotated[float, Field(gt=0, description="cores reserved for a trial")] = 1.0
     gpus_per_trial: Annotated[
-        float, Field(ge=0, description="a share of one GPU, or whole GPUs; above 0 a trial trains on cuda")
+        float, Field(ge=0, description="a share of one GPU, or whole GPUs; 0: train on the CPU")
     ] = 0.0
     resources: Annotated[
         dict[str, Annotated[float, Field(gt=0)]] | None,
@@ -371,9 +351,9 @@ class StudyConfig(RunConfig):
     """Settings of ``scripts/tune.py``: the base that all points share, the space to search and how."""
 
     dry_run: Annotated[bool, Field(description="print the points and their estimated cost, and train none")] = False
-    study: Annotated[
-        str, Field(description="name of the search, its MLflow experiment and registered model; the file's name")
-    ] = "study"
+    study: Annotated[str, Field(description="name of search, MLflow experiment and registered model; the file's")] = (
+        "study"
+    )
     question: Annotated[str, Field(description="what the study asks, in one sentence, for the report")] = ""
     search: Annotated[
         dict[str, Any],
@@ -436,7 +416,7 @@ class EncodeData(Settings):
 
     path: Annotated[str, Field(description="observations in their own units: .npy, .csv or .parquet")]
     columns: Annotated[
-        tuple[str, ...] | None, Field(description="in the model's order; null: those it was trained on, by name")
+        tuple[str, ...] | None, Field(description="in the model's order; null: by the model's names")
     ] = None
 
 
