@@ -345,7 +345,7 @@ def test_without_a_figure_they_are_listed(call: Callable[..., Outcome]) -> None:
     [
         (["figure=moebius"], ["'moebius'", "moebius_gamma"]),
         (["figure=moebius_gamma", "search=gamma_uniform"], ["search=gamma_uniform"]),
-        (["-m", "figure=moebius_gamma"], ["-m"]),
+        (["--odd", "figure=moebius_gamma"], ["--odd"]),
         (["figure=moebius_gamma", "training.epochs=3"], ["`training.epochs`", "max_epochs"]),
         (["figure=moebius_gamma", "plot_only=true"], ["paper/moebius_gamma_uniform"]),
     ],
@@ -357,6 +357,7 @@ def test_bad_input(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(commands, "tune", never)
     monkeypatch.chdir(tmp_path)
     outcome = call(*arguments)
     assert outcome.code == 2
