@@ -24,7 +24,7 @@ def test_blocks_are_the_files_columns_whatever_their_size(
 ) -> None:
     path = observations(tmp_path / f"x{ending}")
     expected = np.load(observations(tmp_path / "expected.npy"))
-    monkeypatch.setattr(files, "BLOCK", 64)
+    monkeypatch.setattr(files, "BLOCK_ROWS", 64)
     monkeypatch.setattr(files, "CSV_BYTES", 4096)
     table = files.open_table(path)
     names = files.pick(table, None)[::-1]  # in the order that is asked for
@@ -101,10 +101,10 @@ BAD: dict[str, tuple[Callable[[], pd.DataFrame], dict[str, Any], list[str]]] = {
     "no row": (lambda: frame()[:0], {}, ["has rows", "is empty"]),
     "missing column": (frame, {"columns": ["a", "bb"]}, ["must be one of a, b", "'bb'", "mean b?"]),
     "column twice": (frame, {"columns": ["a", "a"]}, ["taken once", "drop the copy"]),
-    "too many rows": (frame, {"n_obs": 501}, ["data.n_obs <= the rows", "501 of 500", "say data.n_obs=null"]),
+    "too many rows": (frame, {"n_obs": 501}, ["data.n_obs <= the rows", "501 of 500", "data.n_obs=null"]),
     "no such label": (frame, {"segment_column": "c"}, ["data.segment_column", "a, b", "'c'"]),
     "a label asked for": (frame, {"segment_column": "a", "columns": ["a", "b"]}, ["none of data.columns", "got a"]),
-    "no label": (lambda: frame(c=["x"] * 499 + [None]), {"segment_column": "c"}, ["no label in column 'c'", "row 500"]),
+    "no label": (lambda: frame(c=["x"] * 499 + [None]), {"segment_column": "c"}, ["column 'c'", "row 500"]),
     "sources": (frame, {"sources_path": "s.npy"}, ["as many rows as data.path", "90 in", "s.npy and 500"]),
     "sources' columns": (frame, {"sources_path": "s.npy", "dim": 1}, ["data.dim columns", "2 in", "s.npy"]),
     "no sources": (frame, {"sources_path": "t.npy"}, ["data.sources_path is a file", "t.npy"]),
@@ -133,7 +133,7 @@ RAW: dict[str, tuple[str, bytes, list[str]]] = {
     "empty parquet": ("x.parquet", b"", ["has rows", "is empty"]),
     "only names": ("x.csv", b"a,b\n", ["has rows", "is empty"]),
     "no names": ("x.csv", b"1,2\n3,4\n", ["names its columns", "'1', '2'", "line of names"]),
-    "one name twice": ("x.csv", b"a,a\n3,4\n", ["names of their own", "'a'", "rename"]),
+    "one name twice": ("x.csv", b"a,a\n3,4\n", ["different names", "'a'", "rename"]),
     "ragged": ("x.csv", b"a,b\n3,4\n5\n", ["can be read", "Row #3", "correct the file"]),
     "late text": ("x.csv", b"n,a\n" + b"x,1\n" * 2_000_000 + b"x,oops\n", ["column 'a'", "Row #2000002", "'oops'"]),
     "no array": ("x.npy", b"hello", ["can be read", "no array of numbers"]),

@@ -15,6 +15,8 @@ from imavae.config.registry import Chosen, Registry
 from imavae.errors import UserError, require
 
 Range = tuple[float, float]
+Share = Annotated[float, Field(gt=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 KINDS: Registry[type[Data]] = Registry("data", "imavae.config.data", key="kind")
 FROM_FILE: Any = None  # default of what run_config reads from the file
@@ -84,31 +86,24 @@ class Data(Settings):
     kind: Annotated[str, Field(description="kind of data; data=NAME chooses it")] = ""
     dim: Annotated[int, Field(ge=2, description="number of sources and of latents")] = 3
     n_obs: Annotated[int, Field(description="observations, over all splits")] = 60_000
-    seed: Annotated[
-        int,
-        Field(description="of data and split; all members share it, unless members.data.seed is set"),
-    ] = 1
-    train: Annotated[float, Field(gt=0, lt=1, description="share of the observations to train on")] = 0.7
-    val: Annotated[float, Field(gt=0, lt=1, description="share that stops and selects; the rest is the test split")] = (
-        0.2
-    )
-    n_segments: Annotated[
-        int, Field(ge=1, description="above 1, each observation has an auxiliary variable u, its segment")
-    ] = 1
+    seed: Annotated[int, Field(description="of data and split, for all members unless members.data.seed is set")] = 1
+    train: Annotated[Share, Field(description="share of the observations to train on")] = 0.7
+    val: Annotated[Share, Field(description="share that stops and selects; the rest is the test split")] = 0.2
+    n_segments: Annotated[int, Field(ge=1, description="above 1, each observation has an auxiliary u, its segment")] = 1
 
     def __post_init__(self) -> None:
+        rule, got = "data.train + data.val < 1", f"train={self.train}, val={self.val}"
+        require(self.train + self.val < 1, rule, got, "the rest is the test split: set data.train=0.7 data.val=0.2")
+        rule, got = f"each split has at least {SMALLEST_SPLIT} observations", f"train, val, test of {self.sizes}"
         require(
-            self.train > 0 and self.val > 0 and self.train + self.val < 1,
-            "data.train + data.val < 1, both above 0",
-            f"train={self.train}, val={self.val}",
-            "the rest is the test split: set data.train=0.7 data.val=0.2",
+            min(self.sizes) >= SMALLEST_SPLIT, rule, got, "use more observations, or change data.train and data.val"
         )
-        require(
-            min(self.sizes) >= SMALLEST_SPLIT,
-            f"each split has at least {SMALLEST_SPLIT} observations",
-            f"train, val, test of {self.sizes}",
-            "use more observations (data.n_obs) or change data.train and data.val",
-        )
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Observations in the training, validation and test split."""
+        train, val = round(self.n_obs * self.train), round(self.n_obs * self.val)
+        return train, val, self.n_obs - train - val
 
     @property
     def observed(self) -> int:
@@ -140,36 +135,23 @@ class Data(Settings):
         """Description in a few words, for reports."""
         return f"{self.n_obs:,} observations"
 
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Observations in the training, validation and test split."""
-        train, val = round(self.n_obs * self.train), round(self.n_obs * self.val)
-        return train, val, self.n_obs - train - val
-
 
 @dataclass(frozen=True)
 class DrawnData(Data):
     """Base of the kinds of data whose sources are drawn."""
 
     variances: Annotated[
-        Range,
-        Field(description="range of the segments' variances, over the source's; at most its own for a bounded source"),
+        Range, Field(description="of the segments, over the source's own (at most its own if bounded): uniform in this")
     ] = (0.5, 3.0)
     source: Source = field(default_factory=lambda: SOURCES["uniform"]())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.variances
-        require(
-            0 < low <= high,
-            "0 < data.variances[0] <= data.variances[1]",
-            self.variances,
-            "give a range: set data.variances=[0.5,3]",
-        )
+        rule, (low, high) = "0 < data.variances[0] <= data.variances[1]", self.variances
+        require(0 < low <= high, rule, self.variances, "give a range: set data.variances=[0.5,3]")
 
     @property
     def support(self) -> Range:
-        """Interval that each source lives on."""
         return self.source.support
 
     @property
@@ -195,7 +177,6 @@ class SyntheticData(DrawnData):
 
     @property
     def summary(self) -> str:
-        """Description in a few words, for reports."""
         return f"{super().summary} of {self.dim} {self.source.name} sources, mixed by {self.mixing.name}"
 
 
@@ -221,90 +202,52 @@ class SpritesData(DrawnData):
         tuple[Literal["square", "triangle", "circle"], ...],
         Field(description="several only with the factor shape, which cuts its source's support into equal parts"),
     ] = ("square",)
-    size: Annotated[Range, Field(description="half-width of the square of the same area, over the image's side")] = (
-        0.1,
-        0.2,
-    )
-    hue: Annotated[Range, Field(description="in turns of the colour wheel; a whole turn would end where it starts")] = (
-        0.0,
-        0.8,
-    )
-    angle: Annotated[Range, Field(description="in units of the turn that brings the shape back onto itself")] = (
-        0.0,
-        0.8,
-    )
+    size: Annotated[Range, Field(description="half-width of the square of equal area, over the side")] = (0.1, 0.2)
+    hue: Annotated[Range, Field(description="in turns of the colour wheel, less than one")] = (0.0, 0.8)
+    angle: Annotated[Range, Field(description="in turns that bring the shape back onto itself")] = (0.0, 0.8)
     transform: Annotated[
-        Literal["none", "affine", "projective"],
-        Field(description="random map of all factors but the shape, before they are drawn"),
+        Literal["none", "affine", "projective"], Field(description="random map of all factors but the shape")
     ] = "none"
     jitter: Annotated[
-        tuple[float, float, float],
+        tuple[NotNegative, NotNegative, NotNegative],
         Field(description="standard deviations of noise on each image's hue, saturation and value"),
     ] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        factors, shapes, (smallest, largest) = self.factors, self.shapes, self.size
-        count = len(factors)
+        factors, shapes, (smallest, largest), count = self.factors, self.shapes, self.size, len(self.factors)
         require(len(set(factors)) == count, "data.factors has no factor twice", factors, "drop the copy")
-        require(
-            self.dim == count,
-            "data.dim is the number of data.factors",
-            f"{self.dim} for {count}",
-            f"set data.dim={count}",
-        )
-        low, high = self.source.support
-        require(
-            math.isfinite(low) and math.isfinite(high),
-            "data.source lives on an interval for data=sprites",
-            f"{self.source.name} sources",
-            "use data/source=beta",
-        )
+        rule, got = "data.dim is the number of data.factors", f"{self.dim} for {count}"
+        require(self.dim == count, rule, got, f"set data.dim={count}")
+        rule, got = "data.source lives on an interval for data=sprites", f"{self.source.name} sources"
+        require(all(map(math.isfinite, self.source.support)), rule, got, "use data/source=beta")
         proper = len(set(shapes)) == len(shapes) >= 1 and (len(shapes) > 1) == ("shape" in factors)
-        remedy = "the factor shape chooses among two or three: list as many, or one without it"
-        require(proper, "data.shapes are as many as the factors need", f"{shapes} for {factors}", remedy)
-        require(
-            "angle" not in factors or "circle" not in shapes,
-            "data.shapes has no circle for the factor angle",
-            shapes,
-            "a circle has no angle: drop one of them",
+        rule, remedy = (
+            "data.shapes are as many as the factors need",
+            "list two or three with the factor shape, else one",
         )
-        require(
-            smallest * self.side >= 1 and smallest < largest <= 0.25,
-            "1/side <= data.size[0] < size[1] <= 0.25",
-            self.size,
-            "a sprite has a pixel or more, and room to move: set data.size=[0.1,0.2]",
-        )
+        require(proper, rule, f"{shapes} for {factors}", remedy)
+        rule, remedy = "data.shapes has no circle for the factor angle", "a circle has no angle: drop one of them"
+        require("angle" not in factors or "circle" not in shapes, rule, shapes, remedy)
+        rule, remedy = "1/side <= data.size[0] < size[1] <= 0.25", "leave room to move: set data.size=[0.1,0.2]"
+        require(1 / self.side <= smallest < largest <= 0.25, rule, self.size, remedy)
         for key in ("hue", "angle"):
             low, high = getattr(self, key)
-            require(
-                low < high < low + 1,
-                f"data.{key} rises by less than 1",
-                (low, high),
-                f"a whole turn is seen twice: set data.{key}=[0,0.8]",
-            )
-        require(
-            min(self.jitter) >= 0,
-            "data.jitter >= 0",
-            self.jitter,
-            "give standard deviations: set data.jitter=[0,0,0]",
-        )
+            remedy = f"a whole turn is seen twice: set data.{key}=[0,0.8]"
+            require(low < high < low + 1, f"data.{key} rises by less than 1", (low, high), remedy)
         mixed = self.transform == "none" or len(set(factors) - {"shape"}) >= 2
         require(mixed, "data.transform has two factors to mix, besides shape", factors, "set data.transform=none")
 
     @property
     def observed(self) -> int:
-        """Numbers in an image: red, green and blue of each pixel."""
-        return 3 * self.side**2
+        return 3 * self.side**2  # red, green and blue
 
     @property
     def source_factors(self) -> tuple[Factor, ...]:
-        """Name and type of each source."""
         return tuple(Factor(name, discrete=name == "shape") for name in self.factors)
 
     @property
     def summary(self) -> str:
-        """Description in a few words, for reports."""
         return f"{self.n_obs:,} images of {self.dim} factors ({', '.join(self.factors)}), {self.source.name} sources"
 
 
@@ -316,58 +259,37 @@ class FileData(Data):
     kind: str = "file"
     dim: Annotated[int, Field(ge=2, description="latents, at most as many as columns; null: as many")] = FROM_FILE
     n_obs: Annotated[int, Field(description="number of the file's first rows to use; null: all")] = FROM_FILE
-    n_segments: Annotated[
-        int, Field(ge=1, description="number of labels in data.segment_column; null: counts them")
-    ] = FROM_FILE
+    n_segments: Annotated[int, Field(ge=1, description="labels in data.segment_column; null: counts them")] = FROM_FILE
     path: Annotated[str, Field(description="your observations: .npy, .csv or .parquet")] = ""
-    columns: Annotated[tuple[str, ...], Field(description="of the file, by name (0, 1, ... of an .npy); null: all")] = (
-        FROM_FILE
-    )
+    columns: Annotated[tuple[str, ...], Field(description="names (0, 1, ... of an .npy); null: all")] = FROM_FILE
     sources_path: Annotated[
-        str | None,
-        Field(description="their sources, if you know them: as many rows, data.dim columns; null: unknown"),
+        str | None, Field(description="their sources, if you know them: as many rows, data.dim columns; null: unknown")
     ] = None
-    segment_column: Annotated[
-        str | None,
-        Field(description="column of labels of any type: the observations' segments, for a conditional prior"),
-    ] = None
-    standardise: Annotated[
-        bool, Field(description="scale the columns by mean and standard deviation of the training split")
-    ] = True
+    segment_column: Annotated[str | None, Field(description="labels of any type: the observations' segments")] = None
+    standardise: Annotated[bool, Field(description="scale columns by mean and std of the training split")] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            (self.segment_column is not None) == (self.n_segments > 1),
-            "data.n_segments > 1 exactly where data.segment_column names the labels",
-            f"n_segments={self.n_segments}, segment_column={self.segment_column}",
-            "leave data.n_segments at null, which counts them",
-        )
-        require(
-            self.dim <= self.observed,
-            "data.dim <= the number of data.columns",
-            f"{self.dim} latents of {self.observed}",
-            "set data.dim=null for as many as columns",
-        )
+        rule = "data.n_segments > 1 exactly where data.segment_column names the labels"
+        got, remedy = f"n_segments={self.n_segments}", "leave data.n_segments at null, which counts them"
+        require((self.segment_column is not None) == (self.n_segments > 1), rule, got, remedy)
+        rule, got = "data.dim <= the number of data.columns", f"{self.dim} latents of {self.observed}"
+        require(self.dim <= self.observed, rule, got, "set data.dim=null for as many as columns")
 
     @property
     def observed(self) -> int:
-        """Number of columns."""
         return len(self.columns)
 
     @property
     def has_sources(self) -> bool:
-        """True if the sources of each observation are known."""
         return self.sources_path is not None
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths of the user's files."""
         return (self.path,) if self.sources_path is None else (self.path, self.sources_path)
 
     @property
     def summary(self) -> str:
-        """Description in a few words, for reports."""
         return f"{super().summary} of {', '.join(self.columns)} in {self.path}"
 
 

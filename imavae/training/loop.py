@@ -28,13 +28,7 @@ class Progress(NamedTuple):
     validated: bool  # if so, state.history has a new entry
 
 
-def train(
-    ensemble: Ensemble,
-    state: State,
-    data: Split,
-    training: Training,
-    validate: Validate,
-) -> Iterator[Progress]:
+def train(ensemble: Ensemble, state: State, data: Split, training: Training, validate: Validate) -> Iterator[Progress]:
     """Train ``state`` in place on ``data`` until every member has stopped, and yield after each epoch.
 
     ``validate(weights, rows)`` gives the validation metrics (``val/...``) of the members in ``rows``, whose weights are

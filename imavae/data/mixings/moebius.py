@@ -36,8 +36,7 @@ class MoebiusMixing(MixingSettings):
         Field(description="a, the pole, outside the sources' support; null: drawn from data.seed"),
     ] = None
     distance: Annotated[
-        float,
-        Field(gt=1, description="of a random pole from the sources' mean, in half-diagonals of their support"),
+        float, Field(gt=1, description="of a random pole from the sources' mean, in half-diagonals of their support")
     ] = 2.5
     linear: Annotated[
         Literal["none", "cosine", "unit_determinant", "unit_columns"],

@@ -27,10 +27,7 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
         lambda x, slope: torch.ops.aten.leaky_relu_backward(x.new_ones(()).expand_as(x), x, slope, True),
     ),
     "tanh": (lambda x, _: torch.tanh(x), lambda x, _: 1 - torch.tanh(x).square()),
-    "silu": (
-        lambda x, _: torch.nn.functional.silu(x),
-        lambda x, _: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x)),
-    ),
+    "silu": (lambda x, _: torch.nn.functional.silu(x), lambda x, _: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))),
     "softplus": (lambda x, _: torch.nn.functional.softplus(x), lambda x, _: torch.sigmoid(x)),
 }
 
