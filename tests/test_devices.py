@@ -13,8 +13,7 @@ from torch import Tensor
 
 from imavae.config.settings import RunConfig, run_config
 from imavae.runs.session import Session
-from imavae.training.ensemble import train_epoch
-from imavae.training.gradient import WrittenOut
+from imavae.training.step import WrittenOut, train_epoch
 
 CPU = torch.device("cpu")
 DEVICES = [

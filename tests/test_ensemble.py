@@ -15,7 +15,8 @@ from torch import Tensor
 from imavae.config.settings import Objective, RunConfig, run_config
 from imavae.runs.records import history_rows, member_rows, trial_record
 from imavae.runs.session import Session
-from imavae.training.ensemble import BETAS, CRITERIA, Adam, initial_state
+from imavae.training.ensemble import SELECTION, initial_state
+from imavae.training.step import BETAS, Adam
 
 CPU = torch.device("cpu")
 
@@ -63,7 +64,7 @@ def test_compaction_changes_no_remaining_member() -> None:
         alone = trained([config([member.seed], member.gamma, **settings)])
         assert alone.state.epochs[0] == company.state.epochs[row]
         assert (alone.state.frozen[0] - company.state.frozen[row]).abs().max() < 1e-9
-        for name in CRITERIA:
+        for name in SELECTION:
             assert alone.state.best[name].epoch[0] == company.state.best[name].epoch[row]
             torch.testing.assert_close(alone.state.best[name].value[0], company.state.best[name].value[row])
 
@@ -71,7 +72,7 @@ def test_compaction_changes_no_remaining_member() -> None:
 def test_blocks_of_members_train_as_they_do_together(monkeypatch: pytest.MonkeyPatch) -> None:
     points = [config([1, 2, 3], gamma, dtype="float64") for gamma in (10.0, 50.0)]
     together = trained(points)
-    monkeypatch.setattr("imavae.training.gradient.NUMBERS", 4 * 30 * 64)
+    monkeypatch.setattr("imavae.training.step.LAYER_NUMBERS", 4 * 30 * 64)
     apart = Session.start(points, CPU)
     apart.state.weights[4] = 1e300  # it diverges in the second block, of 3 as the first
     for _ in apart.train():
@@ -202,7 +203,7 @@ def test_best_states_and_early_stopping_follow_the_history() -> None:
     for row in range(len(session.ensemble)):
         curve = {
             name: torch.stack([v.values[name][v.rows == row][0] for v in state.history if row in v.rows])
-            for name in CRITERIA
+            for name in SELECTION
         }
         epochs = torch.tensor([v.epoch for v in state.history if row in v.rows])
         best: dict[str, Callable[[Tensor], Tensor]] = {"val/mcc": torch.argmax, "val/neg_elbo": torch.argmin}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imavae.config.settings import RunConfig, run_config
 from imavae.model import vae
-from imavae.training.gradient import NUMBERS, ByAutograd, WrittenOut, members_at_once, written_out
+from imavae.training.step import LAYER_NUMBERS, ByAutograd, WrittenOut, members_at_once, written_out
 from tests.helpers import BETA, GAUSSIAN, LAPLACE, UNIFORM, normal, point, random_members
 
 COMMON = [
@@ -83,7 +83,7 @@ def test_batches_of_different_sizes_and_weights_that_move_are_followed() -> None
 
 
 @pytest.mark.parametrize(
-    ("members", "batch", "size"), [(7, NUMBERS // 90, 3), (8, 64, 8), (1, NUMBERS, 1), (480, 64, 240)]
+    ("members", "batch", "size"), [(7, LAYER_NUMBERS // 90, 3), (8, 64, 8), (1, LAYER_NUMBERS, 1), (480, 64, 240)]
 )
 def test_a_block_has_no_more_members_than_fit(members: int, batch: int, size: int) -> None:
     assert members_at_once(vae.build(run_config({})), batch, members) == size  # its width is 30

@@ -243,7 +243,7 @@ def test_a_persons_own_rows_go_in_raw_and_by_name(tmp_path: Path) -> None:
     found = imavae.encode(own.folder, frame)
     assert np.array_equal(imavae.encode(own.champion, frame[list("dcba")]).z, found.z)
     assert np.array_equal(imavae.encode(own.champion, frame.to_numpy()).z, found.z)
-    with pytest.raises(UserError, match="`the frame has the model's columns` must hold, but got none called a"):
+    with pytest.raises(UserError, match="`the frame has the model's columns` must hold, but got no a"):
         imavae.encode(own.folder, frame.drop(columns="a"))
     world = imavae.world(own.champion, "train")
     assert (world.sources.shape, world.jacobian.shape, world.log_px.shape) == ((700, 0), (0, 4, 2), (0,))

@@ -16,7 +16,7 @@ from imavae.model import vae
 from imavae.runs.models import load_model, save_best
 from imavae.runs.records import history_rows, member_rows
 from imavae.runs.session import Session
-from imavae.training.ensemble import train_epoch
+from imavae.training.step import train_epoch
 from tests.helpers import normal, plain_model, pointwise_jacobian, random_members, trained, weight
 
 CPU = torch.device("cpu")

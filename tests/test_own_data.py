@@ -31,8 +31,7 @@ from imavae.runs.session import Session
 from imavae.search.study import check
 from imavae.tracking.server import open_client, tracking_uri
 from imavae.training import checkpoint
-from imavae.training.ensemble import train_epoch
-from imavae.training.gradient import ByAutograd, WrittenOut, written_out
+from imavae.training.step import ByAutograd, WrittenOut, train_epoch, written_out
 from tests.helpers import console, file_data, normal, observations, plain_model, pointwise_jacobian, text_of, trained
 
 CPU = torch.device("cpu")
@@ -208,7 +207,7 @@ def test_a_run_without_sources_chooses_by_neg_elbo_and_its_model_needs_no_file(p
     predictor = checkpoint._load_pyfunc(str(ledger.folder / "champion.pt"))
     for frame in (raw, raw[list("dcba")].assign(other="text"), raw.to_numpy()):
         np.testing.assert_allclose(predictor.predict(frame), model.encode(x).numpy())
-    with pytest.raises(UserError, match="none called b"):
+    with pytest.raises(UserError, match="no b"):
         predictor.predict(raw.drop(columns="b"))
 
 

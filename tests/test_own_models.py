@@ -24,7 +24,7 @@ from imavae.rng import stream
 from imavae.runs.models import load_model, save_best
 from imavae.runs.session import Session
 from imavae.training import checkpoint
-from imavae.training.ensemble import train_epoch
+from imavae.training.step import train_epoch
 from tests.helpers import normal, pointwise_jacobian, trained
 
 pytestmark = pytest.mark.usefixtures("forget_plugins")

@@ -20,7 +20,8 @@ from imavae.metrics.figure_data import posterior_shapes
 from imavae.metrics.glossary import METRICS, TOO_SLOW, TRUTH, absent
 from imavae.rng import stream
 from imavae.runs.session import Session
-from imavae.training.ensemble import evaluated, train_epoch
+from imavae.training.ensemble import evaluated
+from imavae.training.step import train_epoch
 from tests.helpers import plain_model, random_members, sprites, trained, untouched_generators
 
 CPU = torch.device("cpu")
@@ -147,7 +148,7 @@ def test_metrics_are_those_of_the_plain_model(tmp_path: Path, monkeypatch: pytes
     session = Session.start([config], CPU)
     flat, rows = random_members(config, [1, 2]), torch.arange(2)
     whole = session.evaluate("val", flat, rows)
-    monkeypatch.setattr("imavae.training.ensemble.NUMBERS", 64 * 768)
+    monkeypatch.setattr("imavae.training.ensemble.EVALUATED_NUMBERS", 64 * 768)
     assert evaluated(config.data.observed) == 64
     for name, value in session.evaluate("val", flat, rows).items():  # the chunks' size changes nothing
         torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=1e-12)
@@ -186,7 +187,7 @@ def test_the_portrait_has_jacobians_of_fewer_points(tmp_path: Path, monkeypatch:
     session = Session.start([sprites(tmp_path)], CPU)
     rows = torch.arange(2)
     whole = posterior_shapes(session.ensemble, session.state.weights, rows, session.data.val)
-    monkeypatch.setattr("imavae.training.ensemble.NUMBERS", 64 * 768)
+    monkeypatch.setattr("imavae.training.ensemble.EVALUATED_NUMBERS", 64 * 768)
     monkeypatch.setattr(evaluate, "DIFFERENTIATED", 64 * 768)
     few = posterior_shapes(session.ensemble, session.state.weights, rows, session.data.val)
     assert few.latents.shape == whole.latents.shape == (2, 4, 128)

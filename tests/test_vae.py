@@ -26,7 +26,8 @@ from imavae.config.settings import RunConfig, run_config
 from imavae.data import dataset
 from imavae.model import vae
 from imavae.model.export import Model
-from imavae.training.ensemble import ensemble, initial_state, train_epoch
+from imavae.training.ensemble import ensemble, initial_state
+from imavae.training.step import train_epoch
 from tests.helpers import (
     BETA,
     GAUSSIAN,

@@ -35,7 +35,7 @@ from imavae.config.settings import run_config
 from imavae.errors import require
 from imavae.runs.session import Session
 from imavae.search.cluster import available_cpus
-from imavae.training.ensemble import train_epoch
+from imavae.training.step import train_epoch
 
 ENSEMBLES = (  # members, dimensions, linear maps
     *((members, 3, 2) for members in (1, 8, 20, 60, 120, 240, 480)),

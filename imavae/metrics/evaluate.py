@@ -23,7 +23,7 @@ from imavae.model.networks import Weights
 from imavae.model.priors import Theta
 from imavae.model.vae import GAMMA, VAE
 from imavae.rng import stream
-from imavae.training.ensemble import EVALUATED, Ensemble, evaluated
+from imavae.training.ensemble import EVALUATED_POINTS, Ensemble, evaluated
 
 ACTIVATIONS = 2**19  # at most, per block of members and chunk of points
 VALIDATED = 2**25  # numbers at most in the images of a validation
@@ -55,7 +55,7 @@ def evaluate(
     wanted = [metric for metric in METRICS if metric.name not in missing]
     names = [metric.name for metric in wanted]
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
-    block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED))
+    block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED_POINTS))
     members, worlds = [ensemble.members[row] for row in rows.tolist()], ensemble.world_of(rows)
     discrete = [factor.discrete for factor in ensemble.config.data.source_factors]
     contrast = None if split.truth is None else ima.pointwise_contrast(split.truth.jacobian)

@@ -55,7 +55,7 @@ class Prior(ABC):
         """P(latent <= z)."""
 
     def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
-        """(log p)'(y); a prior that has it trains faster, see training/gradient.py."""
+        """(log p)'(y); a prior that has it trains faster, see training/step.py."""
         raise NotImplementedError
 
     def expected_log_prob(self, mean: torch.Tensor, variance: torch.Tensor, theta: Theta) -> torch.Tensor:

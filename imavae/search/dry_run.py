@@ -24,7 +24,7 @@ from imavae.search import cluster
 from imavae.search.searcher import Searcher, open_study
 from imavae.search.space import Point, packs_of
 from imavae.search.study import check
-from imavae.training.ensemble import train_epoch
+from imavae.training.step import train_epoch
 
 TIMED_ENSEMBLES = 3  # the cheapest, the middle one and the dearest
 TIMED_STEPS = 200  # of an epoch, at most

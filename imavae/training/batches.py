@@ -1,44 +1,42 @@
-"""The batches of an epoch and their noise, drawn once for all members of a seed.
+"""Batches of an epoch and their noise, drawn once for all members with the same seed.
 
-A seed's order of the observations and its noise do not depend on gamma, on the data's seed or on what else its member
-is searched over; so the members of a grid of gammas, or of many mixings, repeat what one of them has drawn.
+A seed's order of the observations and its noise depend neither on gamma nor on the data's seed nor on other searched
+settings, so the members of a grid of gammas, or of many mixings, share what the first of them draws.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from imavae.data.dataset import Split
+from imavae.training.ensemble import Ensemble, State
 
-if TYPE_CHECKING:
-    from imavae.training.ensemble import Ensemble, State
-
-CHUNK = 32  # steps whose noise is drawn at once; part of a seed's meaning, so it never depends on the machine
-GATHERED = 2**18  # numbers of observations that are gathered at once, at least a step's: they should stay in cache
+NOISE_STEPS = 32  # steps whose noise is drawn at once; a seed's numbers depend on it, so no machine changes it
+GATHERED_NUMBERS = 2**18  # numbers of observations gathered at once, at least a step's: they should stay in cache
 
 _Buffers = dict[tuple[object, ...], Tensor]  # by name and shape
 
 
-class _Repeats(NamedTuple):
-    """Which members draw or gather for which."""
+class _Groups(NamedTuple):
+    """Groups of members with the same draws; the first of a group draws for all."""
 
-    firsts: list[int]  # the positions of those that do
-    of: Int[Tensor, " active"] | None  # for each member, which of them it repeats; None where each has its own
+    firsts: list[int]  # positions of the members that draw
+    of: Int[Tensor, " active"] | None  # for each member, the group it belongs to; None if each has its own
 
     @classmethod
-    def among(cls, keys: Sequence[Hashable], device: torch.device) -> _Repeats:
-        """Members with equal keys repeat the first of them."""
+    def among(cls, keys: Sequence[Hashable], device: torch.device) -> _Groups:
+        """Group members with equal keys."""
         order = {key: place for place, key in enumerate(dict.fromkeys(keys))}
         of = None if len(order) == len(keys) else torch.tensor([order[key] for key in keys], device=device)
         return cls([keys.index(key) for key in order], of)
 
     def spread(self, drawn: Tensor, buffers: _Buffers, name: str) -> Tensor:
-        """What the first ones have, for every member."""
+        """Repeat the groups' values for every member."""
         if self.of is None:
             return drawn
         out = _room(buffers, name, drawn, (len(self.of), *drawn.shape[1:]))
@@ -47,15 +45,15 @@ class _Repeats(NamedTuple):
 
 def batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Batches (member, o, batch), noise (member, d, batch) and segments (member, batch) of one epoch, for every active
-    member those of its seed; what is given is overwritten later on.
+    member by its seed. Yielded tensors are overwritten later.
 
-    The last batch holds what is left of the observations. Once exhausted, every member's generators have moved on.
+    The last batch holds the remaining observations. Afterwards every member's generators have advanced.
     """
     n, dim = len(data), ensemble.config.data.observed
     size, device = ensemble.config.training.batch_size, ensemble.device
     members = [ensemble.members[row] for row in state.active.tolist()]
-    seeds = _Repeats.among([member.seed for member in members], device)
-    pairs = _Repeats.among([(member.seed, member.world) for member in members], device)
+    seeds = _Groups.among([member.seed for member in members], device)
+    pairs = _Groups.among([(member.seed, member.world) for member in members], device)
     worlds = ensemble.world_of(state.active[pairs.firsts])
     order = torch.empty(len(seeds.firsts), n, dtype=torch.int32, device=device)
     for row, first in zip(order, seeds.firsts, strict=True):
@@ -70,7 +68,7 @@ def batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Ten
         noise = _room(buffers, "drawn", observations, (len(seeds.firsts), steps, ensemble.model.dim, batch))
         for row, first in zip(noise, seeds.firsts, strict=True):
             row.normal_(generator=state.noise[first])
-        at_once = max(1, min(steps, GATHERED // (len(members) * batch * dim)))
+        at_once = max(1, min(steps, GATHERED_NUMBERS // (len(members) * batch * dim)))
         for done in range(0, steps, at_once):
             count = min(at_once, steps - done)
             begin = start + done * batch
@@ -94,14 +92,14 @@ def batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Ten
 
 
 def _plan(n: int, size: int) -> list[tuple[int, int, int]]:
-    """Where each chunk starts, its steps and their batches' size."""
+    """Start, number of steps and batch size of each chunk of steps."""
     full = n // size
-    plan = [(start * size, min(CHUNK, full - start), size) for start in range(0, full, CHUNK)]
+    plan = [(start * size, min(NOISE_STEPS, full - start), size) for start in range(0, full, NOISE_STEPS)]
     return [*plan, (full * size, 1, n % size)] if n % size else plan
 
 
-def _follow(state: State, seeds: _Repeats) -> None:
-    """Bring the generators of those that repeated to where the first of their seed is: it may stop before them."""
+def _follow(state: State, seeds: _Groups) -> None:
+    """Advance the generators of the members that did not draw: the first of their group may stop before them."""
     for position, place in enumerate([] if seeds.of is None else seeds.of.tolist()):
         first = seeds.firsts[place]
         if first != position:
@@ -110,7 +108,7 @@ def _follow(state: State, seeds: _Repeats) -> None:
 
 
 def _room(buffers: _Buffers, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor of this name and shape, made once: a large one's fresh pages cost more than what fills them."""
+    """A tensor of this name and shape, allocated once: fresh memory pages cost more than filling them."""
     if (name, *shape) not in buffers:
         buffers[name, *shape] = like.new_empty(shape)
     return buffers[name, *shape]

@@ -1,6 +1,6 @@
-"""Files of tensors and plain containers, written whole or not at all, read back without running any code.
+"""Files of tensors and plain containers, written atomically and read without running any code.
 
-Two kinds: an ensemble (a state to go on from, see run.py) and a model (one member's state dict with its configuration).
+There are two kinds: an ensemble (the state to resume from) and a model (one member's weights and configuration).
 MLflow's generic ``pyfunc`` loader finds :func:`_load_pyfunc` here.
 """
 
@@ -32,32 +32,26 @@ SEAL = Seal(
     noun="checkpoint",
     missing="look under outputs/ for one",
     damaged="use another one",
-    other="use the version of imavae that wrote it, or train again",
+    other="imavae 0.1 wrote format 1: use that version, or train again",
 )
 
 
 def save(path: Path, kind: str, content: dict[str, Any], keep: bool = False) -> None:
-    """Write ``content`` to ``path``, whole or not at all. ``kind`` is ensemble or model; with ``keep`` the file that is
-    replaced stays as the previous one.
-    """
+    """Write ``content``, of the ``kind`` ensemble or model, atomically; ``keep`` keeps the previous file, too."""
     buffer = io.BytesIO()
     torch.save({"kind": kind, **content}, buffer)
     SEAL.write(path, buffer.getvalue(), keep)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The content of a file that :func:`save` wrote, on the CPU.
-
-    Raises:
-        UserError: the file is missing, truncated, changed since, not a checkpoint, or of another format version.
-    """
+    """The content of a file of :func:`save`, on the CPU. Raises UserError for a missing, damaged or other file."""
     body = SEAL.read(path)
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # it was made to run something: no file of save() is
+    except pickle.UnpicklingError:  # the file was made to run code
         raise UserError(
-            f"`checkpoint holds tensors and plain values alone` must hold, but {path} holds more; it is not to be "
-            "trusted: use another one"
+            f"`checkpoint holds only tensors and plain values` must hold, but {path} holds more; do not trust it: "
+            "use another one"
         ) from None
     return content
 
@@ -65,10 +59,9 @@ def load(path: Path) -> dict[str, Any]:
 def save_member(
     path: Path, config: RunConfig, weights: dict[str, Tensor], about: dict[str, Any], scaling: Scaling | None = None
 ) -> None:
-    """Write one member's weights (names and shapes as in ``Layout``, without a member axis: (out, in), (out,)) with its
-    configuration; ``about`` is plain provenance.
+    """Write one member's weights, named as in ``Layout`` and without a member axis, with its configuration.
 
-    ``scaling`` standardises the columns that it has learned from: the file that they lay in is not needed any more.
+    ``about`` is plain provenance; ``scaling`` standardises a file's columns, so that the file is not needed any more.
     """
     state = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
     columns = {} if scaling is None else {"scaling": scaling._asdict()}
@@ -76,65 +69,56 @@ def save_member(
 
 
 def load_member(path: Path) -> Model:
-    """The model in a file that :func:`save_member` wrote.
-
-    Raises:
-        UserError: the file is missing, damaged, of another format version, or holds a whole ensemble.
-    """
+    """The model in a file of :func:`save_member`. Raises as :func:`load` does, and for a whole ensemble."""
     content = load(path)
     if content["kind"] != "model":
         raise UserError(
             f"`checkpoint holds one model` must hold, but got an {content['kind']} in {path}; "
-            "take the champion.pt beside it, or evaluate it with scripts/evaluate.py"
+            "use the champion.pt beside it, or scripts/evaluate.py"
         )
     scaling = Scaling(**content["scaling"]) if "scaling" in content else None
     return Model(stored_config(content["config"], RunConfig), content["state_dict"], content["about"], scaling).eval()
 
 
 def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
-    """The configuration in a checkpoint, or in a study's folder. No file of observations is read for it, and its
-    plugins are not run: a file from elsewhere must not name code to execute.
+    """The configuration in a checkpoint or in a study's folder.
 
-    Whoever reads a checkpoint of an own variant loads its plugin first (``plugins=``, or ``load_plugins``).
+    Neither its files of observations are read, which may no longer exist, nor its plugins run: a file from elsewhere
+    must not name code to execute. The caller loads the plugins of user-defined variants first (``load_plugins``).
 
     Raises:
-        UserError: a setting that this program does not know: that of an own variant, perhaps.
+        UserError: an unknown setting, perhaps of a user-defined variant.
     """
     try:
         return build(kind, {**mapping, "plugins": ()})
     except UserError as error:
         raise UserError(
-            f"{error}; if the checkpoint has a variant of your own, name the file that registers it: "
+            f"{error}; if the checkpoint has a variant of a plugin, name its file: "
             "plugins=[FILE.py] (in Python: imavae.config.registry.load_plugins)"
         ) from None
 
 
 def rows_of(model: Model, data: Any) -> Tensor:
-    """Observations (n, o) in float64 of a frame, an array or a tensor. Of a frame with named columns those are taken
-    that the model has learned from, in whatever order they stand.
+    """Observations (n, o) in float64 from a tensor, an array or a frame; a frame's columns are found by their names.
 
     Raises:
-        UserError: a column is missing, or it has another shape.
+        UserError: a column is missing, or the shape is another one.
     """
     columns, observed = model.columns, model.config.data.observed
     if columns is not None and isinstance(data, pd.DataFrame) and data.columns.dtype != np.int64:
         missing = [name for name in columns if name not in data]
-        require(
-            not missing, "the frame has the model's columns", f"none called {', '.join(missing)}", "rename its columns"
-        )
+        got = f"no {', '.join(missing)}"
+        require(not missing, "the frame has the model's columns", got, "rename its columns")
         data = data[list(columns)]
-    x = (
-        data.detach().cpu().double()
-        if isinstance(data, Tensor)
-        else torch.tensor(np.asarray(data), dtype=torch.float64)
-    )
+    x = data.detach().cpu() if isinstance(data, Tensor) else torch.tensor(np.asarray(data), dtype=torch.float64)
+    x = x.double()
     fits, rule = x.ndim == 2 and x.shape[1] == observed, f"observations have the shape (n, {observed})"
     require(fits, rule, f"shape {tuple(x.shape)}", "reshape it: a row is an observation")
     return x
 
 
 class _Predictor:
-    """What MLflow's pyfunc flavor calls: observations in (a frame or an array, a row each), latents out."""
+    """Model for MLflow's pyfunc flavor: latents of observations, a row each, in a frame or an array."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

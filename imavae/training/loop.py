@@ -12,28 +12,29 @@ from torch import Tensor
 
 from imavae.config.settings import Training
 from imavae.data.dataset import Split
-from imavae.training.ensemble import CRITERIA, Ensemble, State, Validation, keep, train_epoch
+from imavae.training.ensemble import ACTIVE, SELECTION, Ensemble, State, Validation
+from imavae.training.step import train_epoch
 
 Validate = Callable[[Float[Tensor, "active parameter"], Int[Tensor, " active"]], dict[str, Float[Tensor, " active"]]]
 
 
 class Progress(NamedTuple):
-    """What one epoch did."""
+    """Report of one epoch."""
 
     epoch: int
     active: int  # members still training after it
     member_steps: int
     train_seconds: float
     validate_seconds: float
-    validated: bool  # if so, state.history has a new entry
+    validated: bool  # True: state.history has a new entry
 
 
 def train(ensemble: Ensemble, state: State, data: Split, training: Training, validate: Validate) -> Iterator[Progress]:
     """Train ``state`` in place on ``data`` until every member has stopped, and yield after each epoch.
 
-    ``validate(weights, rows)`` gives the validation metrics (``val/...``) of the members in ``rows``, whose weights are
-    given. A member stops after ``training.patience`` validations without a lower val/neg_elbo, or when it diverges.
-    After any yield, ``state`` is whole: saved and loaded then, it goes on to the same numbers.
+    ``validate(weights, rows)`` returns the validation metrics (``val/...``) of the members in ``rows``. A member stops
+    after ``training.patience`` validations without a lower val/neg_elbo, or when it diverges. After any yield,
+    ``state`` can be saved; training that continues from it gives the same numbers.
     """
     while len(state.active) and state.epoch < training.max_epochs:
         start = time.perf_counter()
@@ -63,7 +64,7 @@ def _update_best(state: State, values: dict[str, Tensor]) -> None:
     active = state.active.cpu()  # weights rest on the device, values and counts on the CPU
     for name, best in state.best.items():
         value = values[name]
-        better = value > best.value[active] if CRITERIA[name] == "max" else value < best.value[active]
+        better = value > best.value[active] if SELECTION[name] == "max" else value < best.value[active]
         rows = active[better]
         if name == "val/neg_elbo":
             state.waited[active] += 1
@@ -79,10 +80,9 @@ def _stop(state: State, values: dict[str, Tensor], training: Training, last: boo
 
 
 def freeze(state: State, leaving: Tensor, status: str) -> None:
-    """Take the active members at the positions of the mask ``leaving``, (active,), out of training, and compact the
-    rest.
+    """End the training of the active members in the mask ``leaving``, (active,), and remove their rows from the state.
 
-    Between two epochs it may be called from outside: :func:`train` goes on with those that are left.
+    It may be called between two epochs: :func:`train` continues with the remaining members.
     """
     if not bool(leaving.any()):
         return
@@ -91,4 +91,8 @@ def freeze(state: State, leaving: Tensor, status: str) -> None:
     state.frozen[rows] = state.weights[leaving]
     for row in rows.tolist():
         state.status[row] = status
-    keep(state, (~leaving).nonzero()[:, 0])
+    kept = (~leaving).nonzero()[:, 0]
+    for name in ACTIVE:
+        values = getattr(state, name)
+        rest = [values[i] for i in kept.tolist()] if isinstance(values, list) else values[kept].contiguous()
+        setattr(state, name, rest)

@@ -1,8 +1,9 @@
-"""The loss's gradient, by autograd and, for the common case, written out: that takes six tenths of the time.
+"""One epoch of training: the loss's gradient, by autograd or written out, and Adam.
 
-A model of a few hundred weights spends its step on dispatch; autograd doubles the number of kernels and allocates each
-result anew. Written out, every intermediate has its buffer, gradients go where the optimizer reads them, and the loss
-itself, which no one reads while training, is not computed. The tests compare the two.
+The loss is the sum of the members' beta KL - E_q[log p(x|z)]; no weight is shared, so its gradient holds every member's
+own. A model of a few hundred weights spends its step on dispatch, and autograd doubles the number of kernels. Written
+out, for the common case, the gradient takes six tenths of the time: every intermediate has its buffer, gradients go
+where the optimizer reads them, and the loss, which nobody reads while training, is not computed.
 
 For means over a batch of B: d/dx_hat = gamma^2 (x_hat - x) / B, through the decoder to z; d/dy = dz/dy d/dz -
 beta (log p)'(y) / B; d/dmu = d/dy; d/dlog sigma^2 = (sigma noise d/dy - beta / B) / 2; and through the encoder. A layer
@@ -11,6 +12,8 @@ a = phi(W h + b) has delta = phi'(a) * (W_next^T delta_next), dW = delta h^T, db
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,17 +21,112 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import leaky_relu_
 
+from imavae.data.dataset import Split
 from imavae.model.networks import Network
 from imavae.model.networks.mlp import MLP
 from imavae.model.priors import Prior
 from imavae.model.vae import GAMMA, VAE
+from imavae.training.batches import batches
+from imavae.training.ensemble import ACTIVE, Ensemble, State, evaluated
 
 Flat = Float[Tensor, "member parameter"]
 Batch = Float[Tensor, "member o batch"]
 Noise = Float[Tensor, "member d batch"]
 
-# that a layer gives for the members of a block: a handful of such arrays, 2 MiB each, should stay in cache
-NUMBERS = 2**19
+LAYER_NUMBERS = 2**19  # outputs of a layer for the members of a block: a few such arrays, 2 MiB each, stay in cache
+BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
+
+
+def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
+    """One pass of every active member over its world's data, in its own order; ``state`` is changed in place."""
+    for part in _blocks(ensemble, state):
+        _train_block(ensemble, part, data)
+    if ensemble.config.model.precision == "mle":
+        _set_gamma(ensemble, state, data)
+    state.epoch += 1
+
+
+def _blocks(ensemble: Ensemble, state: State) -> list[State]:
+    """Views of the state that train one after the other, each with as many members as fit in a processor's cache; a
+    GPU takes all at once.
+    """
+    members = size = len(state.active)
+    fixed = ensemble.config.model.precision != "learned"
+    if written_out(ensemble.model, fixed) and ensemble.device.type == "cpu":
+        size = members_at_once(ensemble.model, ensemble.config.training.batch_size, members)
+    parts = (slice(start, start + size) for start in range(0, members, size))
+    return [replace(state, **{name: getattr(state, name)[rows] for name in ACTIVE}) for rows in parts]
+
+
+def _train_block(ensemble: Ensemble, state: State, data: Split) -> None:
+    beta, rate = (ensemble.per_member(name, state.active) for name in ("beta", "learning_rate"))
+    if ensemble.config.training.schedule == "cosine":
+        rate = rate * (0.5 + 0.5 * math.cos(math.pi * state.epoch / ensemble.config.training.max_epochs))
+    gradient, fixed = torch.zeros_like(state.weights), ensemble.config.model.precision != "learned"
+    if written_out(ensemble.model, fixed):
+        fill: ByAutograd | WrittenOut = WrittenOut(ensemble.model, state.weights, gradient, beta)
+    else:
+        fill = ByAutograd(ensemble.model, state.weights, gradient, beta, fixed)
+    adam = Adam(state, rate, -(-len(data) // ensemble.config.training.batch_size))
+    for x, noise, u in batches(ensemble, state, data):
+        fill(x, noise, u)
+        adam.step(gradient)
+    adam.finish()
+
+
+@torch.no_grad()
+def _set_gamma(ensemble: Ensemble, state: State, data: Split) -> None:
+    """Maximum likelihood given the other weights: gamma^-2 = the mean of (x - g(mu(x)))^2 over data and dimensions."""
+    weights = ensemble.model.layout.views(state.weights)
+    worlds = ensemble.world_of(state.active)
+    error = torch.zeros(len(state.active), dtype=torch.float64, device=ensemble.device)
+    size = evaluated(ensemble.config.data.observed)
+    for start in range(0, len(data), size):
+        x = data.block(worlds, slice(start, start + size))
+        location = ensemble.model.prior.latent(ensemble.model.posterior(weights, x).mean)
+        error += (x - ensemble.model.decoder(weights, location)).double().square().mean(1).sum(1)
+    log_gamma = -0.5 * (error / len(data)).log()
+    state.finite &= torch.isfinite(log_gamma)
+    weights[GAMMA].copy_(torch.where(state.finite, log_gamma.to(ensemble.dtype), weights[GAMMA]))
+
+
+class Adam:
+    """Adam with a rate and a step count per member, over the steps of one epoch.
+
+    A member whose gradient is not finite keeps its weights from that step on: a NaN in its step size marks it, which
+    costs less than a mask in each step. Numerator and denominator of m_hat / (sqrt(v_hat) + eps) are multiplied by
+    sqrt(1 - beta2^t).
+    """
+
+    def __init__(self, state: State, rate: Float[Tensor, " active"], steps: int) -> None:
+        """Prepare ``steps`` steps, which change weights and moments of ``state`` in place."""
+        self._state, self._done = state, 0
+        count = state.steps + torch.arange(1, steps + 1, dtype=rate.dtype, device=rate.device)[:, None]
+        scale = (1 - BETAS[1] ** count).sqrt()
+        self._sizes = rate * scale / (1 - BETAS[0] ** count)
+        self._epsilons = (EPSILON * scale)[..., None]
+        self._mark = torch.where(state.finite, 0.0, torch.nan).to(rate.dtype)
+        self._zero, self._total, self._size = torch.zeros_like(rate), torch.empty_like(rate), torch.empty_like(rate)
+        self._column, self._update = self._size[:, None], torch.empty_like(state.weights)
+
+    @torch.no_grad()
+    def step(self, gradient: Float[Tensor, "active parameter"]) -> None:
+        """Move the weights by one step."""
+        state, update = self._state, self._update
+        torch.sum(gradient, 1, out=self._total)
+        self._mark.addcmul_(self._total, self._zero)
+        torch.add(self._sizes[self._done], self._mark, out=self._size)
+        state.first.lerp_(gradient, 1 - BETAS[0])
+        state.second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
+        torch.sqrt(state.second, out=update).add_(self._epsilons[self._done])
+        torch.div(state.first, update, out=update).mul_(self._column).nan_to_num_(0.0, 0.0, 0.0)
+        state.weights.sub_(update)
+        self._done += 1
+
+    def finish(self) -> None:
+        """Write the step counts, and which members are still finite, into the state."""
+        self._state.steps += self._done
+        self._state.finite &= torch.isfinite(self._mark)
 
 
 class ByAutograd:
@@ -50,7 +148,7 @@ class ByAutograd:
 
 
 def written_out(model: VAE, fixed: bool) -> bool:
-    """Whether :class:`WrittenOut` is for this model: leaky ReLU, diagonal posterior, sampled KL, the rest fixed."""
+    """True if :class:`WrittenOut` knows the model: leaky ReLU, diagonal posterior, sampled KL, the rest fixed."""
     networks = (model.encoder, model.decoder)
     plain = all(isinstance(network, MLP) and network.activation == "leaky_relu" for network in networks)
     known = type(model.prior).score is not Prior.score and not (model.learned_prior or model.prior_network)
@@ -58,17 +156,17 @@ def written_out(model: VAE, fixed: bool) -> bool:
 
 
 def members_at_once(model: VAE, batch: int, members: int) -> int:
-    """How many of the members should train side by side, for speed; so many blocks of about the same size there are.
+    """The size of blocks of members that train side by side, so that their intermediates fit in the cache.
 
-    With 30 units and batches of 64, up to 273 members go together; their intermediates should fit the cache.
+    With 30 units and batches of 64, a block has up to 273 members; all blocks have about the same size.
     """
     widest = max(max(shape) for network in (model.encoder, model.decoder) for shape in network.shapes.values())
-    blocks = min(members, -(-members * widest * batch // NUMBERS))
+    blocks = min(members, -(-members * widest * batch // LAYER_NUMBERS))
     return -(-members // blocks)
 
 
 class _Layer(NamedTuple):
-    """Views of one linear map's weights and of where their gradients go, made once: a view takes microseconds."""
+    """Views of one linear map's weights and gradients, made once: a view takes microseconds."""
 
     weight: Float[Tensor, "member out inputs"]
     bias: Float[Tensor, "member out 1"]
@@ -127,9 +225,7 @@ class WrittenOut:
 
 
 class _Buffers(NamedTuple):
-    """Where the intermediates of a batch of one size go; they are made once. Per layer: what it gives, and the
-    gradient by what it is given.
-    """
+    """Intermediates of a batch of one size. Lists: each layer's output, or the gradient by its input."""
 
     inward: list[Tensor]
     inward_back: list[Tensor | None]
