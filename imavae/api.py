@@ -166,7 +166,7 @@ def resuming(command: Sequence[str], name: str) -> list[str]:
 
 def _run_figures(results: Results, session: Session) -> list[Path]:
     """Draw the figures of a run."""
-    from imavae.metrics.figure_data import image_panels, posterior_shapes
+    from imavae.metrics.evaluate import image_panels, posterior_shapes
     from imavae.report.run_figures import image_figures, run_figures
 
     history, folder = results.history, results.names.figures
@@ -191,7 +191,7 @@ def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
 
     ``start`` is when the study began, by the monotonic clock.
     """
-    from imavae.metrics.figure_data import image_panels
+    from imavae.metrics.evaluate import image_panels
     from imavae.report.run_figures import image_figures
     from imavae.report.study_figures import draw_study, trial_plots_of
     from imavae.report.summary import choices, chosen_numbers, searched, selection_metrics

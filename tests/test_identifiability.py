@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,32 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from imavae.metrics import identifiability
 from imavae.metrics.identifiability import (
     agreement,
+    batches,
     correlation,
     halves,
     matched_mean,
     mcc,
-    mcc_batch,
-    mcc_spearman,
-    r2_linear,
     r2_nonlinear,
+    ranks,
+    standardised,
 )
 from tests.helpers import normal, untouched_generators
+
+
+def mcc_spearman(s: Tensor, z: Tensor, discrete: Sequence[bool] = ()) -> Tensor:
+    return mcc(ranks(s), ranks(z), discrete)
+
+
+def mcc_batch(s: Tensor, z: Tensor, discrete: Sequence[bool] = ()) -> Tensor:
+    return mcc(batches(s), batches(z), discrete).mean(1)
+
+
+def r2_linear(s: Tensor, z: Tensor) -> Tensor:
+    return identifiability.r2_linear(standardised(s), standardised(z))
+
 
 Score = Callable[[Tensor, Tensor], Tensor]
 SCORES: list[Score] = [mcc, mcc_spearman, mcc_batch]
@@ -65,8 +79,8 @@ def test_mcc_spearman_is_that_of_the_best_permutation_of_rank_correlations(dim: 
 @pytest.mark.parametrize("n", [64, 200, 640])
 def test_mcc_batch_is_the_mean_over_whole_batches(n: int) -> None:
     s, z = related(3, n)
-    batches = [slice(start, start + 64) for start in range(0, n - 63, 64)]
-    expected = [np.mean([brute_force(s[:, at], member[:, at]) for at in batches]) for member in z]
+    parts = [slice(start, start + 64) for start in range(0, n - 63, 64)]
+    expected = [np.mean([brute_force(s[:, at], member[:, at]) for at in parts]) for member in z]
     assert mcc_batch(s, z).tolist() == pytest.approx(expected, rel=1e-12)
 
 

@@ -18,7 +18,7 @@ from imavae.config.settings import EvaluateConfig, RunConfig, run_config, study_
 from imavae.data import dataset
 from imavae.errors import UserError
 from imavae.metrics import identifiability
-from imavae.metrics.figure_data import posterior_shapes
+from imavae.metrics.evaluate import posterior_shapes
 from imavae.metrics.glossary import METRICS, SOURCES, TRUTH, absent
 from imavae.metrics.identifiability import BATCH
 from imavae.report.run_figures import run_figures

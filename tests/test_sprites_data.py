@@ -16,7 +16,7 @@ from imavae.data import sprites as drawing
 from imavae.data.dataset import Dataset, Split, make
 from imavae.data.images import Cache
 from imavae.metrics import disentanglement, evaluate, identifiability
-from imavae.metrics.figure_data import posterior_shapes
+from imavae.metrics.evaluate import posterior_shapes
 from imavae.metrics.glossary import METRICS, TOO_SLOW, TRUTH, absent
 from imavae.rng import stream
 from imavae.runs.session import Session

@@ -19,7 +19,7 @@ from imavae.config.settings import EncodeConfig, EncodeData, EvaluateConfig
 from imavae.data import dataset
 from imavae.data import sprites as drawing
 from imavae.errors import UserError
-from imavae.metrics.figure_data import image_panels
+from imavae.metrics.evaluate import image_panels
 from imavae.runs.encode import encode_file
 from imavae.runs.models import evaluate_checkpoint
 from imavae.runs.session import cache_of

@@ -81,9 +81,13 @@ class Registry(Generic[T]):
         """All entries by name."""
         if not self._loaded:
             self._loaded = True  # set first: a built-in module may use the registry while it is imported
-            module = importlib.import_module(self.package)
-            for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
-                importlib.import_module(f"{self.package}.{found.name}")
+            try:
+                module = importlib.import_module(self.package)
+                for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
+                    importlib.import_module(f"{self.package}.{found.name}")
+            except BaseException:
+                self._loaded = False  # the next use raises the error again
+                raise
         return self._entries
 
 

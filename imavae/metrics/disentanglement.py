@@ -43,16 +43,22 @@ def dci(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], di
     that the forests have not seen.
     """
     sources, latents, kinds = _prepared(sources, latents, discrete)
-    forests = [_forest(s, latents, kind) for s, kind in zip(sources.T, kinds, strict=True)]
-    if not forests:
+    fit, score = halves(len(latents), PROBE_POINTS)
+    importances, accuracies = [], []
+    for s, kind in zip(sources.T, kinds, strict=True):
+        forest = (RandomForestClassifier if kind else RandomForestRegressor)(
+            TREES, min_samples_leaf=LEAF, max_features=None, random_state=0
+        ).fit(latents[fit], s[fit])
+        guess = forest.predict(latents[score])
+        importances.append(forest.feature_importances_)
+        r2 = explained_variance(torch.from_numpy(s[score]), torch.from_numpy(guess).double())
+        accuracies.append(_balanced_accuracy(s[score], guess) if kind else float(r2))
+    if not importances:
         return DCI(np.nan, np.nan, np.nan)
-    importance = np.stack([importances for importances, _ in forests], 1)
+    importance = np.stack(importances, 1)
     weights = importance.sum(1) / max(importance.sum(), 1)
-    return DCI(
-        disentanglement=float(weights @ _purity(importance)),
-        completeness=float(_purity(importance.T).mean()),
-        informativeness=float(np.mean([score for _, score in forests])),
-    )
+    disentanglement = float(weights @ _purity(importance))
+    return DCI(disentanglement, float(_purity(importance.T).mean()), float(np.mean(accuracies)))
 
 
 def sap(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> float:
@@ -61,10 +67,15 @@ def sap(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], di
     the accuracy of the nearest class mean (linear discriminant analysis with equal class weights).
     """
     sources, latents, kinds = _prepared(sources, latents, discrete)
+    fit, score = halves(len(latents), PROBE_POINTS)
     scores = correlation(torch.from_numpy(sources.T), torch.from_numpy(latents.T)).square().numpy()
-    for j, kind in enumerate(kinds):
-        if kind:
-            scores[j] = [_class_separation(sources[:, j], latent[:, None]) for latent in latents.T]
+    for j in np.flatnonzero(kinds):
+        s = sources[:, j]
+        for i, latent in enumerate(latents.T[:, :, None]):
+            scores[j, i] = 0
+            if np.ptp(latent[fit]) > 0 and np.ptp(s[fit]) > 0:
+                guess = NearestCentroid().fit(latent[fit], s[fit]).predict(latent[score])
+                scores[j, i] = _balanced_accuracy(s[score], guess)
     return _mean_gap(scores)
 
 
@@ -74,8 +85,8 @@ def mig(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], di
     binned into histograms of 20 bins of equal width, and both quantities are those of the binned variables.
     """
     sources, latents, kinds = _prepared(sources, latents, discrete)
-    classes = [s if kind else _bins(s) for s, kind in zip(sources.T, kinds, strict=True)]
     codes = [_bins(latent) for latent in latents.T]
+    classes = [s if kind else _bins(s) for s, kind in zip(sources.T, kinds, strict=True)]
     shares = [[mutual_info_score(s, code) / mutual_info_score(s, s) for code in codes] for s in classes]
     return _mean_gap(np.reshape(shares, (len(classes), len(codes))))
 
@@ -84,31 +95,12 @@ def _prepared(
     sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]
 ) -> tuple[Array, Array, list[bool]]:
     """Sources that vary, discrete ones as class numbers; standardised latents; which of the sources are discrete."""
-    columns = [
-        (np.unique(s, return_inverse=True)[1] if kind else s, kind)
-        for s, kind in zip(sources.T, discrete, strict=True)
-        if np.ptp(s) > 0
-    ]
-    varying = np.array([s for s, _ in columns], dtype=np.float64).reshape(len(columns), len(latents))
-    return varying.T, standardised(torch.from_numpy(latents.T)).T.numpy(), [bool(kind) for _, kind in columns]
-
-
-def _forest(source: Array, latents: Array, discrete: bool) -> tuple[Array, float]:
-    """Importance of each latent for a source, and the accuracy of the prediction."""
-    fit, score = halves(len(source), PROBE_POINTS)
-    kind = RandomForestClassifier if discrete else RandomForestRegressor
-    forest = kind(TREES, min_samples_leaf=LEAF, max_features=None, random_state=0).fit(latents[fit], source[fit])
-    truth, guess = source[score], forest.predict(latents[score])
-    if discrete:
-        return forest.feature_importances_, _balanced_accuracy(truth, guess)
-    return forest.feature_importances_, float(explained_variance(torch.from_numpy(truth), torch.from_numpy(guess)))
-
-
-def _class_separation(source: Array, latent: Array) -> float:
-    fit, score = halves(len(source), PROBE_POINTS)
-    if np.ptp(latent[fit]) == 0 or np.ptp(source[fit]) == 0:
-        return 0.0
-    return _balanced_accuracy(source[score], NearestCentroid().fit(latent[fit], source[fit]).predict(latent[score]))
+    varies = np.ptp(sources, axis=0) > 0
+    kinds = [kind for kind, kept in zip(discrete, varies, strict=True) if kept]
+    kept = sources[:, varies].astype(np.float64)
+    for j in np.flatnonzero(kinds):
+        kept[:, j] = np.unique(kept[:, j], return_inverse=True)[1]
+    return kept, standardised(torch.from_numpy(latents.T)).T.numpy(), kinds
 
 
 def _balanced_accuracy(truth: Array, guess: Array) -> float:
@@ -133,6 +125,6 @@ def _bins(values: Array) -> NDArray[np.intp]:
 
 
 def _mean_gap(scores: Array) -> float:
-    """Best score of each source minus the second best (0 if there is none), averaged; scores are (source, latent)."""
+    """Best score of each source minus the second best (0 without one), averaged; scores are (source, latent)."""
     ordered = np.sort(np.pad(scores, ((0, 0), (1, 0))), axis=1)
     return float((ordered[:, -1] - ordered[:, -2]).mean()) if len(scores) else float(np.nan)

@@ -1,7 +1,7 @@
-"""What a metric is: its definition, equation, source, unit, direction and requirements, and the function that computes
-it. The built-in metrics are in definitions.py; a plugin adds one with the same decorator, :class:`Metric`.
+"""The metrics: what defines each of them, what it needs, and the function that computes it.
 
-Importing this module or the definitions does not import torch.
+:class:`Evaluation` has the built-in metrics, in the order of the columns of history.csv and members.csv. A plugin adds
+one with the same decorator, :class:`Metric`. Importing this module does not import torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float, Float64
-from numpy.typing import NDArray
 
 from imavae.config.data import DrawnData, SpritesData, SyntheticData
 from imavae.config.lazy import torch
@@ -91,51 +90,71 @@ class Metric:
         """Register ``compute``, which returns a value per member."""
         self.name, self.compute = compute.__name__, compute
         self.definition = " ".join((inspect.getdoc(compute) or "").split()).removesuffix(".")
+        return METRICS.register(self).compute
+
+    def read(self, name: str, definition: str, group: str = "averages") -> None:
+        """Register a value that an Evaluation has under this name, in the mapping ``group``."""
+        self.name, self.definition, self.compute = name, definition, lambda at: getattr(at, group)[name]
         METRICS.register(self)
-        return compute
+
+    @property
+    def reasons(self) -> list[str]:
+        """All reasons for which the metric can be absent."""
+        slow = [TOO_SLOW[self.stage]] if self.stage in TOO_SLOW else []
+        return [requirement.reason for requirement in self.needs] + slow
 
 
-METRICS: Registry[Metric] = Registry("objective.metric", "imavae.metrics.definitions")
+METRICS: Registry[Metric] = Registry("objective.metric", __name__)
 
 
 class MixingTruth(NamedTuple):
-    """What the mixing says of each member's world, point by point."""
+    """Values of the mixing for each member's world, point by point; without points if the mixing is unknown."""
 
     log_px: Float64[torch.Tensor, "member n"]
     contrast: Float64[torch.Tensor, "member n"]  # c_IMA of the mixing at the source
 
 
 class AllMembers(NamedTuple):
-    """What metrics across members are computed from."""
+    """Input of the metrics across members."""
 
     locations: Float[torch.Tensor, "member d n"]  # at the first 20,000 points at most
     groups: list[tuple[int, int]]  # point and world of each member
 
 
+VAE = "[Kingma and Welling 2014](https://arxiv.org/abs/1312.6114)"
+TCL = "[Hyvärinen and Morioka 2016](https://arxiv.org/abs/1605.06336)"
+DCI = "[Eastwood and Williams 2018](https://openreview.net/forum?id=By-7dz-AZ)"
+SAP = "[Kumar et al. 2018](https://arxiv.org/abs/1711.00848)"
+MIG = "[Chen et al. 2018](https://arxiv.org/abs/1802.04942)"
+IMA = "[Gresele et al. 2021](https://arxiv.org/abs/2106.05200)"
+GAP = "[Reizinger et al. 2022](https://arxiv.org/abs/2206.02416)"
+AGREEMENT = "after [Duan et al. 2020](https://arxiv.org/abs/1905.12614)"
+ACTIVE = "[Burda et al. 2016](https://arxiv.org/abs/1509.00519)"
+MATCHED: dict[str, Any] = {"needs": [SOURCES], "floor": 0.0}
+PROBED: dict[str, Any] = {"stage": "probes", **MATCHED}
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """A block of members on one split: results of the forward pass, and quantities that several metrics share, each
-    computed on first use.
+    """A block of members on one split: results of the forward pass, quantities that several metrics share (computed on
+    first use), and the metrics. A metric's docstring is its definition in docs/metrics.md.
     """
 
-    averages: dict[str, torch.Tensor]  # means over points, (member,); of prior_variance (member, d)
-    gamma: Float[torch.Tensor, " member"]
+    averages: dict[str, torch.Tensor]  # means over points, and gamma: (member,); prior_variance: (member, d)
     samples: Float[torch.Tensor, "member d n"]  # of the posterior, on the prior's support
     locations: Float[torch.Tensor, "member d n"]
     cdf: Float[torch.Tensor, "member d n"] | None  # of the prior at the samples, if mcc_cdf exists
     local: ima.LocalTerms
-    truth: MixingTruth | None
+    truth: MixingTruth
     sources: Float[torch.Tensor, "*world s n"]  # of one world shared by all members, or of each member's
     discrete: list[bool]  # of each source
 
     @cached_property
     def standardised_sources(self) -> Float64[torch.Tensor, "*world s n"]:
-        """Sources of zero mean and unit norm."""
         return identifiability.standardised(self.sources)
 
     @cached_property
     def standardised_locations(self) -> Float64[torch.Tensor, "member d n"]:
-        """Locations of zero mean and unit norm."""
         return identifiability.standardised(self.locations)
 
     def correlation(self, z: Float64[torch.Tensor, "member d n"]) -> Float64[torch.Tensor, "member s d"]:
@@ -143,40 +162,211 @@ class Evaluation:
         return identifiability.standardised_correlation(self.standardised_sources, z, self.sources, self.discrete)
 
     @cached_property
-    def column_norms(self) -> ima.ColumnNorms:
-        """Statistics of the norms of the decoder's Jacobian columns."""
-        return ima.column_norms(self.local.norms)
+    def column_norms(self) -> dict[str, torch.Tensor]:
+        kinds = ("", "_var_columns", "_max", "_var_points")
+        return {
+            f"column_norm{kind}": value for kind, value in zip(kinds, ima.column_norms(self.local.norms), strict=True)
+        }
 
-    @cached_property
-    def rows(self) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-        """Sources (n, s) and locations (n, d) of each member, for scikit-learn."""
-        sources = self.sources.expand(len(self.locations), -1, -1).cpu().numpy()
-        return [(s.T, z.T) for s, z in zip(sources, self.locations.cpu().numpy(), strict=True)]
-
-    def probe(self, score: Callable[..., float]) -> Float64[torch.Tensor, " member"]:
-        """A slow score of sources and locations, one member after the other."""
-        return torch.tensor([score(s, z, self.discrete) for s, z in self.rows], dtype=torch.float64)
-
-    @cached_property
-    def dci(self) -> Float64[torch.Tensor, "three member"]:
-        """Disentanglement, completeness and informativeness."""
+    def probe(self, score: str) -> Float64[torch.Tensor, "member *score"]:
+        """A score of :mod:`imavae.metrics.disentanglement`, one member after the other."""
         from imavae.metrics import disentanglement
 
-        return torch.tensor([disentanglement.dci(s, z, self.discrete) for s, z in self.rows], dtype=torch.float64).T
+        function, s = getattr(disentanglement, score), self.sources.mT.expand(len(self.locations), -1, -1).cpu().numpy()
+        scores = [function(*pair, self.discrete) for pair in zip(s, self.locations.mT.cpu().numpy(), strict=True)]
+        return torch.tensor(scores, dtype=torch.float64)
 
+    @cached_property
+    def dci(self) -> dict[str, torch.Tensor]:
+        names = ("dci_disentanglement", "dci_completeness", "dci_informativeness")
+        return dict(zip(names, self.probe("dci").unbind(1), strict=True))
 
-def worst(name: str) -> float:
-    """Value of a diverged member in an aggregate of a metric to maximise."""
-    return METRICS[name].floor
+    Metric("min", "kl − log_px_z", VAE, "nats").read(
+        "neg_elbo", "Negative ELBO with β = 1, from one posterior sample per point"
+    )
+    Metric("none", "KL(q(z|x) ‖ p(z))", VAE, "nats").read("kl", "KL divergence of the posterior from the prior")
+    Metric("max", "E_q[log N(x; g(z), γ⁻² I)]", VAE, "nats").read("log_px_z", "Reconstruction term of the ELBO")
+
+    @Metric("max", "max_π (1/d) Σ_k |corr(s_k, z_π(k))|", TCL, **MATCHED)
+    def mcc(self) -> torch.Tensor:
+        """Mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance is near 0. A
+        discrete source is compared by the correlation ratio √(Var E[z|s] / Var z).
+        """
+        return identifiability.matched_mean(self.correlation(identifiability.standardised(self.samples)))
+
+    @Metric("max", "max_π (1/d) Σ_k |ρ(s_k, z_π(k))|", TCL + ", with ranks", **MATCHED)
+    def mcc_spearman(self) -> torch.Tensor:
+        """As mcc, with rank correlations."""
+        return identifiability.mcc(
+            identifiability.ranks(self.sources), identifiability.ranks(self.samples), self.discrete
+        )
+
+    @Metric("max", "max_π (1/d) Σ_k |corr(s_k, μ_π(k)(x))|", TCL, **MATCHED)
+    def mcc_mean(self) -> torch.Tensor:
+        """As mcc, with the posterior's location instead of samples."""
+        return identifiability.matched_mean(self.correlation(self.standardised_locations))
+
+    @Metric("max", "max_π (1/d) Σ_k |corr(s_k, F_p(z_π(k)))|", TCL, needs=[SOURCES, UNIFORM_SOURCES], floor=0.0)
+    def mcc_cdf(self) -> torch.Tensor:
+        """As mcc, with samples mapped through the prior's CDF; for uniform sources under another prior."""
+        assert self.cdf is not None  # noqa: S101  -- the forward pass keeps it for this metric
+        return identifiability.matched_mean(self.correlation(identifiability.standardised(self.cdf)))
+
+    @Metric("max", "mean over batches of mcc", GAP, **MATCHED)
+    def mcc_batch(self) -> torch.Tensor:
+        """Published estimator: mcc averaged over batches of 64 points; chance is 0.15 for d = 3."""
+        sources, samples = identifiability.batches(self.sources), identifiability.batches(self.samples)
+        return identifiability.mcc(sources, samples, self.discrete).mean(1)
+
+    @Metric("max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²", **MATCHED)
+    def r2_linear(self) -> torch.Tensor:
+        """R² of the best linear map from locations to sources, fitted on the first half of the points and scored on the
+        second.
+        """
+        return identifiability.r2_linear(self.standardised_sources, self.standardised_locations)
+
+    @Metric("max", "as r2_linear, ŝ a function of all of μ(x)", **PROBED)
+    def r2_nonlinear(self) -> torch.Tensor:
+        """As r2_linear, with a nonlinear map (kernel ridge regression) and at most 2,000 points in each half."""
+        return identifiability.r2_nonlinear(self.sources, self.locations)
+
+    @Metric(
+        "max",
+        "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|",
+        AGREEMENT,
+        needs=[SEVERAL_SEEDS],
+        floor=0.0,
+        across_members=True,
+    )
+    @staticmethod
+    def agreement(at: AllMembers) -> torch.Tensor:
+        """Median MCC between a member's locations and those of the other seeds of its point, on at most 20,000 points;
+        needs no sources.
+        """
+        return identifiability.agreement(at.locations, at.groups)
+
+    Metric("max", "Σ_l ρ_l (1 − H(P_l·))", DCI, **PROBED).read(
+        "dci_disentanglement", "Degree to which each latent codes at most one source (random forests)", "dci"
+    )
+    Metric("max", "mean_k (1 − H(P_·k))", DCI, **PROBED).read(
+        "dci_completeness", "Degree to which each source is coded by one latent", "dci"
+    )
+    Metric("max", "R², balanced accuracy if discrete", DCI, **PROBED).read(
+        "dci_informativeness", "Accuracy with which the latents predict the sources", "dci"
+    )
+
+    @Metric("max", "mean_k (score_1 − score_2)", SAP, **PROBED)
+    def sap(self) -> torch.Tensor:
+        """Separated attribute predictability: lead of the latent that predicts a source best over the second best."""
+        return self.probe("sap")
+
+    @Metric("max", "mean_k (I_1 − I_2) / H(s_k)", MIG, **PROBED)
+    def mig(self) -> torch.Tensor:
+        """Mutual information gap: lead of the latent with the most information on a source over the second."""
+        return self.probe("mig")
+
+    @Metric("min", "Σ_k log‖J_:k‖ − ½ log det(JᵀJ)", IMA, "nats")
+    def cima(self) -> torch.Tensor:
+        """Local IMA contrast of the decoder at μ(x), averaged over the points of full rank."""
+        return ima.mean_where(self.local.contrast, self.local.full)
+
+    @Metric("min", "mean over batches of c_IMA(mean J)", GAP, "nats")
+    def cima_batch(self) -> torch.Tensor:
+        """Published estimator: the contrast of the mean Jacobian of 64 points."""
+        batch = ima.contrast(self.local.batch_jacobian)
+        return ima.mean_where(batch.values, batch.full)
+
+    @Metric("min", "#{rank J < d} / n")
+    def rank_deficient(self) -> torch.Tensor:
+        """Share of the points that cima leaves out because their Jacobian lacks full rank."""
+        return 1 - self.local.full.double().mean(1)
+
+    @Metric("none", "mean c_IMA(f, s)", IMA, "nats", needs=TRUTH)
+    def cima_truth(self) -> torch.Tensor:
+        """Local IMA contrast of the mixing."""
+        return self.truth.contrast.mean(1)
+
+    @Metric("min", "of R = J_g⁻¹ J_f, over points of full rank", "Amari et al., NIPS 1995", stage="final", needs=TRUTH)
+    def amari(self) -> torch.Tensor:
+        """Amari distance between the decoder's Jacobian at μ(x) and the mixing's at s; 0 for a scaled permutation."""
+        assert self.local.amari is not None  # noqa: S101  -- the forward pass computes it for this metric
+        return ima.mean_where(self.local.amari, ~self.local.amari.isnan())
+
+    @Metric("min", "(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ)", unit="nats", stage="final")
+    def conformal_contrast(self) -> torch.Tensor:
+        """Distance of the decoder from a conformal map; at least cima."""
+        return ima.conformal_contrast(ima.Contrast(self.local.contrast, self.local.full, self.local.norms))
+
+    Metric("none", "mean over points and k of ‖J_:k‖", unit="observation / latent").read(
+        "column_norm", "Mean norm of the columns of the decoder's Jacobian", "column_norms"
+    )
+    Metric("none", "max over points and k of ‖J_:k‖", unit="observation / latent").read(
+        "column_norm_max", "Largest of these norms", "column_norms"
+    )
+    Metric("none", "Var_k of mean over points of ‖J_:k‖", unit="(observation / latent)²").read(
+        "column_norm_var_columns", "Variance of these norms between columns", "column_norms"
+    )
+    Metric("none", "mean_k of Var over points of ‖J_:k‖", unit="(observation / latent)²").read(
+        "column_norm_var_points", "Variance of these norms between points", "column_norms"
+    )
+
+    @Metric("one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²", GAP)
+    def self_consistency(self) -> torch.Tensor:
+        """Geometric mean of the posterior's variance over its formula, both in the unconstrained coordinate."""
+        return self.local.log_ratio.mean(1).exp()
+
+    @Metric("one", "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)", GAP)
+    def self_consistency_batch(self) -> torch.Tensor:
+        """Published estimator: the formula with the mean Jacobian of 64 points."""
+        return self.local.batch_ratio.mean((1, 2))
+
+    @Metric("none", "E[log p(s) − log|det J_f(s)|]", "change of variables", "nats", needs=TRUTH)
+    def log_px(self) -> torch.Tensor:
+        """Exact log-likelihood of the observations."""
+        return self.truth.log_px.mean(1)
+
+    @Metric("none", "E[log p(x) − c_IMA(f, s)]", IMA, "nats", needs=TRUTH)
+    def l_ima(self) -> torch.Tensor:
+        """IMA-regularised log-likelihood."""
+        return (self.truth.log_px - self.truth.contrast).mean(1)
+
+    @Metric("min", "E[log p(x)] − ELBO", GAP, "nats", needs=TRUTH)
+    def gap_log_px(self) -> torch.Tensor:
+        """Log-likelihood minus ELBO; not negative, except for the sampling of x and of the posterior."""
+        return self.log_px() + self.averages["neg_elbo"]
+
+    @Metric("none", "E[L_IMA] − ELBO", GAP, "nats", needs=TRUTH)
+    def gap_ima(self) -> torch.Tensor:
+        """IMA-regularised log-likelihood minus ELBO; tends to 0 for the true decoder as γ grows."""
+        return self.l_ima() + self.averages["neg_elbo"]
+
+    Metric("min", "mean (g(μ(x)) − x)²", GAP, "observation²").read(
+        "mse_obs", "Squared error per dimension of the reconstruction from the posterior's location"
+    )
+    Metric(
+        "min", "mean (μ(g(s)) − s)²", GAP, "source²", stage="final", needs=[SOURCES, OWN_SCALE, SHARED_SUPPORT]
+    ).read(
+        "mse_source",
+        "Squared error per dimension of the sources, decoded and encoded again; if prior and source share a support",
+    )
+    Metric("none", "γ", unit="1 / observation").read(
+        "gamma", "Square root of the decoder's precision; changes if model.precision is learned or mle"
+    )
+
+    @Metric("none", "mean_k Var p(z_k)", unit="latent²")
+    def prior_variance(self) -> torch.Tensor:
+        """Variance of a latent under the prior; changes if model.prior.parameters is learned."""
+        return self.averages["prior_variance"].mean(1)
+
+    @Metric("none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}", ACTIVE, "latents")
+    def active_units(self) -> torch.Tensor:
+        """Number of latents in use."""
+        return identifiability.active_units(self.locations, self.averages["prior_variance"])
 
 
 def absent(config: RunConfig, truth: bool, stage: Stage) -> dict[str, str]:
-    """The metrics that a setting does not have, each with the reason.
-
-    Args:
-        config: the setting.
-        truth: whether the split has the mixing's likelihoods and Jacobians, as validation and test have.
-        stage: which metrics are asked for.
+    """Metrics that a setting does not have at this stage, each with the reason; ``truth`` is True for a split with the
+    mixing's likelihoods and Jacobians.
     """
     reasons = {}
     for entry in METRICS:
@@ -202,75 +392,16 @@ def check_metric(config: RunConfig, name: str, mode: str) -> None:
         raise UserError(f"`objective.metric={name}` must exist, but does not: {reason}; {remedy}")
 
 
-ARROWS = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}
-PAGE = """\
-# Metrics
-
-Generated by `make docs` from `imavae/metrics/definitions.py`.
-
-- Every validation logs `val/NAME` (curves, `history.csv`, objectives of a study).
-- `members.csv` has `SPLIT/NAME at max val/mcc` and `SPLIT/NAME at min val/neg_elbo`: the metrics of a
-  member's two best states, on the validation and the test split.
-- A metric is computed over a whole split. Only the published estimators (`_batch`) average over
-  batches; they are there for comparison. For images, fewer points are used.
-- MCC needs the true sources, so choosing a model by `val/mcc` is an oracle's choice. Every report
-  therefore gives MCC at the best `val/mcc`, MCC at the best `val/neg_elbo`, and the chosen
-  checkpoint's MCC on the test split.
-- A diverged member counts as the worst value in an aggregate.
-
-Symbols: s sources; x = f(s) observations; z ~ q(z|x) a posterior sample; μ(x) the posterior's location,
-mapped onto the prior's support; g the decoder; J = ∂g/∂z at μ(x); γ² the decoder's precision;
-d latents; π a one-to-one matching of sources and latents; n points. Units refer to the observations as
-the networks see them (standardised, if they come from a file) and to the latents.
-
-## Definitions
-
-↑ larger is better, ↓ smaller is better, → 1 best at one. Numbers under *absent if* refer to the
-[list below](#when-a-metric-is-absent).
-
-| name | definition | better | unit | absent if |
-|---|---|---|---|---|
-{definitions}
-
-## Equations and sources
-
-*here*: defined in this project, or too simple to need a source.
-
-| name | equation | source |
-|---|---|---|
-{equations}
-
-## When a metric is absent
-
-An absent metric is not logged and can't be an objective; `evaluate.py` prints the reason:
-
-{reasons}
-"""
-
-
 def metrics_page() -> str:
     """Content of docs/metrics.md."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    def reasons_of(entry: Metric) -> list[str]:
-        slow = [TOO_SLOW[entry.stage]] if entry.stage in TOO_SLOW else []
-        return [requirement.reason for requirement in entry.needs] + slow
-
-    def row(*cells: str) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-    reasons = list(dict.fromkeys(reason for entry in METRICS for reason in reasons_of(entry)))
-    definitions = [
-        row(
-            f"`{entry.name}`",
-            entry.definition,
-            ARROWS[entry.direction],
-            entry.unit,
-            ", ".join(str(reasons.index(reason) + 1) for reason in reasons_of(entry)),
-        )
-        for entry in METRICS
-    ]
-    return PAGE.format(
-        definitions="\n".join(definitions),
-        equations="\n".join(row(f"`{entry.name}`", entry.equation, entry.source) for entry in METRICS),
-        reasons="\n".join(f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)),
+    arrows = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}
+    reasons = list(dict.fromkeys(reason for entry in METRICS for reason in entry.reasons))
+    pages = Environment(  # noqa: S701  -- Markdown, from our own texts
+        loader=PackageLoader("imavae", "metrics"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
     )
+    return pages.get_template("metrics.md.j2").render(metrics=list(METRICS), reasons=reasons, arrows=arrows)

@@ -25,32 +25,12 @@ BATCH = 64  # points per batch of the published estimators
 
 
 def mcc(
-    sources: Float[torch.Tensor, "*world d n"],
-    latents: Float[torch.Tensor, "member e n"],
-    discrete: Sequence[bool] = (),
-) -> Float64[torch.Tensor, " member"]:
-    """Pearson MCC over all n points, in [0, 1]; chance is near 0."""
-    return matched_mean(correlation(sources, latents, discrete))
-
-
-def mcc_spearman(
-    sources: Float[torch.Tensor, "*world d n"],
-    latents: Float[torch.Tensor, "member e n"],
-    discrete: Sequence[bool] = (),
-) -> Float64[torch.Tensor, " member"]:
-    """MCC of ranks, invariant to monotone maps of each latent."""
-    return matched_mean(correlation(_ranks(sources), _ranks(latents), discrete))
-
-
-def mcc_batch(
-    sources: Float[torch.Tensor, "*world d n"],
-    latents: Float[torch.Tensor, "member e n"],
-    discrete: Sequence[bool] = (),
-) -> Float64[torch.Tensor, " member"]:
-    """MCC averaged over whole batches of 64 points: the published estimator, for comparison only. Chance is well above
-    zero: 0.15 for d = 3.
+    s: Float[torch.Tensor, "*s d n"], z: Float[torch.Tensor, "*m e n"], discrete: Sequence[bool] = ()
+) -> Float64[torch.Tensor, "*m"]:
+    """Pearson MCC over all n points, in [0, 1]; chance is near 0. MCC of :func:`ranks` is invariant to monotone maps of
+    each latent; MCC of :func:`batches`, averaged, is the published estimator.
     """
-    return matched_mean(correlation(_batches(sources), _batches(latents), discrete)).mean(1)
+    return matched_mean(correlation(s, z, discrete))
 
 
 def agreement(
@@ -61,9 +41,8 @@ def agreement(
 
     One product of standardised latents per group, in float32, gives the correlations of all of its pairs.
     """
-    dim = locations.shape[1]
     result = torch.full((len(groups),), torch.nan, dtype=torch.float64)
-    for group in dict.fromkeys(groups):
+    for group in set(groups):
         rows = [i for i, other in enumerate(groups) if other == group]
         if len(rows) == 1:
             continue
@@ -71,8 +50,8 @@ def agreement(
         for i, row in enumerate(rows):  # one by one: float64 copies of all of them would need most of the memory
             z[i] = standardised(locations[row])
         z = z.flatten(0, 1)
-        tables = (z @ z.T).reshape(len(rows), dim, len(rows), dim).transpose(1, 2)
-        first, second = (list(side) for side in zip(*itertools.combinations(range(len(rows)), 2), strict=True))
+        tables = (z @ z.T).reshape(len(rows), -1, len(rows), locations.shape[1]).transpose(1, 2)
+        first, second = torch.combinations(torch.arange(len(rows))).T
         scores = torch.full((len(rows), len(rows)), torch.nan, dtype=torch.float64)
         scores[first, second] = scores[second, first] = matched_mean(tables[first, second].double())
         result[rows] = scores.nanquantile(0.5, dim=1)
@@ -88,19 +67,13 @@ def active_units(
 
 
 def r2_linear(
-    sources: Float[torch.Tensor, "*world d n"], latents: Float[torch.Tensor, "member e n"]
+    s: Float64[torch.Tensor, "*world d n"], z: Float64[torch.Tensor, "member e n"]
 ) -> Float64[torch.Tensor, " member"]:
-    """R² of the least-squares map, with intercept, from all latents to each source, averaged over sources.
+    """R² of the least-squares map, with intercept, from all latents to each source, averaged over sources; for rows
+    that :func:`standardised` returned.
 
     Fitted on the first half of the points, scored on the second: 1 − Σ(s − ŝ)² / Σ(s − s̄)², at least 0.
     """
-    return standardised_r2_linear(standardised(sources), standardised(latents))  # which changes no such R²
-
-
-def standardised_r2_linear(
-    s: Float64[torch.Tensor, "*world d n"], z: Float64[torch.Tensor, "member e n"]
-) -> Float64[torch.Tensor, " member"]:
-    """:func:`r2_linear` of rows that :func:`standardised` returned."""
     fit, score = halves(z.shape[-1])
     mean_s, mean_z = s[..., fit].mean(-1, keepdim=True), z[..., fit].mean(-1, keepdim=True)
     centred = z[..., fit] - mean_z
@@ -118,22 +91,20 @@ def r2_nonlinear(
 
     Fitted on the first 2,000 points at most of the first half, scored on as many of the second.
     """
-    fit, score = halves(latents.shape[-1], PROBE_POINTS)
-    s = standardised(sources).expand(len(latents), -1, -1).mT.cpu()
-    z = (standardised(latents) * latents.shape[-1] ** 0.5).mT.cpu().numpy()
-    guesses = [_kernel_ridge(z[i, fit], s[i, fit].numpy(), z[i, score]) for i in range(len(z))]
-    return explained_variance(s[:, score].mT, torch.from_numpy(np.stack(guesses)).mT).mean(-1)
-
-
-def _kernel_ridge(z: NDArray[np.float64], s: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
     from sklearn.kernel_approximation import Nystroem  # takes a second to import
     from sklearn.linear_model import RidgeCV
 
-    kernel = Nystroem(gamma=1 / z.shape[1], n_components=min(LANDMARKS, len(z)), random_state=0)
-    features = np.hstack([z, kernel.fit_transform(z)])
-    ridge = RidgeCV(np.logspace(-6, 2, 9), alpha_per_target=True).fit(features, s)
-    guess: NDArray[np.float64] = ridge.predict(np.hstack([at, kernel.transform(at)])).reshape(len(at), -1)
-    return guess
+    fit, score = halves(latents.shape[-1], PROBE_POINTS)
+    s = standardised(sources).expand(len(latents), -1, -1).mT.cpu()
+    z = (standardised(latents) * latents.shape[-1] ** 0.5).mT.cpu().numpy()
+    guesses = []
+    for i in range(len(z)):
+        kernel = Nystroem(gamma=1 / z.shape[2], n_components=min(LANDMARKS, fit.stop), random_state=0)
+        features = np.hstack([z[i, fit], kernel.fit_transform(z[i, fit])])
+        ridge = RidgeCV(np.logspace(-6, 2, 9), alpha_per_target=True).fit(features, s[i, fit].numpy())
+        guess = ridge.predict(np.hstack([z[i, score], kernel.transform(z[i, score])]))
+        guesses.append(guess.reshape(s[i, score].shape))
+    return explained_variance(s[:, score].mT, torch.from_numpy(np.stack(guesses)).mT).mean(-1)
 
 
 def halves(n: int, most: int | None = None) -> tuple[slice, slice]:
@@ -215,12 +186,13 @@ def standardised(a: torch.Tensor) -> torch.Tensor:
     return centred if bool(varies.all()) else torch.where(varies, centred, 0)
 
 
-def _batches(a: Float[torch.Tensor, "*m d n"]) -> Float[torch.Tensor, "*m batch d size"]:
+def batches(a: Float[torch.Tensor, "*m d n"]) -> Float[torch.Tensor, "*m batch d size"]:
+    """Whole batches of 64 points, of which the published estimators take the mean."""
     count = a.shape[-1] // BATCH
     return a[..., : count * BATCH].reshape(*a.shape[:-1], count, BATCH).transpose(-3, -2).contiguous()
 
 
-def _ranks(a: torch.Tensor) -> torch.Tensor:
+def ranks(a: torch.Tensor) -> torch.Tensor:
     """Ranks from 0; ties share their mean rank; a row with NaN is NaN. Faster than SciPy's."""
     values = a.cpu()
     n = values.shape[-1]
@@ -231,14 +203,10 @@ def _ranks(a: torch.Tensor) -> torch.Tensor:
     tied = np.flatnonzero(equal.numpy())
     if len(tied):
         opens = np.diff(tied, prepend=-2) != 1  # the first of a run of equal values
-        closes = np.append(opens[1:], True)
-        mean = 0.5 * (tied[opens] % n + tied[closes] % n + 1)
-        run = np.cumsum(opens) - 1
+        mean = 0.5 * (tied[opens] % n + tied[np.append(opens[1:], True)] % n + 1)
         flat = places.numpy().reshape(-1)
-        flat[tied] = flat[tied + 1] = mean[run]
-    ranks = places.scatter(-1, order, places)
-    ranks[values.isnan().any(-1)] = torch.nan
-    return ranks
+        flat[tied] = flat[tied + 1] = mean[np.cumsum(opens) - 1]
+    return places.scatter(-1, order, places).masked_fill_(values.isnan().any(-1, keepdim=True), torch.nan)
 
 
 def _sorted(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

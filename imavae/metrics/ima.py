@@ -7,7 +7,7 @@ Jacobians are (member, out, in, n): with the point last, the algebra of small ma
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Float64
 
@@ -28,11 +28,11 @@ def _qr(jacobian: Float[torch.Tensor, "member o d n"]) -> _QR:
     """Modified Gram-Schmidt, all points at once; R_kk is 1 where column k depends on the columns before it."""
     rounding = 16 * torch.finfo(jacobian.dtype).eps
     columns = list(jacobian.double().unbind(2))
-    norms = [_norm(column) for column in columns]
+    norms = [column.square().sum(1).sqrt_() for column in columns]  # far faster than torch's norm of an inner dimension
     full = torch.ones_like(norms[0], dtype=torch.bool)
     q, r = [], {}
     for k, norm in enumerate(norms):
-        rest = _norm(columns[k]) if k else norm
+        rest = columns[k].square().sum(1).sqrt_() if k else norm
         good = (rest > rounding * norm) & (rest < torch.inf)  # both are false for NaN
         full &= good
         r[k, k] = torch.where(good, rest, 1)
@@ -41,10 +41,6 @@ def _qr(jacobian: Float[torch.Tensor, "member o d n"]) -> _QR:
             r[k, j] = (q[k] * columns[j]).sum(1)
             columns[j] = torch.addcmul(columns[j], r[k, j][:, None], q[k], value=-1)
     return _QR(q, r, norms, full)
-
-
-def _norm(column: Float64[torch.Tensor, "member o n"]) -> Float64[torch.Tensor, "member n"]:
-    return column.square().sum(1).sqrt_()  # far faster than torch's norm over an inner dimension
 
 
 class Contrast(NamedTuple):
@@ -96,16 +92,16 @@ def conformal_contrast(at: Contrast) -> Float64[torch.Tensor, " member"]:
 
 
 class ColumnNorms(NamedTuple):
-    """Statistics of the norms ‖J_:k(z_i)‖ of a member's Jacobian columns k at points i."""
+    """Statistics of the norms ‖J_:k‖ of a Jacobian's columns: tensors (member,), or numbers of one model."""
 
-    mean: Float64[torch.Tensor, " member"]  # over points and columns
-    variance_over_columns: Float64[torch.Tensor, " member"]  # of each column's mean over points
-    maximum: Float64[torch.Tensor, " member"]  # over points and columns
-    variance_over_points: Float64[torch.Tensor, " member"]  # averaged over columns
+    mean: Any  # over points and columns
+    variance_over_columns: Any  # of each column's mean over points
+    maximum: Any  # over points and columns
+    variance_over_points: Any  # averaged over columns
 
 
 def column_norms(norms: Float64[torch.Tensor, "member d n"]) -> ColumnNorms:
-    """Statistics of the columns' norms; NaN if a norm is not finite."""
+    """Statistics of each member; NaN if a norm is not finite."""
     means = norms.mean(2)
     spread = (norms - means[..., None]).square_().mean((1, 2))  # torch's var takes three times as long
     return ColumnNorms(means.mean(1), means.var(1, correction=0), norms.amax((1, 2)), spread)
@@ -124,26 +120,18 @@ def amari(
     zero iff R is a scaled permutation.
     """
     truth = truth.reshape(-1, *truth.shape[-3:])
-    decoder = _qr(jacobian)
-    size = torch.stack(_solve(decoder, truth.double()), 1).abs()
-    dim = size.shape[1]
+    decoder, mixing, dim = _qr(jacobian), truth.double(), jacobian.shape[2]
+    rows: dict[int, torch.Tensor] = {}  # of R, the least-squares solution, by back substitution
+    for k in reversed(range(dim)):
+        row = (decoder.q[k][:, :, None] * mixing).sum(1)
+        for j in range(k + 1, dim):
+            row = row - decoder.r[k, j][:, None] * rows[j]
+        rows[k] = row / decoder.r[k, k][:, None]
+    size = torch.stack([rows[k] for k in range(dim)], 1).abs()
     full = decoder.full & _qr(truth).full & (size.amax(1) > 0).all(1) & (size.amax(2) > 0).all(1)
     size = torch.where(full[:, None, None], size, 1)
-    rows = (size.sum(2) / size.amax(2) - 1).sum(1)
-    columns = (size.sum(1) / size.amax(1) - 1).sum(1)
-    return torch.where(full, (rows + columns) / max(2 * dim * (dim - 1), 1), torch.nan)
-
-
-def _solve(qr: _QR, right: Float64[torch.Tensor, "world o e n"]) -> list[Float64[torch.Tensor, "member e n"]]:
-    """Rows of the least-squares solution X of QR X = ``right``, by back substitution."""
-    dim = len(qr.q)
-    rows: dict[int, torch.Tensor] = {}
-    for k in reversed(range(dim)):
-        row = (qr.q[k][:, :, None] * right).sum(1)
-        for j in range(k + 1, dim):
-            row = row - qr.r[k, j][:, None] * rows[j]
-        rows[k] = row / qr.r[k, k][:, None]
-    return [rows[k] for k in range(dim)]
+    spread = (size.sum(2) / size.amax(2) - 1).sum(1) + (size.sum(1) / size.amax(1) - 1).sum(1)
+    return torch.where(full, spread / max(2 * dim * (dim - 1), 1), torch.nan)
 
 
 def inverse_variance(

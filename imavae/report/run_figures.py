@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
-from imavae.metrics.figure_data import ENDS, ImagePanels, PosteriorShapes
+from imavae.metrics.evaluate import ENDS, ImagePanels, PosteriorShapes
 from imavae.report.drawing import (
     BLUE,
     FAINT,

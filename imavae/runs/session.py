@@ -19,7 +19,7 @@ from imavae.data.images import Cache
 from imavae.data.images import Progress as Rendering
 from imavae.errors import require
 from imavae.metrics.evaluate import evaluate, shortened
-from imavae.metrics.glossary import Stage, worst
+from imavae.metrics.glossary import METRICS, Stage
 from imavae.model.vae import torch_dtype
 from imavae.tracking.base import Value
 from imavae.training import checkpoint
@@ -162,7 +162,7 @@ class Session:
             better = values[0] > best[0, rows]
             best[:, rows[better]] = np.stack(values)[:, better]
         floors = [
-            worst(objective.metric.removeprefix("val/")) if sign > 0 else -WORST_SCORE
+            METRICS[objective.metric.removeprefix("val/")].floor if sign > 0 else -WORST_SCORE
             for sign, objective in zip(signs, objectives, strict=True)
         ]
         floor = np.array(floors, dtype=np.float64)[:, None]
