@@ -168,7 +168,7 @@ class Evaluation:
             f"column_norm{kind}": value for kind, value in zip(kinds, ima.column_norms(self.local.norms), strict=True)
         }
 
-    def probe(self, score: str) -> Float64[torch.Tensor, "member *score"]:
+    def probe(self, score: str) -> Float64[torch.Tensor, "member ..."]:
         """A score of :mod:`imavae.metrics.disentanglement`, one member after the other."""
         from imavae.metrics import disentanglement
 
