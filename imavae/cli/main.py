@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from imavae.cli import commands
 from imavae.cli.compose import ROOT, C, Command, compose, compose_jobs, searches
 from imavae.config.registry import mistake_of_a_plugin
 from imavae.config.settings import (
@@ -280,32 +281,7 @@ def command_line(overrides: list[str]) -> list[str]:
     return [*program, *overrides]
 
 
-def _train(config: RunConfig, overrides: list[str]) -> None:
-    from imavae.cli import commands
-
-    commands.train(config, command_line(overrides))
-
-
-def _tune(config: StudyConfig, overrides: list[str]) -> None:
-    from imavae.cli import commands
-
-    commands.tune(config, command_line(overrides))
-
-
-def _evaluate(config: EvaluateConfig, _: list[str]) -> None:
-    from imavae.cli import commands
-
-    commands.evaluate(config)
-
-
-def _encode(config: EncodeConfig, _: list[str]) -> None:
-    from imavae.cli import commands
-
-    commands.encode(config)
-
-
 def _reproduce(config: ReproduceConfig, overrides: list[str]) -> bool:
-    from imavae.cli import commands
     from imavae.paper.figures import paper_figure
 
     if config.figure is None:
@@ -318,8 +294,14 @@ def _reproduce(config: ReproduceConfig, overrides: list[str]) -> bool:
     return commands.reproduce(config, studies, command_line(overrides))
 
 
-TRAIN = Command("train", summary_of(train), RunConfig, run_config, _train)
-TUNE = Command("tune", summary_of(tune), StudyConfig, _check_study, _tune)
-EVALUATE = Command("evaluate", summary_of(evaluate), EvaluateConfig, evaluate_config, _evaluate)
-ENCODE = Command("encode", summary_of(encode), EncodeConfig, encode_config, _encode)
+TRAIN = Command(
+    "train", summary_of(train), RunConfig, run_config, lambda config, line: commands.train(config, command_line(line))
+)
+TUNE = Command(
+    "tune", summary_of(tune), StudyConfig, _check_study, lambda config, line: commands.tune(config, command_line(line))
+)
+EVALUATE = Command(
+    "evaluate", summary_of(evaluate), EvaluateConfig, evaluate_config, lambda config, _: commands.evaluate(config)
+)
+ENCODE = Command("encode", summary_of(encode), EncodeConfig, encode_config, lambda config, _: commands.encode(config))
 REPRODUCE = Command("reproduce", summary_of(reproduce), ReproduceConfig, reproduce_config, _reproduce)
