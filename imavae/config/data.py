@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import field
@@ -307,9 +308,8 @@ def with_file(mapping: dict[str, Any]) -> dict[str, Any]:
         return mapping
     path = data.get("path")
     require(isinstance(path, str) and path != "", "data.path is the path of a file", path, "set data.path=FILE.parquet")
-    from imavae.data.tables import resolved  # pyarrow: only where there is a file to read
-
-    return {**mapping, "data": resolved({**data, "columns": column_names(data.get("columns"))})}
+    tables = importlib.import_module("imavae.data.tables")  # found by name, as variants are; it imports pyarrow
+    return {**mapping, "data": tables.resolved({**data, "columns": column_names(data.get("columns"))})}
 
 
 def column_names(columns: Any) -> Any:
