@@ -64,7 +64,7 @@ def test_the_command_leaves_what_the_library_leaves(run: Results, tmp_path: Path
 
 
 def test_a_runs_tables_are_those_of_its_folder(run: Results) -> None:
-    members = pd.read_csv(run.folder / "members.csv", float_precision="round_trip")
+    members = pd.read_csv(run.folder / "members.csv", engine="pyarrow")
     pd.testing.assert_frame_equal(run.members, members)
     assert run.history["epoch"].unique().tolist() == [2, 4]
     assert run.trials.to_dict("records") == [

@@ -14,7 +14,7 @@ from imavae.config.settings import Objective, study_config
 from imavae.report.drawing import write
 from imavae.report.run_figures import learning_curves
 from imavae.report.study_figures import MCC, OverGamma, draw_over_gamma, gamma_quantities
-from imavae.report.summary import chosen_numbers, counted, quartiles, scores
+from imavae.report.summary import chosen_numbers, counted, quartiles
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.runs.folder import Stored
 from imavae.runs.results import Results
@@ -143,11 +143,6 @@ def test_quartiles_skip_what_is_missing_and_keep_what_is_infinite(
     assert tuple(quartiles(np.array(values, dtype=np.float64))) == expected
 
 
-def test_a_failed_trial_and_a_stand_in_for_infinity_are_no_scores() -> None:
-    trials = pd.DataFrame({"score": [0.5, 0.6, 1e12, np.nan], "status": ["stopped", "failed", "finished", "finished"]})
-    np.testing.assert_array_equal(scores(trials), [0.5, np.nan, np.nan, np.nan])
-
-
 # ---- tables
 
 
@@ -157,11 +152,12 @@ def rows_of(text: str) -> list[list[str]]:
 
 @pytest.mark.parametrize(("mode", "order"), [("max", ["2", "0", "3"]), ("min", ["1", "0", "3"])])
 def test_best_trials_come_first_and_of_equal_ones_the_earlier(mode: str, order: list[str]) -> None:
-    members, trials = study([10.0, 30.0, 100.0, 300.0, 500.0], 4)
-    trials["score"] = [0.5, 0.1, 0.9, 0.5, np.nan]
+    members, trials = study([10.0, 30.0, 100.0, 300.0, 500.0, 600.0, 700.0], 4)
+    trials["score"] = [0.5, 0.1, 0.9, 0.5, np.nan, 1e12, 0.0]  # 1e12 stands for infinity
+    trials.loc[6, "status"] = "failed"
     text = shown(best_trials(members, trials, KEYS, mode, top=3))
     assert [row[0] for row in rows_of(text)] == order
-    assert "Best 3 of 5 trials" in text
+    assert "Best 3 of 7 trials" in text
 
 
 def test_best_trials_show_the_point_and_the_medians() -> None:

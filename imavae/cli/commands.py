@@ -14,8 +14,7 @@ from rich.console import Console
 
 from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
 from imavae.errors import Interrupted
-from imavae.report.display import Display, new_console
-from imavae.report.text import clock, point_text
+from imavae.report.display import Display, clock, new_console, point_text
 
 if TYPE_CHECKING:
     from imavae.runs.results import Results
@@ -156,9 +155,9 @@ def reproduce(config: ReproduceConfig, studies: Sequence[StudyConfig], command: 
 
 def _print_study(console: Console, results: Results) -> None:
     """Print the tables of a study, as far as it has results, its addresses and its duration."""
-    from imavae.report.tables import study_tables
+    from imavae.report.tables import result_tables
 
-    for table in study_tables(results):
+    for table in result_tables(results):
         console.print(table)
     _print_addresses(console, results)
     took = f"took {clock(results.seconds)}, of which {clock(results.work_seconds)} in training and validation"

@@ -25,8 +25,8 @@ from scipy import stats
 
 from imavae.paper.published import Spread
 from imavae.paper.quantities import MCC, NEG_ELBO, RATIO, Summary
+from imavae.report.display import MISSING, compact
 from imavae.report.tables import plain_table
-from imavae.report.text import MISSING, compact
 
 ERRORS = 3.0  # standard errors that a row may be off, where these are known
 CHANCE = 2 * stats.norm.sf(ERRORS)  # probability that a row that should pass fails: 1 in 370

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from imavae.report.display import compact
 from imavae.report.drawing import floats
 from imavae.report.summary import Floats, counted, quartiles
-from imavae.report.text import compact
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 
 AT = f"at {BEST_NEG_ELBO}"  # the paper's protocol: metrics are read at the smallest validation −ELBO

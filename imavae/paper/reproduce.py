@@ -19,8 +19,8 @@ from imavae.paper import draw
 from imavae.paper.figures import PaperFigure, paper_figure
 from imavae.paper.judge import FAIL, PASS, Row, frame, markdown_table
 from imavae.paper.studies import Study, difference, find, find_unfinished
+from imavae.report.display import clock
 from imavae.report.drawing import write
-from imavae.report.text import clock
 from imavae.runs.ledger import tracker_of
 
 DPI = 300  # for print

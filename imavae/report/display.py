@@ -1,4 +1,4 @@
-"""Progress of runs, studies and files: what an observer receives, and its display on a terminal or in a pipe.
+"""Text for a terminal: short forms of numbers, points and durations, and the live display of runs, studies and files.
 
 The display holds in 80 columns. No information is in colour alone, so ``NO_COLOR`` and a pipe lose nothing. This module
 imports neither Matplotlib nor pandas nor torch: the display must appear before the slow imports begin.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,55 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imavae.report.text import MISSING, clock, point_text
-
 if TYPE_CHECKING:
     from imavae.search.trials import Snapshot
 
-PLAIN_WIDTH = 80  # columns of a plain line, whatever the reader's window
-PLAIN_INTERVAL = 1.0  # seconds between two plain lines, at least
+MISSING = "–"  # stands for a missing number
+PLAIN_WIDTH = 80  # columns of a plain line, whatever the width of the terminal
+PLAIN_INTERVAL = 1.0  # seconds between updates in a pipe, at least
+
+
+def compact(value: object, digits: int = 3) -> str:
+    """Format a value briefly: a number to ``digits`` significant digits (``9.65e3``), a dash for a missing one."""
+    if value is None or (isinstance(value, Real) and math.isnan(value)):
+        return MISSING
+    if isinstance(value, (bool, Integral)) or not isinstance(value, Real):
+        return str(value)
+    number = float(value)
+    form = f".{digits - 1}e" if 0 < abs(number) < 1e-3 else f".{digits}g"
+    mantissa, _, exponent = f"{number:{form}}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The shortest ending that distinguishes each dotted key from the others, never just ``name``."""
+    keys = list(keys)
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        alone = [e for e in endings if e != "name" and sum(f".{k}".endswith(f".{e}") for k in keys) == 1]
+        names[key] = alone[0] if alone else key
+    return names
+
+
+def point_text(point: Mapping[str, object]) -> str:
+    """Format a point as ``gamma=98.2 n_layers=3``, without missing values (of conditional parameters)."""
+    names = short_names(point)
+    texts = {names[key]: compact(value) for key, value in point.items()}
+    return " ".join(f"{name}={text}" for name, text in texts.items() if text != MISSING)
+
+
+def clock(seconds: float) -> str:
+    """Format seconds as ``m:ss`` or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def new_console() -> Console:
+    """Return the console of standard output. Under ``NO_COLOR`` nothing is styled, not even bold."""
+    return Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
 
 
 class Observer:
@@ -53,23 +96,17 @@ class Observer:
         """Receive a notice, such as about damage found on resuming."""
 
 
-def new_console() -> Console:
-    """Return the console of standard output. Under ``NO_COLOR`` nothing is styled, not even bold."""
-    return Console(color_system=None) if os.environ.get("NO_COLOR") else Console()
-
-
 class Display(Observer):
-    """Shows progress on a console.
+    """Shows progress on a console, by default that of standard output.
 
     On a terminal, a bar or a study's panel is redrawn in place and its last state stays. In a pipe, a bar is printed
-    once, at its end; of a study, a line is printed when a trial has finished or the best score has changed, at most one
-    a second by the snapshots' own clock.
+    once, at its end; of a study, lines are printed when a trial has finished or the best score has changed, at most
+    once a second by the snapshots' own clock.
 
     Nothing is shown before the first update, so that a mistake found earlier is all that is printed.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        """Write to ``console``; by default to standard output."""
         self._console = console or new_console()
 
     def __enter__(self) -> Display:
@@ -78,8 +115,7 @@ class Display(Observer):
         self._bar: Progress | None = None
         self._latest: Snapshot | None = None
         self._printed_at = -math.inf
-        self._printed_finished = 0
-        self._printed_best = ""
+        self._printed = (0, MISSING)  # finished trials and best score
         return self
 
     def __exit__(
@@ -89,8 +125,7 @@ class Display(Observer):
         if self._live and self._latest:
             self._live.stop()
         elif self._latest:
-            for line in self._news(self._latest):
-                self.notice(line)
+            self._print_news(self._latest)
 
     def rendered(self, done: int, images: int) -> None:
         """Show the images as a bar, which ends with the last of them."""
@@ -119,10 +154,7 @@ class Display(Observer):
                 self._live.start()
             self._live.update(_panel(snapshot))
         elif snapshot.seconds - self._printed_at >= PLAIN_INTERVAL:
-            for line in self._news(snapshot):
-                self._printed_at = snapshot.seconds
-                self.notice(line)
-                break  # the rest is still news a second later
+            self._print_news(snapshot)
 
     def notice(self, text: str) -> None:
         """Print a line, above the panel."""
@@ -134,49 +166,47 @@ class Display(Observer):
             self._bar.stop()
             self._bar = None
 
-    def _news(self, snapshot: Snapshot) -> Iterable[str]:
-        """Lines that have not been printed yet; each counts as printed once it was taken."""
-        if snapshot.finished != self._printed_finished:
-            self._printed_finished = snapshot.finished
-            yield _progress_line(snapshot)
-        best = _best_text(snapshot)
-        if snapshot.best_score is not None and best != self._printed_best:
-            self._printed_best = best
-            yield f"{clock(snapshot.seconds)} best {snapshot.metric} {best}"
+    def _print_news(self, snapshot: Snapshot) -> None:
+        """Print the number of finished trials and the best score, as far as they have changed."""
+        news, at = (snapshot.finished, _best(snapshot)), clock(snapshot.seconds)
+        finished, best = self._printed
+        if news != self._printed:
+            self._printed, self._printed_at = news, snapshot.seconds
+        if news[0] != finished:
+            steps = snapshot.member_steps_per_s
+            speed = f"{steps / 1000:.0f}k" if steps >= 10_000 else f"{steps:.0f}"
+            self.notice(
+                f"{at} {news[0]}/{snapshot.trials_total} trials, {snapshot.running} running, "
+                f"{snapshot.members_stopped} early stops, {speed} member-steps/s, {_left(snapshot)}"
+            )
+        if news[1] != best:
+            self.notice(f"{at} best {snapshot.metric} {news[1]}")
 
 
 def _left(snapshot: Snapshot) -> str:
     return "time left unknown" if snapshot.seconds_left is None else f"{clock(snapshot.seconds_left)} left"
 
 
-def _best_text(snapshot: Snapshot) -> str:
+def _best(snapshot: Snapshot) -> str:
     if snapshot.best_score is None:
         return MISSING
     point = point_text(snapshot.best_point or {})
     return f"{snapshot.best_score:.3f}" + (f" at {point}" if point else "")
 
 
-def _progress_line(snapshot: Snapshot) -> str:
-    speed = snapshot.member_steps_per_s
-    steps = f"{speed / 1000:.0f}k" if speed >= 10_000 else f"{speed:.0f}"
-    return (
-        f"{clock(snapshot.seconds)} {snapshot.finished}/{snapshot.trials_total} trials, {snapshot.running} running, "
-        f"{snapshot.members_stopped} early stops, {steps} member-steps/s, {_left(snapshot)}"
-    )
-
-
 def _panel(snapshot: Snapshot) -> RenderableType:
     """A bar and, under it, the numbers: four lines, and more for a long best point."""
-    waiting = max(0, snapshot.trials_total - snapshot.finished - snapshot.running)
+    finished, total = snapshot.finished, snapshot.trials_total
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
         Text("trials", style="bold"),
-        ProgressBar(total=max(1, snapshot.trials_total), completed=snapshot.finished, width=28),
-        Text(f"{snapshot.finished}/{snapshot.trials_total}", style="bold"),
+        ProgressBar(total=max(1, total), completed=finished, width=28),
+        Text(f"{finished}/{total}", style="bold"),
         Text(f"{clock(snapshot.seconds)} so far, {_left(snapshot)}"),
     )
-    trials = f"{snapshot.finished} finished, {snapshot.running} running, {waiting} left"
-    stopped = f"{snapshot.members_stopped} members stopped early"
-    best = f"best {snapshot.metric} {_best_text(snapshot)}" if snapshot.best_score is not None else "no score yet"
+    waiting = max(0, total - finished - snapshot.running)
+    trials = f"{finished} finished, {snapshot.running} running, {waiting} left"
     speed = f"{snapshot.member_steps_per_s:,.0f} member-steps/s"
-    return Group(bar, Text(f"{trials}; {stopped}"), Text(speed), Text(best, style="bold"))
+    best = "no score yet" if snapshot.best_score is None else f"best {snapshot.metric} {_best(snapshot)}"
+    lines = f"{trials}; {snapshot.members_stopped} members stopped early", speed
+    return Group(bar, *map(Text, lines), Text(best, style="bold"))

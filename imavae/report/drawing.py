@@ -13,8 +13,9 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
+from imavae.report.display import compact
 from imavae.report.summary import Floats
 
 BLUE, VERMILLION, GREY, FAINT, INK = "#0072B2", "#D55E00", "#9AA5B1", "#52606D", "#1F2933"
@@ -43,22 +44,24 @@ def set_title(figure: Figure, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
 
 
-def dress(axes: Axes, x_label: str, y_label: str) -> None:
-    """Give axes their labels and the common look."""
+def dress(axes: Axes, x_label: str, y_label: str, note: str = "") -> None:
+    """Give finished axes the common look, labels, and a note above them on the right."""
     axes.set_facecolor("white")
     axes.set_xlabel(x_label, color=INK, fontsize=10)
     axes.set_ylabel(y_label, color=INK, fontsize=10)
+    axes.set_title(note, loc="right", color=FAINT, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set(visible=True, color=GREY)
     axes.tick_params(which="both", color=GREY, labelcolor=INK, labelsize=9)
     axes.grid(axis="x", visible=False)
     axes.grid(axis="y", color="#E4E7EB", linewidth=0.8)
     axes.set_axisbelow(True)
-
-
-def whole_numbers(most: int) -> MaxNLocator:
-    """Ticks at up to ``most`` whole numbers."""
-    return MaxNLocator(most, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":  # Matplotlib's own labels overlap, or are missing, within two decades
+            decades = float(np.ptp(np.log10(axis.get_view_interval())))
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
+            axis.set_major_formatter(lambda value, _: compact(value))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
@@ -77,10 +80,7 @@ def write_on(axes: Axes, text: str) -> None:
 def write(figures: Mapping[str, Figure], folder: Path, dpi: int = 150) -> list[Path]:
     """Save each figure as NAME.png and NAME.pdf, without a date in them, and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
     for name, figure in figures.items():
-        png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-        figure.savefig(png, dpi=dpi, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"CreationDate": None})
-        paths += [png, pdf]
-    return paths
+        figure.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    return [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", "pdf")]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
-from torch import Tensor
+from matplotlib.ticker import MaxNLocator
 
 from imavae.metrics.evaluate import ENDS, ImagePanels, PosteriorShapes
 from imavae.report.drawing import (
@@ -25,11 +26,12 @@ from imavae.report.drawing import (
     floats,
     legend,
     new_figure,
-    whole_numbers,
     write,
     write_on,
 )
-from imavae.report.summary import Floats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LABELS = {"val/mcc": "MCC", "val/agreement": "agreement of seeds", "val/neg_elbo": "−ELBO (nats)"}
 MAX_MEMBERS = 8  # members that a figure of latents, variances or images shows
@@ -49,10 +51,9 @@ def run_figures(
             sources ``val/agreement`` takes its place, if there are several seeds).
         folder: created if it does not exist.
     """
-    figures = {"learning_curves": learning_curves(history)}
+    figures = {"learning_curves": learning_curves(history), "posterior_variance": _variances(shapes, names)}
     if shapes.sources.shape[1]:
         figures["latents"] = _latents(shapes, names, factors)
-    figures["posterior_variance"] = _variances(shapes, names)
     if history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
     return write(figures, folder)
@@ -74,51 +75,42 @@ def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Draw the score and −ELBO of each member over epochs, with its best value."""
     figure = new_figure("Learning curves of the members", 9.6, 4.0)
-    panels = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2)
     score = "val/mcc" if "val/mcc" in history else "val/agreement"
-    seeds = list(dict.fromkeys(history["seed"]))
-    many = len(seeds) > len(SEED_COLOURS)
-    for axes, column, best in zip(panels, (score, "val/neg_elbo"), (np.nanargmax, np.nanargmin), strict=True):
-        dress(axes, "epoch", f"{LABELS[column]}, validation split")
-        axes.xaxis.set_major_locator(whole_numbers(7))
-        if column not in history:
-            write_on(axes, "no sources, and a single seed")
-            continue
-        if not np.isfinite(floats(history[column])).any():
-            write_on(axes, "no finite value")
-        for n, seed in enumerate(seeds):
-            curve = history[history["seed"] == seed].sort_values("epoch")
+    curves = list(history.groupby("seed", sort=False))
+    many = len(curves) > len(SEED_COLOURS)
+    for axes, column, best in ((left, score, np.nanargmax), (right, "val/neg_elbo", np.nanargmin)):
+        known = column in history
+        if not (known and np.isfinite(floats(history[column])).any()):
+            write_on(axes, "no finite value" if known else "no sources, and a single seed")
+        for n, (seed, curve) in enumerate(curves if known else ()):
             epoch, value = floats(curve["epoch"]), finite_or_nan(floats(curve[column]))
-            colour, width = (BLUE, 0.8) if many else (SEED_COLOURS[n], 1.3)
-            axes.plot(epoch, value, color=colour, linewidth=width, alpha=0.5 if many else 0.9, label=f"seed {seed}")
+            colour, width, alpha = (BLUE, 0.8, 0.5) if many else (SEED_COLOURS[n], 1.3, 0.9)
+            axes.plot(epoch, value, color=colour, linewidth=width, alpha=alpha, label=f"seed {seed}")
             if np.isfinite(value).any():
                 axes.plot(epoch[best(value)], value[best(value)], "o", color=colour, markersize=4)
-    panels[0].set_ylim(-0.02, 1.02)
-    _leave_out_the_start(panels[1], history)
-    handles, labels = panels[1].get_legend_handles_labels()
+        dress(axes, "epoch", f"{LABELS[column]}, validation split")
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+    left.set_ylim(-0.02, 1.02)
+    everything, epoch = floats(history["val/neg_elbo"]), floats(history["epoch"])
+    late = everything[np.isfinite(everything) & (epoch > epoch.max(initial=0) / 10)]
+    if late.size and np.ptp(everything[np.isfinite(everything)]) > 3 * np.ptp(late) > 0:
+        pad = 0.05 * np.ptp(late)
+        right.set_ylim(late.min() - pad, late.max() + pad)
+        right.set_title("first epochs lie above", loc="right", color=FAINT, fontsize=8)
+    handles, labels = right.get_legend_handles_labels()
     if many:
-        handles, labels = handles[:1], [f"each of {len(seeds)} members"]
-    legend(figure, [*handles, *panels[0].plot([], [], "o", color=INK, markersize=4)], [*labels, "best value"])
+        handles, labels = handles[:1], [f"each of {len(curves)} members"]
+    legend(figure, [*handles, *left.plot([], [], "o", color=INK, markersize=4)], [*labels, "best value"])
     return figure
-
-
-def _leave_out_the_start(axes: Axes, history: pd.DataFrame) -> None:
-    """Fit the −ELBO axis to what follows the first tenth of the epochs, which can be a thousand times as high."""
-    value, epoch = floats(history["val/neg_elbo"]), floats(history["epoch"])
-    everything = value[np.isfinite(value)]
-    late = value[np.isfinite(value) & (epoch > epoch.max(initial=0) / 10)]
-    if late.size and np.ptp(everything) > 3 * np.ptp(late) > 0:
-        axes.set_ylim(late.min() - 0.05 * np.ptp(late), late.max() + 0.05 * np.ptp(late))
-        axes.set_title("first epochs lie above", loc="right", color=FAINT, fontsize=8)
 
 
 def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> Figure:
     members, dim = min(len(names), MAX_MEMBERS), shapes.sources.shape[1]
     figure = new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.45 * members + 0.9)
-    panels = figure.subplots(members, dim, squeeze=False, sharex="col")
-    for (m, k), axes in np.ndenumerate(panels):
-        dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "")
+    for (m, k), axes in np.ndenumerate(figure.subplots(members, dim, squeeze=False, sharex="col")):
         axes.plot(shapes.sources[m, k], shapes.latents[m, k], ".", color=BLUE, markersize=1.5, alpha=0.5)
+        dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "")
         axes.tick_params(labelsize=7)
     return figure
 
@@ -126,31 +118,26 @@ def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> F
 def _variances(shapes: PosteriorShapes, names: list[str]) -> Figure:
     figure = new_figure("Posterior variance against self-consistency", 5.4, 4.6)
     axes = figure.subplots()
-    dress(axes, "σ² = 1 / (−(log p)″ + γ² ‖J‖²)", "variance of the posterior")
     formula, variance = shapes.formula.double().numpy(), shapes.variance.double().numpy()
     sound = np.isfinite(formula) & np.isfinite(variance) & (formula > 0) & (variance > 0)
-    if not sound.any():
+    if sound.any():
+        axes.set(xscale="log", yscale="log")
+        handles = []
+        for m, colour in zip(range(len(names)), SEED_COLOURS, strict=False):
+            axes.plot(formula[m][sound[m]], variance[m][sound[m]], ".", color=colour, markersize=2, alpha=0.4)
+            handles += axes.plot([], [], "o", color=colour, markersize=4)  # large enough for a legend
+        both = np.concatenate([formula[sound], variance[sound]])
+        handles += axes.plot([both.min(), both.max()], [both.min(), both.max()], "--", color=INK, linewidth=1)
+        legend(figure, handles, [*names[:MAX_MEMBERS], "equal"])
+    else:
         write_on(axes, "no member has finite variances")
-        return figure
-    axes.set(xscale="log", yscale="log")
-    for axis in (axes.xaxis, axes.yaxis):  # Matplotlib's labels overlap if the range is less than a decade
-        axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
-    handles = []
-    for m, colour in zip(range(min(len(names), MAX_MEMBERS)), SEED_COLOURS, strict=False):
-        axes.plot(formula[m][sound[m]], variance[m][sound[m]], ".", color=colour, markersize=2, alpha=0.4)
-        handles += axes.plot([], [], "o", color=colour, markersize=4)  # large enough for a legend
-    ends = [min(formula[sound].min(), variance[sound].min()), max(formula[sound].max(), variance[sound].max())]
-    handles += axes.plot(ends, ends, "--", color=INK, linewidth=1)
-    legend(figure, handles, [*names[:MAX_MEMBERS], "equal"])
+    dress(axes, "σ² = 1 / (−(log p)″ + γ² ‖J‖²)", "variance of the posterior")
     return figure
 
 
 def _gamma(history: pd.DataFrame) -> Figure:
     figure = new_figure("Decoder precision over time", 5.4, 3.8)
     axes = figure.subplots()
-    dress(axes, "epoch", "γ² (decoder precision)")
     axes.set_yscale("log")
     history = history.assign(square=history["val/gamma"] ** 2)
     for _, curve in history.groupby(["seed", "data.seed"] if "data.seed" in history else ["seed"]):
@@ -158,59 +145,50 @@ def _gamma(history: pd.DataFrame) -> Figure:
     median = history.groupby("epoch")["square"].median()
     [line] = axes.plot(floats(median.index), floats(median), color=VERMILLION, linewidth=2)
     legend(figure, [axes.lines[0], line], ["member", "median"])
+    dress(axes, "epoch", "γ² (decoder precision)")
     return figure
 
 
 def _reconstructions(panels: ImagePanels, names: list[str]) -> Figure:
     rows: list[tuple[str, Tensor]] = []
-    shown = None
-    for member, name in enumerate(names[:MAX_MEMBERS]):
-        if panels.worlds[member] != shown:
-            shown = panels.worlds[member]
-            rows.append(("observed", panels.observations[member]))
-        rows.append((name, panels.reconstructions[member]))
-    figure, axes = _image_grid("Reconstructions", [images for _, images in rows])
-    axes.set_yticks(_centres(len(rows)), [name for name, _ in rows])
+    for m, name in enumerate(names[:MAX_MEMBERS]):
+        if m == 0 or panels.worlds[m] != panels.worlds[m - 1]:
+            rows.append(("observed", panels.observations[m]))
+        rows.append((name, panels.reconstructions[m]))
+    labels, images = zip(*rows, strict=True)
+    figure, _ = _image_grid("Reconstructions", images, labels)
     return figure
 
 
 def _traversals(panels: ImagePanels, name: str) -> Figure:
-    dim, steps = panels.values.shape
-    figure, axes = _image_grid(f"Latent traversals of {name}", list(panels.traversals))
     labels = [f"latent {k + 1}" + (f"\n({factor})" if factor else "") for k, factor in enumerate(panels.factors)]
-    axes.set_yticks(_centres(dim), labels)
-    at = _centres(steps)
-    axes.set_xticks([at[0], at[-1]], [f"{100 * end:g} %" for end in ENDS])
+    figure, axes = _image_grid(f"Latent traversals of {name}", list(panels.traversals), labels)
+    columns = _centres(panels.values.shape[1])
+    axes.set_xticks([columns[0], columns[-1]], [f"{100 * end:g} %" for end in ENDS])
     axes.set_xlabel("quantile of the latent, the others at their medians", color=INK)
-    for row, values in zip(_centres(dim), panels.values.double().numpy(), strict=True):
+    for row, values in zip(_centres(len(labels)), panels.values.tolist(), strict=True):
         text = f"{values[0]:.2f}\nto {values[-1]:.2f}".replace("-", "−")
-        axes.text(at[-1] + 0.6, row, text, ha="left", va="center", fontsize=8, color=INK)
+        axes.text(columns[-1] + 0.6, row, text, ha="left", va="center", fontsize=8, color=INK)
     return figure
 
 
-def _image_grid(title: str, rows: list[Tensor]) -> tuple[Figure, Axes]:
+def _image_grid(title: str, rows: Sequence[Tensor], labels: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes on which cell (row, column), of width and height 1 + GAP, holds an image."""
-    columns = len(rows[0])
-    figure = new_figure(title, CELL * columns * (1 + GAP) + 2.2, CELL * len(rows) * (1 + GAP) + 1.0)
+    columns, step = len(rows[0]), 1 + GAP
+    figure = new_figure(title, CELL * columns * step + 2.2, CELL * len(rows) * step + 1.0)
     axes = figure.subplots()
     for row, images in enumerate(rows):
-        for column, image in enumerate(images):
-            left, top = column * (1 + GAP), row * (1 + GAP)
-            axes.imshow(_pixels(image), extent=(left, left + 1, top + 1, top), interpolation="nearest")
-    axes.set_xlim(0, columns * (1 + GAP) - GAP)
-    axes.set_ylim(len(rows) * (1 + GAP) - GAP, 0)
-    axes.set_aspect("equal")
+        side = math.isqrt(images.shape[1] // 3)
+        pixels = images.double().reshape(-1, 3, side, side).permute(0, 2, 3, 1).numpy()
+        for column, image in enumerate(pixels):
+            extent = column * step, column * step + 1, row * step + 1, row * step
+            axes.imshow(image, extent=extent, interpolation="nearest")
+    axes.set(xlim=(0, columns * step - GAP), ylim=(len(rows) * step - GAP, 0), aspect="equal", xticks=[])
+    axes.set_yticks(_centres(len(rows)), labels)
     axes.spines[:].set_visible(False)
-    axes.set_xticks([])
     axes.tick_params(length=0, color=GREY, labelcolor=INK, labelsize=9)
     return figure, axes
 
 
 def _centres(count: int) -> list[float]:
     return [0.5 + n * (1 + GAP) for n in range(count)]
-
-
-def _pixels(image: Tensor) -> Floats:
-    side = math.isqrt(len(image) // 3)
-    pixels: Floats = image.double().reshape(3, side, side).permute(1, 2, 0).numpy()
-    return pixels

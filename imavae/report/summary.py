@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 
-from imavae.config.settings import WORST_SCORE, Data, RunConfig, StudyConfig, base_of, with_values
-from imavae.report.text import point_text
+from imavae.config.settings import Data, RunConfig, StudyConfig, base_of, with_values
+from imavae.report.display import point_text
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO, at_best, metric_of
 from imavae.search.space import parse
 from imavae.tracking.base import TrialRecord
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 AGREEMENT = at_best("val/agreement", "val/neg_elbo")  # takes the place of MCC where there are no sources
-NULL_DRAWS = 1000  # random latents from which the chance level is estimated
 CHOICES = ("a point", "a member of a point", "a member of any point")
 ORACLE = "val/mcc"
 
@@ -106,12 +106,6 @@ def median_of(members: pd.DataFrame, column: str) -> float:
     return quartiles(counted(members, column)).median if column in members else np.nan
 
 
-def scores(trials: pd.DataFrame) -> Floats:
-    """Scores of trials, (trial,); NaN for a failed trial and for a score that stands for infinity."""
-    values = np.array(trials["score"], dtype=np.float64)
-    return np.where((trials["status"] != "failed") & (np.abs(values) < WORST_SCORE), values, np.nan)
-
-
 def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:
     """The three numbers of one trial, by the names under which a study is tracked; NaN for a missing one.
 
@@ -144,10 +138,8 @@ def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:
 
 def chance_mcc(data: Data) -> float:
     """95 % quantile of the MCC between the sources of the validation split and latents independent of them."""
-    from scipy.optimize import linear_sum_assignment
-
     # Correlations of independent variables are normal around 0, with standard deviation 1 / sqrt(n).
-    random = np.random.default_rng(0).normal(size=(NULL_DRAWS, data.dim, data.dim)) / np.sqrt(data.sizes[1])
+    random = np.random.default_rng(0).normal(size=(1000, data.dim, data.dim)) / np.sqrt(data.sizes[1])
     matched = [table[linear_sum_assignment(-table)].mean() for table in np.abs(random)]
     return float(np.quantile(matched, 0.95))
 
@@ -189,17 +181,38 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
     world = [key for key in keys if key.startswith("data.")]
     seeds = ["data.seed"] if "data.seed" in members else []
     joined = members.drop(columns=[key for key in keys if key in members]).merge(points[["trial", *keys]], on="trial")
-    rows = []
-    for rivals in _groups(joined, world):
-        where = {"data": point_text({key: rivals[key].iloc[0] for key in world})}
-        trials = _groups(rivals.sort_values("trial", kind="stable"), ["trial"])
-        rows += [where | row for row in _choice(CHOICES[0], trials)]
-        for trial in trials:
-            about = where | {"point": point_text({key: trial[key].iloc[0] for key in keys if key not in world})}
-            rows += [about | row for own in _groups(trial, seeds) for row in _member(CHOICES[1], own)]
-        if len(trials) > 1:
-            rows += [where | row for own in _groups(rivals, seeds) for row in _member(CHOICES[2], own)]
+    sound = joined[~diverged(joined)]  # a diverged member is never a candidate
+    columns = {column for criterion in SELECTION.values() for column in (criterion.column, criterion.mcc)}
+    medians = pd.DataFrame(
+        {**group.iloc[0], **{column: median_of(group, column) for column in columns}}
+        for _, group in joined.groupby("trial")
+    )
+    rows: list[dict[str, object]] = []
+    for choice, frame, same in zip(
+        CHOICES, (medians, sound, sound), (world, ["trial", *seeds], [*world, *seeds]), strict=True
+    ):
+        for _, rivals in frame.groupby(same, sort=False) if same else [((), frame)]:
+            first = rivals.head(1).to_dict("records")[0] if len(rivals) else {}
+            if len(rivals) < 2 or (choice == CHOICES[2] and rivals["trial"].nunique() < 2):
+                continue
+            row: dict[str, object] = {"data": point_text({key: first[key] for key in world})}
+            if choice == CHOICES[1]:
+                row["point"] = point_text({key: first[key] for key in keys if key not in world})
+            rows.append({**row, "choice": choice, "among": len(rivals), **_chosen(rivals)})
     return pd.DataFrame(rows)
+
+
+def _chosen(rivals: pd.DataFrame) -> dict[str, float]:
+    """Test MCC of what each criterion chooses, and its regret; nothing of a criterion without values."""
+    found = {}
+    for name, criterion in SELECTION.items():
+        score = criterion.sign * column_values(rivals, criterion.column)
+        if not np.isnan(score).all():
+            found[f"MCC by {name}"] = float(column_values(rivals, criterion.mcc)[np.nanargmax(score)])
+    oracle = found.get(f"MCC by {ORACLE}", np.nan)
+    return found | {
+        f"regret by {name}": oracle - found[f"MCC by {name}"] for name in BLIND if f"MCC by {name}" in found
+    }
 
 
 def selection_metrics(table: pd.DataFrame) -> dict[str, float]:
@@ -217,29 +230,3 @@ def selection_metrics(table: pd.DataFrame) -> dict[str, float]:
 def median(frame: pd.DataFrame, column: str) -> float:
     """Median of a column without NaN; NaN if there is none."""
     return quartiles(column_values(frame, column)).median
-
-
-def _groups(frame: pd.DataFrame, keys: Sequence[str]) -> list[pd.DataFrame]:
-    """Groups of rows with equal values of ``keys``, in order of appearance; the whole frame without keys."""
-    return [group for _, group in frame.groupby(list(keys), sort=False)] if keys else [frame]
-
-
-def _member(choice: str, members: pd.DataFrame) -> list[dict[str, object]]:
-    """Choose among single members. A diverged one is never a candidate."""
-    sound = members[~diverged(members)]
-    return _choice(choice, [sound.iloc[n : n + 1] for n in range(len(sound))])
-
-
-def _choice(choice: str, candidates: Sequence[pd.DataFrame]) -> list[dict[str, object]]:
-    """Choose among groups of members, by the medians of each group; nothing if there is one candidate."""
-    if len(candidates) < 2:
-        return []
-    found: dict[str, float] = {}
-    for name, criterion in SELECTION.items():
-        score = criterion.sign * np.array([median_of(group, criterion.column) for group in candidates])
-        if not np.isnan(score).all():
-            found[name] = median_of(candidates[int(np.nanargmax(score))], criterion.mcc)
-    oracle = found.get(ORACLE, np.nan)
-    row: dict[str, object] = {"choice": choice, "among": len(candidates)}
-    row |= {f"MCC by {name}": value for name, value in found.items()}
-    return [row | {f"regret by {name}": oracle - value for name, value in found.items() if name != ORACLE}]

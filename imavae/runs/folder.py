@@ -180,7 +180,7 @@ class LockedFolder:
         path = self.names.history_rows(number)
         if not path.stat().st_size:
             return []
-        frame = pd.read_csv(path, float_precision="round_trip")
+        frame = pd.read_csv(path, engine="pyarrow")
         return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
 
 

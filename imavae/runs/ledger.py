@@ -244,5 +244,5 @@ def _body(table: str, columns: list[str]) -> str:
     header, _, rows = table.partition("\n")
     if header.split(",") == columns:
         return rows
-    frame = pd.read_csv(io.StringIO(table), float_precision="round_trip")
+    frame = pd.read_csv(io.StringIO(table), engine="pyarrow")
     return str(frame.reindex(columns=columns).to_csv(index=False, header=False))

@@ -96,7 +96,7 @@ class Results:
     def history(self) -> pd.DataFrame:
         """A row per member and validation (trial, seeds, epoch, every metric): ``history.csv``; empty without any."""
         path = self.names.history
-        return pd.read_csv(path, float_precision="round_trip") if path.stat().st_size else pd.DataFrame()
+        return pd.read_csv(path, engine="pyarrow") if path.stat().st_size else pd.DataFrame()
 
     @property
     def trials(self) -> pd.DataFrame:

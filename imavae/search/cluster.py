@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +61,8 @@ def running(cluster: Cluster) -> Iterator[int]:
     finally:
         if not found:
             ray.shutdown()
+        if colorama := sys.modules.get("colorama.initialise"):  # Ray's copy
+            atexit.unregister(colorama.reset_all)  # else an escape code is printed at exit, also under NO_COLOR
 
 
 def expected_slots(cluster: Cluster) -> int:
