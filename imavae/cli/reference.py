@@ -153,10 +153,10 @@ def settings_page() -> str:
 def _node_sections(name: str, field: FieldInfo) -> Iterator[str]:
     """A node's table, and one for each variant of the node or of a field in it."""
     registry, [first, *others] = registry_of(field), nodes_of(field)
-    rows = list(_rows(first, f"{name}."))
+    rows = [row for row in _rows(first, f"{name}.") if not row[0].endswith(".kind`")]
     yield from _section(f"{name}: {registry.key}={getattr(first, registry.key)}" if registry else name, rows)
     for other in others:
-        more = [row for row in _rows(other, f"{name}.") if row not in rows]
+        more = [row for row in _rows(other, f"{name}.") if row not in rows and not row[0].endswith(".kind`")]
         yield from _section(f"{name}: {registry.key}={getattr(other, registry.key)}", more)
     for inner, part in fields_of(first).items():
         if chosen := registry_of(part):
@@ -173,7 +173,15 @@ def _rows(kind: Any, prefix: str = "") -> list[list[str]]:
         default, registry = default_of(kind, name), registry_of(field)
         if registry:
             names = " or ".join(map(_code, registry.names()))
-            rows.append([_code(f"{prefix}{name}.{registry.key}"), _code(default[registry.key]), names, "", "variant"])
+            rows.append(
+                [
+                    _code(f"{prefix}{name}.{registry.key}"),
+                    _code(default[registry.key]),
+                    names,
+                    "",
+                    f"{registry.group}=NAME",
+                ]
+            )
         elif nodes := nodes_of(field):
             rows += _rows(nodes[0], f"{prefix}{name}.") if prefix else []
         else:
