@@ -11,50 +11,39 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imavae import metrics
-    from imavae.api import World, reproduce, train, tune, world
-    from imavae.errors import UserError
-    from imavae.model.export import Model
-    from imavae.report.display import Observer
-    from imavae.runs.encode import Latents, encode
-    from imavae.runs.models import load_model
-    from imavae.runs.results import Results, load_results
+    from imavae import metrics as metrics
+    from imavae.api import World as World
+    from imavae.api import reproduce as reproduce
+    from imavae.api import train as train
+    from imavae.api import tune as tune
+    from imavae.api import world as world
+    from imavae.errors import UserError as UserError
+    from imavae.model.export import Model as Model
+    from imavae.report.display import Observer as Observer
+    from imavae.runs.models import Latents as Latents
+    from imavae.runs.models import encode as encode
+    from imavae.runs.models import load_model as load_model
+    from imavae.runs.results import Results as Results
+    from imavae.runs.results import load_results as load_results
 
-__all__ = [
-    "Latents",
-    "Model",
-    "Observer",
-    "Results",
-    "UserError",
-    "World",
-    "encode",
-    "load_model",
-    "load_results",
-    "metrics",
-    "reproduce",
-    "train",
-    "tune",
-    "world",
-]
-
-_MODULES = {
-    "Latents": "runs.encode",
-    "Model": "model.export",
-    "Observer": "report.display",
-    "Results": "runs.results",
-    "UserError": "errors",
-    "encode": "runs.encode",
-    "load_model": "runs.models",
-    "load_results": "runs.results",
-}  # others are in api
+_NAMES = {
+    "api": ("World", "reproduce", "train", "tune", "world"),
+    "errors": ("UserError",),
+    "model.export": ("Model",),
+    "report.display": ("Observer",),
+    "runs.models": ("Latents", "encode", "load_model"),
+    "runs.results": ("Results", "load_results"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted([*_MODULES, "metrics"])
 
 
 def __getattr__(name: str) -> Any:
     """Import torch, Ray and MLflow only when a name that needs them is used: commands must answer at once."""
     if name == "metrics":
         return importlib.import_module("imavae.metrics")
-    if name in __all__:
-        return getattr(importlib.import_module(f"imavae.{_MODULES.get(name, 'api')}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"imavae.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'imavae' has no attribute {name!r}")
 
 

@@ -8,8 +8,7 @@ name here, ``data={"mixing": {"name": "mlp"}}``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -18,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from imavae.config.data import SpritesData
-from imavae.config.mapping import Settings, to_mapping
+from imavae.config.mapping import plain
 from imavae.config.settings import RunConfig, StudyConfig, overridden, reproduce_config, run_config, study_config
 from imavae.data import dataset
 from imavae.data.storage import write_text
@@ -28,7 +27,8 @@ from imavae.model.vae import torch_dtype
 from imavae.report.display import Display, Observer
 from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import model_session
-from imavae.runs.results import Results, best_member, load_results
+from imavae.runs.records import best_member
+from imavae.runs.results import Results, load_results
 from imavae.runs.session import Session, cache_of
 from imavae.tracking.base import member_name
 from imavae.training.loop import Progress
@@ -58,8 +58,8 @@ def train(config: RunConfig | Mapping[str, Any] | None = None, *, progress: Watc
         UserError: a setting that does not exist or breaks a rule, or data that can't be used.
         KeyboardInterrupt: it was interrupted; ``resume=True`` continues from its last validation.
     """
-    point = run_config(_mapping({"tracking": {"name": "none"}} if config is None else config, settings))
-    return train_point(point, _observer(progress))
+    base = {"tracking": {"name": "none"}} if config is None else plain(config)
+    return train_point(run_config(overridden(base, plain(settings))), _observer(progress))
 
 
 def tune(
@@ -84,7 +84,7 @@ def tune(
         UserError: a setting that does not exist or breaks a rule, data that can't be used, or no trial has a result.
         KeyboardInterrupt: it was interrupted; ``resume=True`` continues it.
     """
-    study = study_config(_mapping({} if config is None else config, settings))
+    study = study_config(overridden(plain(config or {}), plain(settings)))
     remedy = "use python scripts/tune.py dry_run=true"
     require(not study.dry_run, "dry_run is for the command", study.dry_run, remedy)
     return tune_study(study, _observer(progress))
@@ -115,20 +115,19 @@ def reproduce(
 
 def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = ()) -> Results:
     """Do :func:`train` for a checked configuration; the report shows the ``command`` that repeats it."""
-    from imavae.report.html import write_report
-
-    start = time.monotonic()
+    start, threads = time.monotonic(), torch.get_num_threads()
 
     def notify(session: Session, progress: Progress) -> None:
         observer.epoch(progress.epoch, config.training.max_epochs, progress.active, len(session.ensemble))
 
-    with observer, _threads_kept():
-        ledger, session = run_point(config, notify, observer.rendered)
-        with resumable(ledger.folder.name):
-            figures = _run_figures(ledger.results, session)
-            ledger.write_summary({"seconds": time.monotonic() - start})
-            report = write_report(ledger.results, command, resuming(command, ledger.folder.name))
-            ledger.finish([*figures, report])
+    try:
+        with observer:
+            ledger, session = run_point(config, notify, observer.rendered)
+            with resumable(ledger.folder.name):
+                figures = _run_figures(ledger.results, session)
+                ledger.finish([*figures, _write_report(ledger, command, start)])
+    finally:
+        torch.set_num_threads(threads)  # a run sets those of its process
     return load_results(ledger.folder)
 
 
@@ -146,15 +145,13 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
         with observer:
             ledger = run_study(config, observer.snapshot, observer.notice, observer.rendered)
     except NoResultError as error:
-        ledger = error.ledger
-        ledger.tracker.finish("failed", {}, [_write_study_report(ledger, command, start)])
+        error.ledger.tracker.finish("failed", {}, [_write_report(error.ledger, command, start)])
         raise
     with resumable(ledger.folder.name):
-        if ledger.interrupted is None:
-            _conclude(ledger, command, start)
-        else:
-            ledger.finish([_write_study_report(ledger, command, start)])
+        if ledger.interrupted:
+            ledger.finish([_write_report(ledger, command, start)])
             raise ledger.interrupted
+        _conclude(ledger, command, start)
     return load_results(ledger.folder)
 
 
@@ -165,32 +162,29 @@ def resuming(command: Sequence[str], name: str) -> list[str]:
 
 
 def _run_figures(results: Results, session: Session) -> list[Path]:
-    """Draw the figures of a run."""
     from imavae.metrics.evaluate import image_panels, posterior_shapes
     from imavae.report.run_figures import image_figures, run_figures
 
     history, folder = results.history, results.names.figures
     if not len(history):
         return []
-    rows = torch.arange(len(session.ensemble), device=session.ensemble.device)
+    ensemble, val = session.ensemble, session.data.val
+    rows = torch.arange(len(ensemble), device=ensemble.device)
     names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
-    shapes = posterior_shapes(session.ensemble, session.best_weights, rows, session.data.val)
     factors = [factor.name for factor in results.config.data.source_factors]
+    shapes = posterior_shapes(ensemble, session.best_weights, rows, val)
     figures = run_figures(shapes, names, factors, history, folder)
-    if session.data.val.images is not None:
+    if val.images is not None:
         [record] = results.records
-        row = best_member(record)
-        best = 0 if row is None else record.members.index(row)
-        panels = image_panels(session.ensemble, session.best_weights, rows, session.data.val, best)
-        figures += image_figures(panels, names, best, folder)
+        best = best_member(record.members)
+        shown = 0 if best is None else record.members.index(best)
+        panels = image_panels(ensemble, session.best_weights, rows, val, shown)
+        figures += image_figures(panels, names, shown, folder)
     return figures
 
 
 def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
-    """Store the models of a finished study, draw its figures, write its report, and track all of it.
-
-    ``start`` is when the study began, by the monotonic clock.
-    """
+    """Store the models of a finished study, draw its figures, write its report, and track all of it."""
     from imavae.metrics.evaluate import image_panels
     from imavae.report.run_figures import image_figures
     from imavae.report.study_figures import draw_study, trial_plots_of
@@ -199,29 +193,32 @@ def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     ledger.crown()
     results, names = ledger.results, ledger.names
     plots = trial_plots_of(results)
-    figures = draw_study(results.members, plots, names.figures)
+    files = draw_study(results.members, plots, names.figures)
     if isinstance(results.config.data, SpritesData):
         session, weights = model_session(names.champion, cache_of(names.output_dir))
         panels = image_panels(session.ensemble, weights, torch.arange(1), session.data.val, 0)
-        figures += image_figures(panels, ["champion"], 0, names.figures)
+        files += image_figures(panels, ["champion"], 0, names.figures)
     chosen = choices(results.members, results.trials, searched(results))
-    report = _write_study_report(ledger, command, start, plots)
-    metrics = chosen_numbers(results.winners) | selection_metrics(chosen)
-    metrics |= {"seconds": time.monotonic() - start, "seconds/training": ledger.work_seconds}
-    ledger.write_summary(metrics)
-    files = [*figures, report]
     if len(chosen):
         write_text(names.selection, chosen.to_csv(index=False))
         files.append(names.selection)
-    ledger.finish(files, metrics)
+    metrics = chosen_numbers(results.winners) | selection_metrics(chosen)
+    files.append(_write_report(ledger, command, start, metrics, plots))
+    ledger.finish(files, results.summary)
 
 
-def _write_study_report(
-    ledger: Ledger, command: Sequence[str], start: float, plots: Sequence[TrialPlot] | None = None
+def _write_report(
+    ledger: Ledger,
+    command: Sequence[str],
+    start: float,
+    metrics: Mapping[str, float] | None = None,
+    plots: Sequence[TrialPlot] | None = None,
 ) -> Path:
+    """Write the summary and the report of what has finished; ``start`` is its start by the monotonic clock."""
     from imavae.report.html import write_report
 
-    ledger.write_summary({"seconds": time.monotonic() - start, "seconds/training": ledger.work_seconds})
+    work = {"seconds/training": ledger.work_seconds} if isinstance(ledger.config, StudyConfig) else {}
+    ledger.write_summary({**(metrics or {}), "seconds": time.monotonic() - start, **work})
     return write_report(ledger.results, command, resuming(command, ledger.folder.name), plots)
 
 
@@ -236,14 +233,11 @@ class World(NamedTuple):
 
 
 def world(of: Model | RunConfig, split: str = "test") -> World:
-    """Return the data of a model, or of a configuration's world ``data.seed``.
+    """Return the data of a model, or of a configuration's world ``data.seed``, as arrays.
 
     Args:
         of: a model, which knows its world, or the configuration of a run or study.
         split: ``train``, ``val`` (used for early stopping and selection) or ``test``.
-
-    Returns:
-        Arrays whose rows are observations: (n, o), (n, d), (n,), (n, o, d) and (n,).
 
     Raises:
         UserError: there is no such split, or the file of observations can't be used.
@@ -255,34 +249,15 @@ def world(of: Model | RunConfig, split: str = "test") -> World:
     x = rows.block(torch.tensor([0]), slice(None))[0].T
     if data.scalings:
         x = (x * data.scalings[0].std + data.scalings[0].mean).to(x.dtype)
-    segments, truth = rows.segments, rows.truth
+    n, o = x.shape
     return World(
         np.array(x),
         np.array(rows.sources[0]),
-        np.zeros(len(rows), dtype=np.int64) if segments is None else np.array(segments[0]),
-        np.zeros((0, *x.shape[1:], config.data.dim)) if truth is None else np.array(truth.jacobian[0].permute(2, 0, 1)),
-        np.zeros(0) if truth is None else np.array(truth.log_px[0]),
+        np.zeros(n, dtype=np.int64) if rows.segments is None else np.array(rows.segments[0]),
+        np.array(rows.truth.jacobian[0].permute(2, 0, 1)) if rows.truth else np.zeros((0, o, config.data.dim)),
+        np.array(rows.truth.log_px[0]) if rows.truth else np.zeros(0),
     )
 
 
-def _mapping(config: Settings | Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain nested settings: those of a configuration with others over them."""
-    base = to_mapping(config) if isinstance(config, Settings) else config
-    plain = {key: to_mapping(value) if isinstance(value, Settings) else value for key, value in settings.items()}
-    return overridden(base, plain)
-
-
 def _observer(progress: Watcher) -> Observer:
-    if progress is None or isinstance(progress, Observer):
-        return progress or Observer()
-    return Display()
-
-
-@contextmanager
-def _threads_kept() -> Iterator[None]:
-    """Restore torch's number of threads, which a run sets for its process."""
-    before = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return Display() if progress is True else progress or Observer()

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable, Iterator
+import os
+import signal
+import threading
+import types
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 FULL_DISK = ("no space left on device", "disk is full", "disk quota exceeded")
+KILL_AFTER = 9.0  # seconds that a process has to end after a signal
+_received: list[int] = []  # the first signal
 
 
 class UserError(Exception):
@@ -42,13 +48,46 @@ def is_full_disk(error: BaseException | None) -> bool:
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, raised in the main thread by :mod:`imavae.runs.interrupts`."""
+    """SIGINT or SIGTERM, as :func:`handle_signals` raises it."""
 
     def __init__(self, number: int) -> None:
-        """Store the exit code, by convention 128 plus the signal's number."""
         super().__init__(number)
-        self.code = 128 + number
+        self.code = 128 + number  # exit code, by convention
         self.folder: str | None = None  # name of the interrupted run's folder, if it can be resumed
+
+
+def handle_signals() -> None:
+    """Raise :class:`Interrupted` in the main thread at the first SIGINT or SIGTERM, so that everything is closed.
+
+    A second signal, or more than ``KILL_AFTER`` seconds, kills the process: finished results are on disk by then.
+    """
+
+    def first(number: int, _: types.FrameType | None) -> None:
+        install(lambda number, _: os._exit(128 + number))
+        timer = threading.Timer(KILL_AFTER, os._exit, (128 + number,))
+        timer.daemon = True
+        timer.start()
+        _received.append(number)
+        raise Interrupted(number)
+
+    def install(handler: Callable[[int, types.FrameType | None], None]) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handler)
+
+    install(first)
+
+
+def check_interruption() -> None:
+    """Raise :class:`Interrupted` again if a library has swallowed it."""
+    if _received:
+        raise Interrupted(_received[0])
+
+
+def interruption_of(error: KeyboardInterrupt) -> Interrupted:
+    """Return the interruption behind an error: Ray raises a plain KeyboardInterrupt for either signal."""
+    if isinstance(error, Interrupted):
+        return error
+    return Interrupted(_received[0] if _received else signal.SIGINT)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import torch
 from imavae.config.settings import EncodeConfig, encode_config, run_config
 from imavae.data import tables as files
 from imavae.errors import UserError
-from imavae.runs.encode import encode_file
-from imavae.runs.models import load_model, save_best
+from imavae.runs.models import encode_file, load_model, member_parts
 from imavae.runs.session import Session
+from imavae.training.checkpoint import save_member
 from tests.helpers import file_data, observations
 
 COLUMNS = ["z0", "z1", "std0", "std1", "error"]
@@ -26,7 +26,8 @@ def model_of(folder: Path, prior: dict[str, Any], dtype: str = "float64", **data
     path = observations(folder / "train.parquet", columns=3)
     data = file_data(path, dim=2, **data)
     config = run_config({"data": data, "model": {"prior": prior}, "training": {"dtype": dtype}})
-    save_best(folder / "model.pt", Session.start([config], torch.device("cpu")), 0, "val/neg_elbo", {})
+    session = Session.start([config], torch.device("cpu"))
+    save_member(folder / "model.pt", *member_parts(session, 0, "val/neg_elbo", {}))
     path.unlink()
     return folder / "model.pt"
 

@@ -19,7 +19,7 @@ from imavae.config.settings import RunConfig, StudyConfig, overridden, run_confi
 from imavae.errors import Interrupted, UserError
 from imavae.runs.folder import create
 from imavae.runs.ledger import Ledger, run_point
-from imavae.runs.models import member_model
+from imavae.runs.models import member_parts
 from imavae.runs.results import Results
 from imavae.runs.session import Session
 from imavae.search import study
@@ -259,7 +259,7 @@ def test_a_persons_own_rows_go_in_raw_and_by_name(tmp_path: Path) -> None:
 
 def test_images_are_numbers_between_0_and_1(tmp_path: Path) -> None:
     ledger, session = run_point(sprites(tmp_path, tracking={"name": "none"}), lambda *_: None)
-    model = member_model(session, 0, "val/mcc", {})
+    model = imavae.Model(*member_parts(session, 0, "val/mcc", {}))
     world = imavae.world(model)
     assert world.observations.shape == (64, 768)
     assert imavae.encode(model, world.observations).z.shape == (64, 4)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from imavae.config.settings import RunConfig, run_config
 from imavae.model import vae
-from imavae.runs.models import load_model, save_best
+from imavae.runs.models import load_model, member_parts
 from imavae.runs.records import history_rows, member_rows
 from imavae.runs.session import Session
+from imavae.training.checkpoint import save_member
 from imavae.training.step import train_epoch
 from tests.helpers import normal, plain_model, pointwise_jacobian, random_members, trained, weight
 
@@ -138,7 +139,7 @@ def test_what_precision_has_become_is_reported_and_stored(tmp_path: Path) -> Non
     torch.testing.assert_close(final, weight(session, vae.GAMMA).exp())
     assert (final != session.state.history[0].values["val/gamma"]).all()
     assert [row["gamma"] for row in member_rows(session, 0, 0)] == pytest.approx(final.tolist())
-    save_best(tmp_path / "model.pt", session, 0, "val/neg_elbo", {})
+    save_member(tmp_path / "model.pt", *member_parts(session, 0, "val/neg_elbo", {}))
     epoch = int(session.state.best["val/neg_elbo"].epoch[0])
     then = float(session.state.history[epoch - 1].values["val/gamma"][0])
     assert load_model(tmp_path / "model.pt").gamma == pytest.approx(then)

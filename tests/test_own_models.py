@@ -21,9 +21,10 @@ from imavae.errors import UserError
 from imavae.model import vae
 from imavae.model.networks import Layout
 from imavae.rng import stream
-from imavae.runs.models import load_model, save_best
+from imavae.runs.models import load_model, member_parts
 from imavae.runs.session import Session
 from imavae.training import checkpoint
+from imavae.training.checkpoint import save_member
 from imavae.training.step import train_epoch
 from tests.helpers import normal, pointwise_jacobian, trained
 
@@ -64,7 +65,7 @@ def test_the_examples_train_and_are_stored(own: str, tmp_path: Path) -> None:
     first, last = session.state.history[0].values, session.state.history[-1].values
     assert (last["val/neg_elbo"] < first["val/neg_elbo"]).all()
     assert (last["val/gap_log_px"] > -0.1).all()  # the bound: no ELBO above the exact log-likelihood
-    save_best(tmp_path / "model.pt", session, 1, "val/mcc", {})
+    save_member(tmp_path / "model.pt", *member_parts(session, 1, "val/mcc", {}))
     x = session.data.test.observations[0]
     model = load_model(tmp_path / "model.pt")
     assert model.architecture == session.ensemble.model
@@ -139,7 +140,7 @@ def test_evaluate_reads_an_own_variant_with_its_plugin_and_says_so_without(
     session = Session.start([configured(*OWN[own], *QUICK)], torch.device("cpu"))
     path = tmp_path / f"{kind}.pt"
     if kind == "model":
-        save_best(path, session, 0, "val/mcc", {})
+        save_member(path, *member_parts(session, 0, "val/mcc", {}))
     else:
         session.save(path)
     plugin = forgotten(own)

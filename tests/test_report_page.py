@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 import sys
@@ -28,7 +29,6 @@ from imavae.report.study_figures import MCC, OverGamma, gamma_sections
 from imavae.report.summary import chance_mcc
 from imavae.runs.folder import Stored, create
 from imavae.runs.ledger import Ledger
-from imavae.runs.records import failed_record
 from imavae.runs.results import Results
 from imavae.search import study as searching
 from imavae.search.study import NoResultError
@@ -56,6 +56,10 @@ def results_of(config: RunConfig, records: list[TrialRecord], **other: Any) -> R
     folder = Path(config.output_dir) / "studies" / "a-study"
     folder.mkdir(parents=True, exist_ok=True)
     return Results(folder, config, tuple(Stored(record, None, 0) for record in records), points=4, **other)
+
+
+def failed(number: int, values: dict[str, Any], reason: str) -> TrialRecord:
+    return TrialRecord(number, values, "failed", None, [], [], failure=reason)
 
 
 def ledger(config: RunConfig, records: list[TrialRecord]) -> Ledger:
@@ -181,7 +185,7 @@ def test_diverged_members_and_failed_trials_are_counted_and_named(tmp_path: Path
         row["status"] = "diverged"
     for row in records[2].members[:5]:
         row["status"] = "stopped"
-    records.append(failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, "RuntimeError: no luck"))
+    records.append(failed(4, {"model.gamma": 5.0, "model.n_layers": 3}, "RuntimeError: no luck"))
     text = Reader(page(results_of(settings(tmp_path), records))).text
     assert "1 failed, 4 finished" in text
     assert "7 diverged, 68 finished, 5 stopped" in text
@@ -199,8 +203,8 @@ def test_why_a_trial_has_failed_is_its_errors_last_line(tmp_path: Path, monkeypa
     trial = Trial("no trainable", stub=True, storage=storage)
     assert "no luck" not in failure_reason(trial, tmp_path)  # nothing is known
     Path(str(trial.local_path)).mkdir(parents=True)
-    failed: Any = RayTaskError  # Ray has not typed it
-    trial.handle_error(failed("train", "Traceback\n  a line\nRuntimeError: no luck\n", RuntimeError("no luck")))
+    error: Any = RayTaskError  # Ray has not typed it
+    trial.handle_error(error("train", "Traceback\n  a line\nRuntimeError: no luck\n", RuntimeError("no luck")))
     assert failure_reason(trial, tmp_path) == "RuntimeError: no luck"
 
 
@@ -208,8 +212,8 @@ def test_a_report_is_written_without_any_result(tmp_path: Path) -> None:
     config = settings(tmp_path)
     lost = results_of(config, records_of([sources(0.9).assign(status="diverged")] * 2))
     assert "all 16 members diverged" in Reader(page(lost)).text
-    failed = [failed_record(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}") for n in range(3)]
-    assert f"RuntimeError: {HOSTILE}" in Reader(page(results_of(config, failed))).text
+    all_failed = [failed(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}") for n in range(3)]
+    assert f"RuntimeError: {HOSTILE}" in Reader(page(results_of(config, all_failed))).text
     reader = Reader(page(results_of(config, [], interrupted=True), go_on=["python", "scripts/tune.py", "resume=true"]))
     assert "0 of 4 trials" in reader.text
     assert "python scripts/tune.py resume=true" in reader.codes
@@ -219,23 +223,23 @@ def test_a_study_of_which_all_failed_leaves_its_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings(tmp_path, tracking={"name": "none"})
-    failed = ledger(config, [failed_record(0, {"model.gamma": 5.0}, "RuntimeError: no luck")])
+    lost = ledger(config, [failed(0, {"model.gamma": 5.0}, "RuntimeError: no luck")])
 
     def run_study(*_: object) -> Ledger:
-        raise NoResultError("no trial has a result; see its log", failed)
+        raise NoResultError("no trial has a result; see its log", lost)
 
     monkeypatch.setattr(searching, "run_study", run_study)
     with pytest.raises(UserError, match="no trial has a result"):
         commands.tune(config)
-    assert f"report    {failed.folder / 'report.html'}" in capsys.readouterr().out
-    assert "RuntimeError: no luck" in (failed.folder / "report.html").read_text(encoding="utf-8")
+    assert f"report    {lost.folder / 'report.html'}" in capsys.readouterr().out
+    assert "RuntimeError: no luck" in (lost.folder / "report.html").read_text(encoding="utf-8")
 
 
 # ---- the page
 
 
 def test_a_page_loads_nothing_and_what_users_wrote_is_text(tmp_path: Path) -> None:
-    records = [*four(), failed_record(4, {"model.gamma": 5.0, "model.n_layers": 3}, HOSTILE)]
+    records = [*four(), failed(4, {"model.gamma": 5.0, "model.n_layers": 3}, HOSTILE)]
     found = results_of(settings(tmp_path, question=f"Is {HOSTILE} a question?"), records)
     picture = found.folder / "figures" / "traversals.png"
     picture.parent.mkdir()
@@ -257,7 +261,8 @@ def test_a_page_loads_nothing_and_what_users_wrote_is_text(tmp_path: Path) -> No
 def test_a_page_has_every_trial_and_what_is_known_of_the_study(tmp_path: Path) -> None:
     summary = {"seconds": 90.0, "seconds/training": 45.0}
     config = settings(tmp_path, question="Which gamma?")
-    found = results_of(config, four(), summary=summary, champion_address="models:/study@champion")
+    found = results_of(config, four(), champion_address="models:/study@champion")
+    found.names.summary.write_text(json.dumps(summary))
     written = page(found)
     reader = Reader(written)
     for part in ("Which gamma?", "1:30", "50%", "python 3", "4 trials of 8 members"):

@@ -87,7 +87,7 @@ def store(config: StudyConfig, members: pd.DataFrame, name: str = "") -> Path:
             history: Any = history_of(own).to_dict("records")
             ledger.add(TrialRecord(number, values, "finished", 0.5, history, rows), None, 0)
     ledger.write_tables()
-    ledger.close(finished=True)
+    ledger.close("finished")
     ledger.names.summary.write_text(json.dumps({"seconds": 75.0}))
     return ledger.folder
 

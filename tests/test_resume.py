@@ -57,7 +57,7 @@ def run(settings: StudyConfig, until: Callable[[Snapshot], bool] = lambda _: Fal
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trials, "SNAPSHOT_PERIOD", 0.0)  # or the study may end before the first snapshot
         ledger = run_study(dataclasses.replace(settings, **other), watch, said.append)
-    ledger.close(finished=ledger.interrupted is None)
+    ledger.close("stopped" if ledger.interrupted else "finished")
     return ledger
 
 

@@ -13,9 +13,9 @@ from imavae.cli.compose import ROOT
 
 START = """
 import os, sys, time
-from imavae.runs import interrupts as signals
+from imavae import errors
 from imavae.cli.main import exit_code
-signals.KILL_AFTER = float(sys.argv[1])
+errors.KILL_AFTER = float(sys.argv[1])
 """
 KINDLY = """
 def work():

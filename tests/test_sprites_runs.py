@@ -20,8 +20,7 @@ from imavae.data import dataset
 from imavae.data import sprites as drawing
 from imavae.errors import UserError
 from imavae.metrics.evaluate import image_panels
-from imavae.runs.encode import encode_file
-from imavae.runs.models import evaluate_checkpoint
+from imavae.runs.models import encode_file, evaluate_checkpoint
 from imavae.runs.session import cache_of
 from tests.helpers import plain_model, sprites, trained
 

@@ -88,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def encode(config: EncodeConfig) -> None:
     """Write a file's latents under a progress bar, and print their address."""
-    from imavae.runs.encode import encode_file
+    from imavae.runs.models import encode_file
 
     console = new_console()
     start = time.monotonic()

@@ -31,8 +31,7 @@ from imavae.config.settings import (
     study_config,
     study_of,
 )
-from imavae.errors import UserError, is_full_disk, require
-from imavae.runs import interrupts
+from imavae.errors import UserError, handle_signals, interruption_of, is_full_disk, require
 
 LEGIBLE = str.maketrans("−–─━╸²", "-----2")
 
@@ -215,12 +214,12 @@ def exit_code(action: Callable[[], None]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_legible.__name__)
     try:
-        interrupts.handle()  # also where a shell has made its background job deaf to SIGINT
+        handle_signals()  # also where a shell has made its background job deaf to SIGINT
         action()
     except UserError as error:
         return _report(str(error), 2)
     except KeyboardInterrupt as error:
-        interrupted = interrupts.of(error)
+        interrupted = interruption_of(error)
         fix = "run the same command again" if interrupted.folder is None else "to continue, run the command above"
         sys.stderr.write(f"interrupted; {fix}\n")
         return interrupted.code

@@ -12,11 +12,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from imavae.config.mapping import build, flatten, to_mapping
 from imavae.config.settings import RunConfig, StudyConfig
 from imavae.data.storage import Lock, OtherFormatError, Seal, previous_of, write_text
 from imavae.errors import UserError, require
-from imavae.tracking.base import TrialRecord
+from imavae.tracking.base import Row, TrialRecord
 from imavae.training import checkpoint
 
 T = TypeVar("T")
@@ -56,7 +57,6 @@ class RunFolder:
     """Paths of the files in the folder of a run or study, ``OUTPUT_DIR/runs/NAME`` or ``OUTPUT_DIR/studies/NAME``."""
 
     def __init__(self, path: Path) -> None:
-        """Name the files; nothing is read or written."""
         self.path = path
         self.output_dir = path.parent.parent
         self.state = path / "study.json"  # settings and progress, sealed
@@ -74,41 +74,31 @@ class RunFolder:
         self.record_dir = path / "records"  # finished trials, and the points of each ensemble
         self.stop_dir = path / "stopped"  # the points that the scheduler has stopped
 
-    def winner(self, place: int) -> Path:
-        """The model of the best member of the trial in this place; the first one is the champion."""
-        return self.champion if place == 1 else self.checkpoint_dir / f"winner-{place}.pt"
+    # An ensemble's files have the number of its first point, a trial's files that of the trial.
 
     def ensemble(self, first: int) -> Path:
-        """The checkpoint of the ensemble whose first point has this number."""
         return self.checkpoint_dir / f"ensemble-{first:03d}.pt"
 
     def ensemble_lock(self, first: int) -> Path:
-        """The lock of that ensemble."""
         return self.ensemble(first).with_suffix(".lock")
 
+    def ensemble_points(self, first: int) -> Path:
+        return self.record_dir / f"ensemble-{first:03d}.json"
+
     def stop_file(self, first: int) -> Path:
-        """The stopped points of that ensemble."""
         return self.stop_dir / f"{first:03d}.json"
 
     def stop_files(self) -> list[Path]:
-        """The stopped points of all ensembles."""
         return sorted(self.stop_dir.glob("*.json"))
 
-    def pack(self, first: int) -> Path:
-        """The points of that ensemble."""
-        return self.record_dir / f"ensemble-{first:03d}.json"
-
     def record(self, number: int) -> Path:
-        """The record of a finished trial."""
         return self.record_dir / f"trial-{number:03d}.json"
 
-    def history_rows(self, number: int) -> Path:
-        """Its rows of ``history.csv``, with their header."""
+    def history_rows(self, number: int) -> Path:  # of ``history.csv``, with their header
         return self.record(number).with_suffix(".csv")
 
-    def records(self) -> list[Path]:
-        """The records of all finished trials."""
-        return sorted(self.record_dir.glob("trial-*.json"))
+    def winner(self, place: int) -> Path:  # the best member of the trial in this place
+        return self.champion if place == 1 else self.checkpoint_dir / f"winner-{place}.pt"
 
 
 @dataclass
@@ -146,51 +136,41 @@ class LockedFolder:
 
     @property
     def path(self) -> Path:
-        """The folder."""
         return self.names.path
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "lock": None}  # Ray pickles the searcher, which refers to the folder; locks can't be
-
     def save_state(self) -> None:
-        """Write ``study.json``."""
-        _save_state(self.names, self.state)
+        STATES.write(self.names.state, json.dumps(dataclasses.asdict(self.state), indent=1).encode(), keep=True)
 
     def ask(self, points: list[Numbered]) -> None:
         """Remember which points train together, before they do: a checkpoint belongs to an ensemble."""
         self.asked.append(points)
-        PACKS.write(self.names.pack(min(number for number, _ in points)), json.dumps(points).encode())
+        file = self.names.ensemble_points(min(number for number, _ in points))
+        PACKS.write(file, json.dumps(points).encode())
 
     def save(self, stored: Stored) -> None:
         """Write a trial's record and its rows of ``history.csv``; from then on it is never trained again."""
-        number = stored.trial.number
-        rows = str(pd.DataFrame(stored.trial.history).to_csv(index=False)) if stored.trial.history else ""
-        write_text(self.names.history_rows(number), rows)
-        trial = {f.name: getattr(stored.trial, f.name) for f in dataclasses.fields(TrialRecord) if f.name != "history"}
-        content = {
-            "trial": trial,
-            "checkpoint": stored.checkpoint,
-            "point": stored.point,
-            "history_sha256": hashlib.sha256(rows.encode()).hexdigest(),
-        }
-        RECORDS.write(self.names.record(number), json.dumps(content).encode())
+        trial = dict(vars(stored.trial))
+        rows = csv_of(trial.pop("history"))
+        write_text(self.names.history_rows(stored.trial.number), rows)
+        content = {**vars(stored), "trial": trial, "history_sha256": hashlib.sha256(rows.encode()).hexdigest()}
+        RECORDS.write(self.names.record(stored.trial.number), json.dumps(content).encode())
 
     def history(self, number: int) -> list[dict[str, Any]]:
         """A finished trial's rows of ``history.csv``."""
         path = self.names.history_rows(number)
-        if not path.stat().st_size:
-            return []
-        frame = pd.read_csv(path, engine="pyarrow")
+        frame = pd.read_csv(path, engine="pyarrow") if path.stat().st_size else pd.DataFrame()
         return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
+def csv_of(rows: Sequence[Row]) -> str:
+    """Return rows as CSV with a header; empty without rows."""
+    return str(pd.DataFrame(rows).to_csv(index=False)) if rows else ""
 
 
 def create(config: RunConfig, kind: str, name: str) -> LockedFolder:
     """Make a new folder OUTPUT_DIR/KIND/NAME, with -2, -3, ... added where the name is taken.
 
     The folder is prepared under a hidden name, so that other processes never see a part of it.
-
-    Raises:
-        UserError: all of these names are taken.
     """
     base = Path(config.output_dir).resolve() / kind
     base.mkdir(parents=True, exist_ok=True)
@@ -198,20 +178,22 @@ def create(config: RunConfig, kind: str, name: str) -> LockedFolder:
     shutil.rmtree(hidden.path, ignore_errors=True)
     for part in (hidden.record_dir, hidden.checkpoint_dir):
         part.mkdir(parents=True)
-    lock = Lock(hidden.path)
-    state = State(to_mapping(config), _digests(config), time.time())
-    for _ in range(2):  # so that the first state has a backup
-        _save_state(hidden, state)
-    for number in range(1, 10_000):
+    folder = LockedFolder(hidden, Lock(hidden.path), State(to_mapping(config), _digests(config), time.time()))
+    folder.save_state()
+    folder.save_state()  # so that the first state has a backup
+    for number in itertools.count(1):
         path = base / (name if number == 1 else f"{name}-{number}")
-        if not path.exists():
-            try:
-                hidden.path.rename(path)
-            except OSError:  # another process was faster
-                continue
-            return LockedFolder(RunFolder(path), lock, state)
-    shutil.rmtree(hidden.path)
-    raise UserError(f"`name is free` must hold, but {base / name} to -9999 are taken; choose another name=")
+        if path.exists():
+            continue
+        try:
+            hidden.path.rename(path)
+        except OSError:
+            if not path.exists():  # else another process was faster
+                raise
+        else:
+            folder.names = RunFolder(path)
+            break
+    return folder
 
 
 def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
@@ -228,21 +210,18 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
     require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")
     lock, names = Lock(path), RunFolder(path)
     state, from_backup = _read_state(names)
-    used = f"{names.state} was damaged or missing: its backup was used (no action is needed)"
-    notices = [used] if from_backup else []
     _check_same(path.name, state, config)
+    notices = []
     folders = (path, names.stop_dir, names.record_dir, names.checkpoint_dir)
     for leftover in (file for folder in folders for file in folder.glob(".*.[0-9]*")):
         leftover.unlink()  # of a write that was cut off
     if from_backup:
         names.state.unlink(missing_ok=True)  # so that the damaged file does not become the backup
-    state = dataclasses.replace(
-        state, config=to_mapping(config), finished=False, version=importlib.metadata.version("imavae")
-    )
-    found = _whole(names.records(), lambda file: _load_record(names, file), notices)
-    stored = [stored for stored in found if stored.checkpoint is not None]  # a failed trial is tried again
-    packs = sorted(names.record_dir.glob("ensemble-*.json"))
-    asked = list(_whole(packs, lambda file: json.loads(PACKS.read(file)), notices))
+        notices.append(f"{names.state} was damaged or missing: its backup was used (no action is needed)")
+    state = State(to_mapping(config), state.files, state.created, points=state.points, champion=state.champion)
+    trials = _whole(names.record_dir.glob("trial-*.json"), lambda file: _read_record(file, path), notices)
+    stored = [trial for trial in trials if trial.checkpoint is not None]  # a failed trial is tried again
+    asked = list(_whole(names.record_dir.glob("ensemble-*.json"), lambda file: json.loads(PACKS.read(file)), notices))
     folder = LockedFolder(names, lock, state, stored, asked, notices)
     folder.save_state()
     return folder
@@ -254,18 +233,13 @@ def read(names: RunFolder) -> tuple[State, list[Stored]]:
     Raises:
         UserError: there is no state, or a file is damaged or of another version.
     """
-    state, _ = _read_state(names)
-    return state, [_read_record(file)[0] for file in names.records()]
+    return _read_state(names)[0], [_read_record(file) for file in sorted(names.record_dir.glob("trial-*.json"))]
 
 
 def essence(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a study's numbers, as dotted key -> value: all but those in ``FREE``."""
     free = tuple(f"{key}." for key in FREE)
     return {key: value for key, value in flatten(to_mapping(config)).items() if not f"{key}.".startswith(free)}
-
-
-def _save_state(names: RunFolder, state: State) -> None:
-    STATES.write(names.state, json.dumps(dataclasses.asdict(state), indent=1).encode(), keep=True)
 
 
 def _read_state(names: RunFolder) -> tuple[State, bool]:
@@ -282,7 +256,7 @@ def _read_state(names: RunFolder) -> tuple[State, bool]:
 
 def _whole(files: Iterable[Path], read: Callable[[Path], T], notices: list[str]) -> Iterator[T]:
     """Yield the contents of the whole files; damaged ones are removed, with a notice."""
-    for file in files:
+    for file in sorted(files):
         try:
             yield read(file)
         except OtherFormatError:
@@ -292,26 +266,21 @@ def _whole(files: Iterable[Path], read: Callable[[Path], T], notices: list[str])
             file.unlink()
 
 
-def _load_record(names: RunFolder, file: Path) -> Stored:
-    """A trial whose checkpoint and history are whole, too."""
-    stored, expected = _read_record(file)
-    if stored.checkpoint is not None:
-        checkpoint.SEAL.read(names.path / stored.checkpoint)
-        rows = names.history_rows(stored.trial.number)
+def _read_record(file: Path, folder: Path | None = None) -> Stored:
+    """Read a trial. Of a trained one in ``folder``, the checkpoint and the history must be whole, too."""
+    content = json.loads(RECORDS.read(file))
+    expected = content.pop("history_sha256")
+    stored = Stored(**content | {"trial": TrialRecord(history=[], **content["trial"])})
+    if folder is not None and stored.checkpoint is not None:
+        checkpoint.SEAL.read(folder / stored.checkpoint)
+        rows = file.with_suffix(".csv")
         digest = hashlib.sha256(rows.read_bytes() if rows.exists() else b"").hexdigest()
         require(digest == expected, "record is whole", f"{rows}, which does not match it", RECORDS.damaged)
     return stored
 
 
-def _read_record(file: Path) -> tuple[Stored, str]:
-    """A trial, and the digest of its rows of ``history.csv``."""
-    content = json.loads(RECORDS.read(file))
-    stored = Stored(TrialRecord(history=[], **content["trial"]), content["checkpoint"], content["point"])
-    return stored, content["history_sha256"]
-
-
 def _newest(base: Path, config: RunConfig, name: str) -> Path:
-    """The newest unfinished folder of this search, else its newest."""
+    """Return the newest unfinished folder of this search, else its newest."""
     found: list[tuple[bool, float, Path]] = []
     for path in sorted(base.glob("[!.]*")):
         names = RunFolder(path)
@@ -324,17 +293,13 @@ def _newest(base: Path, config: RunConfig, name: str) -> Path:
                 raise
             continue
         if state.config.get("study") == getattr(config, "study", None):
-            found.append((_unfinished(state, config), state.created, path))
+            unfinished = not state.finished
+            if isinstance(config, StudyConfig) and state.finished:  # a raised budget leaves trials to train
+                before, now = state.config["budget"]["trials"], config.budget.trials
+                unfinished = before is not None and (now is None or now > before)
+            found.append((unfinished, state.created, path))
     require(bool(found), f"there is a {name} to resume", f"none in {base}", "drop resume=true to start one")
     return max(found)[2]
-
-
-def _unfinished(state: State, config: RunConfig) -> bool:
-    """Return True if trials are left to train; a raised budget makes a finished study unfinished."""
-    if not state.finished or not isinstance(config, StudyConfig):
-        return not state.finished
-    before, now = state.config["budget"]["trials"], config.budget.trials
-    return before is not None and (now is None or now > before)
 
 
 def _check_same(name: str, state: State, config: RunConfig) -> None:
@@ -354,7 +319,7 @@ def _check_same(name: str, state: State, config: RunConfig) -> None:
 
 def _digests(config: RunConfig) -> dict[str, str]:
     digests = {}
-    for path in (Path(path) for path in (*config.plugins, *config.data.files)):
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for name in (*config.plugins, *config.data.files):
+        with open(name, "rb") as file:
+            digests[Path(name).name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

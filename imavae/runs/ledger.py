@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from imavae.config.settings import RunConfig
 from imavae.data.images import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
 from imavae.errors import Interrupted, UserError, resumable
-from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, reopen
-from imavae.runs.models import save_best
-from imavae.runs.records import at_state, criterion_of, partial_record, trial_record
-from imavae.runs.results import Results, best_member
+from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, csv_of, reopen
+from imavae.runs.records import at_best, best_member, criterion_of, metric_of, partial_record, trial_record
+from imavae.runs.results import Results
 from imavae.runs.session import Session, cache_of, render, resolve_device
 from imavae.tracking.base import Status, Tracker, TrialRecord, member_name
 from imavae.tracking.mlflow import open_tracker
+from imavae.training.checkpoint import save_member
 from imavae.training.loop import Progress
 
 WINNERS = 5  # best trials whose best members are stored as models
@@ -44,7 +44,6 @@ class Ledger:
     stored: list[Stored] = field(default_factory=list)  # in the order in which trials ended
     interrupted: Interrupted | None = None  # set if it ended before its budget was spent
     work_seconds: float = 0.0  # that each of the concurrent trials spent in training and validation
-    columns: dict[str, list[str]] = field(default_factory=dict)  # of the tables that have rows
 
     @classmethod
     def start(cls, config: RunConfig, home: LockedFolder, tracker: Tracker) -> Ledger:
@@ -61,12 +60,10 @@ class Ledger:
 
     @property
     def names(self) -> RunFolder:
-        """Paths of the files in the folder."""
         return self.home.names
 
     @property
     def folder(self) -> Path:
-        """The folder."""
         return self.home.path
 
     @property
@@ -77,20 +74,11 @@ class Ledger:
     @property
     def results(self) -> Results:
         """The results so far."""
-        names, state = self.names, self.home.state
-        return Results(
-            self.folder,
-            self.config,
-            tuple(sorted(self.stored, key=lambda stored: stored.trial.number)),
-            json.loads(names.summary.read_text(encoding="utf-8")) if names.summary.is_file() else {},
-            self.interrupted is not None,
-            state.points,
-            len(self.home.stored),
-            state.champion,
-        )
+        stored, state = tuple(sorted(self.stored, key=lambda stored: stored.trial.number)), self.home.state
+        interrupted, earlier = self.interrupted is not None, len(self.home.stored)
+        return Results(self.folder, self.config, stored, interrupted, state.points, earlier, state.champion)
 
-    def has(self, number: int) -> bool:
-        """Return whether a trial has ended."""
+    def has(self, number: int) -> bool:  # the trial has ended
         return any(stored.trial.number == number for stored in self.stored)
 
     def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
@@ -104,8 +92,9 @@ class Ledger:
 
     def write_tables(self) -> None:
         """Rewrite ``members.csv`` and ``history.csv``: sorted by trial, with every column that any trial has."""
-        write_text(self.names.members, _csv(self.results.members))
-        shards = [self.names.history_rows(record.number) for record in self.results.records]
+        records = self.results.records
+        write_text(self.names.members, csv_of([row for record in records for row in record.members]))
+        shards = [self.names.history_rows(record.number) for record in records]
         shards = [shard for shard in shards if shard.stat().st_size]  # a member may diverge before any validation
         columns = list(dict.fromkeys(name for shard in shards for name in _columns(shard)))
         with written_whole(self.names.history) as file:
@@ -115,42 +104,31 @@ class Ledger:
                 file.write(_body(shard.read_text(), columns).encode())
 
     def write_summary(self, metrics: Mapping[str, float]) -> None:
-        """Write ``summary.json``."""
         write_text(self.names.summary, json.dumps(metrics, indent=1))
 
     def crown(self) -> None:
         """Store the best member of each of the best trials as a model; the first of them is the champion."""
-        trials = {stored.trial.number: stored for stored in self.stored}
-        for place, record in enumerate(self.results.ranked()[:WINNERS], start=1):
-            row = best_member(record)
+        results = self.results
+        for place, record in enumerate(results.ranked()[:WINNERS], start=1):
+            row, file = best_member(record.members), self.names.winner(place)
             if row is None:
                 continue
-            stored, file, criterion = trials[record.number], self.names.winner(place), criterion_of(row)
-            about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
-            path = self.folder / str(stored.checkpoint)
-            session = Session.load(path, torch.device("cpu"), cache_of(self.names.output_dir))
-            member = session.members_of(stored.point)[record.members.index(row)]
-            save_best(file, session, member, criterion, about)
-            metrics = {metric: float(row[column]) for metric, column in at_state(row, criterion).items()}
-            name, champion = member_name(row), place == 1
-            address = self.tracker.log_model(file, record.number, name, metrics, champion=champion)
-            if champion:
+            save_member(file, *results.parts(record, row))
+            best = {metric_of(name): name for name in row if name == at_best(metric_of(name), criterion_of(row))}
+            metrics = {metric: float(row[name]) for metric, name in best.items()}
+            address = self.tracker.log_model(file, record.number, member_name(row), metrics, champion=place == 1)
+            if place == 1:
                 self.home.state.champion = address
 
-    def finish(self, files: list[Path], metrics: Mapping[str, float] | None = None) -> None:
+    def finish(self, files: Sequence[Path], metrics: Mapping[str, float] | None = None) -> None:
         """End the tracked run with its tables, further files and metrics, and close the folder."""
         tables = [self.names.members, self.names.history]
-        self.tracker.finish("stopped" if self.interrupted else "finished", metrics or {}, [*tables, *files])
-        self.close(finished=self.interrupted is None)
+        self.close("stopped" if self.interrupted else "finished", [*tables, *files], metrics)
 
-    def abandon(self, status: Status) -> None:
-        """End the tracked run and close the folder after an error: else the run would be shown as running for ever."""
-        self.tracker.finish(status, {}, [])
-        self.close(finished=False)
-
-    def close(self, finished: bool) -> None:
-        """Release the folder; ``finished`` means that nothing is left to train."""
-        if finished:
+    def close(self, status: Status, files: Sequence[Path] = (), metrics: Mapping[str, float] | None = None) -> None:
+        """End the tracked run and release the folder; ``finished`` means that nothing is left to train."""
+        self.tracker.finish(status, metrics or {}, files)
+        if status == "finished":
             self.home.state.finished = True
             self.home.save_state()
         self.home.lock.release()
@@ -161,18 +139,15 @@ class Ledger:
             history = record.history or self.home.history(number)
             self.tracker.finish_trial(dataclasses.replace(record, history=history))
         self.stored.append(dataclasses.replace(stored, trial=dataclasses.replace(record, history=[])))
-        self._grow(self.names.members, _csv(pd.DataFrame(record.members)))
+        self._grow(self.names.members, csv_of(record.members))
         self._grow(self.names.history, self.names.history_rows(number).read_text())
 
     def _grow(self, path: Path, table: str) -> None:
         """Append rows to a table; columns that its first trial lacks wait for :meth:`write_tables`."""
-        if not table:
-            return
-        with path.open("a", encoding="utf-8") as file:
-            if path.name not in self.columns:
-                self.columns[path.name] = table.partition("\n")[0].split(",")
-                file.write(",".join(self.columns[path.name]) + "\n")
-            file.write(_body(table, self.columns[path.name]))
+        if table:
+            rows = _body(table, _columns(path)) if path.exists() else table
+            with path.open("a", encoding="utf-8") as file:
+                file.write(rows)
 
 
 def run_point(
@@ -209,7 +184,7 @@ def run_point(
                     ledger.tracker.progress(partial_record(session, 0, 0, {}, objectives))
                 notify(session, progress)
         except BaseException:
-            ledger.abandon("stopped")
+            ledger.close("stopped")
             raise
         if not ledger.has(0):
             session.save(path, keep=True)
@@ -228,10 +203,6 @@ def tracker_of(config: RunConfig, experiment: str) -> Tracker:
             f"`output_dir can be written` must hold, but got {config.output_dir} ({error.strerror}); choose another"
         ) from None
     return open_tracker(config.tracking, Path(config.output_dir), experiment)
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    return str(frame.to_csv(index=False)) if len(frame) else ""
 
 
 def _columns(path: Path) -> list[str]:

@@ -20,33 +20,36 @@ from imavae.runs.session import Session
 from imavae.tracking.base import Row, TrialRecord, Value
 
 BEST_MCC, BEST_NEG_ELBO = "max val/mcc", "min val/neg_elbo"
-_BEST = {"val/mcc": BEST_MCC, "val/neg_elbo": BEST_NEG_ELBO}
-_AT = " at "
-
-
-def best_column(criterion: str) -> str:
-    """The column of a criterion's best value: ``max val/mcc`` or ``min val/neg_elbo``."""
-    return _BEST[criterion]
+BEST = {"val/mcc": BEST_MCC, "val/neg_elbo": BEST_NEG_ELBO}  # criterion -> column of its best value
 
 
 def at_best(metric: str, criterion: str) -> str:
     """The column of a metric at a member's best state by ``criterion``: ``test/mcc at max val/mcc``."""
-    return f"{metric}{_AT}{best_column(criterion)}"
+    return f"{metric} at {BEST[criterion]}"
 
 
 def metric_of(column: str) -> str:
     """The metric that a column holds: ``test/mcc`` of ``test/mcc at max val/mcc``; other columns are returned as is."""
-    return column.partition(_AT)[0]
-
-
-def at_state(columns: Iterable[str], criterion: str) -> dict[str, str]:
-    """The columns read at the best state by ``criterion``, as metric -> column."""
-    return {metric_of(column): column for column in columns if column == at_best(metric_of(column), criterion)}
+    return column.partition(" at ")[0]
 
 
 def criterion_of(columns: Iterable[str]) -> str:
     """The criterion that selects a member and its state: ``val/mcc``, or ``val/neg_elbo`` where sources are unknown."""
     return "val/mcc" if BEST_MCC in columns else "val/neg_elbo"
+
+
+def best_member(members: Sequence[dict[str, Value]]) -> dict[str, Value] | None:
+    """The member with the highest val/mcc or, where sources are unknown, the lowest val/neg_elbo.
+
+    Diverged members are left out; None if no other is left.
+    """
+
+    def value(row: dict[str, Value]) -> float:
+        criterion = criterion_of(row)
+        return float(row[BEST[criterion]]) * (1 if criterion == "val/mcc" else -1)
+
+    sound = [row for row in members if row["status"] != "diverged" and math.isfinite(value(row))]
+    return max(sound, key=value, default=None)
 
 
 def trial_record(session: Session, point: int, trial: int, values: Row, objectives: Sequence[Objective]) -> TrialRecord:
@@ -64,11 +67,6 @@ def partial_record(
     score, *others = session.scores(objectives)[point]
     further = {o.metric: value for o, value in zip(objectives[1:], others, strict=True)}
     return TrialRecord(trial, values, "stopped", score, history_rows(session, point, trial), [], further)
-
-
-def failed_record(trial: int, values: Row, reason: str) -> TrialRecord:
-    """The record of a trial without a result."""
-    return TrialRecord(trial, values, "failed", None, [], [], failure=reason)
 
 
 def history_rows(session: Session, point: int, trial: int) -> list[dict[str, Value]]:
@@ -89,46 +87,34 @@ def member_rows(session: Session, point: int, trial: int) -> list[dict[str, Valu
     Validation values are taken from the history. Evaluated here are the test split, the probes, and the agreement
     between the members' best states: the history has the agreement between states of one epoch.
     """
-    state = session.state
-    rows = torch.tensor(session.members_of(point), device=session.ensemble.device)
+    ensemble, state = session.ensemble, session.state
+    rows = torch.tensor(session.members_of(point), device=ensemble.device)
     stage: Stage = "probes" if session.points[point].training.probes else "final"
-    once = [metric.name for metric in METRICS if metric.across_members or metric.stage != "validation"]
+    once = {f"val/{metric.name}" for metric in METRICS if metric.across_members or metric.stage != "validation"}
     evaluated = {}
     for criterion in session.criteria:
         weights = state.best[criterion].weights[rows]
-        val = session.evaluate("val", weights, rows, stage)
-        evaluated[criterion] = {k: v for k, v in val.items() if k.removeprefix("val/") in once} | session.evaluate(
-            "test", weights, rows, stage
-        )
+        val, test = (session.evaluate(split, weights, rows, stage) for split in ("val", "test"))
+        evaluated[criterion] = {name: value for name, value in val.items() if name in once} | test
+    fixed, log_gammas = session.points[0].model.precision == "fixed", ensemble.model.layout.views(state.frozen)[GAMMA]
+    validations = {validation.epoch: validation for validation in state.history}
     criteria = sorted(session.criteria, reverse=True)
     table = []
     for i, row in enumerate(rows.tolist()):
-        status, gamma = state.status[row], _gamma(session, row)
+        gamma = ensemble.members[row].gamma if fixed else float(log_gammas[row].exp())
+        status = "stopped" if state.status[row] == "running" else state.status[row]
         entry: dict[str, Value] = {"trial": trial, **session.axes(row), "gamma": gamma, "gamma_sq": gamma**2}
-        entry["status"] = "stopped" if status == "running" else status
-        entry["epochs"] = int(state.epochs[row])
+        entry |= {"status": status, "epochs": int(state.epochs[row])}
         for criterion in criteria:
             best = state.best[criterion]
-            entry[best_column(criterion)] = float(best.value[row]) if best.epoch[row] >= 0 else math.nan
+            entry[BEST[criterion]] = float(best.value[row]) if best.epoch[row] >= 0 else math.nan
         for criterion in criteria:
-            values = _at_epoch(session, row, int(state.best[criterion].epoch[row]))
-            trained = bool(values)  # a member that diverged before its first validation has no best state
-            values |= {k: float(v[i]) if trained else math.nan for k, v in evaluated[criterion].items()}
+            # A member that diverged before its first validation has no best state.
+            validation = validations.get(int(state.best[criterion].epoch[row]))
+            values = {name: float(v[i]) if validation else math.nan for name, v in evaluated[criterion].items()}
+            if validation is not None:
+                at = validation.rows.tolist().index(row)
+                values = {name: float(v[at]) for name, v in validation.values.items()} | values
             entry |= {at_best(metric, criterion): value for metric, value in values.items()}
         table.append(entry)
     return table
-
-
-def _gamma(session: Session, row: int) -> float:
-    """A member's gamma: the given one, or the learned one at the end of training."""
-    if session.points[0].model.precision == "fixed":
-        return session.ensemble.members[row].gamma
-    return float(session.ensemble.model.layout.views(session.state.frozen[row : row + 1])[GAMMA].exp())
-
-
-def _at_epoch(session: Session, row: int, epoch: int) -> dict[str, float]:
-    for validation in session.state.history:
-        if validation.epoch == epoch:
-            i = validation.rows.tolist().index(row)
-            return {name: float(value[i]) for name, value in validation.values.items()}
-    return {}

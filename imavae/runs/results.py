@@ -21,8 +21,8 @@ from imavae.config.settings import Objective, RunConfig, StudyConfig
 from imavae.errors import require, require_choice
 from imavae.model.export import Model
 from imavae.runs.folder import RunFolder, Stored, read
-from imavae.runs.models import member_model
-from imavae.runs.records import best_column, criterion_of
+from imavae.runs.models import Parts, member_parts
+from imavae.runs.records import best_member, criterion_of
 from imavae.runs.session import Session, cache_of
 from imavae.tracking.base import TrialRecord, Value
 from imavae.training.checkpoint import load_member, stored_config
@@ -36,7 +36,6 @@ class Results:
         folder: ``OUTPUT_DIR/runs/NAME`` or ``OUTPUT_DIR/studies/NAME``.
         config: the settings; of a study a :class:`imavae.config.settings.StudyConfig`.
         stored: the finished trials, by number, without their histories.
-        summary: metrics of the whole study and its cost, name to value; empty until it is finished.
         interrupted: whether trials are left to train.
         points: number of trials that were planned.
         earlier: number of trials that had ended before the last process began.
@@ -46,7 +45,6 @@ class Results:
     folder: Path
     config: RunConfig = field(repr=False)
     stored: tuple[Stored, ...] = field(repr=False)
-    summary: Mapping[str, float] = field(default_factory=dict, repr=False)
     interrupted: bool = False
     points: int = 1
     earlier: int = 0
@@ -54,7 +52,6 @@ class Results:
 
     @property
     def names(self) -> RunFolder:
-        """Paths of the files in the folder."""
         return RunFolder(self.folder)
 
     @property
@@ -64,13 +61,23 @@ class Results:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """The objectives of the study; of a run the default one."""
-        return objectives_of(self.config)
+        """The objectives of a study, of which the first one ranks the trials.
+
+        That of a run is the best ``val/mcc``, or ``val/neg_elbo`` where sources are unknown.
+        """
+        if isinstance(self.config, StudyConfig):
+            return self.config.objectives
+        return (Objective() if self.config.data.has_sources else Objective(metric="val/neg_elbo", mode="min"),)
 
     @property
     def objective(self) -> Objective:
-        """The objective that ranks the trials."""
         return self.objectives[0]
+
+    @property
+    def summary(self) -> Mapping[str, float]:
+        """Metrics of the whole study and its cost, name to value; empty until it is finished."""
+        file = self.names.summary
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     @property
     def seconds(self) -> float:
@@ -96,7 +103,8 @@ class Results:
     def history(self) -> pd.DataFrame:
         """A row per member and validation (trial, seeds, epoch, every metric): ``history.csv``; empty without any."""
         path = self.names.history
-        return pd.read_csv(path, engine="pyarrow") if path.stat().st_size else pd.DataFrame()
+        empty = not path.is_file() or not path.stat().st_size
+        return pd.DataFrame() if empty else pd.read_csv(path, engine="pyarrow")
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -145,28 +153,28 @@ class Results:
         Raises:
             UserError: there is no such trial, member or state.
         """
-        stored = self._trial(trial)
-        record = stored.trial
+        trained = {stored.trial.number: stored.trial for stored in self.stored if stored.checkpoint is not None}
+        require(bool(trained), "a trial has a result", f"none in {self.folder}", "resume it: resume=True")
+        there, remedy = trial in (None, *trained), f"choose one of {sorted(trained)}"
+        require(there, "trial is one that has a result", f"trial={trial}", remedy)
+        record = self.ranked()[0] if trial is None else trained[trial]
         rows = [row for row in record.members if seed in (None, row["seed"])]
         seeds = sorted({int(row["seed"]) for row in record.members})
         require(bool(rows), f"seed is a member's of trial {record.number}", f"seed={seed}", f"choose one of {seeds}")
-        best = best_member(dataclasses.replace(record, members=rows))
+        best = best_member(rows)
         require(best is not None, "the member has not diverged", f"seed={seed}", "see status in members")
-        row = record.members.index(best or rows[0])
+        return Model(*self.parts(record, best or rows[0], by)).eval()
+
+    def parts(self, record: TrialRecord, member: dict[str, Value], by: str | None = None) -> Parts:
+        """What the model of a row of ``record.members`` is made of; see :func:`imavae.runs.models.member_parts`."""
+        [stored] = [stored for stored in self.stored if stored.trial.number == record.number]
         path = self.folder / str(stored.checkpoint)
         session = Session.load(path, torch.device("cpu"), cache_of(self.names.output_dir))
-        criterion = by or criterion_of(record.members[row])
+        criterion = by or criterion_of(member)
         require_choice(criterion, session.criteria, "by")
+        row = session.members_of(stored.point)[record.members.index(member)]
         about = {"trial": record.number, "score": record.score, "folder": self.folder.name}
-        return member_model(session, session.members_of(stored.point)[row], criterion, about)
-
-    def _trial(self, number: int | None) -> Stored:
-        """The trial with this number; by default the best one."""
-        trained = {stored.trial.number: stored for stored in self.stored if stored.checkpoint is not None}
-        require(bool(trained), "a trial has a result", f"none in {self.folder}", "resume it: resume=True")
-        there, remedy = number in (None, *trained), f"choose one of {sorted(trained)}"
-        require(there, "trial is one that has a result", f"trial={number}", remedy)
-        return trained[self.ranked()[0].number if number is None else number]
+        return member_parts(session, row, criterion, about)
 
 
 def load_results(folder: str | Path) -> Results:
@@ -185,30 +193,7 @@ def load_results(folder: str | Path) -> Results:
     state, stored = read(names)
     config = stored_config(state.config, StudyConfig if "search" in state.config else RunConfig)
     config = dataclasses.replace(config, plugins=tuple(state.config["plugins"]), resume=False)
-    summary = json.loads(names.summary.read_text(encoding="utf-8")) if names.summary.is_file() else {}
-    interrupted, champion = not state.finished, state.champion
-    return Results(path, config, tuple(stored), summary, interrupted, state.points, champion_address=champion)
-
-
-def objectives_of(config: RunConfig) -> tuple[Objective, ...]:
-    """The objectives of a study; of a run the best ``val/mcc``, or ``val/neg_elbo`` where sources are unknown."""
-    if isinstance(config, StudyConfig):
-        return config.objectives
-    return (Objective() if config.data.has_sources else Objective(metric="val/neg_elbo", mode="min"),)
-
-
-def best_member(record: TrialRecord) -> dict[str, Value] | None:
-    """The row of a trial's member with the highest val/mcc or, where sources are unknown, the lowest val/neg_elbo.
-
-    Diverged members are left out; None if no other is left.
-    """
-
-    def value(row: dict[str, Value]) -> float:
-        criterion = criterion_of(row)
-        return float(row[best_column(criterion)]) * (1 if criterion == "val/mcc" else -1)
-
-    sound = [row for row in record.members if row["status"] != "diverged"]
-    return max((row for row in sound if math.isfinite(value(row))), key=value, default=None)
+    return Results(path, config, tuple(stored), not state.finished, state.points, champion_address=state.champion)
 
 
 def pareto(values: NDArray[np.float64], modes: Sequence[str]) -> NDArray[np.bool_]:

@@ -92,17 +92,13 @@ class Session:
         checkpoint.save(path, "ensemble", content, keep)
 
     @functools.cached_property
-    def data(self) -> dataset.Dataset:
-        """The splits of its worlds; made on first use, since histories and best states need none."""
-        points, members = self.points, self.ensemble
-        return dataset.make(points[0].data, members.worlds, members.dtype, members.device, self.cache)
+    def data(self) -> dataset.Dataset:  # histories and best states need none
+        members = self.ensemble
+        return dataset.make(self.points[0].data, members.worlds, members.dtype, members.device, self.cache)
 
     def train(self) -> Iterator[Progress]:
         """Train until every member has stopped; yields after each epoch."""
-
-        def validate(weights: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-            return self.evaluate("val", weights, rows)
-
+        validate = functools.partial(self.evaluate, "val")
         return train(self.ensemble, self.state, self.data.train, self.points[0].training, validate)
 
     def evaluate(
@@ -129,7 +125,6 @@ class Session:
         return self.state.best[self.criteria[0]].weights
 
     def members_of(self, point: int) -> list[int]:
-        """Rows of one point's members."""
         return [row for row, member in enumerate(self.ensemble.members) if member.point == point]
 
     def alive(self, point: int) -> list[int]:
@@ -154,20 +149,17 @@ class Session:
         Best is by the first objective, so all scores of a point belong to one set of models. A diverged member counts
         as the worst.
         """
-        signs = [1 if objective.mode == "max" else -1 for objective in objectives]
+        signs = np.array([[1 if objective.mode == "max" else -1] for objective in objectives])
         best = np.full((len(objectives), len(self.ensemble)), -np.inf)  # larger is better
         for validation in self.state.history:
             rows = validation.rows.cpu().numpy()
-            values = [sign * validation.values[o.metric].numpy() for sign, o in zip(signs, objectives, strict=True)]
+            values = signs * np.stack([validation.values[objective.metric].numpy() for objective in objectives])
             better = values[0] > best[0, rows]
-            best[:, rows[better]] = np.stack(values)[:, better]
-        floors = [
-            METRICS[objective.metric.removeprefix("val/")].floor if sign > 0 else -WORST_SCORE
-            for sign, objective in zip(signs, objectives, strict=True)
-        ]
+            best[:, rows[better]] = values[:, better]
+        floors = [METRICS[o.metric.removeprefix("val/")].floor if o.mode == "max" else -WORST_SCORE for o in objectives]
         floor = np.array(floors, dtype=np.float64)[:, None]
         diverged = np.array([status == "diverged" for status in self.state.status])
-        counted = np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor)) * np.array(signs)[:, None]
+        counted = signs * np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor))
         return [
             [float(getattr(np, o.aggregate)(row[members])) for o, row in zip(objectives, counted, strict=True)]
             for members in map(self.members_of, range(len(self.points)))

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import SAMPLERS, StudyConfig, base_of
 from imavae.data.images import Progress as Rendering
-from imavae.errors import UserError, require, resumable
+from imavae.errors import UserError, interruption_of, require, resumable
 from imavae.metrics.glossary import check_metric
-from imavae.runs import interrupts
 from imavae.runs.folder import create, reopen
 from imavae.runs.ledger import Ledger, tracker_of
 from imavae.runs.session import render
@@ -189,18 +188,18 @@ def _run(
         at_once = min(slots, plan.n_trials or 1)
         ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
     except KeyboardInterrupt as error:
-        ledger.interrupted = interrupts.of(error)
+        ledger.interrupted = interruption_of(error)
         recorder.abandon()
         error.__traceback__ = None  # it refers to Ray's controller, whose end ends the workers
         gc.collect()
     except BaseException:
         with suppress(Exception):
             recorder.close()  # write what has finished
-        ledger.abandon("failed")
+        ledger.close("failed")
         raise
     ledger.write_tables()
     if not ledger.results.ranked() and not ledger.interrupted:
-        ledger.abandon("failed")
+        ledger.close("failed")
         reason = next((record.failure for record in ledger.records if record.failure), "nothing was trained")
         raise NoResultError(f"no trial of {ledger.folder.name} has a result: {reason}; see {ledger.names.ray}", ledger)
     return ledger

@@ -24,14 +24,14 @@ from ray.tune.experiment import Trial
 
 from imavae.config.settings import Objective, StudyConfig, run_config, with_values
 from imavae.data.storage import previous_of
-from imavae.runs import interrupts
+from imavae.errors import check_interruption
 from imavae.runs.folder import RunFolder
 from imavae.runs.ledger import Ledger
-from imavae.runs.records import failed_record, partial_record, trial_record
+from imavae.runs.records import partial_record, trial_record
 from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search.space import Point
 from imavae.search.stopping import read_stops
-from imavae.tracking.base import PROGRESS_PERIOD
+from imavae.tracking.base import PROGRESS_PERIOD, TrialRecord
 
 FULL_DISK = 2**18  # free bytes below which a disk counts as full
 RETRIES = 3  # restarts of a trial that gets no further
@@ -176,7 +176,7 @@ class Recorder(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Notify of progress every now and then, and raise an interrupt that a library has swallowed."""
-        interrupts.check()
+        check_interruption()
         now = time.monotonic()
         if now - self._notified >= SNAPSHOT_PERIOD:
             self._notified = now
@@ -264,7 +264,7 @@ class Recorder(Callback):
     def _record_failure(self, running: _Running, reason: str) -> None:
         for number, point in running.points.items():
             if not self._ledger.has(number):
-                self._ledger.add(failed_record(number, point, reason), None, 0)
+                self._ledger.add(TrialRecord(number, point, "failed", None, [], [], failure=reason), None, 0)
 
 
 def failure_reason(trial: Trial, folder: Path) -> str:
