@@ -1,6 +1,6 @@
-"""A plugin for studies on a cluster: an MLP that writes down, beside this file, where its trials run.
+"""Plugin for studies on a cluster: an MLP that records beside this file where its trials run.
 
-A test copies it into a folder of its own. It takes notice of Ray's workers alone, not of the driver.
+A test copies it into a temporary folder. It watches Ray's workers, not the driver.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from imavae.model.networks import Network, Weights
 
 HERE = Path(__file__).parent
 STARTS = HERE / "starts.jsonl"  # a line for each start of a trial in a worker
-TOGETHER = HERE / "together"  # holds a number: none of the first so many trials trains before all of them have started
-DOOMED = HERE / "doomed"  # holds a node's id: its second trial is held there after some epochs ...
-HELD = HERE / "held"  # ... and this file then says so; trials on other nodes do not begin before
-EPOCHS = 4 * 22  # batches in some epochs of 2000 observations, each of which ends in a checkpoint
+TOGETHER = HERE / "together"  # holds a number n: the first n trials wait until all of them have started
+DOOMED = HERE / "doomed"  # holds a node's id: its second trial stops there after some epochs ...
+HELD = HERE / "held"  # ... and creates this file; trials on other nodes wait for it
+BATCHES = 4 * 8  # of four epochs of 700 observations; each epoch ends in a checkpoint
 
-_place: list[tuple[int, IO[str]]] = []  # of this worker, which keeps it as long as it lives
+_place: list[tuple[int, IO[str]]] = []  # of this worker, until it ends
 _seen = {"batches": 0, "held": False, "waits": False}  # of the trial that runs here
 
 
 @dataclass(frozen=True)
 class Spied(Network):
-    """An encoder or a decoder under watch."""
+    """An encoder or a decoder that may wait."""
 
     inner: Network
     watched: bool
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Those of the network inside."""
+        """Shapes of the inner network."""
         return self.inner.shapes
 
     def __call__(self, weights: Weights, x: Tensor) -> Tensor:
-        """What the network inside gives."""
+        """Output of the inner network."""
         if self.watched:
             _wait()
         return self.inner(weights, x)
@@ -53,7 +53,7 @@ class Spied(Network):
 @NETWORKS.register
 @dataclass(frozen=True)
 class SpiedNetwork(NetworkSettings):
-    """The network of model.name=spied."""
+    """Settings of model.name=spied."""
 
     name: str = "spied"
 
@@ -68,7 +68,7 @@ class SpiedNetwork(NetworkSettings):
 def starts() -> list[dict[str, object]]:
     """Of each start: trial, node, pool (the node's GPUs that it sees) and place in that pool.
 
-    A place is the first one that no other living worker has, so that places count how many there are at once.
+    A place is the lowest number that no other living worker holds, so places count the concurrent workers.
     """
     return [json.loads(line) for line in STARTS.read_text().splitlines()] if STARTS.exists() else []
 
@@ -99,6 +99,6 @@ def _wait() -> None:
         time.sleep(0.05)
     while _seen["waits"] and not HELD.exists():
         time.sleep(0.05)
-    while _seen["held"] and _seen["batches"] > EPOCHS:
+    while _seen["held"] and _seen["batches"] > BATCHES:
         HELD.touch()
         time.sleep(0.05)
