@@ -1,4 +1,4 @@
-"""What the pages that a person reads hold: their blocks, their command lines, their links; what must not be said."""
+"""Read the Markdown pages: code blocks, command lines, links; and find what other libraries print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-FOREIGN = re.compile(  # what Ray, MLflow, Optuna, torch or Python itself would say among our own lines
+FOREIGN = re.compile(  # lines that Ray, MLflow, Optuna, torch or Python print among ours
     r"(?i:warning|deprecat|alembic|traceback|raylet)|\b(WARN|INFO|DEBUG|ERROR|CRITICAL)\b|\(.*pid=\d|ray::|site-packages"
     r"|^\[[IWED] ?\d{4}|^\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:|^[IWEF]\d{4} \d\d:\d\d"
 )
@@ -37,12 +37,12 @@ def shell_lines(page: Path) -> list[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Targets of its links and pictures that lie in this repository."""
+    """Targets of its links and pictures within this repository."""
     found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL))
     return [target for target in found if "://" not in target]
 
 
 def anchors(page: Path) -> set[str]:
-    """What its headings can be linked by."""
+    """Anchors of its headings."""
     headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text_of(page), flags=re.DOTALL), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}

@@ -1,8 +1,9 @@
-"""Commands and code on the README and its pages, run in a copy of the checkout, and MLflow's page in a browser.
+"""Commands and code on the README and its pages, and MLflow's page in a browser, in a copy of the checkout.
 
 One study is run by make, every other command line by one process that imports everything once: a run with a tiny
-budget, a dry run with few data, and any other study or figure with ``--help``, which composes its settings. The browser
-is the system's Chromium; only this machine's addresses are open to it, as the page must need no network.
+budget, a dry run with few data, and the rest with ``--help``, which composes and checks its settings: studies, figures,
+and what test_own_models.py and test_sprites_runs.py run. The browser is the system's Chromium; only this machine's
+addresses are open to it, as the page must need no network.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.helpers import free_port
 from tests.pages import PAGES, README, ROOT, blocks, foreign, shell_lines
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.slow
 NOT_HERE = ("own_data.md", "cluster.md")  # test_own_data_page.py runs the first; the other one's need a cluster
 TRAIN = ["data.n_obs=1000", "training.max_epochs=1", "training.validate_every=1", "members.seed=[1,2]"]
 TINY = {"train": TRAIN, "evaluate": [], "tune": ["--help"], "reproduce": ["--help"]}
-IMAGES = ["data.side=16", "model.n_layers=2", "model.hidden_factor=4"]
+RUN_ELSEWHERE = ("plugins=", "sprites")
 STUDY_LINE = "make tune SEARCH=gamma_uniform"  # the one that is run
 STUDY = "budget.trials=2 data.n_obs=2000 members.seed=[1,2] training.max_epochs=4 training.validate_every=1"
 STUDY += " scheduler.name=none cluster.cpus=2"
@@ -104,13 +105,16 @@ def _run(words: list[str], checkout: Path, environment: dict[str, str], stdin: s
 
 
 def _script_and_arguments(line: str, checkout: Path, environment: dict[str, str]) -> list[str]:
-    """What Python runs for a command line, with a tiny budget at its end; ``make -n`` tells what make would run."""
+    """Return what Python runs for a command line, with a tiny budget at its end; ``make -n`` shows what make runs."""
     words = shlex.split(line)
     if words[0] == "make":
         asked = _run(["make", "-n", *words[1:]], checkout, environment)
         [words] = [shlex.split(shown) for shown in asked.text.splitlines() if shown.startswith(".venv/bin/python ")]
+    if line == "make reproduce":
+        return words[1:]
+    elsewhere = any(word in line for word in RUN_ELSEWHERE)
     tiny = TRAIN if "dry_run=true" in words else TINY[Path(words[1]).stem]
-    return [*words[1:], *([] if line == "make reproduce" else tiny), *(IMAGES if "sprites" in line else [])]
+    return [*words[1:], *(["--help"] if elsewhere else tiny)]
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +147,16 @@ def test_the_champion_is_loaded_as_the_readme_shows(checkout: Path, environment:
 
 
 @pytest.fixture(scope="module")
-def address(checkout: Path, environment: dict[str, str], members: pd.DataFrame) -> Iterator[str]:
+def study(checkout: Path, outputs: dict[str, Output]) -> Path:
+    """Folder of the finished study."""
+    assert outputs[STUDY_LINE].code == 0
+    return checkout / "outputs/studies/gamma_uniform"
+
+
+@pytest.fixture(scope="module")
+def address(checkout: Path, environment: dict[str, str], study: Path) -> Iterator[str]:
     """Address that ``make ui`` prints."""
-    assert len(members)  # there is something to show
+    assert study.is_dir()
     server: subprocess.Popen[Any] = subprocess.Popen(
         ["make", "ui", f"PORT={free_port()}"], cwd=checkout, env=environment, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -159,13 +170,6 @@ def address(checkout: Path, environment: dict[str, str], members: pd.DataFrame) 
         os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does
         rest, _ = server.communicate(timeout=120)
     assert foreign(printed + rest) == []
-
-
-@pytest.fixture(scope="module")
-def members(checkout: Path, outputs: dict[str, Output]) -> pd.DataFrame:
-    """The study's ``members.csv``."""
-    assert outputs[STUDY_LINE].code == 0
-    return pd.read_csv(checkout / "outputs/studies/gamma_uniform/members.csv")
 
 
 @pytest.fixture(scope="module")
@@ -204,58 +208,18 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
     assert outside == []
 
 
-def run_link(page: Page, name: str) -> Locator:
-    """Link to a run in the table of runs."""
-    return page.get_by_role("gridcell").get_by_role("link", name=name, exact=True)
-
-
-def unfold(page: Page, name: str) -> None:
-    """Show a run's children in the table of runs."""
-    cell = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name=name, exact=True))
-    cell.get_by_role("button").click()
-
-
-def in_table(page: Page, run: str, column: str) -> str:
-    """Value in a run's row of the table of runs. A row is there twice: its name and its values."""
-    row = page.get_by_role("row").filter(has=page.get_by_role("link", name=run, exact=True)).get_attribute("row-id")
-    cell = page.locator(f'[row-id="{row}"] [col-id*="{column}"]')
-    expect(cell).not_to_be_empty()
-    return cell.inner_text()
-
-
-@pytest.mark.browser
-def test_mlflows_page_opens_on_the_study_whose_trials_and_members_unfold(page: Page, members: pd.DataFrame) -> None:
-    unfold(page, "gamma_uniform")
-    best = "max val/mcc"
-    for number, rows in members.groupby("trial"):
-        unfold(page, f"trial {number}")
-        assert float(in_table(page, f"trial {number}", "`score`")) == pytest.approx(rows[best].median(), rel=1e-12)
-        for row in rows.to_dict("records"):
-            member = f"seed {row['seed']} of trial {number}"
-            assert float(in_table(page, member, f"`{best}`")) == pytest.approx(row[best], rel=1e-12)
-            assert in_table(page, member, "imavae.status") == row["status"]
-    expect(page.get_by_role("link", name=re.compile("^seed . of trial .$"))).to_have_count(len(members))
-
-
-@pytest.mark.browser
-def test_a_trial_has_a_curve_of_val_mcc(page: Page, checkout: Path) -> None:
-    history = pd.read_csv(checkout / "outputs/studies/gamma_uniform/history.csv").query("trial == 1")
-    unfold(page, "gamma_uniform")
-    run_link(page, "trial 1").click()
-    page.get_by_role("tab", name="Model metrics").click()
-    page.get_by_role("searchbox", name="Search metric charts").fill("^val/mcc$")
-    expect(page.get_by_text("trial 1 (val/mcc)", exact=True)).to_be_visible()
-    expect(page.locator(".js-plotly-plot .scatterlayer .point")).to_have_count(history["epoch"].nunique())
+def open_run(page: Page, name: str) -> None:
+    """Open a run from the table of runs."""
+    page.get_by_role("gridcell").get_by_role("link", name=name, exact=True).click()
 
 
 @pytest.mark.browser
 def test_the_study_has_its_description_figures_and_report(page: Page) -> None:
-    run_link(page, "gamma_uniform").click()
+    open_run(page, "gamma_uniform")
     expect(page.get_by_text("model.gamma, model.hidden_factor, model.n_layers").first).to_be_visible()
+    expect(page.locator("a[href='#/models/gamma_uniform']").first).to_be_visible()  # the champion, in the description
     page.get_by_role("tab", name="Artifacts").click()
     files = page.get_by_role("listitem")
-    for name in ("config.yaml", "search_space.yaml", "members.csv", "history.csv"):
-        expect(files.get_by_text(name)).to_be_visible()
     files.get_by_text("figures").click()
     files.get_by_text("mcc_vs_gamma.png").click()
     picture = page.get_by_role("img", name="mcc_vs_gamma.png")
@@ -266,15 +230,18 @@ def test_the_study_has_its_description_figures_and_report(page: Page) -> None:
 
 
 @pytest.mark.browser
-def test_the_champion_is_the_best_member(page: Page, members: pd.DataFrame) -> None:
-    run_link(page, "gamma_uniform").click()
-    with page.expect_popup() as opened:
-        page.locator("a[href='#/models/gamma_uniform']").click()  # in the study's description
-    page = opened.value
-    welcome = page.get_by_role("button", name="Try it now")  # covers a model when it is first opened
-    page.add_locator_handler(welcome, lambda button: button.click())
-    expect(page.get_by_role("status", name="champion")).to_be_visible()
-    page.get_by_role("link", name="Version 1").click()
-    scores = members.groupby("trial")["max val/mcc"].transform("median")
-    best = members.assign(score=scores).sort_values(["score", "max val/mcc"]).to_dict("records")[-1]
-    expect(page.get_by_role("link", name=f"seed {best['seed']} of trial {best['trial']}")).to_be_visible()
+def test_a_trial_has_its_score_and_a_curve_of_val_mcc(page: Page, study: Path) -> None:
+    members = pd.read_csv(study / "members.csv").query("trial == 1")
+    history = pd.read_csv(study / "history.csv").query("trial == 1")
+    cell = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name="gamma_uniform", exact=True))
+    cell.get_by_role("button").click()  # show the study's trials
+    # A row is there twice: its name and its values.
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="trial 1", exact=True))
+    score = page.locator(f"""[row-id="{row.get_attribute("row-id")}"] [col-id*="`score`"]""")
+    expect(score).not_to_be_empty()
+    assert float(score.inner_text()) == pytest.approx(members["max val/mcc"].median(), rel=1e-12)
+    open_run(page, "trial 1")
+    page.get_by_role("tab", name="Model metrics").click()
+    page.get_by_role("searchbox", name="Search metric charts").fill("^val/mcc$")
+    expect(page.get_by_text("trial 1 (val/mcc)", exact=True)).to_be_visible()
+    expect(page.locator(".js-plotly-plot .scatterlayer .point")).to_have_count(history["epoch"].nunique())
