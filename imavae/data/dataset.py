@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Float64, Int, UInt8
@@ -25,7 +25,7 @@ from imavae.data import sprites, tables
 from imavae.data.images import Cache, Images, Progress
 from imavae.data.mixings import Mixing, Shifted
 from imavae.data.sources import Scalable, Source
-from imavae.errors import UserError, require
+from imavae.errors import require
 from imavae.rng import stream
 
 
@@ -244,7 +244,7 @@ def build_source(settings: SourceSettings) -> Source:
 
 
 def _with_methods(built: Any, protocol: Any, setting: str) -> Any:
-    """What a variant has built. Raises UserError unless it has all methods of a protocol."""
+    """Return ``built``. Raises UserError unless it has all methods of a protocol."""
     methods = [name for name in vars(protocol) if not name.startswith("_")]
     missing = [name for name in methods if not callable(getattr(built, name, None))]
     rule = f"{setting} builds a {protocol.__name__} with {', '.join(methods)}"
@@ -272,13 +272,10 @@ def _draw_segments(data: DrawnData) -> tuple[Int[Tensor, " n"], Float64[Tensor, 
 
 
 def _scaled(source: Source, factors: Float64[Tensor, "n d"], data: DrawnData) -> Source:
-    if not isinstance(source, Scalable):
-        raise UserError(
-            f"`data.n_segments is 1 for a source without a method scaled` must hold, but got {data.n_segments}; "
-            f"add `scaled` to {type(source).__name__}, as in {Scalable.__module__}.{Scalable.__name__}"
-        )
+    rule, remedy = "data.n_segments is 1 for a source without a method scaled", f"add it to {type(source).__name__}"
+    require(isinstance(source, Scalable), rule, data.n_segments, f"{remedy}, as in imavae.data.sources.Scalable")
     bounded = math.isfinite(data.source.support[1])
-    return source.scaled(factors / data.variances[1] if bounded else factors)
+    return cast(Scalable, source).scaled(factors / data.variances[1] if bounded else factors)
 
 
 def _check(values: Tensor, key: str, name: str, shape: tuple[int, ...]) -> None:

@@ -27,8 +27,8 @@ from imavae.config.data import SpritesData
 from imavae.data.images import Cache, cached
 from imavae.data.mixings import uniform
 
-VERSION = 1  # of the pixels: raise it with any change of them, so that no cache of others is taken for them
-STEEPEST = 0.5  # how far the denominator of a projective map may go from 1
+VERSION = 1  # of the pixels: raise it whenever they change, so that no older cached file is used
+STEEPEST = 0.5  # largest distance of a projective map's denominator from 1
 
 
 class Shape(NamedTuple):
@@ -37,8 +37,8 @@ class Shape(NamedTuple):
     edges: int  # straight ones; 0 is a circle
     radius: float  # distance of each edge from the centre
     first: float  # direction of the first edge from the centre, in turns
-    upright: float  # furthest that it reaches along an axis when upright
-    turned: float  # and at any angle
+    upright: float  # reach along an axis when upright
+    turned: float  # reach along an axis at any angle
 
 
 SHAPES = {
@@ -49,7 +49,7 @@ SHAPES = {
 
 
 class Scenes(NamedTuple):
-    """What determines the pixels of n images."""
+    """Everything that determines the pixels of n images."""
 
     centre: Float32[ndarray, "n 2"]  # column and row, in pixels from the upper left corner
     half: Float32[ndarray, " n"]  # size, in pixels
@@ -68,7 +68,7 @@ class FactorMap:
     high: Float64[Tensor, " k"]
 
     def __call__(self, t: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
-        """The factors in [0, 1] that are drawn instead of ``t``."""
+        """The factors in [0, 1] to draw instead of ``t``."""
         return ((_ratio(self.matrix, self.slope, t) - self.low) / (self.high - self.low)).clamp(0, 1)
 
 
@@ -88,9 +88,7 @@ def _ratio(matrix: Tensor, slope: Tensor, t: Tensor) -> Tensor:
 
 
 def settled(settings: SpritesData, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-    """The sources with that of the shape at one of as many values as there are shapes: the middles of equal parts of
-    its support.
-    """
+    """The sources, that of the shape rounded to one value per shape: the middles of equal parts of its support."""
     if "shape" not in settings.factors:
         return s
     low, high = settings.source.support
@@ -102,7 +100,7 @@ def settled(settings: SpritesData, s: Float64[Tensor, "n d"]) -> Float64[Tensor,
 
 
 def scenes(settings: SpritesData, s: Float64[Tensor, "n d"], generator: torch.Generator) -> Scenes:
-    """What the sources stand for; the map of the factors and the jitter come from ``generator``."""
+    """The scenes of some sources; the map of the factors and the jitter are drawn from ``generator``."""
     low, high = settings.source.support
     t = ((s - low) / (high - low)).clamp(0, 1)
     smooth = [i for i, name in enumerate(settings.factors) if name != "shape"]
@@ -134,7 +132,7 @@ def scenes(settings: SpritesData, s: Float64[Tensor, "n d"], generator: torch.Ge
 
 
 def _margin(settings: SpritesData) -> float:
-    """How near to the border a centre may come, in pixels; half a pixel is for the edge."""
+    """Smallest distance of a centre from the border, in pixels, with half a pixel for the edge."""
     turned = "angle" in settings.factors
     reach = max(SHAPES[name].turned if turned else SHAPES[name].upright for name in settings.shapes)
     return reach * settings.size[1] * settings.side + 0.5
@@ -165,12 +163,8 @@ def render(scenes: Scenes, settings: SpritesData) -> UInt8[ndarray, "n 3 side si
         offset = (place - centre[:, :, None] + 0.5).astype(np.float32)
         cover = _cover(SHAPES[name], offset, scenes.half[rows], scenes.angle[rows])
         patch = np.rint(cover[:, None] * (255 * scenes.colour[rows])[:, :, None, None]).astype(np.uint8)
-        images[
-            rows[:, None, None, None],
-            np.arange(3)[:, None, None],
-            place[:, 1, None, :, None],
-            place[:, 0, None, None, :],
-        ] = patch
+        row, column = place[:, 1, None, :, None], place[:, 0, None, None, :]
+        images[rows[:, None, None, None], np.arange(3)[:, None, None], row, column] = patch
     return images
 
 
@@ -192,12 +186,8 @@ def _cover(
 
 
 def images(scenes: Scenes, settings: SpritesData, cache: Cache) -> UInt8[ndarray, "n feature"]:
-    """The images as rows of 3 x side x side bytes, in a read-only memory map of a file in the cache.
-
-    They are rendered if there is no such file.
-
-    Raises:
-        UserError: the file can't be written.
+    """The images as rows of 3 x side x side bytes in a cached file, rendered if there is none. Raises UserError if the
+    file can't be written.
     """
 
     def chunk(start: int, stop: int) -> ndarray:
@@ -209,7 +199,7 @@ def images(scenes: Scenes, settings: SpritesData, cache: Cache) -> UInt8[ndarray
 
 
 def _key(scenes: Scenes, settings: SpritesData) -> str:
-    """A name for the pixels, from all that determines them: no two worlds share one, whatever they were drawn with."""
+    """A hash of everything that determines the pixels."""
     digest = hashlib.sha256(repr((VERSION, settings.side, settings.shapes, _margin(settings))).encode())
     for array in scenes:
         digest.update(repr((array.dtype.str, array.shape)).encode())

@@ -32,7 +32,7 @@ CSV_BYTES = 4 << 20  # text of a block
 
 @dataclass(frozen=True)
 class Table:
-    """What is known of a file before its rows are read."""
+    """Columns of a file, known before its rows are read."""
 
     path: Path
     key: str  # setting that names the file

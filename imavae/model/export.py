@@ -16,13 +16,13 @@ from imavae.model import vae
 
 
 class Model(nn.Module):
-    """A trained VAE for rows of observations, as they are in a person's file: it standardises its columns itself. A row
-    of an image is 3 x side x side numbers in [0, 1], in the order (channel, row, column).
+    """A trained VAE for rows of observations in their own units: it standardises a file's columns itself. An image is a
+    row of 3 x side x side numbers in [0, 1], in the order (channel, row, column).
 
     Attributes:
-        config: its point, with its own seeds.
-        about: where it comes from (seed, trial, score, ...).
-        architecture: the networks and the prior, which hold no weights.
+        config: Settings of its point, with its own seeds.
+        about: Provenance (seed, trial, score, ...).
+        architecture: Networks and prior, which hold no weights.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Model(nn.Module):
         about: Mapping[str, Any] | None = None,
         scaling: Scaling | None = None,
     ) -> None:
-        """A model with these weights, named as in the architecture's layout and without a member axis."""
+        """Take ``weights``, named as in the architecture's layout and without a member axis."""
         super().__init__()
         self.config, self.about = config, dict(about or {})
         self.architecture = vae.build(config)

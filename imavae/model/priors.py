@@ -28,7 +28,7 @@ LINE = (-math.inf, math.inf)
 
 
 class Prior(ABC):
-    """Independent latents of one family; every function acts on each component alone.
+    """Independent latents of one family; every function acts on each component separately.
 
     ``support`` is the interval that a latent lives on; ``start`` holds the parameters' values in their unconstrained
     form, and ``free`` the positions of those that can be learned (a location is not: the encoder absorbs any shift).
@@ -84,6 +84,11 @@ class Prior(ABC):
 
 
 Parameters = Literal["fixed", "learned", "conditional"]
+ScaleParameters = Annotated[
+    Parameters, Field(description="fixed; learned: the scale of each latent; conditional: mean and scale depend on u")
+]
+Low = Annotated[float | None, Field(description="lower end of the support; null: the source's")]
+High = Annotated[float | None, Field(description="upper end of the support; null: the source's")]
 
 
 @PRIORS.register
@@ -92,8 +97,8 @@ class UniformPrior(PriorSettings):
     """Latents uniform on [low, high]."""
 
     name: str = "uniform"
-    low: Annotated[float | None, Field(description="lower end of the support; null: the source's")] = None
-    high: Annotated[float | None, Field(description="upper end of the support; null: the source's")] = None
+    low: Low = None
+    high: High = None
     bounded: ClassVar[bool] = True
 
     def build(self, support: Interval) -> Uniform:
@@ -108,8 +113,8 @@ class BetaPrior(PriorSettings):
     name: str = "beta"
     alpha: Annotated[float, Field(gt=0, description="first shape parameter; at 1 and 1 the prior is uniform")] = 2.0
     beta: Annotated[float, Field(gt=0, description="second shape parameter")] = 2.0
-    low: Annotated[float | None, Field(description="lower end of the support; null: the source's")] = None
-    high: Annotated[float | None, Field(description="upper end of the support; null: the source's")] = None
+    low: Low = None
+    high: High = None
     parameters: Annotated[
         Parameters, Field(description="fixed; learned: both shapes of each latent; conditional: they depend on u")
     ] = "fixed"
@@ -127,10 +132,7 @@ class GaussianPrior(PriorSettings):
     name: str = "gaussian"
     mean: Annotated[float, Field(description="of every latent")] = 0.0
     std: Annotated[float, Field(gt=0, description="a standard deviation, not a variance")] = 1.0
-    parameters: Annotated[
-        Parameters,
-        Field(description="fixed; learned: the scale of each latent; conditional: mean and scale depend on u"),
-    ] = "fixed"
+    parameters: ScaleParameters = "fixed"
     analytic: ClassVar[bool] = True
 
     def build(self, support: Interval) -> Gaussian:
@@ -145,10 +147,7 @@ class LaplacePrior(PriorSettings):
     name: str = "laplace"
     mean: Annotated[float, Field(description="of every latent")] = 0.0
     scale: Annotated[float, Field(gt=0, description="the standard deviation is sqrt(2) times it")] = 1.0
-    parameters: Annotated[
-        Parameters,
-        Field(description="fixed; learned: the scale of each latent; conditional: mean and scale depend on u"),
-    ] = "fixed"
+    parameters: ScaleParameters = "fixed"
     analytic: ClassVar[bool] = True
 
     def build(self, support: Interval) -> Laplace:

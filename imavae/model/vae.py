@@ -1,7 +1,9 @@
 """The VAE of an ensemble: ELBO(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)), p(x|z) = N(g(z), gamma^-2 I).
 
-One posterior sample estimates the first term and, unless it has a closed form that is asked for, E_q[log p(z)]; the
-posterior's entropy is exact. Each member's gamma is one of its weights, ``log_gamma``.
+The posterior is q(y|x) = N(mu(x), L L^T) in the unconstrained coordinate y, L diagonal or lower triangular; z(y) pushes
+it onto the prior's support. One posterior sample estimates E_q[log p(x|z)] and, unless its closed form is asked for,
+E_q[log p(z)]; the posterior's entropy is exact. Shapes are (member, feature, batch). An encoder's output holds mu,
+log L_kk^2 and, for a full covariance, the rows of L below its diagonal. Each member's gamma is a weight, ``log_gamma``.
 """
 
 from __future__ import annotations
@@ -41,11 +43,11 @@ class Posterior(NamedTuple):
         return y + torch.stack([(row * noise[:, : row.shape[1]]).sum(1) for row in self._rows()], 1)
 
     def entropy(self) -> Float[Tensor, "member d batch"]:
-        """In nats; its sum over d is the posterior's: log det L L^T = sum_k log L_kk^2."""
+        """Entropy in nats; its sum over d is the posterior's: log det L L^T = sum_k log L_kk^2."""
         return 0.5 * self.log_square + 0.5 * (1 + math.log(2 * math.pi))
 
     def variance(self) -> Float[Tensor, "member d batch"]:
-        """Of each component: the diagonal of L L^T."""
+        """Variance of each component: the diagonal of L L^T."""
         diagonal = self.log_square.exp()
         if self.below is None:
             return diagonal
@@ -58,12 +60,12 @@ class Posterior(NamedTuple):
 
 
 def encoding_size(dim: int, kind: str) -> int:
-    """Numbers that an encoder must give for a ``diagonal`` or ``full`` covariance."""
+    """Number of outputs of an encoder for a ``diagonal`` or ``full`` covariance."""
     return 2 * dim + (dim * (dim - 1) // 2 if kind == "full" else 0)
 
 
 def from_encoding(encoding: Float[Tensor, "member e batch"], dim: int) -> Posterior:
-    """The posterior that an encoder's output stands for."""
+    """The posterior from an encoder's output."""
     below = encoding[:, 2 * dim :] if encoding.shape[1] > 2 * dim else None
     return Posterior(encoding[:, :dim], encoding[:, dim : 2 * dim], below)
 
@@ -78,7 +80,7 @@ class Elbo(NamedTuple):
 
 @dataclass(frozen=True)
 class TrueDecoder(Network):
-    """The mixing itself, which takes latents for sources: only the encoder is left to train."""
+    """The true mixing as the decoder, with latents for sources: only the encoder is trained."""
 
     mixing: Mixing
 
@@ -104,7 +106,7 @@ class TrueDecoder(Network):
 
 @dataclass(frozen=True)
 class VAE:
-    """An architecture: the networks, the prior and where the weights lie. It holds no weights itself."""
+    """An architecture: the networks, the prior and the layout of the weights. It holds no weights."""
 
     dim: int  # of latents; observations may have more
     encoder: Network
@@ -112,12 +114,12 @@ class VAE:
     prior: Prior
     prior_network: MLP | None = None  # of a conditional prior: from the segment, one-hot, to the parameters' offsets
     learned_prior: bool = False
-    analytic: bool = False  # whether the KL divergence is taken in closed form
-    full: bool = False  # whether the posterior has a full covariance
+    analytic: bool = False  # True: the KL divergence in closed form
+    full: bool = False  # True: a full posterior covariance
 
     @functools.cached_property
     def layout(self) -> Layout:
-        """Where each weight lies in a member's flat row."""
+        """Positions of the weights in a member's flat row."""
         shapes = self.encoder.shapes | self.decoder.shapes
         if self.prior_network is not None:
             shapes |= self.prior_network.shapes
@@ -168,9 +170,7 @@ class VAE:
         y: Float[Tensor, "member d batch"],
         theta: Theta,
     ) -> Elbo:
-        """The ELBO at a posterior sample ``y`` that is already there; ``theta`` is as :meth:`theta` gives it, 0-dim or
-        (member, d, batch).
-        """
+        """The ELBO at a given posterior sample ``y``; ``theta`` is 0-dim or (member, d, batch)."""
         observed, batch = x.shape[1:]
         if self.analytic:
             log_prior = self.prior.expected_log_prob(q.mean, q.variance(), theta)
@@ -184,7 +184,7 @@ class VAE:
 
 
 def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
-    """The architecture that ``config`` names; a true decoder's mixing rests on ``device``."""
+    """The architecture of ``config``; a true decoder's mixing is on ``device``."""
     model, dim, observed = config.model, config.data.dim, config.data.observed
     inner = (model.n_layers, model.hidden_factor * dim)
     outer = (model.encoder.n_layers or model.n_layers, (model.encoder.hidden_factor or model.hidden_factor) * dim)
@@ -209,5 +209,5 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
 
 
 def torch_dtype(config: RunConfig) -> torch.dtype:
-    """The floating-point type that ``config`` trains in."""
+    """Dtype of weights and data."""
     return torch.float64 if config.training.dtype == "float64" else torch.float32

@@ -177,7 +177,7 @@ class _Layer(NamedTuple):
 
 
 class WrittenOut:
-    """The same gradient as :class:`ByAutograd`'s, for the models of :func:`written_out`."""
+    """The gradient of :class:`ByAutograd`, for the models of :func:`written_out`."""
 
     def __init__(self, model: VAE, weights: Flat, gradient: Flat, beta: Float[Tensor, " member"]) -> None:
         """It is written into ``gradient``, which is laid out like ``weights``; gamma's stays zero."""
@@ -252,7 +252,7 @@ def _layers(network: Network, views: dict[str, Tensor], into: dict[str, Tensor])
 
 
 def _forward(layers: list[_Layer], x: Tensor, passed: list[Tensor]) -> Tensor:
-    """What the last layer gives; ``passed`` is filled with what each of them gives, after its activation."""
+    """The last layer's output; ``passed`` receives each layer's output after its activation."""
     for layer, out in zip(layers, passed, strict=True):
         torch.baddbmm(layer.bias, layer.weight, x, out=out)
         x = out if layer.slope is None else leaky_relu_(out, layer.slope)

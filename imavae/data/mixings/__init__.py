@@ -61,7 +61,7 @@ class Shifted(Mixing):
 
 
 def moved(mixing: M, device: torch.device | str) -> M:
-    """The same mixing, a dataclass, with its tensors on a device."""
+    """Copy a mixing, which must be a dataclass, with its tensors on a device."""
 
     def move(part: Any) -> Any:
         if isinstance(part, torch.Tensor):

@@ -122,7 +122,7 @@ class Convolutions:
         x: Float[torch.Tensor, "member i batch"],
         tangent: Float[torch.Tensor, "member i t batch"],
     ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o t batch"]]:
-        """The same, and its derivative along tangents: that of a layer is the layer without its bias."""
+        """Outputs and their derivatives along tangents; a layer's derivative is the layer without its bias."""
         side, batch = math.isqrt(x.shape[1] // self.channels[0]), x.shape[2]
         results = []
         for member, rows in enumerate(torch.cat([x[:, :, None], tangent], 2)):
