@@ -45,7 +45,7 @@ def test_in_a_pipe_a_line_is_printed_only_when_something_has_changed() -> None:
             display.snapshot(snapshot(seconds, finished, best))
     assert text_of(output).splitlines() == [
         "0:01 best val/mcc 0.500 at gamma=98.2 n_layers=3",
-        "0:05 1/32 trials, 2 running, 31 early stops, 31k member-steps/s, 2:10 left",
+        "0:05 1/32 trials, 2 running, 31 early stops, 31,234 member-steps/s, 2:10 left",
         "0:09 best val/mcc 0.600 at gamma=98.2 n_layers=3",
     ]
 
@@ -73,7 +73,7 @@ def test_the_display_holds_in_80_columns_and_without_colour(terminal: bool, monk
     assert "\x1b[3" not in text  # no colour; bold and the cursor's moves are not colours
     plain = [line for line in console().render_str(text).plain.splitlines() if "\x1b" not in line]
     assert max(map(len, plain), default=0) <= 80
-    for number in ("31", "0.123", "31,234" if terminal else "31k", "11:06:40"):
+    for number in ("31", "0.123", "31,234", "11:06:40"):
         assert number in text
 
 

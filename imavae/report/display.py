@@ -11,7 +11,6 @@ import os
 import textwrap
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -78,9 +77,7 @@ class Observer:
     def __enter__(self) -> Observer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the observation."""
 
     def rendered(self, done: int, images: int) -> None:
@@ -118,9 +115,7 @@ class Display(Observer):
         self._printed = (0, MISSING)  # finished trials and best score
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end_bar()
         if self._live and self._latest:
             self._live.stop()
@@ -148,10 +143,9 @@ class Display(Observer):
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Show the study in place of its last snapshot."""
-        first, self._latest = self._latest is None, snapshot
+        self._latest = snapshot
         if self._live:
-            if first:
-                self._live.start()
+            self._live.start()  # does nothing if it has started
             self._live.update(_panel(snapshot))
         elif snapshot.seconds - self._printed_at >= PLAIN_INTERVAL:
             self._print_news(snapshot)
@@ -168,19 +162,16 @@ class Display(Observer):
 
     def _print_news(self, snapshot: Snapshot) -> None:
         """Print the number of finished trials and the best score, as far as they have changed."""
-        news, at = (snapshot.finished, _best(snapshot)), clock(snapshot.seconds)
-        finished, best = self._printed
-        if news != self._printed:
-            self._printed, self._printed_at = news, snapshot.seconds
-        if news[0] != finished:
-            steps = snapshot.member_steps_per_s
-            speed = f"{steps / 1000:.0f}k" if steps >= 10_000 else f"{steps:.0f}"
+        news, at, steps = (snapshot.finished, _best(snapshot)), clock(snapshot.seconds), snapshot.member_steps_per_s
+        if news[0] != self._printed[0]:
             self.notice(
                 f"{at} {news[0]}/{snapshot.trials_total} trials, {snapshot.running} running, "
-                f"{snapshot.members_stopped} early stops, {speed} member-steps/s, {_left(snapshot)}"
+                f"{snapshot.members_stopped} early stops, {steps:,.0f} member-steps/s, {_left(snapshot)}"
             )
-        if news[1] != best:
+        if news[1] != self._printed[1]:
             self.notice(f"{at} best {snapshot.metric} {news[1]}")
+        if news != self._printed:
+            self._printed, self._printed_at = news, snapshot.seconds
 
 
 def _left(snapshot: Snapshot) -> str:

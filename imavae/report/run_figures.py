@@ -14,21 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from imavae.metrics.evaluate import ENDS, ImagePanels, PosteriorShapes
-from imavae.report.drawing import (
-    BLUE,
-    FAINT,
-    GREY,
-    INK,
-    SEED_COLOURS,
-    VERMILLION,
-    dress,
-    finite_or_nan,
-    floats,
-    legend,
-    new_figure,
-    write,
-    write_on,
-)
+from imavae.report import drawing
+from imavae.report.drawing import BLUE, FAINT, GREY, INK, SEED_COLOURS, VERMILLION, dress, floats, legend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,40 +28,28 @@ CELL, GAP = 0.85, 0.08  # size of an image in inches, and the share of it that i
 def run_figures(
     shapes: PosteriorShapes, names: list[str], factors: list[str], history: pd.DataFrame, folder: Path
 ) -> list[Path]:
-    """Draw one point's members into a folder, and return the files.
+    """Draw one point's members, at their best states on the validation split, into a folder; return the files.
 
-    Args:
-        shapes: of the members at their best states, on the validation split; without sources, latents have no figure.
-        names: the members' names.
-        factors: the sources' names.
-        history: rows of ``history.csv``: ``seed``, ``epoch``, ``val/gamma``, ``val/neg_elbo`` and ``val/mcc`` (without
-            sources ``val/agreement`` takes its place, if there are several seeds).
-        folder: created if it does not exist.
+    Without sources, latents have no figure, and ``val/agreement`` takes the place of ``val/mcc`` in ``history`` (rows
+    of ``history.csv``), if there are several seeds.
     """
     figures = {"learning_curves": learning_curves(history), "posterior_variance": _variances(shapes, names)}
     if shapes.sources.shape[1]:
         figures["latents"] = _latents(shapes, names, factors)
     if history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
-    return write(figures, folder)
+    return drawing.write(figures, folder)
 
 
 def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path) -> list[Path]:
-    """Draw reconstructions of all members and latent traversals of one, and return the files.
-
-    Args:
-        panels: images of the validation split at the members' best states.
-        names: the members' names.
-        best: the member whose latents are traversed.
-        folder: created if it does not exist.
-    """
+    """Draw reconstructions of all members and latent traversals of member ``best``, and return the files."""
     figures = {"reconstructions": _reconstructions(panels, names), "traversals": _traversals(panels, names[best])}
-    return write(figures, folder)
+    return drawing.write(figures, folder)
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
     """Draw the score and −ELBO of each member over epochs, with its best value."""
-    figure = new_figure("Learning curves of the members", 9.6, 4.0)
+    figure = drawing.new_figure("Learning curves of the members", 9.6, 4.0)
     left, right = figure.subplots(1, 2)
     score = "val/mcc" if "val/mcc" in history else "val/agreement"
     curves = list(history.groupby("seed", sort=False))
@@ -82,9 +57,9 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     for axes, column, best in ((left, score, np.nanargmax), (right, "val/neg_elbo", np.nanargmin)):
         known = column in history
         if not (known and np.isfinite(floats(history[column])).any()):
-            write_on(axes, "no finite value" if known else "no sources, and a single seed")
+            drawing.write_on(axes, "no finite value" if known else "no sources, and a single seed")
         for n, (seed, curve) in enumerate(curves if known else ()):
-            epoch, value = floats(curve["epoch"]), finite_or_nan(floats(curve[column]))
+            epoch, value = floats(curve["epoch"]), drawing.finite_or_nan(floats(curve[column]))
             colour, width, alpha = (BLUE, 0.8, 0.5) if many else (SEED_COLOURS[n], 1.3, 0.9)
             axes.plot(epoch, value, color=colour, linewidth=width, alpha=alpha, label=f"seed {seed}")
             if np.isfinite(value).any():
@@ -107,7 +82,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
 
 def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> Figure:
     members, dim = min(len(names), MAX_MEMBERS), shapes.sources.shape[1]
-    figure = new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.45 * members + 0.9)
+    figure = drawing.new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.45 * members + 0.9)
     for (m, k), axes in np.ndenumerate(figure.subplots(members, dim, squeeze=False, sharex="col")):
         axes.plot(shapes.sources[m, k], shapes.latents[m, k], ".", color=BLUE, markersize=1.5, alpha=0.5)
         dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "")
@@ -116,7 +91,7 @@ def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> F
 
 
 def _variances(shapes: PosteriorShapes, names: list[str]) -> Figure:
-    figure = new_figure("Posterior variance against self-consistency", 5.4, 4.6)
+    figure = drawing.new_figure("Posterior variance against self-consistency", 5.4, 4.6)
     axes = figure.subplots()
     formula, variance = shapes.formula.double().numpy(), shapes.variance.double().numpy()
     sound = np.isfinite(formula) & np.isfinite(variance) & (formula > 0) & (variance > 0)
@@ -130,13 +105,13 @@ def _variances(shapes: PosteriorShapes, names: list[str]) -> Figure:
         handles += axes.plot([both.min(), both.max()], [both.min(), both.max()], "--", color=INK, linewidth=1)
         legend(figure, handles, [*names[:MAX_MEMBERS], "equal"])
     else:
-        write_on(axes, "no member has finite variances")
+        drawing.write_on(axes, "no member has finite variances")
     dress(axes, "σ² = 1 / (−(log p)″ + γ² ‖J‖²)", "variance of the posterior")
     return figure
 
 
 def _gamma(history: pd.DataFrame) -> Figure:
-    figure = new_figure("Decoder precision over time", 5.4, 3.8)
+    figure = drawing.new_figure("Decoder precision over time", 5.4, 3.8)
     axes = figure.subplots()
     axes.set_yscale("log")
     history = history.assign(square=history["val/gamma"] ** 2)
@@ -175,7 +150,7 @@ def _traversals(panels: ImagePanels, name: str) -> Figure:
 def _image_grid(title: str, rows: Sequence[Tensor], labels: Sequence[str]) -> tuple[Figure, Axes]:
     """Axes on which cell (row, column), of width and height 1 + GAP, holds an image."""
     columns, step = len(rows[0]), 1 + GAP
-    figure = new_figure(title, CELL * columns * step + 2.2, CELL * len(rows) * step + 1.0)
+    figure = drawing.new_figure(title, CELL * columns * step + 2.2, CELL * len(rows) * step + 1.0)
     axes = figure.subplots()
     for row, images in enumerate(rows):
         side = math.isqrt(images.shape[1] // 3)

@@ -89,9 +89,9 @@ class TrialPlot:
 def trial_plots_of(results: Results) -> list[TrialPlot]:
     """The figures over the trials of a study."""
     assert isinstance(results.config, StudyConfig)  # noqa: S101
-    labels = {objective.metric: f"{objective.aggregate} {objective.metric}" for objective in results.objectives}
-    goals = {labels[objective.metric]: objective.mode for objective in results.objectives}
-    trials = results.trials.rename(columns={**labels, "score": next(iter(goals))})
+    goals = {f"{objective.aggregate} {objective.metric}": objective.mode for objective in results.objectives}
+    columns = ["score", *(objective.metric for objective in results.objectives[1:])]
+    trials = results.trials.rename(columns=dict(zip(columns, goals, strict=True)))
     trials[COST] = trials["trial"].map(summary.member_steps(results.records, results.config))
     return list(trial_plots(trials, parse(results.config), goals))
 

@@ -109,31 +109,22 @@ def median_of(members: pd.DataFrame, column: str) -> float:
 def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:
     """The three numbers of one trial, by the names under which a study is tracked; NaN for a missing one.
 
-    ``mcc/at_best_mcc`` and ``mcc/at_best_neg_elbo`` are medians over members of their MCC on the validation split, at
-    the best ``val/mcc`` (an oracle's choice) and at the smallest ``val/neg_elbo`` (the paper's protocol).
-    ``mcc/test_of_chosen`` is the MCC on the test split of the member with the largest ``val/mcc``. Without sources,
-    the numbers are ``chosen/neg_elbo``, ``chosen/agreement`` and, on the test split of the member with the smallest
-    ``val/neg_elbo``, ``chosen/test_of_chosen``. A diverged member counts as the worst in medians and is never chosen.
+    They are the median MCC over members at the best ``val/mcc`` (an oracle's choice), the median at the smallest
+    ``val/neg_elbo`` (the paper's protocol), and the MCC on the test split of the member with the largest ``val/mcc``.
+    Without sources: the median −ELBO and agreement, and the −ELBO on the test split of the member with the smallest
+    ``val/neg_elbo``. A diverged member counts as the worst in medians and is never chosen.
     """
-
-    def middle(column: str) -> float:
-        return quartiles(counted(members, column)).median
-
-    def of_chosen(best: str, sign: int, column: str) -> float:
-        value = np.where(diverged(members), np.nan, sign * column_values(members, best))
-        return np.nan if np.isnan(value).all() else float(column_values(members, column)[np.nanargmax(value)])
-
     if has_sources(members):
-        return {
-            "mcc/at_best_mcc": middle(BEST_MCC),
-            "mcc/at_best_neg_elbo": middle(at_best("val/mcc", "val/neg_elbo")),
-            "mcc/test_of_chosen": of_chosen(BEST_MCC, 1, at_best("test/mcc", "val/mcc")),
-        }
-    return {
-        "chosen/neg_elbo": middle(BEST_NEG_ELBO),
-        "chosen/agreement": median_of(members, AGREEMENT),
-        "chosen/test_of_chosen": of_chosen(BEST_NEG_ELBO, -1, at_best("test/neg_elbo", "val/neg_elbo")),
-    }
+        names = ("mcc/at_best_mcc", "mcc/at_best_neg_elbo", "mcc/test_of_chosen")
+        best, sign, test = BEST_MCC, 1, at_best("test/mcc", "val/mcc")
+        second = quartiles(counted(members, at_best("val/mcc", "val/neg_elbo"))).median
+    else:
+        names = ("chosen/neg_elbo", "chosen/agreement", "chosen/test_of_chosen")
+        best, sign, test = BEST_NEG_ELBO, -1, at_best("test/neg_elbo", "val/neg_elbo")
+        second = median_of(members, AGREEMENT)
+    value = np.where(diverged(members), np.nan, sign * column_values(members, best))
+    of_chosen = np.nan if np.isnan(value).all() else float(column_values(members, test)[np.nanargmax(value)])
+    return dict(zip(names, (quartiles(counted(members, best)).median, second, of_chosen), strict=True))
 
 
 def chance_mcc(data: Data) -> float:
