@@ -128,10 +128,10 @@ def test_a_plugins_variants_are_options(tmp_path: Path) -> None:
         "from dataclasses import dataclass\n"
         "from imavae.config.data import SOURCES, SourceSettings\n"
         "@SOURCES.register\n@dataclass(frozen=True)\n"
-        "class Cauchy(SourceSettings):\n    name: str = 'cauchy'\n    scale: float = 1.0\n"
+        "class Student(SourceSettings):\n    name: str = 'student'\n    scale: float = 1.0\n"
     )
-    settings = composed("train", f"plugins=[{plugin}]", "data/source=cauchy", "data.source.scale=2")
-    assert settings["data"]["source"] == {"name": "cauchy", "scale": 2}
+    settings = composed("train", f"plugins=[{plugin}]", "data/source=student", "data.source.scale=2")
+    assert settings["data"]["source"] == {"name": "student", "scale": 2}
 
 
 @pytest.mark.parametrize(
