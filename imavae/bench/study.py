@@ -7,14 +7,13 @@ it counts only where the driver waits for it. Checkpoints count as one, saved al
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -36,6 +35,7 @@ PARTS = {  # of the wall time, in the order in which they happen
     "tracking": "of the winners, the study's end and its files",
     "reports": "tables, figures and model files",
     "other": "the rest: Ray between reports and at its end, its copies of checkpoints",
+    "wall": "from the call to its end",
 }
 TIMED = {
     "run_study": study,
@@ -45,17 +45,8 @@ TIMED = {
 }
 
 
-class Call(NamedTuple):
-    """A timed call of one of :data:`TIMED`."""
-
-    start: float
-    end: float
-    arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
-
-
 def measure_study() -> dict[str, float]:
-    """Seconds of each of :data:`PARTS`, of the ``wall``, and of tracking ``beside`` the workers."""
+    """Seconds of each of :data:`PARTS`, and of tracking ``beside`` the workers."""
     with tempfile.TemporaryDirectory() as folder, _timed() as calls:
         config = study_config(
             {
@@ -76,19 +67,17 @@ def measure_study() -> dict[str, float]:
         start = time.perf_counter()
         tune(config)
         end = time.perf_counter()
-    spent = {name: sum(call.end - call.start for call in calls[name]) for name in TIMED}
-    report = calls["on_trial_result"][0]
-    [recorder], result = report.arguments, report.keywords["result"]
-    first_report = report.start - start
+    spent = {name: sum(ended - started for started, ended, *_ in calls[name]) for name in TIMED}
+    reported, _, recorder, result = calls["on_trial_result"][0]
     seconds = {
-        "set-up": first_report - result["train_seconds"] - result["validate_seconds"] - save,
+        "set-up": reported - start - result["train_seconds"] - result["validate_seconds"] - save,
         "training": recorder.total("train_seconds"),
         "validation": recorder.total("validate_seconds"),
         "checkpoints": save * len(calls["on_trial_result"]),
         "last trial": spent["close"],
         "tracking": spent["log_model"] + spent["finish"],
     }
-    seconds["reports"] = end - calls["run_study"][0].end - seconds["tracking"]
+    seconds["reports"] = end - calls["run_study"][0][1] - seconds["tracking"]
     seconds["other"] = end - start - sum(seconds.values())
     beside = spent["progress"] + spent["finish_trial"]
     return {**seconds, "wall": end - start, "beside": beside, "one checkpoint": save}
@@ -99,16 +88,16 @@ def study_table(seconds: dict[str, float]) -> str:
     size = f"{TRIALS} trials of {MEMBERS} members, {EPOCHS} epochs of {OBSERVATIONS:,} observations"
     lines = [
         f"{seconds[part]:8.2f} s {100 * seconds[part] / seconds['wall']:4.0f} %  {part}: {content}"
-        for part, content in {**PARTS, "wall": "from the call to its end"}.items()
+        for part, content in PARTS.items()
     ]
     beside = f"The driver's second thread tracked trials for {seconds['beside']:.1f} s."
     return "\n".join([f"One study: {size}", *lines, beside])
 
 
 @contextmanager
-def _timed() -> Iterator[dict[str, list[Call]]]:
-    """Record the calls of :data:`TIMED` within the block."""
-    calls: dict[str, list[Call]] = {name: [] for name in TIMED}
+def _timed() -> Iterator[dict[str, list[tuple[Any, ...]]]]:
+    """Record start, end, first argument and ``result`` of the calls of :data:`TIMED` within the block."""
+    calls: dict[str, list[tuple[Any, ...]]] = {name: [] for name in TIMED}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -117,12 +106,11 @@ def _timed() -> Iterator[dict[str, list[Call]]]:
             try:
                 return function(*arguments, **keywords)
             finally:
-                kept = (arguments, keywords) if name == "on_trial_result" else ((), {})
-                calls[name].append(Call(start, time.perf_counter(), *kept))
+                calls[name].append((start, time.perf_counter(), arguments[0], keywords.get("result")))
 
         return call
 
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         for name, owner in TIMED.items():
             stack.enter_context(mock.patch.object(owner, name, timed(name, getattr(owner, name))))
         yield calls
