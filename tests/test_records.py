@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
-from imavae.data.storage import Lock, Seal, previous_of, write_whole
+from imavae.data.storage import Lock, Seal, previous_of, write_text
 from imavae.errors import UserError
 from imavae.runs.folder import STATES, LockedFolder, RunFolder, Stored, create, reopen
 from imavae.runs.ledger import Ledger
@@ -115,10 +115,10 @@ def test_another_version_is_not_taken_for_damage(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_nothing_aside(tmp_path: Path) -> None:
-    write_whole(tmp_path / "file", b"old")
+    write_text(tmp_path / "file", "old")
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="directory"):
-        write_whole(tmp_path / "folder", b"new")
+        write_text(tmp_path / "folder", "new")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 

@@ -50,15 +50,10 @@ def written_whole(path: Path, keep: bool = False) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-def write_whole(path: Path, content: bytes, keep: bool = False) -> None:
-    """Write bytes by :func:`written_whole`."""
-    with written_whole(path, keep) as file:
-        file.write(content)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text by :func:`written_whole`."""
-    write_whole(path, text.encode())
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def previous_of(path: Path) -> Path:
@@ -73,14 +68,15 @@ class Seal:
     magic: bytes  # first words of the file
     format: int  # raised by a change that old readers would misread
     noun: str  # name of the kind in messages
-    missing: str  # remedy if there is no file
-    damaged: str  # remedy if it is damaged
-    other: str  # remedy if it has a different format
+    missing: str  # remedies: if there is no file,
+    damaged: str  # if it is damaged,
+    other: str  # if it has a different format
 
     def write(self, path: Path, body: bytes, keep: bool = False) -> None:
         """Write a sealed file by :func:`written_whole`."""
         digest = hashlib.sha256(body).hexdigest()
-        write_whole(path, b"%s %d %s\n" % (self.magic, self.format, digest.encode()) + body, keep)
+        with written_whole(path, keep) as file:
+            file.write(b"%s %d %s\n" % (self.magic, self.format, digest.encode()) + body)
 
     def read(self, path: Path) -> bytes:
         """Return the body of a file that :meth:`write` wrote.
@@ -100,9 +96,8 @@ class Seal:
         version, _, digest = header.removeprefix(self.magic).strip().partition(b" ")
         whole = bool(newline) and version.isdigit() and len(digest) == DIGEST
         if whole and int(version) != self.format:
-            raise OtherFormatError(
-                f"`{noun} format = {self.format}` must hold, but got {int(version)} in {path}; {self.other}"
-            )
+            rule = f"{noun} format = {self.format}"
+            raise OtherFormatError(f"`{rule}` must hold, but got {int(version)} in {path}; {self.other}")
         whole = whole and hashlib.sha256(body).hexdigest().encode() == digest
         require(whole, f"{noun} matches its checksum", path, damaged)
         return body
@@ -125,25 +120,20 @@ class Seal:
 
 
 class Lock:
-    """Exclusive right to work in a folder, until :meth:`release` or the end of the process, however it ends."""
+    """Exclusive right to work in a folder, until :meth:`release` or the end of the process, however it ends.
+
+    Acquired without waiting. Raises UserError if another process holds it.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Acquire the lock without waiting.
-
-        Raises:
-            UserError: another process holds it.
-        """
         path = folder / ".lock"
         self._lock = FileLock(path, timeout=0, thread_local=False)
         try:
             self._lock.acquire()
         except Timeout:
-            raise UserError(
-                f"`one process at a time works in {folder}` must hold, but process {path.read_text()} does; "
-                "wait for it or end it"
-            ) from None
+            rule = f"one process at a time works in {folder}"
+            raise UserError(f"`{rule}` must hold, but process {path.read_text()} does; wait for it or end it") from None
         path.write_text(str(os.getpid()))
 
     def release(self) -> None:
-        """Release the lock."""
         self._lock.release()

@@ -1,8 +1,6 @@
 """Metrics as pure functions of NumPy arrays or tensors whose rows are observations: ``imavae.metrics.mcc(s, z)``.
 
-definitions.py has every metric that is logged. Some of them need a model (``neg_elbo``, ``kl``, ``log_px_z``,
-``prior_variance``, ``gamma``) and are not offered here; ``mcc_mean``, ``mcc_cdf`` and ``cima_truth`` are :func:`mcc`
-and :func:`cima` of other arrays.
+glossary.py has every metric that is logged; those that need a model (such as ``kl``) are not offered here.
 """
 
 # ruff: noqa: F403, F405  -- the names are listed once, below

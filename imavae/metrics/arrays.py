@@ -260,9 +260,7 @@ def _pair(s: Values, z: Values, discrete: Sequence[bool] = ()) -> tuple[Tensor, 
     return sources.T, latents.T[None], kinds
 
 
-def _rows(
-    s: Values, z: Values, discrete: Sequence[bool]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], list[bool]]:
+def _rows(s: Values, z: Values, discrete: Sequence[bool]) -> tuple[NDArray[Any], NDArray[Any], list[bool]]:
     sources, latents, kinds = _pair(s, z, discrete)
     return sources.T.double().numpy(), latents[0].T.double().numpy(), kinds
 
