@@ -163,7 +163,9 @@ class MLflowTracker(Tracker):
     @retried
     def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
         """See :class:`Tracker`. A champion is registered, and moves the alias ``champion`` of the study's model."""
+        from mlflow import pyfunc
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+        from mlflow.models import Model
 
         tags = {"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": member}
         run = next((run.info.run_id for run in self._search(tags)), self._study)
@@ -171,25 +173,18 @@ class MLflowTracker(Tracker):
         name = f"trial-{trial}-seed-{member}".replace("/", "-world-")
         model = found[0] if found else self._client.create_logged_model(self._experiment, name, run, tags)
         if model.status != LoggedModelStatus.READY:
-            self._upload(model.model_id, file)
+            description = Model(model_id=model.model_id)  # for MLflow's generic loader; nothing is pickled
+            pyfunc.add_to_model(description, loader_module=LOADER_MODULE, data=file.name)
+            with tempfile.TemporaryDirectory() as folder:
+                description.save(f"{folder}/MLmodel")
+                self._client.log_model_artifact(model.model_id, f"{folder}/MLmodel")
+            self._client.log_model_artifact(model.model_id, str(file))
             outputs = self._client.get_run(run).outputs
             if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
                 self._client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])  # link on the run's page
             self._client.finalize_logged_model(model.model_id, "READY")
         self._log(run, [(0, metrics)], model_id=model.model_id)
         return self._register_champion(model.model_id, run) if champion else f"models:/{model.model_id}"
-
-    def _upload(self, model_id: str, file: Path) -> None:
-        """Store a model's file and the description that MLflow's generic loader reads; nothing is pickled."""
-        from mlflow import pyfunc
-        from mlflow.models import Model
-
-        description = Model(model_id=model_id)
-        pyfunc.add_to_model(description, loader_module=LOADER_MODULE, data=file.name)
-        with tempfile.TemporaryDirectory() as folder:
-            description.save(f"{folder}/MLmodel")
-            self._client.log_model_artifact(model_id, f"{folder}/MLmodel")
-        self._client.log_model_artifact(model_id, str(file))
 
     def _register_champion(self, model_id: str, run_id: str) -> str:
         """Register a logged model once, move the alias ``champion`` to it, and return the alias' address."""

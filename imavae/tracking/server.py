@@ -221,7 +221,7 @@ def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
         description = yaml.safe_load((folder / "MLmodel").read_text())
     except _connection_errors() as error:
         raise UserError(
-            f"a model must be at {address}, but can't be loaded from {uri} ({error}); list the models by `make ui`"
+            f"{address} must be a model at {uri}, but is not ({error}); see the models by `make ui`"
         ) from None
     return folder / str(description["flavors"]["python_function"]["data"])
 

@@ -28,10 +28,7 @@ STOP_TIMEOUT = 5.0  # seconds until a server is killed
 def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     """Serve MLflow's page until Ctrl-C, print its address once it answers, and return the exit code.
 
-    Args:
-        output_dir: folder with ``mlflow.db`` and ``mlartifacts/``.
-        port: of the loopback interface.
-        uri: tracking address; None: MLFLOW_TRACKING_URI, else the output folder's database.
+    The tracking address is ``uri``, else MLFLOW_TRACKING_URI, else the database in the output folder.
 
     Raises:
         UserError: the port is out of range or in use, or there is no database that answers.
@@ -40,13 +37,10 @@ def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     if is_server(address):
         print(f"the MLflow page is at {address} (open it there: the tracking server shows it)")
         return 0
-    database = database_file(address)
-    exists = database is None or database.is_file()
-    require(exists, "the MLflow database exists", f"no {database}", "run `make tune` first")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--backend-store-uri", address, "--registry-store-uri", address]
     command += ["--artifacts-destination", str(output_dir.resolve() / "mlartifacts")]
-    return _serve("MLflow page", command, port, output_dir, "/health", lambda: first_page(address))
+    return _serve("MLflow page", command, port, database_file(address), "/health", lambda: first_page(address))
 
 
 def serve_dashboard(output_dir: Path, port: int) -> int:
@@ -56,18 +50,20 @@ def serve_dashboard(output_dir: Path, port: int) -> int:
         UserError: the port is out of range or in use, there is no database, or the dashboard is not installed.
     """
     database = output_dir.resolve() / OPTUNA_DATABASE
-    require(database.is_file(), "the studies' database exists", f"no {database}", "run `make tune` first")
     found = importlib.util.find_spec("optuna_dashboard")
     require(found is not None, "optuna-dashboard is installed", "none", "install it by `pip install -e '.[dashboard]'`")
     code = "from optuna_dashboard._cli import main; main()"  # its script may not be on the path
-    command = [sys.executable, "-c", code, f"sqlite:///{database}", "--host", HOST, "--port", str(port)]
-    command += ["--server", "wsgiref", "--quiet"]
-    return _serve("Optuna dashboard", command, port, output_dir, "/api/meta", lambda: "/dashboard")
+    command = [sys.executable, "-c", code, f"sqlite:///{database}", "--server", "wsgiref", "--quiet"]
+    return _serve("Optuna dashboard", command, port, database, "/api/meta", lambda: "/dashboard")
 
 
-def _serve(name: str, command: list[str], port: int, folder: Path, health: str, first: Callable[[], str]) -> int:
+def _serve(
+    name: str, command: list[str], port: int, database: Path | None, health: str, first: Callable[[], str]
+) -> int:
     """Run a server until Ctrl-C. Once its path ``health`` answers, print the address of its page ``first()``."""
     require(0 < port < 65536, "0 < PORT < 65536", port, "set another, such as PORT=5000")
+    exists = database is None or database.is_file()
+    require(exists, f"the database of the {name} exists", f"no {database}", "run `make tune` first")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port of a server that has just ended is free
         try:
@@ -77,13 +73,13 @@ def _serve(name: str, command: list[str], port: int, folder: Path, health: str, 
     for ending in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
         signal.signal(ending, signal.default_int_handler)
     print(f"starting the {name} ...", flush=True)
-    environment = os.environ | MLFLOW_ENVIRONMENT | {"PYTHONWARNINGS": "ignore"}
-    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # starts in half the time
+    # Without job execution, MLflow's server starts in half the time.
+    quiet = {"PYTHONWARNINGS": "ignore", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = os.environ | MLFLOW_ENVIRONMENT | quiet
     with tempfile.TemporaryFile() as output:
         # In a session, so that the server and the workers that it starts can be ended together.
-        server = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
+        command += ["--host", HOST, "--port", str(port)]
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         try:
             path, end = first(), time.monotonic() + START_TIMEOUT
             while server.poll() is None:
