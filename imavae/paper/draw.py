@@ -21,9 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
 
 from imavae.paper import quantities as q
-from imavae.paper.published import ELBO_L_IMA, ELBO_LOG_PX, Table, table
-from imavae.paper.quantities import Points, Quantity, summarise
-from imavae.paper.studies import Study
+from imavae.paper.quantities import ELBO_L_IMA, ELBO_LOG_PX, Points, Quantity, Study, Table, summarise, table
 from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, finite_or_nan, floats
 from imavae.report.summary import Floats, quartiles
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import spearmanr
 
 from imavae.config.data import SyntheticData
 from imavae.data.dataset import draw_mixing
@@ -21,13 +20,10 @@ from imavae.metrics import ima
 from imavae.paper import draw
 from imavae.paper import quantities as q
 from imavae.paper.judge import NOT_JUDGED, Row, compare, correlation_tolerance
-from imavae.paper.published import Spread, table
-from imavae.paper.quantities import Points, Quantity, correlation, summarise
-from imavae.paper.studies import Study
+from imavae.paper.quantities import Points, Quantity, Spread, Study, correlation, summarise, table
 from imavae.report.drawing import floats
 
 RECOVERY = (q.MCC, q.CONTRAST, q.NEG_ELBO)
-SELF_CONSISTENCY = (q.RATIO, q.ERROR, q.NEG_ELBO, q.MCC, q.CONTRAST)
 BATCH_MCC = {2: 0.13, 3: 0.15, 4: 0.16}  # MCC of independent Gaussian latents over 64 points, by dimension
 LAW_SHARE = 0.1  # of the contrast, or of a nat per dimension, that the gap may be
 LAW_FROM = {"elbo_gap_triangular": 1e3, "elbo_gap_moebius": 1e5}  # γ² from which on the law is judged
@@ -49,52 +45,43 @@ class Kind(NamedTuple):
 
     rows: Callable[[Sequence[Study]], list[Row]]  # of its table
     draw: Callable[[Sequence[Study]], Figure]
-    derive: Callable[[Study], Study] = lambda study: study  # adds columns to the members, before the others
+    derive: Callable[[Study], Study] = lambda study: study  # adds columns to the members; called first
 
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """One figure.
+    """One figure."""
 
-    Attributes:
-        name: as in ``figure=NAME``.
-        shows: what it shows, in one line.
-        searches: its studies, files of ``search_spaces/``.
-        minutes: what they take on 2 cores, about.
-        kind: how it is judged and drawn.
-        differs: what differs from the published figure, and why.
-    """
-
-    name: str
+    name: str  # as in figure=NAME
     shows: str
-    searches: tuple[str, ...]
-    minutes: int
-    kind: Kind
-    differs: str = estimators()
+    searches: tuple[str, ...]  # its studies, files of search_spaces/
+    minutes: int  # that they take on 2 cores, about
+    kind: Kind  # judges and draws it
+    differs: str = estimators()  # differences from the published figure, with their reasons
 
 
 def recovery(
     points: Points = q.OVER_GAMMA,
     published: str | None = None,
-    judged: Sequence[Quantity] = RECOVERY,
+    unjudged: Sequence[Quantity] = (),
     truth: bool = False,
 ) -> Kind:
-    """MCC and c_IMA over points by both estimators.
+    """Return the kind that shows MCC and c_IMA over points by both estimators.
 
     Args:
         points: the points of its study.
         published: name of the published table; only for points over γ².
-        judged: the quantities whose published numbers can be compared.
-        truth: whether to draw the contrast of the mixing itself, too.
+        unjudged: the quantities whose published numbers can't be compared with ours.
+        truth: also draw the contrast of the mixing itself.
     """
     return Kind(
-        partial(rows_at_points, points=points, published=published, judged=judged),
+        partial(rows_at_points, points=points, published=published, unjudged=unjudged),
         partial(draw.recovery, points=points, published=published, truth=truth),
     )
 
 
 def over_mixings(contrast: str, published: str | None = None) -> Kind:
-    """MCC and c_IMA over a contrast of the mixing, which differs between members."""
+    """Return the kind that shows MCC and c_IMA over a contrast of the mixing, which differs between members."""
     return Kind(
         partial(rows_over_mixings, contrast=contrast, published=published),
         partial(draw.over_contrast, contrast=contrast, published=published),
@@ -107,7 +94,7 @@ def rows_at_points(
     points: Points,
     quantities: Sequence[Quantity] = RECOVERY,
     published: str | None = None,
-    judged: Sequence[Quantity] = RECOVERY,
+    unjudged: Sequence[Quantity] = (),
 ) -> list[Row]:
     """Return a row per study, point and quantity, beside the published table of the first study over γ²."""
     rows = []
@@ -119,7 +106,7 @@ def rows_at_points(
                 row = _row(study, members, points.label(*key), quantity)
                 if known is not None:
                     spread = known.spread(float(key[0]) ** 2, quantity.column)
-                    row = compare(row, spread, known.draw.get(quantity.column, 0.0), worlds, quantity in judged)
+                    row = compare(row, spread, known.draw.get(quantity.column, 0.0), worlds, quantity not in unjudged)
                 rows.append(row)
     return rows
 
@@ -137,12 +124,12 @@ def rows_over_mixings(studies: Sequence[Study], contrast: str, published: str | 
         if known is not None:
             row = compare(row, known.column(quantity.column), comparable=quantity is not q.NEG_ELBO)
         rows.append(row)
+    point = "with map's" if contrast == q.LINEAR else "with truth's"
     for quantity in (q.MCC, q.CONTRAST):
         ours, corrected = (correlation(study.members, contrast, name) for name in (quantity.column, quantity.best))
-        point = "with map's" if contrast == q.LINEAR else "with truth's"
         row = Row(study.name, point, f"{quantity.label}, ρ", ours, corrected=corrected)
         if known is not None:
-            runs, value = len(known.rows), float(spearmanr(known.rows[contrast], known.rows[quantity.column]).statistic)
+            runs, value = correlation(known.rows, contrast, quantity.column)[:2]
             spread, limit = Spread(runs, value, np.nan, np.nan), correlation_tolerance(value, runs, ours.n)
             row = dataclasses.replace(row, published=spread, expected=value, tolerance=limit)
         rows.append(row)
@@ -176,10 +163,10 @@ def rows_of_law(studies: Sequence[Study]) -> list[Row]:
 
 
 def law_tolerance(members: pd.DataFrame, dim: int) -> float:
-    """Return how far the ELBO may lie from E[L_IMA], in nats.
+    """Return the allowed distance of the ELBO from E[L_IMA], in nats.
 
     It is a tenth of the difference between the law and its rival, that the ELBO tends to E[log p(x)]: a tenth of
-    E[c_IMA]. A conformal mixing does not tell them apart: there it is a tenth of a nat per dimension (10 % of a
+    E[c_IMA]. Under a conformal mixing both are the same: there it is a tenth of a nat per dimension (10 % of a
     posterior's standard deviation).
     """
     contrast = float(np.median(floats(members[q.TRUTH])))
@@ -229,9 +216,8 @@ _figures = (
             partial(
                 rows_at_points,
                 points=q.OVER_GAMMA,
-                quantities=SELF_CONSISTENCY,
+                quantities=(q.RATIO, q.ERROR, q.NEG_ELBO, q.MCC, q.CONTRAST),
                 published="rotation_gamma_gaussian",
-                judged=SELF_CONSISTENCY,
             ),
             draw.self_consistency,
             with_published_ratio,
@@ -326,7 +312,7 @@ _figures = (
         "MCC and c_IMA over γ² on images of sprites, beta prior (under a hundredth of the published training)",
         ("paper/sprites_gamma_small",),
         minutes=22,
-        kind=recovery(published="sprites_gamma", judged=()),
+        kind=recovery(published="sprites_gamma", unjudged=RECOVERY),
         differs=estimators(
             4,
             "nothing is judged, since these members have seen 0.17 million images each, and the published ones "
@@ -338,7 +324,7 @@ _figures = (
         "the same with all of the published training: for a GPU",
         ("paper/sprites_gamma",),
         minutes=29000,
-        kind=recovery(published="sprites_gamma", judged=(q.MCC, q.CONTRAST)),
+        kind=recovery(published="sprites_gamma", unjudged=(q.NEG_ELBO,)),
         differs=estimators(4, "the −ELBO is not judged, since how the images were drawn was not published"),
     ),
     PaperFigure(

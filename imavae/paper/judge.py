@@ -14,7 +14,6 @@ does not enter, so that a bad replication can't excuse itself.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ import pandas as pd
 from rich.table import Table
 from scipy import stats
 
-from imavae.paper.published import Spread
-from imavae.paper.quantities import MCC, NEG_ELBO, RATIO, Summary
+from imavae.paper.quantities import MCC, NEG_ELBO, RATIO, Spread, Summary
 from imavae.report.display import MISSING, compact
 from imavae.report.tables import plain_table
 
@@ -38,29 +36,17 @@ PASS, FAIL, NOT_PUBLISHED, NOT_JUDGED = "PASS", "FAIL", "not published", "not ju
 
 @dataclass(frozen=True)
 class Row:
-    """One quantity at one point of a study.
+    """One quantity at one point of a study."""
 
-    Attributes:
-        study: name of the study.
-        point: as in ``γ²=1e3``.
-        quantity: its label.
-        ours: our members, by the published estimator.
-        published: the published numbers, if there are any.
-        corrected: our members, by the corrected estimator; None if it is the same one.
-        expected: the value that ``ours`` is judged by; None if there is none.
-        tolerance: how far ``ours`` may be from it.
-        unjudged: verdict of a row that is not judged.
-    """
-
-    study: str
-    point: str
-    quantity: str
-    ours: Summary
+    study: str  # its name
+    point: str  # as in γ²=1e3
+    quantity: str  # its label
+    ours: Summary  # our members, by the published estimator
     published: Spread | None = None
-    corrected: Summary | None = None
-    expected: float | None = None
-    tolerance: float | None = None
-    unjudged: str = NOT_PUBLISHED
+    corrected: Summary | None = None  # our members, by the corrected estimator; None if both are the same
+    expected: float | None = None  # value that `ours` is judged by; None if the row is not judged
+    tolerance: float | None = None  # largest distance from it that passes
+    unjudged: str = NOT_PUBLISHED  # verdict of a row that is not judged
 
     @property
     def verdict(self) -> str:
@@ -97,63 +83,56 @@ def tolerance(published: Spread, seeds: int, draw: float = 0.0, worlds: int = 1)
 
 def correlation_tolerance(published: float, runs: int, mixings: int) -> float:
     """Return the same for a rank correlation: standard error (1 − rho²) sqrt(1.06 / (n − 3)) (Fieller et al. 1957)."""
-    error = (1 - published**2) * math.sqrt(1.06 * (1 / (runs - 3) + 1 / max(1, mixings - 3)))
-    return ERRORS * error
+    return ERRORS * ((1 - published**2) * math.sqrt(1.06 * (1 / (runs - 3) + 1 / max(1, mixings - 3))))
 
 
 def terminal_table(rows: Sequence[Row], title: str) -> Table:
-    """Return the rows as a table of 80 columns; quartiles stand below the medians."""
+    """Return the rows as a table of 80 columns; quartiles are below the medians."""
     table = plain_table(title, "Medians, their quartiles below; ours and its 95 % interval by the published estimator.")
-    names = ["at", "quantity", "published", "ours", "95 %", "corrected", "verdict"]
+    heads = {name: name for name in ("at", "quantity", "published", "ours", "95 %", "corrected", "verdict")}
+    heads |= {"quantity": "what", "corrected": "cor-\nrected"}
     if all(row.corrected is None for row in rows):
-        names.remove("corrected")
-    for name in names:
+        del heads["corrected"]
+    for name, head in heads.items():
         words = name in ("quantity", "verdict")  # these may be wrapped, numbers never
-        header = {"corrected": "cor-\nrected", "quantity": "what"}.get(name, name)
-        table.add_column(header, justify="left" if words or name == "at" else "right", no_wrap=not words)
+        table.add_column(head, justify="left" if words or name == "at" else "right", no_wrap=not words)
     for row in rows:
         cells = _cells(row)
         cells |= {name: cells[name].replace(" (", "\n").rstrip(")") for name in ("published", "ours")}
-        table.add_row(*(cells[name] for name in names), style="bold" if row.verdict == FAIL else None)
+        table.add_row(*(cells[name] for name in heads), style="bold" if row.verdict == FAIL else None)
     return table
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table."""
     cells = [_cells(row) for row in rows]
-    if not cells:
-        return ""
-    lines = [list(cells[0]), ["---"] * len(cells[0]), *(list(row.values()) for row in cells)]
+    lines = [list(cells[0]), ["---"] * len(cells[0]), *(row.values() for row in cells)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Return every number of every row, at full precision."""
-
-    def numbers(prefix: str, of: Summary | Spread | None) -> dict[str, object]:
-        return {} if of is None else {f"{prefix} {name}": value for name, value in of._asdict().items()}
-
-    return pd.DataFrame(
-        [
-            {"study": row.study, "at": row.point, "quantity": row.quantity}
-            | numbers("published", row.published)
-            | numbers("ours", row.ours)
-            | numbers("corrected", row.corrected)
-            | {"expected": row.expected, "tolerance": row.tolerance, "verdict": row.verdict}
-            for row in rows
-        ]
-    )
+    records: list[dict[str, object]] = []
+    for row in rows:
+        record: dict[str, object] = {"study": row.study, "at": row.point, "quantity": row.quantity}
+        for prefix, numbers in (("published", row.published), ("ours", row.ours), ("corrected", row.corrected)):
+            if numbers is not None:
+                record |= {f"{prefix} {name}": value for name, value in numbers._asdict().items()}
+        records.append(record | {"expected": row.expected, "tolerance": row.tolerance, "verdict": row.verdict})
+    return pd.DataFrame(records)
 
 
 def _cells(row: Row) -> dict[str, str]:
-    """Return the cells of a row by column; medians have three or four digits, what lies around them one less."""
+    """Return the cells of a row by column; medians have three or four digits, numbers around them one less."""
     nats = row.quantity == NEG_ELBO.label
-    show = functools.partial(_nats if nats else compact, digits=4 if nats else 3)
-    fine = nats or row.quantity in (MCC.label, RATIO.label)
-    around = functools.partial(_nats if nats else compact, digits=3 if fine else 2)
+    fine = row.quantity in (MCC.label, RATIO.label)
+
+    def show(value: float, digits: int = 4 if nats else 3) -> str:
+        whole = nats and 1000 <= abs(value) < math.inf  # powers of ten would hide differences: images have 1e4 nats
+        return f"{value:.0f}" if whole else compact(value, digits)
 
     def between(low: float, high: float) -> str:
-        return "" if math.isnan(low) else f"{around(low)}–{around(high)}"
+        return "" if math.isnan(low) else "–".join(show(end, 3 if nats or fine else 2) for end in (low, high))
 
     def median(of: Summary | Spread) -> str:
         quartiles = between(of.q25, of.q75)
@@ -171,8 +150,3 @@ def _cells(row: Row) -> dict[str, str]:
         "tolerance": MISSING if row.tolerance is None else f"±{compact(row.tolerance, 2)}",
         "verdict": row.verdict,
     }
-
-
-def _nats(value: float, digits: int) -> str:
-    """Format in whole nats where powers of ten would hide differences: the −ELBO of images is in tens of thousands."""
-    return f"{value:.0f}" if 1000 <= abs(value) < math.inf else compact(value, digits)

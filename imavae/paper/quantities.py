@@ -1,4 +1,4 @@
-"""Quantities that the figures show, the points at which they show them, and medians over members.
+"""Input of the figures: studies, points and quantities, medians over members, and the published numbers.
 
 Intervals are bootstrap intervals of the median (percentile method). Independent draws are resampled: single members
 if all share one mixing, otherwise whole mixings with all members trained on them, so that the interval covers mixings
@@ -7,25 +7,54 @@ and initialisations. BCa is not used: its jackknife fails for a median (Efron an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 from scipy import stats
 
+from imavae.config.settings import StudyConfig
 from imavae.report.display import compact
 from imavae.report.drawing import floats
 from imavae.report.summary import Floats, counted, quartiles
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
+from imavae.search.space import parse
 
+NUMBERS = Path(__file__).with_name("numbers")
+ELBO_LOG_PX, ELBO_L_IMA = 14.851, 7.779  # published E[log p(x)] and E[L_IMA] of elbo_gap_triangular_mlp, in nats
 AT = f"at {BEST_NEG_ELBO}"  # the paper's protocol: metrics are read at the smallest validation −ELBO
+GAMMA_AXIS = "γ² (precision of the decoder)"
 STATES = {"min −ELBO": AT, "max MCC": f"at {BEST_MCC}"}
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 HUGE = 1e300  # replaces the infinite value of a diverged member, which can't be interpolated
 FEW_FOR_CORRELATION = 5
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished study of a grid."""
+
+    config: StudyConfig
+    folder: Path
+    members: pd.DataFrame  # the rows of members.csv, with a column for each searched setting
+    history: pd.DataFrame  # the rows of history.csv
+    seconds: float  # its running time; NaN if unknown
+
+    @property
+    def name(self) -> str:
+        """Name of its search space, without the folder."""
+        return self.config.study.rpartition("/")[2]
+
+    @property
+    def keys(self) -> list[str]:
+        """Dotted keys of the searched settings."""
+        return [parameter.key for parameter in parse(self.config)]
 
 
 class Quantity(NamedTuple):
@@ -34,17 +63,16 @@ class Quantity(NamedTuple):
     label: str  # in tables
     axis: str  # in figures, with its unit
     column: str  # by the published estimator
-    corrected: str | None = None  # by the corrected estimator; None if both are the same
+    corrected: str | None = None  # by the corrected estimator; None if both are the same: `best` is either
     log: bool = False  # whether its axis is logarithmic
     limits: tuple[float, float] | None = None  # of its axis
 
     @property
     def best(self) -> str:
-        """The column by the corrected estimator, or the only one."""
         return self.corrected or self.column
 
     def at(self, state: str) -> Quantity:
-        """The same quantity read at another best state of each member."""
+        """Return the same quantity, read at another best state of each member."""
         corrected = None if self.corrected is None else self.corrected.replace(AT, state)
         return self._replace(column=self.column.replace(AT, state), corrected=corrected)
 
@@ -61,7 +89,7 @@ RATIO = Quantity(  # its first column is derived: see figures.with_published_rat
 )
 GAP = Quantity("ELBO gap", "$E[\\log p(x)] -$ ELBO\n(nats)", f"val/gap_log_px {AT}", log=True)
 GAP_IMA = Quantity("IMA gap", r"$E[L_{\mathrm{IMA}}] -$ ELBO* (nats)", f"val/gap_ima {AT}")
-GAMMA = Quantity("gamma", "γ² (precision of the decoder)", f"val/gamma {AT}", log=True)
+GAMMA = Quantity("gamma", GAMMA_AXIS, f"val/gamma {AT}", log=True)
 TRUTH = f"val/cima_truth {AT}"  # contrast of the mixing
 LINEAR = "cima_of_linear_map"  # contrast of a mixing's linear map, derived: see figures.with_linear_contrast
 
@@ -78,26 +106,20 @@ class Points:
     square: bool = False  # the axis shows the square of the setting
 
     def groups(self, members: pd.DataFrame) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
-        """Values of the keys and the members of each point."""
+        """Return values of the keys and members of each point."""
         return list(members.groupby(list(self.keys), sort=not self.kinds))
 
     def positions(self, members: pd.DataFrame) -> Floats:
-        """Position of each point on the axis, (point,)."""
+        """Return the position of each point on the axis, (point,)."""
         values = [key[0] for key, _ in self.groups(members)]
         return np.arange(len(values), dtype=np.float64) if self.kinds else floats(values) ** (2 if self.square else 1)
 
 
 OVER_GAMMA = Points(
-    ("model.gamma",),
-    lambda gamma: f"γ²={compact(float(gamma) ** 2)}",
-    "γ² (precision of the decoder)",
-    log=True,
-    square=True,
+    ("model.gamma",), lambda gamma: f"γ²={compact(float(gamma) ** 2)}", GAMMA_AXIS, log=True, square=True
 )
 OVER_COSINE = Points(
-    ("data.mixing.cosine",),
-    lambda cosine: f"cos θ={cosine:g}",
-    r"$\cos\theta$ between the columns of the linear map",
+    ("data.mixing.cosine",), "cos θ={:g}".format, r"$\cos\theta$ between the columns of the linear map"
 )
 OVER_DIMENSION = Points(("data.dim",), "d={}".format, "number of sources, d")
 OVER_PRIOR = Points(("model.prior.name", "data.dim"), "{}, d={}".format, kinds=True)
@@ -133,27 +155,15 @@ def interval(values: Floats, units: np.ndarray) -> tuple[float, float]:
     groups = [np.nan_to_num(values[units == unit], posinf=HUGE) for unit in np.unique(units)]
     if len(groups) < 2:
         return np.nan, np.nan
-    table = np.full((len(groups), max(map(len, groups))), np.nan)  # a row per unit, padded with NaN
-    for row, group in zip(table, groups, strict=True):
+    padded = np.full((len(groups), max(map(len, groups))), np.nan)  # a row per unit
+    for row, group in zip(padded, groups, strict=True):
         row[: len(group)] = group
 
-    def median(drawn: np.ndarray, axis: int) -> np.ndarray:
-        """Return the median over the resampled rows, (..., rows) along the last axis."""
-        found: np.ndarray = np.nanmedian(table[drawn].reshape(*drawn.shape[:-1], -1), axis=axis)
-        return found
-
+    drawn = np.random.default_rng(0).integers(len(groups), size=(RESAMPLES, len(groups)))  # always the same
     with np.errstate(all="ignore"):
-        found = stats.bootstrap(
-            (np.arange(len(groups)),),
-            median,
-            vectorized=True,
-            n_resamples=RESAMPLES,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(0),  # the same members give the same interval
-        ).confidence_interval
-    low, high = (np.inf if end >= HUGE / 2 else float(end) for end in (found.low, found.high))
-    return low, high
+        medians = np.nanmedian(padded[drawn].reshape(RESAMPLES, -1), axis=1)
+        low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2])
+    return (np.inf if low >= HUGE / 2 else float(low)), (np.inf if high >= HUGE / 2 else float(high))
 
 
 def correlation(members: pd.DataFrame, x: str, y: str) -> Summary:
@@ -167,3 +177,38 @@ def correlation(members: pd.DataFrame, x: str, y: str) -> Summary:
     error = 1.96 * np.sqrt(1.06 / (n - 3))
     low, high = (float(np.tanh(np.arctanh(value) + side * error)) for side in (-1, 1))
     return Summary(n, value, np.nan, np.nan, low, high)
+
+
+class Spread(NamedTuple):
+    """Published median and quartiles of one quantity at one point, over ``n`` runs."""
+
+    n: int
+    median: float
+    q25: float
+    q75: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A published table, by the column names of ``members.csv``."""
+
+    rows: pd.DataFrame
+    draw: dict[str, float]  # quantity -> standard deviation of its median over draws of the data; see origins.yaml
+
+    def spread(self, gamma_sq: float, quantity: str) -> Spread | None:
+        """Return the published numbers of a quantity at one γ², or None."""
+        near = np.isclose(self.rows["gamma_sq"], gamma_sq, rtol=1e-6)
+        found = self.rows[near & (self.rows["quantity"] == quantity)]
+        return next((Spread(*row) for row in found[[*Spread._fields]].itertuples(index=False)), None)
+
+    def column(self, name: str) -> Spread:
+        """Return median and quartiles of a column with one row per run."""
+        low, median, high = quartiles(floats(self.rows[name]))
+        return Spread(len(self.rows), median, low, high)
+
+
+@functools.cache
+def table(name: str) -> Table:
+    """Return the published table ``numbers/NAME.csv``."""
+    origins = yaml.safe_load((NUMBERS / "origins.yaml").read_text(encoding="utf-8"))
+    return Table(pd.read_csv(NUMBERS / f"{name}.csv"), origins[name]["draw"])

@@ -5,44 +5,41 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
+import yaml
 
 from imavae.config.mapping import to_mapping
-from imavae.config.settings import ReproduceConfig, StudyConfig
+from imavae.config.settings import ReproduceConfig, StudyConfig, study_config
 from imavae.data.storage import write_text
 from imavae.errors import UserError, require
 from imavae.paper import draw
 from imavae.paper.figures import PaperFigure, paper_figure
 from imavae.paper.judge import FAIL, PASS, Row, frame, markdown_table
-from imavae.paper.studies import Study, difference, find, find_unfinished
+from imavae.paper.quantities import Study
 from imavae.report.display import clock
 from imavae.report.drawing import write
+from imavae.runs.folder import RunFolder, essence
 from imavae.runs.ledger import tracker_of
+from imavae.runs.results import load_results
+from imavae.search.space import grid, parse
 
 DPI = 300  # for print
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A reproduced figure.
-
-    Attributes:
-        figure: the figure.
-        studies: its studies.
-        rows: the rows of its table.
-        notes: what differs from the published figure, and what each study's intervals refer to.
-        folder: holds ``NAME.pdf``, ``NAME.png``, ``table.md`` and ``table.csv``.
-    """
+    """A reproduced figure."""
 
     figure: PaperFigure
     studies: list[Study]
-    rows: list[Row]
-    notes: list[str]
-    folder: Path
+    rows: list[Row]  # of its table
+    notes: list[str]  # differences from the published figure, and what each study's intervals refer to
+    folder: Path  # holds NAME.pdf, NAME.png, table.md and table.csv
 
     @property
     def verdicts(self) -> Counter[str]:
@@ -93,6 +90,20 @@ def reproduce_figure(
     return found
 
 
+def find(wanted: StudyConfig) -> Study | None:
+    """Return the newest finished study in ``wanted.output_dir`` with the same settings, or None."""
+    studies = (_read(folder, stored) for folder, stored, other in _stored(wanted) if not other)
+    return next((study for study in studies if study is not None), None)
+
+
+def difference(wanted: StudyConfig) -> str:
+    """Return the reason why :func:`find` finds nothing: other settings of the newest study of the same search."""
+    for folder, stored, other in _stored(wanted):
+        if stored.study == wanted.study:
+            return f"{folder} has {', '.join(other)}" if other else f"{folder} is not finished"
+    return f"none in {Path(wanted.output_dir).resolve() / 'studies'}"
+
+
 def _study(
     wanted: StudyConfig, plot_only: bool, run: Callable[[StudyConfig], object], report: Callable[[str], None]
 ) -> Study:
@@ -103,25 +114,64 @@ def _study(
         return found
     rule = f"{wanted.study} is finished, with these settings"
     require(not plot_only, rule, difference(wanted), "drop plot_only to run it")
-    unfinished = find_unfinished(wanted)
-    report(f"{wanted.study}: {f'resuming {unfinished}' if unfinished else 'running'}")
-    run(wanted if unfinished is None else dataclasses.replace(wanted, resume=True, name=unfinished))
+    alike = [folder for folder, _, other in _stored(wanted) if not other]
+    name = next((folder.name for folder in alike if RunFolder(folder).state.is_file()), None)
+    report(f"{wanted.study}: {f'resuming {name}' if name else 'running'}")
+    run(dataclasses.replace(wanted, resume=True, name=name) if name else wanted)
     found = find(wanted)
     if found is None:
-        raise UserError(
-            f"`{wanted.study} is finished` must hold, but some of its trials failed; see {wanted.output_dir}"
-        )
+        raise UserError(f"`{rule}` must hold, but some of its trials failed; see {wanted.output_dir}")
     return found
+
+
+def _stored(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig, list[str]]]:
+    """Yield the studies in ``wanted.output_dir``, newest first, with their settings that differ from ``wanted``.
+
+    Only settings that decide a study's results are compared; fewer trials are another grid.
+    """
+    ours = essence(wanted) | {"budget.trials": wanted.budget.trials}
+    files = (Path(wanted.output_dir).resolve() / "studies").glob("[!.]*/config.yaml")
+    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            config = study_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, yaml.YAMLError, UserError, TypeError):
+            continue  # this version can't read it
+        theirs = essence(config) | {"budget.trials": config.budget.trials}
+        other = [f"{key}={theirs.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key)]
+        yield path.parent, config, other
+
+
+def _read(folder: Path, config: StudyConfig) -> Study | None:
+    """Return the study in a folder, or None unless every point of its grid has all its members."""
+    if config.sampler.name != "grid":
+        return None
+    points = pd.DataFrame(grid(parse(config))[: config.budget.trials])
+    try:
+        results = load_results(folder)
+        members, history = results.members, results.history
+    except (OSError, UserError):
+        return None
+    counts = members["trial"].value_counts() if len(members) else pd.Series()
+    if len(counts) != len(points) or (counts != config.members.count).any():
+        return None
+    new = [key for key in points if key not in members]
+    members = members.join(points[new], on="trial").copy()  # defragmented: columns are added to it
+    return Study(config, folder, members, history, results.seconds)
 
 
 def _intervals(study: Study) -> str:
     """Return what the intervals of a study refer to, and its running time."""
-    also = ""
-    if study.config.members.data.seed is None:
-        fixed = study.config.model.decoder == "mixing"  # which allows one mixing only
-        also = f" and one draw of its data; {'data.seed=2' if fixed else 'members.data.seed=[1,2,3]'} varies both"
+    config, members = study.config, study.config.members
+    draws = len(members.data.seed or [1])
+    over = f"{members.count} initialisations that share one mixing"
+    if draws > 1:
+        seeds = len(members.seed)
+        over = f"{draws} mixings, {seeds} initialisation{'s' * (seeds > 1)} of each"
+    if members.data.seed is None:
+        fixed = config.model.decoder == "mixing"  # which allows one mixing only
+        over += f" and one draw of its data; {'data.seed=2' if fixed else 'members.data.seed=[1,2,3]'} varies both"
     took = "" if math.isnan(study.seconds) else f"; took {clock(study.seconds)}"
-    return f"intervals are over {study.population}{also}; {len(study.members)} members{took}"
+    return f"intervals are over {over}; {len(study.members)} members{took}"
 
 
 def _metrics(found: Reproduction) -> dict[str, float]:
