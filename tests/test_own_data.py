@@ -17,6 +17,7 @@ from imavae.config.mapping import to_mapping
 from imavae.config.settings import EvaluateConfig, RunConfig, run_config, study_config
 from imavae.data import dataset
 from imavae.errors import UserError
+from imavae.metrics import evaluate as evaluation
 from imavae.metrics import identifiability
 from imavae.metrics.evaluate import posterior_shapes
 from imavae.metrics.glossary import METRICS, SOURCES, TRUTH, absent
@@ -134,7 +135,7 @@ def test_agreement_is_of_the_first_points_and_no_others_are_kept(
         kept.extend(t.untyped_storage().nbytes() / (t.numel() * t.itemsize) for t in every)
         return agreement(locations, groups)
 
-    monkeypatch.setattr(identifiability, "AGREEMENT_POINTS", bound)
+    monkeypatch.setattr(evaluation, "AGREEMENT_POINTS", bound)
     monkeypatch.setattr(identifiability, "agreement", watched)
     values = session.evaluate("val", session.state.weights, session.state.active)["val/agreement"]
     x = session.data.val.observations[0, :n]

@@ -38,19 +38,20 @@ OTHER_VERSION = "imavae 0.1 wrote format 1: resume it with that version, or star
 STATES = Seal(b"imavae study", 2, "study state", "name another study", "restore the folder from a copy", OTHER_VERSION)
 RECORDS = Seal(b"imavae record", 1, "record", "train the trial again", "train the trial again", OTHER_VERSION)
 PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make it again", OTHER_VERSION)
-FREE = (  # settings that may change when a study is resumed, since no trial's numbers depend on them
+# Settings that may change when a study is resumed, since no trial's numbers depend on them. Of the files that are named
+# in ``plugins``, the contents are compared instead.
+FREE: tuple[str, ...] = (
     "name",
     "output_dir",
     "resume",
     "dry_run",
     "question",
-    "plugins",  # the contents of these files are compared, not their paths
+    "plugins",
     "tracking",
     "cluster",
     "budget.trials",
-    "training.threads",
-    "training.device",
 )
+FREE += ("budget.trials", "training.threads", "training.device")
 
 
 class RunFolder:
@@ -197,9 +198,7 @@ def create(config: RunConfig, kind: str, name: str) -> LockedFolder:
 
 
 def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
-    """Open the folder to resume: ``config.name``, else the newest unfinished folder, else the newest.
-
-    Its settings become those of ``config``, as far as they may differ.
+    """Open the folder to resume, ``config.name`` or the newest unfinished one, else the newest, with ``config``.
 
     Raises:
         UserError: there is no such folder; its state is damaged beyond its backup or of another version; another
@@ -228,11 +227,7 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
 
 
 def read(names: RunFolder) -> tuple[State, list[Stored]]:
-    """The state and the finished trials of a folder, by number. Nothing is changed or locked.
-
-    Raises:
-        UserError: there is no state, or a file is damaged or of another version.
-    """
+    """Return the state and the finished trials of a folder, by number. Raises UserError for a bad file."""
     return _read_state(names)[0], [_read_record(file) for file in sorted(names.record_dir.glob("trial-*.json"))]
 
 
@@ -243,15 +238,12 @@ def essence(config: RunConfig) -> dict[str, Any]:
 
 
 def _read_state(names: RunFolder) -> tuple[State, bool]:
-    """The state, and whether it is from the backup."""
-    file = names.state
-    good = STATES.newest(file)
-    if good is None:
-        try:
-            STATES.read(file)
-        except UserError as error:
-            raise UserError(f"the backup {previous_of(file).name} is no better, and {error}") from None
-    return State(**json.loads(STATES.read(good or file))), good != file
+    """Return the state, and whether it is from the backup."""
+    good = STATES.newest(names.state)
+    try:
+        return State(**json.loads(STATES.read(good or names.state))), good != names.state
+    except UserError as error:
+        raise UserError(f"the backup {previous_of(names.state).name} is no better, and {error}") from None
 
 
 def _whole(files: Iterable[Path], read: Callable[[Path], T], notices: list[str]) -> Iterator[T]:

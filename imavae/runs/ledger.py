@@ -21,7 +21,7 @@ from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig
 from imavae.data.images import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
-from imavae.errors import Interrupted, UserError, resumable
+from imavae.errors import Interrupted, require, resumable
 from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, csv_of, reopen
 from imavae.runs.records import at_best, best_member, criterion_of, metric_of, partial_record, trial_record
 from imavae.runs.results import Results
@@ -153,18 +153,10 @@ class Ledger:
 def run_point(
     config: RunConfig, notify: Callable[[Session, Progress], None], rendering: Rendering | None = None
 ) -> tuple[Ledger, Session]:
-    """Train one point's members in this process, without Ray.
+    """Train one point's members in this process, without Ray; ``notify`` is called after each epoch.
 
-    The folder gets a checkpoint after each validation, the tables and the champion; the tracker a run with one trial.
-
-    Args:
-        config: settings of the run.
-        notify: called after each epoch.
-        rendering: called while images that are not in the cache are rendered.
-
-    Raises:
-        UserError: a mistake in the configuration, or there is nothing to resume.
-        Interrupted: the run can be resumed from its last validation.
+    The folder gets a checkpoint after each validation, from which an interrupted run is resumed, the tables and the
+    champion; the tracker a run with one trial.
     """
     device = resolve_device(config.training.device)
     torch.set_num_threads(config.training.threads)
@@ -196,13 +188,12 @@ def run_point(
 
 def tracker_of(config: RunConfig, experiment: str) -> Tracker:
     """Open the configured tracker. Raises UserError within seconds if it can't be reached."""
+    folder = Path(config.output_dir)
     try:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"`output_dir can be written` must hold, but got {config.output_dir} ({error.strerror}); choose another"
-        ) from None
-    return open_tracker(config.tracking, Path(config.output_dir), experiment)
+        require(False, "output_dir can be written", f"{folder} ({error.strerror})", "choose another")
+    return open_tracker(config.tracking, folder, experiment)
 
 
 def _columns(path: Path) -> list[str]:

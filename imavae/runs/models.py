@@ -98,13 +98,8 @@ def evaluate_checkpoint(
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Evaluate a stored model, or each member of a stored ensemble at its best state, with every metric on one split.
 
-    ``rendering`` is called while images that are not in the cache are rendered.
-
-    Returns:
-        A row per member, with its seeds and the gamma of its point; and the metrics that are absent, with the reason.
-
-    Raises:
-        UserError: a bad checkpoint.
+    Returns a row per member, with its seeds and the gamma of its point; and the metrics that are absent, with the
+    reason. ``rendering`` is called while images that are not in the cache are rendered.
     """
     load_plugins(config.plugins)
     path = locate(config.checkpoint, config)

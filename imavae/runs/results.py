@@ -30,25 +30,15 @@ from imavae.training.checkpoint import load_member, stored_config
 
 @dataclass(frozen=True)
 class Results:
-    """Results of a run or study. Reading them changes nothing.
+    """Results of a run or study. Reading them changes nothing."""
 
-    Attributes:
-        folder: ``OUTPUT_DIR/runs/NAME`` or ``OUTPUT_DIR/studies/NAME``.
-        config: the settings; of a study a :class:`imavae.config.settings.StudyConfig`.
-        stored: the finished trials, by number, without their histories.
-        interrupted: whether trials are left to train.
-        points: number of trials that were planned.
-        earlier: number of trials that had ended before the last process began.
-        champion_address: what :func:`imavae.load_model` takes for the best model; empty if there is none.
-    """
-
-    folder: Path
-    config: RunConfig = field(repr=False)
-    stored: tuple[Stored, ...] = field(repr=False)
-    interrupted: bool = False
-    points: int = 1
-    earlier: int = 0
-    champion_address: str = ""
+    folder: Path  # ``OUTPUT_DIR/runs/NAME`` or ``OUTPUT_DIR/studies/NAME``
+    config: RunConfig = field(repr=False)  # the settings; of a study a :class:`imavae.config.settings.StudyConfig`
+    stored: tuple[Stored, ...] = field(repr=False)  # the finished trials, by number, without their histories
+    interrupted: bool = False  # trials are left to train
+    points: int = 1  # number of trials that were planned
+    earlier: int = 0  # number of trials that had ended before the last process began
+    champion_address: str = ""  # of the best model, for :func:`imavae.load_model`; empty if there is none
 
     @property
     def names(self) -> RunFolder:
@@ -61,16 +51,13 @@ class Results:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """The objectives of a study, of which the first one ranks the trials.
-
-        That of a run is the best ``val/mcc``, or ``val/neg_elbo`` where sources are unknown.
-        """
+        """The objectives; that of a run is the best ``val/mcc``, or ``val/neg_elbo`` where sources are unknown."""
         if isinstance(self.config, StudyConfig):
             return self.config.objectives
         return (Objective() if self.config.data.has_sources else Objective(metric="val/neg_elbo", mode="min"),)
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> Objective:  # ranks the trials
         return self.objectives[0]
 
     @property
@@ -134,11 +121,7 @@ class Results:
 
     @property
     def champion(self) -> Model:
-        """The best member of the best trial, at its best state, as a plain ``nn.Module``.
-
-        Raises:
-            UserError: there is no champion yet, or its file is damaged.
-        """
+        """The best member of the best trial, at its best state. Raises UserError if there is none yet."""
         return load_member(self.names.champion)
 
     def model(self, trial: int | None = None, seed: int | None = None, by: str | None = None) -> Model:
