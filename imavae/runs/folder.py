@@ -40,17 +40,7 @@ RECORDS = Seal(b"imavae record", 1, "record", "train the trial again", "train th
 PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make it again", OTHER_VERSION)
 # Settings that may change when a study is resumed, since no trial's numbers depend on them. Of the files that are named
 # in ``plugins``, the contents are compared instead.
-FREE: tuple[str, ...] = (
-    "name",
-    "output_dir",
-    "resume",
-    "dry_run",
-    "question",
-    "plugins",
-    "tracking",
-    "cluster",
-    "budget.trials",
-)
+FREE: tuple[str, ...] = ("name", "output_dir", "resume", "dry_run", "question", "plugins", "tracking", "cluster")
 FREE += ("budget.trials", "training.threads", "training.device")
 
 
