@@ -73,26 +73,10 @@ def test_the_display_holds_in_80_columns_and_without_colour(terminal: bool, monk
     assert "\x1b[3" not in text  # no colour; bold and the cursor's moves are not colours
     plain = [line for line in console().render_str(text).plain.splitlines() if "\x1b" not in line]
     assert max(map(len, plain), default=0) <= 80
-    for number in ("31", "0.123", "31,234", "11:06:40"):
-        assert number in text
-
-
-def test_the_panel_tells_all_that_a_snapshot_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    output = console(terminal=True)
-    with Display(output) as display:
-        display.snapshot(snapshot(65.0, 12, 0.9))
-    for part in (
-        "12/32",
-        "1:05",
-        "2:10 left",
-        "2 running",
-        "18 left",
-        "31 members stopped early",
-        "0.900",
-        "gamma=98.2",
-    ):
-        assert part in text_of(output)
+    for part in ("31/1000", "0.123", "31,234", "11:06:40", "2 running", "left unknown", "a_long_name_7=0.333"):
+        assert part in text
+    if terminal:
+        assert "967 left" in text
 
 
 def test_the_display_is_imported_without_the_slow_libraries() -> None:

@@ -99,11 +99,8 @@ def trial_plots_of(results: Results) -> list[TrialPlot]:
 def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Mapping[str, str]) -> Iterator[TrialPlot]:
     """The figures over trials that have something to show.
 
-    Args:
-        trials: one row per trial: ``trial``, ``status``, a column per goal and per parameter (NaN where a conditional
-            parameter does not apply), and :data:`COST` if it is known.
-        parameters: the searched parameters.
-        goals: columns of the scores with their better directions, ``max`` or ``min``; the first one ranks the trials.
+    ``trials`` has a row per trial: ``trial``, ``status``, the searched parameters (NaN where one does not apply), the
+    cost if known, and the ``goals``: scores with their better directions, of which the first one ranks the trials.
     """
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
@@ -212,13 +209,12 @@ def draw_trial_plots(plots: Sequence[TrialPlot]) -> dict[str, Figure]:
     """Draw figures over trials by Matplotlib, by the names of their files."""
     import optuna.visualization.matplotlib as draw
     from matplotlib import pyplot
-    from optuna.exceptions import ExperimentalWarning
 
     figures = {}
     for plot in plots:
         with warnings.catch_warnings(), mpl.rc_context(), pyplot.ioff():  # Optuna sets a style and uses pyplot
             mpl.rcParams["figure.constrained_layout.use"] = True
-            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.simplefilter("ignore")  # some of these figures are experimental
             figures[plot.file] = np.ravel(getattr(draw, plot.function)(plot.study, **plot.options))[0].figure
             pyplot.close(figures[plot.file])
         _restyle(figures[plot.file], plot)
@@ -263,11 +259,10 @@ def _restyle(figure: Figure, plot: TrialPlot) -> None:
 def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
     """Draw figures over trials by Plotly."""
     import optuna.visualization as draw
-    from optuna.exceptions import ExperimentalWarning
 
     for plot in plots:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.simplefilter("ignore")  # some of these figures are experimental
             figure = _look(getattr(draw, plot.function)(plot.study, **plot.options))
         if plot.function == FRONT:
             for trace in figure.data:  # Optuna colours both kinds of trials by their numbers
@@ -393,11 +388,8 @@ def draw_over_gamma(shown: OverGamma) -> Figure:
 
 
 def gamma_sections(members: pd.DataFrame, points: Mapping[int, Mapping[str, Value]]) -> Iterator[Section]:
-    """Draw the quantities over gamma by Plotly, as far as members have values; each member tells its trial and seed.
-
-    Args:
-        members: rows of ``members.csv``.
-        points: the searched values of each trial, by its number.
+    """Draw the quantities over gamma by Plotly, as far as members have values; ``points`` are the searched values of
+    each trial, by its number.
     """
     reading = "Each dot is a member: hover over it to see its trial and seed. Click a name in the legend to hide it."
     for shown in gamma_quantities(members).values():
