@@ -1,4 +1,4 @@
-"""Imported first by every script: leaves with one line unless the environment of the project is active."""
+"""Imported first by every script: exits with one message on Windows, or if the environment is not active."""
 
 import importlib.util
 import os
@@ -15,6 +15,9 @@ def _interrupted(_number: int, _frame: FrameType | None) -> None:
     os._exit(130)
 
 
+if sys.platform == "win32":
+    sys.stderr.write("error: imavae runs on Linux and macOS, but this is Windows; use WSL\n")
+    sys.exit(2)
 if not all(importlib.util.find_spec(package) for package in ("hydra", "torch", "imavae")):
     root = Path(__file__).resolve().parent.parent
     setup = [] if (root / ".venv/.ready").exists() else [f"make -C {root} setup"]  # the Makefile's mark
