@@ -35,20 +35,17 @@ class DCI(NamedTuple):
 
 
 def dci(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> DCI:
-    """DCI (Eastwood and Williams, ICLR 2018), from the importance P_ij of latent i in a random forest that predicts
-    source j.
+    """DCI, from the importance P_ij of latent i in a random forest that predicts source j.
 
     Disentanglement is 1 − H_k(P_i· / Σ_j P_ij), averaged with the weights Σ_j P_ij; completeness is the mean of
-    1 − H_d(P_·j / Σ_i P_ij), with entropies to base k and d; informativeness is the mean R², or accuracy, on points
-    that the forests have not seen.
+    1 − H_d(P_·j / Σ_i P_ij), with entropies to base k and d; informativeness is the mean R², or accuracy, on others.
     """
     sources, latents, kinds = _prepared(sources, latents, discrete)
     fit, score = halves(len(latents), PROBE_POINTS)
     importances, accuracies = [], []
     for s, kind in zip(sources.T, kinds, strict=True):
-        forest = (RandomForestClassifier if kind else RandomForestRegressor)(
-            TREES, min_samples_leaf=LEAF, max_features=None, random_state=0
-        ).fit(latents[fit], s[fit])
+        model = RandomForestClassifier if kind else RandomForestRegressor
+        forest = model(TREES, min_samples_leaf=LEAF, max_features=None, random_state=0).fit(latents[fit], s[fit])
         guess = forest.predict(latents[score])
         importances.append(forest.feature_importances_)
         r2 = explained_variance(torch.from_numpy(s[score]), torch.from_numpy(guess).double())
@@ -62,9 +59,8 @@ def dci(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], di
 
 
 def sap(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> float:
-    """Separated attribute predictability (Kumar et al., ICLR 2018): the score of the one latent that predicts a source
-    best minus that of the second best, averaged over sources. The prediction is linear: R², or, for a discrete source,
-    the accuracy of the nearest class mean (linear discriminant analysis with equal class weights).
+    """SAP. A score is R² of a linear map, or, for a discrete source, the accuracy of the nearest class mean (linear
+    discriminant analysis with equal class weights).
     """
     sources, latents, kinds = _prepared(sources, latents, discrete)
     fit, score = halves(len(latents), PROBE_POINTS)
@@ -80,9 +76,8 @@ def sap(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], di
 
 
 def mig(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> float:
-    """Mutual information gap (Chen et al., NeurIPS 2018): the mutual information of a source with a latent over the
-    source's entropy, the best latent minus the second best, averaged over sources. Latents and continuous sources are
-    binned into histograms of 20 bins of equal width, and both quantities are those of the binned variables.
+    """MIG. Latents and continuous sources are binned into histograms of 20 bins of equal width; mutual information and
+    entropy are those of the binned variables.
     """
     sources, latents, kinds = _prepared(sources, latents, discrete)
     codes = [_bins(latent) for latent in latents.T]

@@ -112,13 +112,13 @@ def forward(
     Everything that needs a Jacobian is computed per chunk of points, while the Jacobian is in the processor's cache.
 
     Args:
-        ensemble: the ensemble of the members.
-        weights: their weights.
-        split: the observations.
-        world: index of each member's world.
-        noise: standard normal, of the posterior samples.
-        names: metrics that are asked for; mcc_cdf, mse_source and amari need more work.
-        keep_variance: whether to keep the posterior's variance and its formula at each point.
+        ensemble: Ensemble of the members.
+        weights: Weights of the members.
+        split: Observations.
+        world: Index of each member's world.
+        noise: Standard normal noise of the posterior samples.
+        names: Metrics that are asked for; mcc_cdf, mse_source and amari need more work.
+        keep_variance: True to keep the posterior's variance and its formula at each point.
     """
     model, observed, n = ensemble.model, ensemble.config.data.observed, len(split)
     size, gamma = evaluated(observed), weights[GAMMA].exp()
@@ -184,9 +184,7 @@ class PosteriorShapes(NamedTuple):
 def posterior_shapes(
     ensemble: Ensemble, flat: Float[Tensor, "member parameter"], rows: Int[Tensor, " member"], split: Split
 ) -> PosteriorShapes:
-    """Latents and posterior variances of the members in ``rows``, with weights ``flat``, at the split's first points;
-    on the CPU.
-    """
+    """Latents and posterior variances of the members in ``rows`` with weights ``flat``, at the first points."""
     few, world = dataclasses.replace(split.first(SCATTERED), truth=None), ensemble.world_of(rows)
     sources = few.sources[world].mT
     noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))

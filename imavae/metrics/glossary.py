@@ -220,9 +220,7 @@ class Evaluation:
 
     @Metric("max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²", **MATCHED)
     def r2_linear(self) -> torch.Tensor:
-        """R² of the best linear map from locations to sources, fitted on the first half of the points and scored on the
-        second.
-        """
+        """R² of the best linear map from locations to sources, fitted on half of the points, scored on the rest."""
         return identifiability.r2_linear(self.standardised_sources, self.standardised_locations)
 
     @Metric("max", "as r2_linear, ŝ a function of all of μ(x)", **PROBED)
@@ -230,19 +228,10 @@ class Evaluation:
         """As r2_linear, with a nonlinear map (kernel ridge regression) and at most 2,000 points in each half."""
         return identifiability.r2_nonlinear(self.sources, self.locations)
 
-    @Metric(
-        "max",
-        "median over others of max_π (1/d) Σ_k |corr(μ_k, μ'_π(k))|",
-        AGREEMENT,
-        needs=[SEVERAL_SEEDS],
-        floor=0.0,
-        across_members=True,
-    )
+    @Metric("max", "median over others of mcc(μ, μ')", AGREEMENT, needs=[SEVERAL_SEEDS], floor=0.0, across_members=True)
     @staticmethod
     def agreement(at: AllMembers) -> torch.Tensor:
-        """Median MCC between a member's locations and those of the other seeds of its point, on at most 20,000 points;
-        needs no sources.
-        """
+        """Median MCC between a member's locations and those of its point's other seeds, on at most 20,000 points."""
         return identifiability.agreement(at.locations, at.groups)
 
     Metric("max", "Σ_l ρ_l (1 − H(P_l·))", DCI, **PROBED).read(

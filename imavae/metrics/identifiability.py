@@ -36,8 +36,7 @@ def mcc(
 def agreement(
     locations: Float[torch.Tensor, "member d n"], groups: Sequence[Hashable]
 ) -> Float64[torch.Tensor, " member"]:
-    """Median MCC between a member's latents and those of the other members of its group (after Duan et al., arXiv
-    1905.12614); NaN in a group of one. Needs no sources.
+    """Median MCC between a member's latents and those of the other members of its group; NaN in a group of one.
 
     One product of standardised latents per group, in float32, gives the correlations of all of its pairs.
     """
@@ -69,10 +68,8 @@ def active_units(
 def r2_linear(
     s: Float64[torch.Tensor, "*world d n"], z: Float64[torch.Tensor, "member e n"]
 ) -> Float64[torch.Tensor, " member"]:
-    """R² of the least-squares map, with intercept, from all latents to each source, averaged over sources; for rows
-    that :func:`standardised` returned.
-
-    Fitted on the first half of the points, scored on the second: 1 − Σ(s − ŝ)² / Σ(s − s̄)², at least 0.
+    """R² of the least-squares map, with intercept, from all latents to each source, averaged over sources; at least 0.
+    For rows that :func:`standardised` returned. Fitted on the first half of the points, scored on the second.
     """
     fit, score = halves(z.shape[-1])
     mean_s, mean_z = s[..., fit].mean(-1, keepdim=True), z[..., fit].mean(-1, keepdim=True)
@@ -87,9 +84,7 @@ def r2_nonlinear(
     sources: Float[torch.Tensor, "*world d n"], latents: Float[torch.Tensor, "member e n"]
 ) -> Float64[torch.Tensor, " member"]:
     """R² of ridge regression on the standardised latents and on the kernel exp(−‖z − z'‖² / e) with 200 Nyström
-    landmarks (Williams and Seeger, 2000); leave-one-out error chooses the ridge of each source.
-
-    Fitted on the first 2,000 points at most of the first half, scored on as many of the second.
+    landmarks (Williams and Seeger, 2000), from 2,000 points of each half; leave-one-out error chooses the ridges.
     """
     from sklearn.kernel_approximation import Nystroem  # takes a second to import
     from sklearn.linear_model import RidgeCV

@@ -52,10 +52,8 @@ class Contrast(NamedTuple):
 
 
 def contrast(jacobian: Float[torch.Tensor, "member o d n"]) -> Contrast:
-    """c_IMA at each point, by QR.
-
-    With |det R| = Π_k R_kk, each term log(‖J_:k‖ / R_kk) is the log-ratio of a column's norm to that of its part
-    orthogonal to the columns before it, and never negative.
+    """c_IMA at each point, by QR: Σ_k log(‖J_:k‖ / R_kk), where R_kk is the norm of the part of column k orthogonal to
+    the columns before it. No term is negative.
     """
     _, r, norms, full = _qr(jacobian)
     ratio = torch.ones_like(norms[0])
@@ -82,9 +80,7 @@ def conformal_contrast(at: Contrast) -> Float64[torch.Tensor, " member"]:
     """(d/2) log(tr(JᵀJ) / d) − ½ log det JᵀJ, averaged over the points of full rank (NaN without any): zero iff J is
     conformal, JᵀJ = c I.
 
-    By the inequality of arithmetic and geometric means over the eigenvalues of JᵀJ it is never negative; over its
-    diagonal, never below c_IMA: it is c_IMA + d (log of the root mean square of the columns' norms − mean of their
-    logs).
+    It is c_IMA + d (log of the root mean square of the columns' norms − mean of their logs), so never below c_IMA.
     """
     norms = torch.where(at.full[:, None], at.norms, 1)
     spread = norms.shape[1] * (0.5 * norms.square().mean(1).log() - norms.log().mean(1))
@@ -154,9 +150,7 @@ def batch_ratio(
     variance: Float[torch.Tensor, "member d n"],
     gamma: Float[torch.Tensor, " member"],
 ) -> Float64[torch.Tensor, "member d batch"]:
-    """Mean variance of each batch, times the inverse variance given by its mean Jacobian and mean curvature; all in the
-    unconstrained coordinate.
-    """
+    """Mean variance of each batch, times the inverse variance by its mean Jacobian and curvature; unconstrained."""
     square, bent = batch_mean(jacobian).double().square().sum(1), batch_mean(curvature)
     return batch_mean(variance) * inverse_variance(square, torch.ones_like(bent), bent, gamma)
 
