@@ -32,6 +32,8 @@ FLOOR = 1e-8  # of a log axis: values below are rounding errors
 WIDE_RATIO = 3.0  # a variance ratio above it needs a log axis
 ENTROPY = 1.5 * math.log(2 * math.pi * math.e)  # of three standard Gaussians (the rotation's data), in nats
 ASIDE = 0.05  # distance of a kind's marks from its tick
+BESIDE = 10**0.08  # factor of γ² by which published marks are moved, so that no bars overlap
+SHOWN = (q.MCC, q.CONTRAST)  # of most figures
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,12 @@ def recovery(studies: Sequence[Study], points: Points, published: str | None, tr
     ``truth`` adds the contrast of the mixing itself.
     """
     [study] = studies
-    figure, axes = _panels(1, 2, 2.3)
+    figure, axes = _panels(1, 2, 2.3, SHOWN)
     aside = ASIDE if points.kinds else 0.0
-    for one, quantity in zip(axes, (q.MCC, q.CONTRAST), strict=True):
+    for one, quantity in zip(axes, SHOWN, strict=True):
         _points_axis(one, points, study.members)
-        _quantity_axis(one, quantity)
-        _medians(one, OURS, points, study.members, quantity, quantity.column, -aside)
-        _medians(one, CORRECTED, points, study.members, quantity, quantity.best, aside)
+        _medians(one, OURS, points, study.members, quantity.column, -aside)
+        _medians(one, CORRECTED, points, study.members, quantity.best, aside)
         if published is not None:
             _published(one, table(published), quantity)
     if truth:
@@ -78,15 +79,14 @@ def recovery(studies: Sequence[Study], points: Points, published: str | None, tr
 def by_prior(studies: Sequence[Study], points: Points) -> Figure:
     """Draw corrected MCC and c_IMA over points, with a series per prior."""
     [study] = studies
-    figure, axes = _panels(1, 2, 2.3)
-    for one, quantity in zip(axes, (q.MCC, q.CONTRAST), strict=True):
+    figure, axes = _panels(1, 2, 2.3, SHOWN)
+    for one, quantity in zip(axes, SHOWN, strict=True):
         _points_axis(one, points, study.members)
         one.set_xticks(points.positions(study.members))
-        _quantity_axis(one, quantity)
         priors = study.members.groupby("model.prior.name", sort=False)
         for look, (prior, members) in zip(itertools.cycle(PRIOR_LOOKS), priors, strict=False):
             label = f"{prior} prior".replace("gaussian", "Gaussian")
-            _medians(one, Look(label, *look), points, members, quantity, quantity.best)
+            _medians(one, Look(label, *look), points, members, quantity.best)
     _legend(figure, axes)
     return figure
 
@@ -97,15 +97,14 @@ def over_contrast(studies: Sequence[Study], contrast: str, published: str | None
     With published runs only the published estimator is drawn, beside them.
     """
     [study] = studies
-    figure, axes = _panels(1, 2, 2.3)
-    for one, quantity in zip(axes, (q.MCC, q.CONTRAST), strict=True):
+    figure, axes = _panels(1, 2, 2.3, SHOWN)
+    for one, quantity in zip(axes, SHOWN, strict=True):
         if published is not None:
             _dots(one, table(published).rows, contrast, quantity.column, PUBLISHED)
         else:
             _dots(one, study.members, contrast, quantity.best, CORRECTED)
         _dots(one, study.members, contrast, quantity.column, OURS)
         one.set_xlabel(rf"$c_{{\mathrm{{IMA}}}}$ of the {'linear map' if contrast == q.LINEAR else 'mixing'} (nats)")
-        _quantity_axis(one, quantity)
     _legend(figure, axes)
     return figure
 
@@ -118,19 +117,21 @@ def self_consistency(studies: Sequence[Study]) -> Figure:
         Look("rotation, corrected", GREEN, "s", ":"),
         Look("MLP mixing, corrected", ORANGE, "^", "-."),
     )
-    figure, axes = _panels(2, 2, 1.9)
+    shown = (q.RATIO, q.ERROR, q.GAP, q.MCC)
+    figure, axes = _panels(2, 2, 1.9, shown)
     known = table("rotation_gamma_gaussian")
-    shown = ((q.RATIO, q.RATIO, 0.0), (q.ERROR, q.ERROR, 0.0), (q.GAP, q.NEG_ELBO, -ENTROPY), (q.MCC, q.MCC, 0.0))
-    for one, (quantity, published, shift) in zip(axes, shown, strict=True):
+    for one, quantity in zip(axes, shown, strict=True):
         _points_axis(one, q.OVER_GAMMA)
-        _quantity_axis(one, quantity)
-        _medians(one, looks[0], q.OVER_GAMMA, rotation, quantity, quantity.column)
+        _medians(one, looks[0], q.OVER_GAMMA, rotation, quantity.column)
         if quantity.corrected is not None:
-            _medians(one, looks[1], q.OVER_GAMMA, rotation, quantity, quantity.corrected)
-        _medians(one, looks[2], q.OVER_GAMMA, mlp, quantity, quantity.best)
+            _medians(one, looks[1], q.OVER_GAMMA, rotation, quantity.corrected)
+        _medians(one, looks[2], q.OVER_GAMMA, mlp, quantity.best)
         if quantity is q.RATIO:
             one.axhline(1, color=GREY, linewidth=0.8)
-        _published(one, known, published, shift)
+        if quantity is q.GAP:  # the −ELBO was published
+            _published(one, known, q.NEG_ELBO, -ENTROPY)
+        else:
+            _published(one, known, quantity)
     if axes[0].get_ylim()[1] > WIDE_RATIO:
         axes[0].set_yscale("log")
     _legend(figure, axes, columns=2)
@@ -149,11 +150,11 @@ def elbo_gap(studies: Sequence[Study]) -> Figure:
         one.set_title(title)
     for one, study in zip(axes, studies, strict=False):
         look = Look("ELBO*, ours", BLUE, "o", "-")
-        _medians(one, look, q.OVER_GAMMA, study.members, q.GAP_IMA, f"val/neg_elbo {q.AT}", negated=True)
+        _medians(one, look, q.OVER_GAMMA, study.members, f"val/neg_elbo {q.AT}", negated=True)
     known = table("elbo_gap_triangular_mlp").rows
     x, mean, std = (floats(known[name]) for name in ("log10_gamma_sq", "elbo_mean", "elbo_std"))
     curve = dataclasses.replace(PUBLISHED, label="ELBO*, published (mean, standard deviation)")
-    _published_line(axes[2], curve, 10**x, mean, np.array([mean - std, mean + std]))
+    _marks(axes[2], curve, 10**x * BESIDE, mean, std)
     axes[0].set_ylabel("nats")
     _legend(figure, axes, columns=2)
     return figure
@@ -163,11 +164,9 @@ def over_epochs(studies: Sequence[Study]) -> Figure:
     """Draw γ², MCC and c_IMA over the epochs: each member, and medians with quartiles."""
     [study] = studies
     history = study.history.assign(**{"val/gamma_sq": study.history["val/gamma"] ** 2})
-    figure, axes = _panels(1, 3, 2.1)
-    shown = (("val/gamma_sq", q.GAMMA), ("val/mcc", q.MCC), ("val/cima", q.CONTRAST))
-    for one, (column, quantity) in zip(axes, shown, strict=True):
+    figure, axes = _panels(1, 3, 2.1, (q.GAMMA, *SHOWN))
+    for one, column in zip(axes, ("val/gamma_sq", "val/mcc", "val/cima"), strict=True):
         one.set_xlabel("epoch")
-        _quantity_axis(one, quantity)
         for _, curve in history.groupby("seed"):
             one.plot(floats(curve["epoch"]), floats(curve[column]), color=GREY, linewidth=0.5, alpha=0.6)
         by_epoch = {epoch: quartiles(floats(group[column])) for epoch, group in history.groupby("epoch")}
@@ -179,10 +178,19 @@ def over_epochs(studies: Sequence[Study]) -> Figure:
     return figure
 
 
-def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Return a page-wide figure with panels of ``height`` inches."""
+def _panels(rows: int, columns: int, height: float, quantities: Sequence[Quantity] = ()) -> tuple[Figure, list[Axes]]:
+    """Return a page-wide figure with panels of ``height`` inches, whose y-axes show the quantities."""
     figure = Figure(figsize=(WIDTH, height * rows + 0.45), layout="constrained", facecolor="white")
-    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
+    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for axes, quantity in zip(panels, quantities, strict=False):
+        axes.set_ylabel(quantity.axis)
+        if quantity.log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(numticks=6))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if quantity.limits:
+            axes.set_ylim(*quantity.limits)
+    return figure, panels
 
 
 def _medians(
@@ -190,7 +198,6 @@ def _medians(
     look: Look,
     points: Points,
     members: pd.DataFrame,
-    quantity: Quantity,
     column: str,
     aside: float = 0.0,
     negated: bool = False,
@@ -200,11 +207,10 @@ def _medians(
     Numbers are joined by a line, and their quartiles by a band; kinds are not.
     """
     x = points.positions(members) + aside
-    summaries = [summarise(group, column) for _, group in points.groups(members)]
-    parts = finite_or_nan(np.array([summary[1:] for summary in summaries], dtype=np.float64).reshape(-1, 5).T)
+    parts = finite_or_nan(np.array([summarise(group, column)[1:] for _, group in points.groups(members)]).T)
     if negated:
         parts = -parts[[0, 2, 1, 4, 3]]
-    if quantity.log:
+    if axes.get_yscale() == "log":
         parts = np.maximum(parts, FLOOR)
     median, low, high, bottom, top = parts
     if points.kinds:
@@ -219,12 +225,7 @@ def _published(axes: Axes, known: Table, quantity: Quantity, shift: float = 0.0)
     """Draw the published medians and quartiles of a quantity over γ², with ``shift`` added to them."""
     rows = known.rows[known.rows["quantity"] == quantity.column].sort_values("gamma_sq")
     x, middle, low, high = (floats(rows[key]) for key in ("gamma_sq", "median", "q25", "q75"))
-    _published_line(axes, PUBLISHED, x, middle + shift, np.array([low, high]) + shift)
-
-
-def _published_line(axes: Axes, look: Look, x: Floats, medians: Floats, ends: Floats) -> None:
-    """Draw published medians with bars between two ends, (2, x), a little aside so that no bars overlap."""
-    _marks(axes, look, x * 10**0.08, medians, np.abs(ends - medians))
+    _marks(axes, PUBLISHED, x * BESIDE, middle + shift, np.abs(np.array([low, high]) + shift - (middle + shift)))
 
 
 def _marks(axes: Axes, look: Look, x: Floats, y: Floats, bars: Floats) -> None:
@@ -251,17 +252,6 @@ def _points_axis(axes: Axes, points: Points, members: pd.DataFrame | None = None
         names = [points.label(*key) for key, _ in points.groups(members)]
         axes.set_xticks(np.arange(len(names)), names)
         axes.set_xlim(-0.5, len(names) - 0.5)
-
-
-def _quantity_axis(axes: Axes, quantity: Quantity) -> None:
-    """Set the y-axis: the quantity's name, unit, scale and limits."""
-    axes.set_ylabel(quantity.axis)
-    if quantity.log:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    if quantity.limits:
-        axes.set_ylim(*quantity.limits)
 
 
 def _legend(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
