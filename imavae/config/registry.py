@@ -50,7 +50,7 @@ class Registry(Generic[T]):
             frozen = parameters is not None and parameters.frozen and issubclass(entry, Settings)
             rule = f"a variant of {self.setting} is a frozen dataclass of settings"
             require(frozen, rule, entry.__name__, "see docs/plugins.md for an example")
-        if not str(getattr(entry, "__module__", "")).startswith(self.package):
+        if not _module(entry).startswith(self.package):
             _ = self.entries  # a plugin's entry comes after the built-in ones
         new = bool(name) and name not in self._entries
         require(new, f"every variant of {self.setting} has a unique name", repr(name), "choose another name")
@@ -86,9 +86,16 @@ class Registry(Generic[T]):
                 for found in pkgutil.iter_modules(getattr(module, "__path__", ())):
                     importlib.import_module(f"{self.package}.{found.name}")
             except BaseException:
-                self._loaded = False  # the next use raises the error again
+                self._loaded = False  # the next use imports the failed module again, which registers its entries anew
+                self._entries = {k: entry for k, entry in self._entries.items() if _module(entry) in sys.modules}
                 raise
+            # by module, in whatever order they were imported
+            self._entries = dict(sorted(self._entries.items(), key=lambda item: _module(item[1])))
         return self._entries
+
+
+def _module(entry: object) -> str:
+    return str(getattr(entry, "__module__", ""))
 
 
 class Chosen:
