@@ -1,4 +1,4 @@
-"""Encoding a file: what it writes is what the model says, in every format, and what fails leaves nothing behind."""
+"""Encoding a file writes what the model computes, in every format; a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_row_holds_location_deviation_and_error(
 ) -> None:
     model = load_model(model_of(tmp_path, prior, standardise=standardise)).requires_grad_(False)
     path = observations(tmp_path / f"x{ending}", 5000, columns=4)  # one more than the model takes
-    monkeypatch.setattr(files, "BLOCK", 3000)
+    monkeypatch.setattr(files, "BLOCK_ROWS", 3000)
     told: list[tuple[int, int | None]] = []
     columns: dict[str, Any] = {"columns": [0, 1, 2]} if ending == ".npy" else {}
     done = encode_file(asked(tmp_path, path, **columns), lambda *rows: told.append(rows))
@@ -79,7 +79,7 @@ def test_a_value_that_is_missing_far_down_leaves_nothing_behind_but_what_was_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model_of(tmp_path, {"name": "uniform"})
-    monkeypatch.setattr(files, "BLOCK", 300)
+    monkeypatch.setattr(files, "BLOCK_ROWS", 300)
     path = observations(tmp_path / "x.parquet", columns=3)
     frame = pd.read_parquet(path)
     frame.loc[800, "b"] = np.nan

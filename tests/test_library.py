@@ -1,7 +1,8 @@
-"""The package as a library: what the commands do, without their output; and what they left, read back."""
+"""The package as a library: it does what the commands do, and reads their results."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,13 +134,6 @@ def test_nothing_is_printed_and_torchs_threads_stay(tmp_path: Path, capfd: pytes
     finally:
         torch.set_num_threads(1)
     assert capfd.readouterr() == ("", "")
-    imavae.train(TINY, output_dir=str(tmp_path), training={"max_epochs": 2}, tracking={"name": "none"}, progress=True)
-    assert "epoch 2/2" in capfd.readouterr().out
-
-
-def test_without_a_configuration_nothing_is_tracked(tmp_path: Path) -> None:
-    imavae.train(**TINY, output_dir=str(tmp_path))
-    assert not (tmp_path / "mlflow.db").exists()
 
 
 def test_an_interrupted_run_can_be_read_and_goes_on_to_the_same_numbers(
@@ -156,13 +150,14 @@ def test_an_interrupted_run_can_be_read_and_goes_on_to_the_same_numbers(
         imavae.train(**TINY, output_dir=str(tmp_path))
     monkeypatch.undo()
     broken = imavae.load_results(tmp_path / "runs/train")
-    assert len(broken.members) == len(broken.trials) == 0
+    assert len(broken.members) == len(broken.trials) == len(broken.history) == 0
     with pytest.raises(UserError, match="`a trial has a result` must hold, but got none in"):
         broken.model()
     done = imavae.train(**TINY, output_dir=str(tmp_path), resume=True)
     assert done.folder == broken.folder
     assert done.members.equals(run.members)
     assert done.config == broken.config, "asked for anew, it does not mean to resume"
+    assert not (tmp_path / "mlflow.db").exists(), "without a configuration nothing is tracked"
 
 
 def test_an_interrupted_study_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +203,12 @@ def test_a_mistake_is_refused(run: Results, call: Any, message: str) -> None:
         call(run)
 
 
-def test_a_damaged_record_is_told_and_left_alone(tmp_path: Path) -> None:
-    run = imavae.train(**TINY, output_dir=str(tmp_path))
-    record = run.folder / "records/trial-000.json"
+def test_a_damaged_record_is_named_and_left_alone(run: Results, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run.folder, tmp_path / "copy"))
+    record = folder / "records/trial-000.json"
     record.write_bytes(record.read_bytes()[:-5])
     with pytest.raises(UserError, match="trial-000"):
-        imavae.load_results(run.folder)
+        imavae.load_results(folder)
     assert record.exists()
 
 
@@ -225,17 +220,21 @@ def test_settings_go_over_those_of_a_configuration() -> None:
     assert base["model"] == {"gamma": 3.0, "prior": {"name": "beta", "alpha": 3.0}}
 
 
-def test_a_configuration_may_be_built_of_its_classes(run: Results, tmp_path: Path) -> None:
+def test_a_configuration_may_be_built_of_its_classes(
+    run: Results, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from imavae.config.settings import Model
     from imavae.model.priors import GaussianPrior
 
-    other = imavae.train(run.config, model=Model(gamma=7.0, prior=GaussianPrior()), output_dir=str(tmp_path))
+    model = Model(gamma=7.0, prior=GaussianPrior())
+    other = imavae.train(run.config, model=model, output_dir=str(tmp_path), progress=True)
+    assert "epoch 4/4" in capfd.readouterr().out
     assert isinstance(other.config, RunConfig)
-    assert other.config.model == Model(gamma=7.0, prior=GaussianPrior())
+    assert other.config.model == model
     assert other.config.data == run.config.data
 
 
-def test_a_persons_own_rows_go_in_raw_and_by_name(tmp_path: Path) -> None:
+def test_own_rows_go_in_raw_and_by_name(tmp_path: Path) -> None:
     path = observations(tmp_path / "rows.parquet")
     own = imavae.train(data=file_data(path, dim=2), members={"seed": [1, 2]}, training={"max_epochs": 2},
                        output_dir=str(tmp_path))  # fmt: skip

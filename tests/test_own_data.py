@@ -1,4 +1,4 @@
-"""Training on a person's own observations: splits, scaling, what is chosen by without sources, and what is absent."""
+"""Training on a user's file: splits, scaling, selection without sources, and the metrics that are absent."""
 
 from __future__ import annotations
 
