@@ -183,9 +183,9 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
         CHOICES, (medians, sound, sound), (world, ["trial", *seeds], [*world, *seeds]), strict=True
     ):
         for _, rivals in frame.groupby(same, sort=False) if same else [((), frame)]:
-            first = rivals.head(1).to_dict("records")[0] if len(rivals) else {}
             if len(rivals) < 2 or (choice == CHOICES[2] and rivals["trial"].nunique() < 2):
                 continue
+            first = rivals.head(1).to_dict("records")[0]
             row: dict[str, object] = {"data": point_text({key: first[key] for key in world})}
             if choice == CHOICES[1]:
                 row["point"] = point_text({key: first[key] for key in keys if key not in world})
