@@ -29,7 +29,6 @@ from imavae.paper.quantities import (
     NEG_ELBO,
     NUMBERS,
     RATIO,
-    Spread,
     Summary,
     interval,
     summarise,
@@ -44,9 +43,9 @@ def row(median: float, n: int = 20) -> Row:
     return Row("study", "γ²=1", "MCC", Summary(n, median, median, median, median, median))
 
 
-def spread(values: np.ndarray) -> Spread:
+def spread(values: np.ndarray) -> Summary:
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    return Spread(len(values), float(median), float(low), float(high))
+    return Summary(len(values), float(median), float(low), float(high))
 
 
 # ---- what was published
@@ -82,7 +81,7 @@ def test_a_table_of_runs_gives_their_quartiles() -> None:
     known = table("moebius_linear_map")
     found = known.column(MCC.column)
     values = known.rows[MCC.column]
-    assert tuple(found) == pytest.approx((98, values.median(), values.quantile(0.25), values.quantile(0.75)))
+    assert tuple(found[:4]) == pytest.approx((98, values.median(), values.quantile(0.25), values.quantile(0.75)))
 
 
 # ---- judging
@@ -90,7 +89,7 @@ def test_a_table_of_runs_gives_their_quartiles() -> None:
 
 @pytest.mark.parametrize("direction", [-1, 1])
 def test_a_row_passes_up_to_its_tolerance_and_fails_beyond(direction: int) -> None:
-    known = Spread(20, 0.8, 0.75, 0.83)
+    known = Summary(20, 0.8, 0.75, 0.83)
     limit = tolerance(known, 20)
     assert compare(row(0.8 + direction * 0.999 * limit), known).verdict == PASS
     assert compare(row(0.8 + direction * 1.001 * limit), known).verdict == FAIL
@@ -100,20 +99,20 @@ def test_a_row_passes_up_to_its_tolerance_and_fails_beyond(direction: int) -> No
     ("median", "published", "verdict"),
     [
         (0.5, None, NOT_PUBLISHED),
-        (math.nan, Spread(20, 0.8, 0.7, 0.9), FAIL),
-        (math.inf, Spread(20, 0.8, 0.7, 0.9), FAIL),
-        (0.1, Spread(3, 0.8, 0.79, 0.81), NOT_JUDGED),
+        (math.nan, Summary(20, 0.8, 0.7, 0.9), FAIL),
+        (math.inf, Summary(20, 0.8, 0.7, 0.9), FAIL),
+        (0.1, Summary(3, 0.8, 0.79, 0.81), NOT_JUDGED),
         (0.15, table("moebius_gamma_uniform").spread(1e4, MCC.column), FAIL),  # chance is no pass
     ],
 )
-def test_a_verdict(median: float, published: Spread | None, verdict: str) -> None:
+def test_a_verdict(median: float, published: Summary | None, verdict: str) -> None:
     assert compare(row(median), published).verdict == verdict
 
 
 def test_tolerance_shrinks_with_seeds_and_with_published_runs_and_grows_with_their_spread() -> None:
-    by_seeds = [tolerance(Spread(20, 0.0, -1.0, 1.0), seeds) for seeds in (1, 2, 5, 20, 100, 1000)]
-    by_runs = [tolerance(Spread(runs, 0.0, -1.0, 1.0), 20) for runs in (5, 10, 20, 100)]
-    by_spread = [tolerance(Spread(20, 0.0, -width, width), 20) for width in (2.0, 1.0, 0.5, 0.0)]
+    by_seeds = [tolerance(Summary(20, 0.0, -1.0, 1.0), seeds) for seeds in (1, 2, 5, 20, 100, 1000)]
+    by_runs = [tolerance(Summary(runs, 0.0, -1.0, 1.0), 20) for runs in (5, 10, 20, 100)]
+    by_spread = [tolerance(Summary(20, 0.0, -width, width), 20) for width in (2.0, 1.0, 0.5, 0.0)]
     for series in (by_seeds, by_runs, by_spread):
         assert all(later < earlier for earlier, later in itertools.pairwise(series))
     correlations = [correlation_tolerance(rho, 98, n) for rho, n in ((-0.5, 100), (-0.5, 20), (0.0, 20))]
@@ -123,7 +122,7 @@ def test_tolerance_shrinks_with_seeds_and_with_published_runs_and_grows_with_the
 
 
 def test_what_all_seeds_share_stays_however_many_there_are() -> None:
-    known = Spread(10**6, 0.0, -1.0, 1.0)
+    known = Summary(10**6, 0.0, -1.0, 1.0)
     assert tolerance(known, 10**6, draw=0.5) == pytest.approx(3 * math.sqrt(2) * 0.5, rel=1e-3)
     assert tolerance(known, 20, draw=0.5) > tolerance(known, 20)
     assert tolerance(known, 10**6, 0.5, worlds=10**6) == pytest.approx(3 * 0.5, rel=1e-3)  # the published draw is one
@@ -132,7 +131,7 @@ def test_what_all_seeds_share_stays_however_many_there_are() -> None:
 def test_for_many_runs_it_is_three_standard_errors_of_two_medians() -> None:
     q75 = float(stats.norm.ppf(0.75))
     error = math.sqrt(math.pi / 2 * (1 / 10_000 + 1 / 20))
-    assert tolerance(Spread(10_000, 0.0, -q75, q75), 20) == pytest.approx(3 * error, rel=5e-3)
+    assert tolerance(Summary(10_000, 0.0, -q75, q75), 20) == pytest.approx(3 * error, rel=5e-3)
 
 
 @pytest.mark.parametrize(("runs", "away"), [(10, 6.0), (20, 3.0), (60, 2.0)])

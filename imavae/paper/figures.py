@@ -20,7 +20,7 @@ from imavae.metrics import ima
 from imavae.paper import draw
 from imavae.paper import quantities as q
 from imavae.paper.judge import NOT_JUDGED, Row, compare, correlation_tolerance
-from imavae.paper.quantities import Points, Quantity, Spread, Study, correlation, summarise, table
+from imavae.paper.quantities import Points, Quantity, Study, correlation, summarise, table
 from imavae.report.drawing import floats
 
 RECOVERY = (q.MCC, q.CONTRAST, q.NEG_ELBO)
@@ -68,11 +68,8 @@ def recovery(
 ) -> Kind:
     """Return the kind that shows MCC and c_IMA over points by both estimators.
 
-    Args:
-        points: the points of its study.
-        published: name of the published table; only for points over γ².
-        unjudged: the quantities whose published numbers can't be compared with ours.
-        truth: also draw the contrast of the mixing itself.
+    A ``published`` table is drawn and compared, except quantities that are ``unjudged``; only for points over γ².
+    ``truth`` adds the contrast of the mixing itself.
     """
     return Kind(
         partial(rows_at_points, points=points, published=published, unjudged=unjudged),
@@ -129,9 +126,9 @@ def rows_over_mixings(studies: Sequence[Study], contrast: str, published: str | 
         ours, corrected = (correlation(study.members, contrast, name) for name in (quantity.column, quantity.best))
         row = Row(study.name, point, f"{quantity.label}, ρ", ours, corrected=corrected)
         if known is not None:
-            runs, value = correlation(known.rows, contrast, quantity.column)[:2]
-            spread, limit = Spread(runs, value, np.nan, np.nan), correlation_tolerance(value, runs, ours.n)
-            row = dataclasses.replace(row, published=spread, expected=value, tolerance=limit)
+            theirs = correlation(known.rows, contrast, quantity.column)
+            limit = correlation_tolerance(theirs.median, theirs.n, ours.n)
+            row = dataclasses.replace(row, published=theirs, expected=theirs.median, tolerance=limit)
         rows.append(row)
     return rows
 

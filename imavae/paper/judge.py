@@ -22,7 +22,7 @@ import pandas as pd
 from rich.table import Table
 from scipy import stats
 
-from imavae.paper.quantities import MCC, NEG_ELBO, RATIO, Spread, Summary
+from imavae.paper.quantities import MCC, NEG_ELBO, RATIO, Summary
 from imavae.report.display import MISSING, compact
 from imavae.report.tables import plain_table
 
@@ -42,7 +42,7 @@ class Row:
     point: str  # as in γ²=1e3
     quantity: str  # its label
     ours: Summary  # our members, by the published estimator
-    published: Spread | None = None
+    published: Summary | None = None
     corrected: Summary | None = None  # our members, by the corrected estimator; None if both are the same
     expected: float | None = None  # value that `ours` is judged by; None if the row is not judged
     tolerance: float | None = None  # largest distance from it that passes
@@ -56,7 +56,7 @@ class Row:
         return PASS if abs(self.ours.median - self.expected) <= self.tolerance else FAIL  # NaN fails
 
 
-def compare(row: Row, published: Spread | None, draw: float = 0.0, worlds: int = 1, comparable: bool = True) -> Row:
+def compare(row: Row, published: Summary | None, draw: float = 0.0, worlds: int = 1, comparable: bool = True) -> Row:
     """Return the row with the published numbers, judged by them if it is comparable and they rest on enough runs."""
     if published is None:
         return row
@@ -66,7 +66,7 @@ def compare(row: Row, published: Spread | None, draw: float = 0.0, worlds: int =
     return dataclasses.replace(row, published=published, expected=published.median, tolerance=limit)
 
 
-def tolerance(published: Spread, seeds: int, draw: float = 0.0, worlds: int = 1) -> float:
+def tolerance(published: Summary, seeds: int, draw: float = 0.0, worlds: int = 1) -> float:
     """Return the allowed distance of a median of our members from the published one, in the quantity's unit.
 
     Args:
@@ -117,7 +117,8 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
         record: dict[str, object] = {"study": row.study, "at": row.point, "quantity": row.quantity}
         for prefix, numbers in (("published", row.published), ("ours", row.ours), ("corrected", row.corrected)):
             if numbers is not None:
-                record |= {f"{prefix} {name}": value for name, value in numbers._asdict().items()}
+                shown = numbers._fields[: 4 if prefix == "published" else None]  # without an interval
+                record |= {f"{prefix} {name}": getattr(numbers, name) for name in shown}
         records.append(record | {"expected": row.expected, "tolerance": row.tolerance, "verdict": row.verdict})
     return pd.DataFrame(records)
 
@@ -134,7 +135,7 @@ def _cells(row: Row) -> dict[str, str]:
     def between(low: float, high: float) -> str:
         return "" if math.isnan(low) else "–".join(show(end, 3 if nats or fine else 2) for end in (low, high))
 
-    def median(of: Summary | Spread) -> str:
+    def median(of: Summary) -> str:
         quartiles = between(of.q25, of.q75)
         return f"{show(of.median)} ({quartiles})" if quartiles else show(of.median)
 

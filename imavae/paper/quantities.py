@@ -127,14 +127,14 @@ OVER_TRANSFORM = Points(("data.transform",), str, "map of the factors", kinds=Tr
 
 
 class Summary(NamedTuple):
-    """Statistics of one quantity over the members of one point."""
+    """Statistics of one quantity over our members of one point, or over the ``n`` published runs."""
 
     n: int
     median: float
     q25: float
     q75: float
-    low: float  # of the median's 95 % interval
-    high: float
+    low: float = np.nan  # of the median's 95 % interval, which was not published
+    high: float = np.nan
 
 
 def summarise(members: pd.DataFrame, column: str) -> Summary:
@@ -179,15 +179,6 @@ def correlation(members: pd.DataFrame, x: str, y: str) -> Summary:
     return Summary(n, value, np.nan, np.nan, low, high)
 
 
-class Spread(NamedTuple):
-    """Published median and quartiles of one quantity at one point, over ``n`` runs."""
-
-    n: int
-    median: float
-    q25: float
-    q75: float
-
-
 @dataclass(frozen=True)
 class Table:
     """A published table, by the column names of ``members.csv``."""
@@ -195,16 +186,17 @@ class Table:
     rows: pd.DataFrame
     draw: dict[str, float]  # quantity -> standard deviation of its median over draws of the data; see origins.yaml
 
-    def spread(self, gamma_sq: float, quantity: str) -> Spread | None:
+    def spread(self, gamma_sq: float, quantity: str) -> Summary | None:
         """Return the published numbers of a quantity at one γ², or None."""
         near = np.isclose(self.rows["gamma_sq"], gamma_sq, rtol=1e-6)
         found = self.rows[near & (self.rows["quantity"] == quantity)]
-        return next((Spread(*row) for row in found[[*Spread._fields]].itertuples(index=False)), None)
+        rows = found[["n", "median", "q25", "q75"]].itertuples(index=False)
+        return next((Summary(*row) for row in rows), None)
 
-    def column(self, name: str) -> Spread:
+    def column(self, name: str) -> Summary:
         """Return median and quartiles of a column with one row per run."""
         low, median, high = quartiles(floats(self.rows[name]))
-        return Spread(len(self.rows), median, low, high)
+        return Summary(len(self.rows), median, low, high)
 
 
 @functools.cache

@@ -48,7 +48,7 @@ class Reproduction:
 
     @property
     def passed(self) -> bool:
-        """Whether no row fails."""
+        """True if no row fails."""
         return self.verdicts[FAIL] == 0
 
 
