@@ -187,7 +187,7 @@ def test_linear_maps_have_the_contrasts_of_the_papers() -> None:
 
 
 def test_triangular_weights_are_triangular_with_a_unit_diagonal() -> None:
-    draws = torch.stack([mixings.triangular(4, 3.0, stream(seed, "mixing")) for seed in range(400)])
+    draws = torch.stack([mixings.triangular(4, stream(seed, "mixing"), 3.0) for seed in range(400)])
     assert torch.equal(draws, draws.tril())
     assert (draws.diagonal(dim1=1, dim2=2) == 1).all()
     below = draws[:, *torch.tril_indices(4, 4, -1)]

@@ -9,10 +9,9 @@ cached file per world, in the order of the splits.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -59,20 +58,14 @@ class Split:
 
     def first(self, count: int) -> Split:
         """The first rows of each world."""
-        truth = self.truth
-        return Split(
-            sources=self.sources[:, :count],
-            observations=self.observations[:, :count],
-            segments=None if self.segments is None else self.segments[:, :count],
-            support=self.support,
-            truth=None if truth is None else Truth(truth.log_px[:, :count], truth.jacobian[..., :count]),
-            images=None if self.images is None else self.images.rows(slice(count)),
-        )
+        segments = None if self.segments is None else self.segments[:, :count]
+        truth = self.truth and Truth(self.truth.log_px[:, :count], self.truth.jacobian[..., :count])
+        images = self.images and self.images.rows(slice(count))
+        s, x = self.sources[:, :count], self.observations[:, :count]
+        return Split(s, x, segments, self.support, truth, images)
 
 
-def chunk(
-    rows: Float[Tensor, "world n d"], world: Int[Tensor, " member"], at: slice
-) -> Float[Tensor, "member d chunk"]:
+def chunk(rows: Float[Tensor, "world n d"], world: Int[Tensor, " member"], at: slice) -> Float[Tensor, "member d m"]:
     """A slice of each member's world; a single world is shared, not copied for each of them."""
     if len(rows) == 1:
         return rows[0, at].T.contiguous().expand(len(world), -1, -1)
@@ -155,8 +148,8 @@ def _make(
     mixings, scalings, images = [], [], []
     for number, seed in enumerate(seeds):
         order = torch.split(torch.randperm(data.n_obs, generator=stream(seed, "split")), list(sizes))
-        of_world = dataclasses.replace(cache, progress=_part(cache.progress, number, len(seeds)))
-        drawn = _draw(dataclasses.replace(data, seed=seed), order, of_world, file)
+        progress = functools.partial(_report, cache.progress, number, len(seeds))
+        drawn = _draw(replace(data, seed=seed), order, Cache(cache.folder, progress), file)
         for split, rows in zip(splits, order, strict=True):
             _fill(split, number, drawn, rows)
         mixings += [] if drawn.world is None else [drawn.world.mixing]
@@ -165,7 +158,7 @@ def _make(
     if images:
         whole, last = Images(tuple(images), dtype, device), data.n_obs - sizes[2]
         at = slice(sizes[0]), slice(sizes[0], last), slice(last, None)
-        splits = [dataclasses.replace(split, images=whole.rows(part)) for split, part in zip(splits, at, strict=True)]
+        splits = [replace(split, images=whole.rows(part)) for split, part in zip(splits, at, strict=True)]
     train, val, test = splits
     return Dataset(tuple(mixings), train, val, test, tuple(scalings))
 
@@ -177,18 +170,13 @@ def _draw(data: Data, order: Order, cache: Cache, file: _Rows | None) -> _Rows:
             drawn = world(data)
             return _Rows(drawn.sources, drawn.observations, drawn.segments, world=drawn)
         case SpritesData():
-            return _sprites(data, torch.cat(order), cache)
+            _, s, segments = _draw_sources(data)
+            s = sprites.settled(data, s)
+            scenes = sprites.scenes(data, s[torch.cat(order)], stream(data.seed, "mixing"))
+            return _Rows(s, torch.empty(len(s), 0), segments, images=sprites.images(scenes, data, cache))
         case FileData() if file is not None:
             return _standardised(file, data, order[0]) if data.standardise else file
     raise TypeError(f"no data of the kind {type(data).__name__}")
-
-
-def _sprites(data: SpritesData, order: Int[Tensor, " n"], cache: Cache) -> _Rows:
-    """Sources, and the images of the rows in their ``order``."""
-    _, s, segments = _draw_sources(data)
-    s = sprites.settled(data, s)
-    scenes = sprites.scenes(data, s[order], stream(data.seed, "mixing"))
-    return _Rows(s, torch.empty(len(s), 0), segments, images=sprites.images(scenes, data, cache))
 
 
 def _read(data: FileData) -> _Rows:
@@ -214,11 +202,10 @@ def _standardised(rows: _Rows, data: FileData, train: Int[Tensor, " m"]) -> _Row
     return rows._replace(observations=(rows.observations - mean) / std, scaling=Scaling(mean, std))
 
 
-def _part(progress: Progress | None, number: int, worlds: int) -> Progress | None:
-    """A callback for one world that reports the progress of all worlds."""
-    if progress is None:
-        return None
-    return lambda done, of: progress(number * of + done, worlds * of)
+def _report(progress: Progress | None, number: int, worlds: int, done: int, of: int) -> None:
+    """Report the rows done in one world as part of those of all worlds."""
+    if progress is not None:
+        progress(number * of + done, worlds * of)
 
 
 def world(data: SyntheticData) -> World:
@@ -254,28 +241,19 @@ def _with_methods(built: Any, protocol: Any, setting: str) -> Any:
 
 def _draw_sources(data: DrawnData) -> tuple[Source, Float64[Tensor, "n d"], Int[Tensor, " n"] | None]:
     """The law of the sources, the sources, and the segments."""
-    source, segments = build_source(data.source), None
+    source, u = build_source(data.source), None
     if data.n_segments > 1:
-        segments, factors = _draw_segments(data)
-        source = _scaled(source, factors, data)
+        rule, remedy = "data.n_segments is 1 for a source without a method scaled", f"add it to {type(source).__name__}"
+        require(isinstance(source, Scalable), rule, data.n_segments, f"{remedy}, as in imavae.data.sources.Scalable")
+        low, high = data.variances
+        table = torch.rand(data.n_segments, data.dim, generator=stream(data.seed, "variances"), dtype=torch.float64)
+        u = torch.randint(data.n_segments, (data.n_obs,), generator=stream(data.seed, "segments"))
+        factors = (low + (high - low) * table)[u]
+        bounded = math.isfinite(data.source.support[1])
+        source = cast(Scalable, source).scaled(factors / high if bounded else factors)
     s = source.sample(data.n_obs, data.dim, stream(data.seed, "sources"))
     _check(s, "source", data.source.name, (data.n_obs, data.dim))
-    return source, s, segments
-
-
-def _draw_segments(data: DrawnData) -> tuple[Int[Tensor, " n"], Float64[Tensor, "n d"]]:
-    """u, and the variance factors of each observation."""
-    low, high = data.variances
-    table = torch.rand(data.n_segments, data.dim, generator=stream(data.seed, "variances"), dtype=torch.float64)
-    u = torch.randint(data.n_segments, (data.n_obs,), generator=stream(data.seed, "segments"))
-    return u, (low + (high - low) * table)[u]
-
-
-def _scaled(source: Source, factors: Float64[Tensor, "n d"], data: DrawnData) -> Source:
-    rule, remedy = "data.n_segments is 1 for a source without a method scaled", f"add it to {type(source).__name__}"
-    require(isinstance(source, Scalable), rule, data.n_segments, f"{remedy}, as in imavae.data.sources.Scalable")
-    bounded = math.isfinite(data.source.support[1])
-    return cast(Scalable, source).scaled(factors / data.variances[1] if bounded else factors)
+    return source, s, u
 
 
 def _check(values: Tensor, key: str, name: str, shape: tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ A file is an ordinary ``.npy``, named after all that determines its pixels, writ
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,13 +36,15 @@ class Cache:
 def cached(
     path: Path, shape: tuple[int, int], make: Callable[[int, int], ndarray], progress: Progress | None = None
 ) -> UInt8[ndarray, "n feature"]:
-    """The array in ``path`` as a read-only memory map; ``make(start, stop)`` gives its rows if there is no such file.
+    """The bytes in ``path`` as a read-only memory map; ``make(start, stop)`` gives rows to write if they are missing.
 
     Raises:
         UserError: the file can't be written.
     """
-    if (rows := _opened(path, shape)) is not None:
-        return rows
+    with suppress(OSError, ValueError, EOFError):  # missing, or too short
+        rows: ndarray = np.load(path, mmap_mode="r")
+        if rows.shape == shape and rows.dtype == np.uint8:
+            return rows
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as file:  # a full disk is an error here; in a memory map it would kill the process
@@ -52,21 +55,10 @@ def cached(
                 if progress is not None:
                     progress(stop, shape[0])
     except OSError as error:
-        raise UserError(
-            f"`the cache can be written` must hold, but got {path} ({error.strerror}); free "
-            f"{shape[0] * shape[1] / 1e6:.0f} MB there, or choose another folder"
-        ) from None
+        remedy = f"free {shape[0] * shape[1] / 1e6:.0f} MB there, or choose another folder"
+        raise UserError(f"`the cache can be written` must hold, but got {path} ({error.strerror}); {remedy}") from None
     made: ndarray = np.load(path, mmap_mode="r")
     return made
-
-
-def _opened(path: Path, shape: tuple[int, int]) -> UInt8[ndarray, "n feature"] | None:
-    """The array in a file; None if the file is missing, too short or of another shape."""
-    try:
-        rows: ndarray = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return rows if rows.shape == shape and rows.dtype == np.uint8 else None
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,12 @@ class Source(Protocol):
 
     def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "n dim"]:
         """Draw ``n`` vectors of ``dim`` independent components."""
-        ...
 
     def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         """The log-density log p(s), in nats, summed over components; minus infinity outside the support."""
-        ...
 
     def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
         """The distribution function at each component."""
-        ...
 
 
 @runtime_checkable
@@ -43,24 +40,30 @@ class Scalable(Source, Protocol):
 
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Source:
         """The source of ``n`` observations, with ``factor`` times the variance; at most 1 for a bounded source."""
-        ...
 
 
-@SOURCES.register
 @checked_dataclass(frozen=True)
-class UniformSource(SourceSettings):
-    """Independent sources, each uniform on [low, high]."""
+class IntervalSource(SourceSettings):
+    """Base of the sources that live on [low, high]."""
 
-    name: str = "uniform"
     low: Annotated[float, Field(description="lower end of the support")] = -0.5
     high: Annotated[float, Field(description="upper end of the support")] = 0.5
 
     def __post_init__(self) -> None:
-        _check_interval(self.low, self.high)
+        rule, got = "data.source.low < data.source.high", f"low={self.low}, high={self.high}"
+        require(self.low < self.high, rule, got, "give the lower end first")
 
     @property
     def support(self) -> tuple[float, float]:
         return self.low, self.high
+
+
+@SOURCES.register
+@checked_dataclass(frozen=True)
+class UniformSource(IntervalSource):
+    """Independent sources, each uniform on [low, high]."""
+
+    name: str = "uniform"
 
     def build(self) -> Uniform:
         return Uniform(_scalar(self.low), _scalar(self.high))
@@ -77,8 +80,7 @@ class GaussianSource(SourceSettings):
 
     @property
     def extent(self) -> tuple[float, float]:
-        """Three standard deviations about the mean."""
-        return self.mean, 3 * self.std
+        return self.mean, 3 * self.std  # three standard deviations about the mean
 
     def build(self) -> Gaussian:
         return Gaussian(_scalar(self.mean), _scalar(self.std))
@@ -95,8 +97,7 @@ class LaplaceSource(SourceSettings):
 
     @property
     def extent(self) -> tuple[float, float]:
-        """Six scales about the mean: all but 1 in 400 sources."""
-        return self.mean, 6 * self.scale
+        return self.mean, 6 * self.scale  # all but 1 in 400 sources
 
     def build(self) -> Laplace:
         return Laplace(_scalar(self.mean), _scalar(self.scale))
@@ -104,21 +105,12 @@ class LaplaceSource(SourceSettings):
 
 @SOURCES.register
 @checked_dataclass(frozen=True)
-class BetaSource(SourceSettings):
+class BetaSource(IntervalSource):
     """Independent beta sources, stretched onto [low, high]."""
 
     name: str = "beta"
     alpha: Annotated[float, Field(gt=0, description="first shape parameter; at 1 and 1 the sources are uniform")] = 2.0
     beta: Annotated[float, Field(gt=0, description="second shape parameter")] = 2.0
-    low: Annotated[float, Field(description="lower end of the support")] = -0.5
-    high: Annotated[float, Field(description="upper end of the support")] = 0.5
-
-    def __post_init__(self) -> None:
-        _check_interval(self.low, self.high)
-
-    @property
-    def support(self) -> tuple[float, float]:
-        return self.low, self.high
 
     def build(self) -> Beta:
         return Beta(_scalar(self.alpha), _scalar(self.beta), self.low, self.high)
@@ -177,7 +169,6 @@ class Laplace:
     scale: Float64[torch.Tensor, ...]
 
     def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "n dim"]:
-        """Draw by the inverse of the distribution function."""
         centred = torch.rand(n, dim, generator=generator, dtype=torch.float64) - 0.5
         magnitude = centred.abs().clamp(max=0.5 - 2**-54)  # rand can be 0, whose quantile is infinite
         return self.mean - self.scale * centred.sign() * torch.log1p(-2 * magnitude)
@@ -208,7 +199,6 @@ class Beta:
     high: float
 
     def sample(self, n: int, dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "n dim"]:
-        """Draw by the inverse of the distribution function."""
         from scipy.special import betaincinv
 
         uniform = torch.rand(n, dim, generator=generator, dtype=torch.float64)
@@ -237,7 +227,3 @@ class Beta:
 
 def _scalar(value: float) -> Float64[torch.Tensor, ""]:
     return torch.tensor(value, dtype=torch.float64)
-
-
-def _check_interval(low: float, high: float) -> None:
-    require(low < high, "data.source.low < data.source.high", f"low={low}, high={high}", "give the lower end first")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -58,33 +58,18 @@ class Scenes(NamedTuple):
     colour: Float32[ndarray, "n 3"]  # red, green, blue in [0, 1]
 
 
-@dataclass(frozen=True)
-class FactorMap:
-    """t -> (A t / (1 + c t) - low) / (high - low), from the unit cube into itself, onto each of its faces."""
-
-    matrix: Float64[Tensor, "k k"]
-    slope: Float64[Tensor, " k"]  # c
-    low: Float64[Tensor, " k"]
-    high: Float64[Tensor, " k"]
-
-    def __call__(self, t: Float64[Tensor, "n k"]) -> Float64[Tensor, "n k"]:
-        """The factors in [0, 1] to draw instead of ``t``."""
-        return ((_ratio(self.matrix, self.slope, t) - self.low) / (self.high - self.low)).clamp(0, 1)
-
-
-def draw_map(projective: bool, dim: int, generator: torch.Generator) -> FactorMap:
-    """A random affine or projective map of ``dim`` factors; its matrix is well conditioned."""
-    matrix = uniform(dim, generator)
-    slope = torch.zeros(dim, dtype=torch.float64)
+def draw_map(projective: bool, dim: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """A random affine or projective map of (n, dim) factors, from the unit cube into itself, onto each of its faces."""
+    matrix, slope = uniform(dim, generator), torch.zeros(dim, dtype=torch.float64)
     if projective:
         slope = STEEPEST / dim * (2 * torch.rand(dim, generator=generator, dtype=torch.float64) - 1)
-    corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=dim)), dtype=torch.float64)
-    ends = _ratio(matrix, slope, corners)  # a ratio of linear functions is least and greatest at corners
-    return FactorMap(matrix, slope, ends.amin(0), ends.amax(0))
 
+    def ratio(t: Tensor) -> Tensor:
+        return t @ matrix.T / (1 + t @ slope)[:, None]
 
-def _ratio(matrix: Tensor, slope: Tensor, t: Tensor) -> Tensor:
-    return t @ matrix.T / (1 + t @ slope)[:, None]
+    ends = ratio(torch.tensor(list(itertools.product((0.0, 1.0), repeat=dim)), dtype=torch.float64))
+    low, high = ends.amin(0), ends.amax(0)  # a ratio of linear functions is least and greatest at corners
+    return lambda t: ((ratio(t) - low) / (high - low)).clamp(0, 1)
 
 
 def settled(settings: SpritesData, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
@@ -138,9 +123,7 @@ def _margin(settings: SpritesData) -> float:
     return reach * settings.size[1] * settings.side + 0.5
 
 
-def rgb(
-    hue: Float64[ndarray, " n"], saturation: Float64[ndarray, " n"], value: Float64[ndarray, " n"]
-) -> Float64[ndarray, "n 3"]:
+def rgb(hue: ndarray, saturation: ndarray, value: ndarray) -> Float64[ndarray, "n 3"]:
     """Red, green and blue in [0, 1]. The hue is in turns; saturation and value are cut to [0, 1]."""
     saturation, value = np.clip(saturation, 0, 1), np.clip(value, 0, 1)
     sector = (np.array([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
@@ -186,22 +169,14 @@ def _cover(
 
 
 def images(scenes: Scenes, settings: SpritesData, cache: Cache) -> UInt8[ndarray, "n feature"]:
-    """The images as rows of 3 x side x side bytes in a cached file, rendered if there is none. Raises UserError if the
-    file can't be written.
-    """
-
-    def chunk(start: int, stop: int) -> ndarray:
-        part = Scenes(*(array[start:stop] for array in scenes))
-        return render(part, settings).reshape(stop - start, -1)
-
-    shape = (len(scenes.half), 3 * settings.side**2)
-    return cached(cache.folder / f"sprites-{_key(scenes, settings)}.npy", shape, chunk, cache.progress)
-
-
-def _key(scenes: Scenes, settings: SpritesData) -> str:
-    """A hash of everything that determines the pixels."""
+    """The images as rows of bytes in a cached file, rendered if it is missing: see :mod:`imavae.data.images`."""
     digest = hashlib.sha256(repr((VERSION, settings.side, settings.shapes, _margin(settings))).encode())
     for array in scenes:
         digest.update(repr((array.dtype.str, array.shape)).encode())
         digest.update(array.tobytes())
-    return digest.hexdigest()[:32]
+
+    def make(start: int, stop: int) -> ndarray:
+        return render(Scenes(*(array[start:stop] for array in scenes)), settings)
+
+    shape = (len(scenes.half), 3 * settings.side**2)
+    return cached(cache.folder / f"sprites-{digest.hexdigest()[:32]}.npy", shape, make, cache.progress)

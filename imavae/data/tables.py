@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,34 +49,33 @@ def open_table(path: str | Path, key: str = "data.path") -> Table:
     path = Path(path)
     require_choice(path.suffix, ENDINGS, f"the ending of {key}")
     require(path.is_file(), f"{key} is a file", path, "correct the path")
-    rows: int | None = None
     with _readable(path, key):
+        schema, rows = pa.schema([]), None
         if path.stat().st_size == 0:
-            rows, names, kinds = 0, [], []
+            rows = 0
         elif path.suffix == ".npy":
             array = np.load(path, mmap_mode="r")
             shape: tuple[int, ...] = getattr(array, "shape", ())
             rule = f"{key} is an array with two axes, (row, column)"
             require(len(shape) == 2, rule, f"{shape} in {path}", "reshape it")
-            rows, names = shape[0], [str(k) for k in range(shape[1])]
-            kinds = [pa.float64() if array.dtype.kind in "biuf" else pa.null()] * shape[1]
+            kind = pa.float64() if array.dtype.kind in "biuf" else pa.null()
+            schema, rows = pa.schema([(str(k), kind) for k in range(shape[1])]), shape[0]
         elif path.suffix == ".csv":
             reader = _csv_reader(path, None)
-            names, kinds = reader.schema.names, reader.schema.types
-            rows = sum(batch.num_rows for batch in reader) if set(kinds) == {pa.null()} else None
+            schema = reader.schema
+            rows = sum(batch.num_rows for batch in reader) if set(schema.types) == {pa.null()} else None
+            rule, remedy = f"the first line of {key} names its columns", "put a line of names above it"
+            with suppress(ValueError):  # from a name that is no number
+                require(not [float(name) for name in schema.names], rule, f"{schema.names} in {path}", remedy)
         else:
             file = parquet.ParquetFile(path)
-            rows, names, kinds = file.metadata.num_rows, file.schema_arrow.names, file.schema_arrow.types
-    twice = sorted({name for name in names if names.count(name) > 1})
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    empty = rows == 0 or not schema.names
+    require(not empty, f"{key} has rows", f"{path}, which is empty", "complete it, or name another file")
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     require(not twice, f"the columns of {key} have different names", f"{twice} twice in {path}", "rename one")
-    headless = path.suffix == ".csv" and bool(names) and all(map(_is_number, names))
-    rule, remedy = f"the first line of {key} names its columns", "put a line of names above it"
-    require(not headless, rule, f"{list(names)} in {path}", remedy)
-    require(
-        rows != 0 and bool(names), f"{key} has rows", f"{path}, which is empty", "complete it, or name another file"
-    )
-    numeric = [pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) for kind in kinds]
-    return Table(path, key, dict(zip(names, numeric, strict=True)), rows)
+    numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return Table(path, key, {field.name: any(holds(field.type) for holds in numeric) for field in schema}, rows)
 
 
 def pick(table: Table, columns: Sequence[str] | None) -> tuple[str, ...]:
@@ -136,14 +135,13 @@ def labels(path: str, column: str, rows: int | None = None) -> NDArray[np.int64]
     table = open_table(path)
     require_choice(column, table.numeric, f"data.segment_column (of {path})")
     with _readable(table.path, table.key):
-        match table.path.suffix:
-            case ".npy":
-                array: Any = pa.array(np.load(path, mmap_mode="r")[:, int(column)])
-            case ".csv":
-                array = _csv_reader(table.path, {column: pa.string()}).read_all().column(0)
-            case _:
-                array = parquet.read_table(path, columns=[column]).column(0)
-    values = (array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array).slice(0, rows)
+        if table.path.suffix == ".npy":
+            read: Any = pa.chunked_array([np.load(path, mmap_mode="r")[:, int(column)]])
+        elif table.path.suffix == ".csv":
+            read = _csv_reader(table.path, {column: pa.string()}).read_all().column(0)
+        else:
+            read = parquet.read_table(path, columns=[column]).column(0)
+    values = read.combine_chunks().slice(0, rows)
     blank = compute.equal(values.cast(pa.string()), "").fill_null(True).to_numpy(zero_copy_only=False)
     got = f"no label in row {int(np.argmax(blank)) + 1} of column {column!r} of {path}"
     require(not blank.any(), "data.segment_column labels every row", got, "drop or fill such rows")
@@ -206,9 +204,8 @@ def _survey(path: Path, key: str, columns: tuple[str, ...], most: int | None, st
     for block in blocks(open_table(path, key), columns, most):
         low, high = np.minimum(low, block.min(1)), np.maximum(high, block.max(1))
         rows += block.shape[1]
-    require(rows > 0, f"{key} has rows", f"{path}, which is empty", "complete it, or name another file")
     remedy = "a single observation has no distribution: take a longer file"
-    require(rows > 1, f"{key} has more than one row", f"one in {path}", remedy)
+    require(rows > 1, f"{key} has more than one row", f"{'one' if rows else 'none'} in {path}", remedy)
     constant = [name for name, same in zip(columns, low == high, strict=True) if same]
     got, remedy = f"column {', '.join(constant)} of {path}", "leave it out of the columns"
     require(not constant, f"the columns of {key} vary", got, remedy)
@@ -238,14 +235,6 @@ def _csv_reader(path: Path, types: dict[str, Any] | None) -> Any:
     chosen = csv.ConvertOptions(column_types=types, include_columns=list(types)) if types else csv.ConvertOptions()
     # One thread: only then an error names its line.
     return csv.open_csv(path, csv.ReadOptions(use_threads=False, block_size=CSV_BYTES), convert_options=chosen)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 @contextmanager

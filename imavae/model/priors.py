@@ -24,7 +24,6 @@ from imavae.config.settings import PRIORS, PriorSettings
 
 Theta = tuple["torch.Tensor", ...]
 Interval = tuple[float, float]
-LINE = (-math.inf, math.inf)
 
 
 class Prior(ABC):
@@ -34,7 +33,7 @@ class Prior(ABC):
     form, and ``free`` the positions of those that can be learned (a location is not: the encoder absorbs any shift).
     """
 
-    support: Interval = LINE
+    support: Interval = (-math.inf, math.inf)
     start: tuple[float, ...] = ()
     free: tuple[int, ...] = ()
 

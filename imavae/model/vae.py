@@ -86,11 +86,9 @@ class TrueDecoder(Network):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """It has no weights."""
         return {}
 
     def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
-        """Observations of latents."""
         members, dim, batch = x.shape
         rows = self.mixing.forward(x.transpose(1, 2).reshape(-1, dim).double())
         return rows.to(x.dtype).view(members, batch, -1).transpose(1, 2)
@@ -98,7 +96,6 @@ class TrueDecoder(Network):
     def jacobian(
         self, weights: Weights, x: Float[Tensor, "member i batch"]
     ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o i batch"]]:
-        """Observations, and the mixing's own Jacobian."""
         members, dim, batch = x.shape
         rows = self.mixing.jacobian(x.transpose(1, 2).reshape(-1, dim).double())
         return self(weights, x), rows.to(x.dtype).view(members, batch, -1, dim).permute(0, 2, 3, 1)

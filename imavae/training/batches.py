@@ -64,7 +64,9 @@ def batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Ten
     observations = data.observations.flatten(0, 1)
     segments = None if data.segments is None else data.segments.flatten()
     buffers: _Buffers = {}
-    for start, steps, batch in _plan(n, size):
+    full = n // size
+    plan = [(first * size, min(NOISE_STEPS, full - first), size) for first in range(0, full, NOISE_STEPS)]
+    for start, steps, batch in [*plan, (full * size, 1, n % size)] if n % size else plan:
         noise = _room(buffers, "drawn", observations, (len(seeds.firsts), steps, ensemble.model.dim, batch))
         for row, first in zip(noise, seeds.firsts, strict=True):
             row.normal_(generator=state.noise[first])
@@ -89,13 +91,6 @@ def batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Ten
             for step, part in enumerate(parts):
                 yield part, at_step[:, step], None if u is None else u[:, step]
     _follow(state, seeds)
-
-
-def _plan(n: int, size: int) -> list[tuple[int, int, int]]:
-    """Start, number of steps and batch size of each chunk of steps."""
-    full = n // size
-    plan = [(start * size, min(NOISE_STEPS, full - start), size) for start in range(0, full, NOISE_STEPS)]
-    return [*plan, (full * size, 1, n % size)] if n % size else plan
 
 
 def _follow(state: State, seeds: _Groups) -> None:

@@ -49,10 +49,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # the file was made to run code
-        raise UserError(
-            f"`checkpoint holds only tensors and plain values` must hold, but {path} holds more; do not trust it: "
-            "use another one"
-        ) from None
+        rule, remedy = "checkpoint holds only tensors and plain values", "do not trust it: use another one"
+        raise UserError(f"`{rule}` must hold, but {path} holds more; {remedy}") from None
     return content
 
 
@@ -71,11 +69,8 @@ def save_member(
 def load_member(path: Path) -> Model:
     """The model in a file of :func:`save_member`. Raises as :func:`load` does, and for a whole ensemble."""
     content = load(path)
-    if content["kind"] != "model":
-        raise UserError(
-            f"`checkpoint holds one model` must hold, but got an {content['kind']} in {path}; "
-            "use the champion.pt beside it, or scripts/evaluate.py"
-        )
+    got, remedy = f"an {content['kind']} in {path}", "use the champion.pt beside it, or scripts/evaluate.py"
+    require(content["kind"] == "model", "checkpoint holds one model", got, remedy)
     scaling = Scaling(**content["scaling"]) if "scaling" in content else None
     return Model(stored_config(content["config"], RunConfig), content["state_dict"], content["about"], scaling).eval()
 
@@ -92,10 +87,8 @@ def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
     try:
         return build(kind, {**mapping, "plugins": ()})
     except UserError as error:
-        raise UserError(
-            f"{error}; if the checkpoint has a variant of a plugin, name its file: "
-            "plugins=[FILE.py] (in Python: imavae.config.registry.load_plugins)"
-        ) from None
+        remedy = "plugins=[FILE.py] (in Python: imavae.config.registry.load_plugins)"
+        raise UserError(f"{error}; if the checkpoint has a variant of a plugin, name its file: {remedy}") from None
 
 
 def rows_of(model: Model, data: Any) -> Tensor:
@@ -110,8 +103,7 @@ def rows_of(model: Model, data: Any) -> Tensor:
         got = f"no {', '.join(missing)}"
         require(not missing, "the frame has the model's columns", got, "rename its columns")
         data = data[list(columns)]
-    x = data.detach().cpu() if isinstance(data, Tensor) else torch.tensor(np.asarray(data), dtype=torch.float64)
-    x = x.double()
+    x = (data.detach().cpu() if isinstance(data, Tensor) else torch.tensor(np.asarray(data))).double()
     fits, rule = x.ndim == 2 and x.shape[1] == observed, f"observations have the shape (n, {observed})"
     require(fits, rule, f"shape {tuple(x.shape)}", "reshape it: a row is an observation")
     return x

@@ -21,16 +21,7 @@ from imavae.rng import stream
 EVALUATED_POINTS = 512  # points that go through the networks at once where nothing is differentiated
 EVALUATED_NUMBERS = 2**20  # numbers of observations that go through them at once, at most
 SELECTION = {"val/mcc": "max", "val/neg_elbo": "min"}  # criteria of a member's best states; the first needs sources
-ACTIVE = (
-    "active",
-    "weights",
-    "first",
-    "second",
-    "steps",
-    "finite",
-    "batches",
-    "noise",
-)
+ACTIVE = ("active", "weights", "first", "second", "steps", "finite", "batches", "noise")  # rows of a State that leave
 
 
 def evaluated(observed: int) -> int:
@@ -66,18 +57,18 @@ class Ensemble:
     @cached_property
     def _columns(self) -> dict[str, Tensor]:
         """Settings that differ between members, put on the device once: an epoch on a GPU never waits for the host."""
-        names = ("gamma", "learning_rate", "beta")
-        columns = {name: [getattr(member, name) for member in self.members] for name in names}
-        worlds = torch.tensor([self.worlds.index(member.world) for member in self.members], device=self.device)
-        made = {name: torch.tensor(c, dtype=self.dtype, device=self.device) for name, c in columns.items()}
-        return {**made, "world": worlds}
+        columns = {"world": torch.tensor([self.worlds.index(m.world) for m in self.members], device=self.device)}
+        for name in ("learning_rate", "beta"):
+            values = [getattr(member, name) for member in self.members]
+            columns[name] = torch.tensor(values, dtype=self.dtype, device=self.device)
+        return columns
 
     def world_of(self, rows: Int[Tensor, " active"]) -> Int[Tensor, " active"]:
         """Positions of the worlds of the members in ``rows`` along the data's first axis."""
         return self._columns["world"][rows]
 
     def per_member(self, name: str, rows: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
-        """One attribute (gamma, learning_rate, beta) of the members in ``rows``."""
+        """One attribute (learning_rate or beta) of the members in ``rows``."""
         return self._columns[name][rows]
 
 
@@ -91,14 +82,7 @@ def ensemble(points: list[RunConfig], device: torch.device | str) -> Ensemble:
         for world in worlds
         for seed in point.members.seed
     )
-    return Ensemble(
-        model=vae.build(first, device),
-        members=members,
-        worlds=worlds,
-        config=first,
-        dtype=vae.torch_dtype(first),
-        device=torch.device(device),
-    )
+    return Ensemble(vae.build(first, device), members, worlds, first, vae.torch_dtype(first), torch.device(device))
 
 
 @dataclass
@@ -142,11 +126,19 @@ class State:
 def initial_state(ensemble: Ensemble) -> State:
     """Every member at its own random initial weights."""
     layout, count, device = ensemble.model.layout, len(ensemble), ensemble.device
-    rows = [layout.initial(stream(member.seed, "init")) for member in ensemble.members]
-    weights = torch.stack(rows)
+    weights = torch.stack([layout.initial(stream(member.seed, "init")) for member in ensemble.members])
     gamma = torch.tensor([member.gamma for member in ensemble.members], dtype=torch.float64)
     layout.views(weights)[vae.GAMMA][:] = gamma.log()
     weights = weights.to(device, ensemble.dtype)
+    best = {
+        name: Best(
+            torch.full((count,), -torch.inf if mode == "max" else torch.inf, dtype=torch.float64),
+            torch.full((count,), -1, dtype=torch.int64),
+            weights.clone(),
+        )
+        for name, mode in SELECTION.items()
+        if name != "val/mcc" or ensemble.config.data.has_sources
+    }
     return State(
         epoch=0,
         active=torch.arange(count, device=device),
@@ -161,38 +153,30 @@ def initial_state(ensemble: Ensemble) -> State:
         epochs=torch.zeros(count, dtype=torch.int64),
         waited=torch.zeros(count, dtype=torch.int64),
         status=["running"] * count,
-        best={
-            name: Best(
-                torch.full((count,), -torch.inf if mode == "max" else torch.inf, dtype=torch.float64),
-                torch.full((count,), -1, dtype=torch.int64),
-                weights.clone(),
-            )
-            for name, mode in SELECTION.items()
-            if name != "val/mcc" or ensemble.config.data.has_sources
-        },
+        best=best,
     )
 
 
 def to_plain(state: State) -> dict[str, Any]:
     """The state as tensors and plain containers, which ``torch.load(weights_only=True)`` reads."""
-    plain = {name: value for name, value in vars(state).items() if name not in ("batches", "noise", "best", "history")}
-    plain["batches"] = [g.get_state() for g in state.batches]
-    plain["noise"] = [g.get_state() for g in state.noise]
-    plain["best"] = {name: vars(best) for name, best in state.best.items()}
-    plain["history"] = [tuple(validation) for validation in state.history]
-    return plain
+    return {
+        **vars(state),
+        "batches": [g.get_state() for g in state.batches],
+        "noise": [g.get_state() for g in state.noise],
+        "best": {name: vars(best) for name, best in state.best.items()},
+        "history": [tuple(validation) for validation in state.history],
+    }
 
 
 def from_plain(plain: dict[str, Any], device: torch.device) -> State:
     """The state from the result of :func:`to_plain`, on ``device``."""
-    generators = {
-        name: [torch.Generator(device).set_state(s.cpu()) for s in plain[name]] for name in ("batches", "noise")
-    }
-    best = {
-        name: Best(values["value"], values["epoch"], values["weights"].to(device))
-        for name, values in plain["best"].items()
-    }
-    history = [Validation(*validation) for validation in plain["history"]]
-    resting = ("active", "weights", "first", "second", "steps", "finite", "frozen")
-    moved = {name: plain[name].to(device) for name in resting}
-    return State(**{**plain, **moved, **generators, "best": best, "history": history})
+    values = dict(plain)
+    for name in (*ACTIVE, "frozen"):
+        if name in ("batches", "noise"):
+            values[name] = [torch.Generator(device).set_state(state.cpu()) for state in plain[name]]
+        else:
+            values[name] = plain[name].to(device)
+    best = plain["best"].items()
+    values["best"] = {name: Best(b["value"], b["epoch"], b["weights"].to(device)) for name, b in best}
+    values["history"] = [Validation(*validation) for validation in plain["history"]]
+    return State(**values)

@@ -41,7 +41,9 @@ def train(ensemble: Ensemble, state: State, data: Split, training: Training, val
         member_steps = len(state.active) * -(-len(data) // training.batch_size)
         train_epoch(ensemble, state, data)
         last = state.epoch == training.max_epochs
-        _drop_diverged(state)  # reading the mask waits for the device: once an epoch, not once a step
+        if not bool(state.finite.all()):  # reading the mask waits for the device: once an epoch, not once a step
+            state.epochs[state.active.cpu()] = state.epoch
+            freeze(state, ~state.finite, "diverged")
         due = len(state.active) > 0 and (last or state.epoch % training.validate_every == 0)
         trained = time.perf_counter()
         if due:
@@ -49,15 +51,11 @@ def train(ensemble: Ensemble, state: State, data: Split, training: Training, val
             values = validate(state.weights, state.active)
             state.history.append(Validation(state.epoch, state.active.cpu(), values))
             _update_best(state, values)
-            _stop(state, values, training, last)
+            freeze(state, ~torch.isfinite(values["val/neg_elbo"]), "diverged")
+            freeze(state, state.waited[state.active.cpu()] >= training.patience, "stopped")
+            freeze(state, torch.full_like(state.active, last, dtype=torch.bool), "finished")
         validated = time.perf_counter()
         yield Progress(state.epoch, len(state.active), member_steps, trained - start, validated - trained, due)
-
-
-def _drop_diverged(state: State) -> None:
-    if not bool(state.finite.all()):
-        state.epochs[state.active.cpu()] = state.epoch
-        freeze(state, ~state.finite, "diverged")
 
 
 def _update_best(state: State, values: dict[str, Tensor]) -> None:
@@ -71,12 +69,6 @@ def _update_best(state: State, values: dict[str, Tensor]) -> None:
             state.waited[rows] = 0
         best.value[rows], best.epoch[rows] = value[better], state.epoch
         best.weights[rows.to(best.weights.device)] = state.weights[better.to(state.weights.device)]
-
-
-def _stop(state: State, values: dict[str, Tensor], training: Training, last: bool) -> None:
-    freeze(state, ~torch.isfinite(values["val/neg_elbo"]), "diverged")
-    freeze(state, state.waited[state.active.cpu()] >= training.patience, "stopped")
-    freeze(state, torch.full_like(state.active, last, dtype=torch.bool), "finished")
 
 
 def freeze(state: State, leaving: Tensor, status: str) -> None:

@@ -6,7 +6,6 @@ Arrays are (observation, dimension) in float64. To add a mixing, add a module he
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -25,19 +24,15 @@ class Mixing(Protocol):
 
     def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
         """Observations x = f(s)."""
-        ...
 
     def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
         """Sources s with f(s) = x."""
-        ...
 
     def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
         """J[n, i, k] = d f_i / d s_k at s[n]."""
-        ...
 
     def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         """The log-determinant log |det J| at each s, in nats."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -84,12 +79,7 @@ def orthogonal(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d
 
 def uniform(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
     """A matrix of entries U(-1, 1) with columns of unit norm; the best conditioned of eight draws."""
-
-    def draw() -> torch.Tensor:
-        entries = 2 * torch.rand(dim, dim, generator=generator, dtype=torch.float64) - 1
-        return torch.div(entries, entries.norm(dim=0))
-
-    return _best_of_eight(draw)
+    return _best_of_eight(lambda: _normed(2 * torch.rand(dim, dim, generator=generator, dtype=torch.float64) - 1))
 
 
 def general(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
@@ -108,28 +98,17 @@ def unit_determinant(dim: int, generator: torch.Generator) -> Float64[torch.Tens
 
 def unit_columns(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
     """A matrix whose columns are random directions, uniform over the sphere; drawn again while nearly singular."""
-
-    def draw() -> torch.Tensor:
-        entries = torch.randn(dim, dim, generator=generator, dtype=torch.float64)
-        return torch.div(entries, entries.norm(dim=0))
-
-    return _regular(draw)
+    return _regular(lambda: _normed(torch.randn(dim, dim, generator=generator, dtype=torch.float64)))
 
 
-def columns_at(cosine: float) -> Float64[torch.Tensor, "2 2"]:
-    """Two columns of unit norm, with the given cosine between them."""
-    return torch.tensor([[1.0, cosine], [0.0, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
-
-
-def triangular(dim: int, std: float, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
+def triangular(dim: int, generator: torch.Generator, std: float) -> Float64[torch.Tensor, "d d"]:
     """A lower triangular matrix with a unit diagonal, and N(0, std^2) below it."""
     below = std * torch.randn(dim, dim, generator=generator, dtype=torch.float64).tril(-1)
     return below + torch.eye(dim, dtype=torch.float64)
 
 
 def _best_of_eight(draw: Callable[[], torch.Tensor]) -> torch.Tensor:
-    draws = [draw() for _ in range(8)]
-    return min(draws, key=lambda matrix: float(torch.linalg.cond(matrix)))
+    return min((draw() for _ in range(8)), key=lambda matrix: float(torch.linalg.cond(matrix)))
 
 
 def _regular(draw: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -138,6 +117,10 @@ def _regular(draw: Callable[[], torch.Tensor]) -> torch.Tensor:
         matrix = draw()
         if torch.linalg.cond(matrix) < NEARLY_SINGULAR:
             return matrix
+
+
+def _normed(matrix: torch.Tensor) -> torch.Tensor:
+    return torch.div(matrix, matrix.norm(dim=0))
 
 
 def _unimodular(matrix: torch.Tensor) -> torch.Tensor:

@@ -33,13 +33,22 @@ class FlowMixing(MixingSettings):
     width: Annotated[int, Field(ge=1, description="hidden units of the random network for scale and shift")] = 8
 
     def check(self, data: SyntheticData) -> None:
-        """Raise UserError if these settings do not fit the sources."""
         rule, remedy = "data.dim is even and above 2 for the flow", "its layers need two halves: set data.dim=4"
         require(data.dim > 2 and data.dim % 2 == 0, rule, data.dim, remedy)
 
     def build(self, data: SyntheticData, generator: torch.Generator) -> Flow:
-        """Draw the layers."""
-        return Flow(tuple(random_coupling(data.dim, self.width, i % 2 == 1, generator) for i in range(self.n_layers)))
+        """Draw Gaussian weights: pre-activations of the size that bends tanh, for sources of order one."""
+        half, width = data.dim // 2, self.width
+
+        def draw(*shape: int, std: float) -> torch.Tensor:
+            return std * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        layers = []
+        for number in range(self.n_layers):
+            hidden, offset = draw(width, half, std=2 / math.sqrt(half)), draw(width, std=1.0)
+            rate, move = draw(half, width, std=1 / math.sqrt(width)), draw(half, width, std=1 / math.sqrt(width))
+            layers.append(Coupling(hidden, offset, rate, move, swapped=number % 2 == 1))
+        return Flow(tuple(layers))
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,6 @@ class Coupling:
     def read(
         self, a: Float64[torch.Tensor, "n h"]
     ) -> tuple[Float64[torch.Tensor, "n h"], Float64[torch.Tensor, "n h"]]:
-        """r(a) and t(a)."""
         h = torch.tanh(a @ self.hidden.T + self.offset)
         return torch.tanh(h @ self.rate.T), h @ self.move.T
 
@@ -73,7 +81,6 @@ class Coupling:
         return (1 - torch.tanh(h @ self.rate.T).square())[:, :, None] * (self.rate @ dh), self.move @ dh
 
     def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        """(a, b * exp(r(a)) + t(a))."""
         given, changed = self.halves(s.shape[1])
         rate, move = self.read(s[:, given])
         return self.joined(s[:, given], s[:, changed] * rate.exp() + move)
@@ -121,15 +128,3 @@ class Flow(Mixing):
             total = total + layer.read(s[:, given])[0].sum(1)
             s = layer.forward(s)
         return total
-
-
-def random_coupling(dim: int, width: int, swapped: bool, generator: torch.Generator) -> Coupling:
-    """A layer with Gaussian weights: pre-activations of the size that bends tanh, for sources of order one."""
-    half = dim // 2
-
-    def draw(*shape: int, std: float) -> torch.Tensor:
-        return std * torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-    hidden, offset = draw(width, half, std=2 / math.sqrt(half)), draw(width, std=1.0)
-    rate, move = draw(half, width, std=1 / math.sqrt(width)), draw(half, width, std=1 / math.sqrt(width))
-    return Coupling(hidden, offset, rate, move, swapped)

@@ -26,7 +26,6 @@ class LinearMixing(MixingSettings):
     ] = "orthogonal"
 
     def build(self, data: SyntheticData, generator: torch.Generator) -> Linear:
-        """Draw W."""
         weight = orthogonal if self.weights == "orthogonal" else general
         return Linear(weight(data.dim, generator))
 

@@ -1,12 +1,10 @@
-"""Invertible MLP: x = W_L a(... a(W_1 s)) with square W_l and the smooth leaky ReLU
-a(h) = slope h + (1 - slope) log(1 + e^h).
-"""
+"""Invertible MLP, with square weights and the smooth leaky ReLU, a(h) = slope h + (1 - slope) log(1 + e^h)."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from jaxtyping import Float64
 from pydantic import Field
@@ -38,15 +36,9 @@ class MLPMixing(MixingSettings):
     ] = 1.0
 
     def build(self, data: SyntheticData, generator: torch.Generator) -> MLP:
-        """Draw the weights."""
-        match self.weights:
-            case "orthogonal":
-                weight = functools.partial(orthogonal, data.dim, generator)
-            case "uniform":
-                weight = functools.partial(uniform, data.dim, generator)
-            case "triangular":
-                weight = functools.partial(triangular, data.dim, self.off_diagonal, generator)
-        return MLP(tuple(weight() for _ in range(self.n_layers)), self.slope)
+        below = functools.partial(triangular, std=self.off_diagonal)
+        laws: dict[str, Any] = {"orthogonal": orthogonal, "uniform": uniform, "triangular": below}
+        return MLP(tuple(laws[self.weights](data.dim, generator) for _ in range(self.n_layers)), self.slope)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
 from imavae.config.lazy import torch
-from imavae.data.mixings import Mixing, columns_at, orthogonal, unit_columns, unit_determinant
+from imavae.data.mixings import Mixing, orthogonal, unit_columns, unit_determinant
 from imavae.data.mixings.linear import Linear, LinearOnTop
 from imavae.errors import require
 
@@ -45,7 +45,6 @@ class MoebiusMixing(MixingSettings):
     cosine: Annotated[float, Field(gt=-1, lt=1, description="between the two columns of L, for linear=cosine")] = 0.0
 
     def check(self, data: SyntheticData) -> None:
-        """Raise UserError if these settings do not fit the sources."""
         dim, source = data.dim, data.source
         if self.linear == "cosine":
             rule = "data.dim is 2 for data.mixing.linear=cosine"
@@ -88,7 +87,8 @@ class MoebiusMixing(MixingSettings):
             case "none":
                 return inner
             case "cosine":
-                linear = columns_at(self.cosine)
+                columns = [[1.0, self.cosine], [0.0, math.sqrt(1 - self.cosine**2)]]
+                linear = torch.tensor(columns, dtype=torch.float64)
             case "unit_determinant":
                 linear = unit_determinant(data.dim, generator)
             case "unit_columns":

@@ -13,7 +13,6 @@ the fastest: it takes 0.95 of the time of the usual layout, 0.8 of that of vmap 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -38,7 +37,6 @@ class ConvNetwork(NetworkSettings):
     name: str = "conv"
 
     def check(self, observed: int) -> None:
-        """Raise UserError unless ``observed`` numbers are a square colour image whose side can be halved four times."""
         image_side(observed)
 
     def build(
@@ -85,7 +83,7 @@ class Convolutions:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each of one member's weights; a transposed one's is (in, out, row, column), as torch's."""
+        """Shapes by name; a transposed convolution's is (in, out, row, column), as torch's."""
         shapes: dict[str, tuple[int, ...]] = {}
         for i, (inputs, outputs) in enumerate(zip(self.channels, self.channels[1:], strict=False)):
             ends = (inputs, outputs) if self.transposed else (outputs, inputs)
@@ -93,27 +91,24 @@ class Convolutions:
             shapes[f"{self.prefix}.{i}.bias"] = (outputs,)
         return shapes
 
-    @property
-    def activate(self) -> Callable[[torch.Tensor], torch.Tensor]:
+    def activate(self, h: torch.Tensor) -> torch.Tensor:
         """The activation, which may overwrite its input."""
-        function, _ = ACTIVATIONS[self.activation]
-        return lambda h: function(h, self.slope)
+        return ACTIVATIONS[self.activation][0](h, self.slope)
 
-    @property
-    def derivative(self) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The derivative of the activation."""
-        _, function = ACTIVATIONS[self.activation]
-        return lambda h: function(h, self.slope)
+    def derivative(self, h: torch.Tensor) -> torch.Tensor:
+        return ACTIVATIONS[self.activation][1](h, self.slope)
 
     def __call__(
         self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
     ) -> Float[torch.Tensor, "member o batch"]:
         """Flat images of every member through its own layers."""
-        side = math.isqrt(x.shape[1] // self.channels[0])
-        outputs = []
+        side, outputs = math.isqrt(x.shape[1] // self.channels[0]), []
         for member, flat in enumerate(x):
-            image = flat.T.reshape(-1, self.channels[0], side, side)
-            outputs.append(self._member(weights, member, image).flatten(1).T)
+            h = flat.T.reshape(-1, self.channels[0], side, side)
+            for i in range(LAYERS):
+                h = self._layer(weights, member, i, h, weights[f"{self.prefix}.{i}.bias"][member])
+                h = self.activate(h) if i < LAYERS - 1 else h
+            outputs.append(h.flatten(1).T)
         return torch.stack(outputs)
 
     def with_tangents(
@@ -144,18 +139,10 @@ class Convolutions:
             h = torch.cat([image, tangents])
         return h
 
-    def _member(self, weights: Weights, member: int, h: torch.Tensor) -> torch.Tensor:
-        for i in range(LAYERS):
-            h = self._layer(weights, member, i, h, weights[f"{self.prefix}.{i}.bias"][member])
-            if i < LAYERS - 1:
-                h = self.activate(h)
-        return h
-
     def _layer(
         self, weights: Weights, member: int, i: int, h: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        functional = torch.nn.functional
-        convolve = functional.conv_transpose2d if self.transposed else functional.conv2d
+        convolve = torch.nn.functional.conv_transpose2d if self.transposed else torch.nn.functional.conv2d
         h = h.contiguous(memory_format=torch.channels_last)
         kernel = weights[f"{self.prefix}.{i}.weight"][member].contiguous(memory_format=torch.channels_last)
         return convolve(h, kernel, bias, STRIDE, PADDING)
@@ -170,13 +157,11 @@ class ConvEncoder(Network):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each of one member's weights."""
         return self.images.shapes | self.maps.shapes
 
     def __call__(
         self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
     ) -> Float[torch.Tensor, "member o batch"]:
-        """Encodings of every member's images."""
         return self.maps(weights, self.images.activate(self.images(weights, x)))
 
 
@@ -189,21 +174,16 @@ class ConvDecoder(Network):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each of one member's weights."""
         return self.maps.shapes | self.images.shapes
 
     def __call__(
         self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
     ) -> Float[torch.Tensor, "member o batch"]:
-        """Images of every member's latents."""
         return self.images(weights, self.images.activate(self.maps(weights, x)))
 
     def jacobian(
         self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
     ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o i batch"]]:
-        """Images, and J[m, o, i, b] = d out_o / d in_i, by forward mode: tangents go through the convolutions
-        beside their image.
-        """
         code, tangent = self.maps.jacobian(weights, x)
         tangent = tangent * self.images.derivative(code)[:, :, None]
         return self.images.with_tangents(weights, self.images.activate(code), tangent)

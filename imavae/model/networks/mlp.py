@@ -36,12 +36,10 @@ class MLP(Network):
 
     @property
     def n_layers(self) -> int:
-        """Number of linear maps."""
         return len(self.sizes) - 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each of one member's weights."""
         shapes: dict[str, tuple[int, ...]] = {}
         for i, (inputs, outputs) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             shapes[f"{self.prefix}.{i}.weight"] = (outputs, inputs)
@@ -51,7 +49,6 @@ class MLP(Network):
     def __call__(
         self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
     ) -> Float[torch.Tensor, "member o batch"]:
-        """Outputs of every member, each for its own inputs."""
         activate, _ = ACTIVATIONS[self.activation]
         for i in range(self.n_layers):
             x = self._linear(weights, i, x)
@@ -62,10 +59,8 @@ class MLP(Network):
     def jacobian(
         self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
     ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o i batch"]]:
-        """Outputs, and J[m, o, i, b] = d out_o / d in_i, by forward mode with the tangents of all inputs together.
-
-        The tangents after the second map, W_1 diag(a'(x)) W_0, are linear in a'(x): one product gives them.
-        """
+        # The tangents of all inputs go together. Those after the second map, W_1 diag(a'(x)) W_0, are linear in a'(x):
+        # one product gives them.
         activate, derivative = ACTIVATIONS[self.activation]
         members, inputs, batch = x.shape
         first = weights[f"{self.prefix}.0.weight"]
