@@ -10,10 +10,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from imavae.cli.reference import metrics_page
 from imavae.config.settings import RunConfig, run_config
 from imavae.errors import UserError
 from imavae.metrics import identifiability
-from imavae.metrics.glossary import METRICS, SOURCES, STAGES, Evaluation, Metric, absent, check_metric, metrics_page
+from imavae.metrics.glossary import METRICS, SOURCES, STAGES, Evaluation, Metric, absent, check_metric
 from tests.helpers import UNIFORM, config, trained
 
 SETTINGS = [

@@ -8,7 +8,7 @@ import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import yaml
@@ -16,44 +16,12 @@ from pydantic.fields import FieldInfo
 
 from imavae.cli.compose import CONF, C, Command, compose, group_options, read_search, searches
 from imavae.config.mapping import LIMITS, default_of, fields_of, flatten, nodes_of, registry_of, shown
-from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
+from imavae.config.settings import EncodeConfig, EncodeData, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
 
 COLUMN = 34  # of a meaning in ``--help``
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "mapping"}
-SETTING_HEAD = ("setting", "default", "type", "rules", "meaning")
-CONFIG_HEAD = """\
-# Settings
 
-Made by `make docs` from the settings tree (`imavae/config/settings.py` and the registries of variants). Write
-`SETTING=VALUE` for any of them after `python scripts/NAME.py` (or in `ARGS="..."` of a make target), and
-`GROUP=OPTION` for a whole group; `--help` shows them with the values that the rest of the command line gives.
-
-- A value that breaks a rule is refused before anything runs, with exit code 2 and one message that names the value,
-  the rule and the fix. Rules about several settings together are checked at the same time.
-- Quote a list for the shell: `'members.seed=[1,2,3]'`. `null` means none, or what the meaning says.
-- `train.py` takes the sections from *run* to *tracking*; `tune.py` and `reproduce.py` take all but the last two.
-"""
-SEARCH_HEAD = """\
-## Files of search_spaces/
-
-`search=NAME` reads `search_spaces/NAME.yaml`: plain data, with the `question` that the study answers, `defaults`
-(options of groups, each as `override /GROUP: OPTION`), `search`, and any other setting of a study. The file goes over
-the defaults, and the command line over the file. `${range:1,101}` is the list 1, ..., 100, and `${gammas:1e3,1e4}` the
-gammas of these squares.
-
-A leaf of `search` is any setting of `data`, `model` or `training`: a plain value, which every point has, or a mapping:
-
-| key | value | meaning |
-|---|---|---|
-| `type` | `float`, `int` or `choice` | an interval, or a list |
-| `low`, `high` | number | ends of the interval, both included |
-| `log` | true or false | draw uniformly in the logarithm |
-| `values` | list | the choices |
-| `when` | mapping, nested like the settings | conditions on other searched settings; the point has the setting only \
-where all hold: a plain value (equal), `at_least`, `at_most` or `one_of` |
-
-Within one ensemble (`sampler.pack`) `model.gamma`, `model.beta` and `training.learning_rate` may differ.
-"""
+Section = tuple[str, str, list[list[str]]]  # heading, text, and rows of a table of settings
 
 
 def help_text(command: Command[C], overrides: list[str]) -> str:
@@ -120,50 +88,66 @@ def _node(field: FieldInfo, value: Any) -> Any:
 
 def pages() -> dict[str, str]:
     """Text of docs/config.md and docs/metrics.md, by path in the repository."""
-    from imavae.metrics.glossary import metrics_page
-
     return {"docs/config.md": settings_page(), "docs/metrics.md": metrics_page()}
+
+
+def metrics_page() -> str:
+    """The text of docs/metrics.md."""
+    from imavae.metrics.glossary import METRICS
+
+    arrows = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}
+    reasons = list(dict.fromkeys(reason for entry in METRICS for reason in entry.reasons))
+    return _rendered("metrics.md.j2", metrics=list(METRICS), reasons=reasons, arrows=arrows)
 
 
 def settings_page() -> str:
     """The text of docs/config.md."""
-    study = fields_of(StudyConfig)
-    lines = [CONFIG_HEAD, *_section("run", _rows(RunConfig))]
+    study, run_rows, study_rows = fields_of(StudyConfig), _rows(RunConfig), _rows(StudyConfig)
+    sections: list[Section] = [("## run", "", run_rows)]
     for name in ("data", "model", "training", "members", "tracking"):
-        lines += _node_sections(name, study[name])
-    lines += _section("study", [row for row in _rows(StudyConfig) if row not in _rows(RunConfig)])
+        sections += _node_sections(name, study[name])
+    sections.append(("## study", "", [row for row in study_rows if row not in run_rows]))
     for name in ("objective", "sampler", "scheduler", "budget", "cluster"):
-        lines += _node_sections(name, study[name])
-    lines += _section("reproduce", [row for row in _rows(ReproduceConfig) if row not in _rows(StudyConfig)])
-    lines += [*_section("evaluate", _rows(EvaluateConfig)), "`tracking` is as above.", ""]
-    encode = [*_rows(EncodeConfig), *_rows(fields_of(EncodeConfig)["data"].annotation, "data.")]
-    lines += [*_section("encode", encode), "`tracking` is as above.", ""]
-    groups = {group: ", ".join(map(_code, names)) for group, names in group_options(StudyConfig).items()}
-    lines += [
-        "## Groups",
-        "",
-        *_table(("group", "options"), [[_code(group), names] for group, names in groups.items()]),
+        sections += _node_sections(name, study[name])
+    sections += [
+        ("## reproduce", "", [row for row in _rows(ReproduceConfig) if row not in study_rows]),
+        ("## evaluate", "", _rows(EvaluateConfig)),
+        ("## encode", "", [*_rows(EncodeConfig), *_rows(EncodeData, "data.")]),
     ]
-    lines += ["Options that change several settings, from `conf/`:", ""]
-    lines += _table(("option", "sets"), [[_code(name), sets] for name, sets in _deltas()])
-    questions = [[_code(name), read_search(path).get("question", "")] for name, path in searches().items()]
-    return "\n".join([*lines, SEARCH_HEAD, *_table(("search=", "question"), questions)]).rstrip() + "\n"
+    return _rendered(
+        "config.md.j2",
+        sections=sections,
+        groups=[(_code(group), ", ".join(map(_code, names))) for group, names in group_options(StudyConfig).items()],
+        options=[(_code(option), sets) for option, sets in _deltas()],
+        questions=[(_code(name), read_search(path).get("question", "")) for name, path in searches().items()],
+    )
 
 
-def _node_sections(name: str, field: FieldInfo) -> Iterator[str]:
-    """A node's table, and one for each variant of the node or of a field in it."""
+def _rendered(template: str, **values: Any) -> str:
+    """Render a page of docs/."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(  # noqa: S701  -- Markdown, from our own texts
+        loader=PackageLoader("imavae", "cli"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(values)
+
+
+def _node_sections(name: str, field: FieldInfo) -> Iterator[Section]:
+    """A node's section, and one for each variant of the node or of a field in it."""
     registry, [first, *others] = registry_of(field), nodes_of(field)
-    rows = [row for row in _rows(first, f"{name}.") if not row[0].endswith(".kind`")]
-    yield from _section(f"{name}: {registry.key}={getattr(first, registry.key)}" if registry else name, rows)
-    for other in others:
-        more = [row for row in _rows(other, f"{name}.") if row not in rows and not row[0].endswith(".kind`")]
-        yield from _section(f"{name}: {registry.key}={getattr(other, registry.key)}", more)
+    rows: list[list[str]] = []
+    for node in (first, *others):
+        more = [row for row in _rows(node, f"{name}.") if row not in rows and not row[0].endswith(".kind`")]
+        rows = rows or more
+        yield f"## {name}: {registry.key}={getattr(node, registry.key)}" if registry else f"## {name}", "", more
     for inner, part in fields_of(first).items():
-        if chosen := registry_of(part):
-            for variant in chosen:
-                own = [row for row in _rows(variant, f"{name}.{inner}.") if not row[0].endswith(".name`")]
-                doc = (inspect.getdoc(variant) or "").partition("\n")[0]
-                yield from (f"### {name}.{inner}: {variant.name}", "", doc, "", *_table(SETTING_HEAD, own))
+        for variant in registry_of(part) or ():
+            own = [row for row in _rows(variant, f"{name}.{inner}.") if not row[0].endswith(".name`")]
+            yield f"### {name}.{inner}: {variant.name}", (inspect.getdoc(variant) or "").partition("\n")[0], own
 
 
 def _rows(kind: Any, prefix: str = "") -> list[list[str]]:
@@ -173,15 +157,8 @@ def _rows(kind: Any, prefix: str = "") -> list[list[str]]:
         default, registry = default_of(kind, name), registry_of(field)
         if registry:
             names = " or ".join(map(_code, registry.names()))
-            rows.append(
-                [
-                    _code(f"{prefix}{name}.{registry.key}"),
-                    _code(default[registry.key]),
-                    names,
-                    "",
-                    f"{registry.group}=NAME",
-                ]
-            )
+            key = _code(f"{prefix}{name}.{registry.key}")
+            rows.append([key, _code(default[registry.key]), names, "", f"{registry.group}=NAME"])
         elif nodes := nodes_of(field):
             rows += _rows(nodes[0], f"{prefix}{name}.") if prefix else []
         else:
@@ -226,15 +203,6 @@ def _deltas() -> Iterator[tuple[str, str]]:
         sets = [f"{group.removeprefix('override ').lstrip('/')}={option}" for group, option in chosen]
         sets += [f"{key}={shown(value)}" for key, value in flatten(content).items()]
         yield f"{path.relative_to(CONF).parent.as_posix()}={path.stem}", "<br>".join(map(_code, sets))
-
-
-def _section(title: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"## {title}", "", *_table(SETTING_HEAD, rows)]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cell.replace("|", r"\|").replace("\n", " ") for cell in row) + " |" for row in rows]
-    return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *lines, ""] if lines else []
 
 
 def _code(text: str) -> str:

@@ -379,18 +379,3 @@ def check_metric(config: RunConfig, name: str, mode: str) -> None:
         if SOURCES in entry.needs and not config.data.has_sources:
             remedy = "use objective.metric=val/agreement, or objective.metric=val/neg_elbo objective.mode=min"
         raise UserError(f"`objective.metric={name}` must exist, but does not: {reason}; {remedy}")
-
-
-def metrics_page() -> str:
-    """Content of docs/metrics.md."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    arrows = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}
-    reasons = list(dict.fromkeys(reason for entry in METRICS for reason in entry.reasons))
-    pages = Environment(  # noqa: S701  -- Markdown, from our own texts
-        loader=PackageLoader("imavae", "metrics"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return pages.get_template("metrics.md.j2").render(metrics=list(METRICS), reasons=reasons, arrows=arrows)
