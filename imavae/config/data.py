@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -19,9 +18,19 @@ Range = tuple[float, float]
 Share = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
-KINDS: Registry[type[Data]] = Registry("data", "imavae.config.data", key="kind")
 FROM_FILE: Any = None  # default of what run_config reads from the file
 SMALLEST_SPLIT = 64  # observations
+
+
+class Reader(NamedTuple):
+    """Way to read the settings of a kind of data that are null from the user's files."""
+
+    kind: str
+    resolved: Callable[[Mapping[str, Any]], dict[str, Any]]  # settings of data -> the same without nulls
+
+
+KINDS: Registry[type[Data]] = Registry("data", "imavae.config.data", key="kind")
+READERS: Registry[Reader] = Registry("data", "imavae.data.tables", key="kind")
 
 
 class Factor(NamedTuple):
@@ -308,8 +317,8 @@ def with_file(mapping: dict[str, Any]) -> dict[str, Any]:
         return mapping
     path = data.get("path")
     require(isinstance(path, str) and path != "", "data.path is the path of a file", path, "set data.path=FILE.parquet")
-    tables = importlib.import_module("imavae.data.tables")  # found by name, as variants are; it imports pyarrow
-    return {**mapping, "data": tables.resolved({**data, "columns": column_names(data.get("columns"))})}
+    filled = READERS[FileData.kind].resolved({**data, "columns": column_names(data.get("columns"))})
+    return {**mapping, "data": filled}
 
 
 def column_names(columns: Any) -> Any:

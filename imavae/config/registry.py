@@ -1,4 +1,8 @@
-"""Variants chosen by name: a registry for each kind of variant, filled by built-in modules and by plugins."""
+"""Variants chosen by name: a registry for each kind of variant, filled by built-in modules and by plugins.
+
+A file that holds both the settings and the behaviour of a variant takes ``torch`` from here, which is imported when one
+of its attributes is first read: checking a setting or printing ``--help`` does not pay a second for it.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,35 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from imavae.config.mapping import Settings as Settings
 from imavae.config.mapping import build
 from imavae.errors import UserError, require, require_choice
 
+if TYPE_CHECKING:
+    import torch as torch
+
 T = TypeVar("T")
 E = TypeVar("E")
+
+
+class _Torch:
+    """Stands for the module: looks every attribute up in torch and keeps it."""
+
+    def __getattr__(self, name: str) -> Any:
+        import torch
+
+        value = getattr(torch, name)
+        setattr(self, name, value)
+        return value
+
+    def __reduce__(self) -> str:
+        return "torch"  # pickled by reference, as a module is
+
+
+if not TYPE_CHECKING:
+    torch = _Torch()
 
 
 class Registry(Generic[T]):

@@ -16,7 +16,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.data import SOURCES, SourceSettings
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 from imavae.errors import require
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, csv, parquet
 
+from imavae.config.data import READERS, Reader
 from imavae.errors import UserError, require, require_choice
 
 Floats = NDArray[np.float64]
@@ -189,6 +190,9 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         rule, got = "data.sources_path has as many rows as data.path", f"{found} in {sources.path} and {rows}"
         require(found == rows, rule, got, "row n holds the sources of observation n: give as many rows")
     return filled
+
+
+READERS.register(Reader("file", resolved))
 
 
 def stamp(path: str | Path) -> Stamp:

@@ -15,8 +15,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float, Float64
 
 from imavae.config.data import DrawnData, SpritesData, SyntheticData
-from imavae.config.lazy import torch
-from imavae.config.registry import Registry
+from imavae.config.registry import Registry, torch
 from imavae.config.settings import WORST_SCORE, RunConfig, support
 from imavae.data.sources import UniformSource
 from imavae.errors import UserError, require_choice

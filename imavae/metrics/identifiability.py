@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 from numpy.typing import NDArray
 
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 
 AGREEMENT_POINTS = 20_000  # at most: the locations of all members are kept until the end of an evaluation
 PROBE_POINTS = 2000  # at most, to fit a nonlinear probe, and as many to score it: more change little

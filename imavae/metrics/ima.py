@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Float64
 
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 from imavae.metrics.identifiability import BATCH
 
 

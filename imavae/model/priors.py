@@ -19,7 +19,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 from imavae.config.settings import PRIORS, PriorSettings
 
 Theta = tuple["torch.Tensor", ...]

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float64
 
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 
 M = TypeVar("M", bound="Mixing")
 NEARLY_SINGULAR = 1e3  # condition number from which a source is too small to be found by any model

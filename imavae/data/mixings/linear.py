@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 from imavae.data.mixings import Mixing, Shifted, general, orthogonal
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 from imavae.data.mixings import Mixing, orthogonal, unit_columns, unit_determinant
 from imavae.data.mixings.linear import Linear, LinearOnTop
 from imavae.errors import require

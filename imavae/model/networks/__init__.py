@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from jaxtyping import Float
 
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 
 Weights = Mapping[str, "torch.Tensor"]
 Function = Callable[["torch.Tensor", float], "torch.Tensor"]

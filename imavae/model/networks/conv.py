@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from imavae.config.lazy import torch
+from imavae.config.registry import torch
 from imavae.config.settings import NETWORKS, Model, NetworkSettings
 from imavae.errors import require
 from imavae.model.networks import ACTIVATIONS, Network, Weights
