@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from imavae.config.settings import Model
 from imavae.model import vae
-from imavae.model.networks import ACTIVATIONS, Layout, Network
-from imavae.model.networks.mlp import MLP
+from imavae.model.networks import ACTIVATIONS, MLP, Layout, Network
 from imavae.rng import stream
 from tests.helpers import UNIFORM, normal, point, pointwise_jacobian
 

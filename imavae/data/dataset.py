@@ -111,9 +111,6 @@ class _Rows(NamedTuple):
     scaling: Scaling | None = None
 
 
-Order = tuple[Int[Tensor, " _"], ...]  # the rows of each split
-
-
 def make(
     data: Data,
     seeds: tuple[int, ...],
@@ -149,7 +146,9 @@ def _make(
     for number, seed in enumerate(seeds):
         order = torch.split(torch.randperm(data.n_obs, generator=stream(seed, "split")), list(sizes))
         progress = functools.partial(_report, cache.progress, number, len(seeds))
-        drawn = _draw(replace(data, seed=seed), order, Cache(cache.folder, progress), file)
+        drawn = file or _draw(replace(data, seed=seed), torch.cat(order), Cache(cache.folder, progress))
+        if isinstance(data, FileData) and data.standardise:
+            drawn = _standardised(drawn, data, order[0])
         for split, rows in zip(splits, order, strict=True):
             _fill(split, number, drawn, rows)
         mixings += [] if drawn.world is None else [drawn.world.mixing]
@@ -163,19 +162,16 @@ def _make(
     return Dataset(tuple(mixings), train, val, test, tuple(scalings))
 
 
-def _draw(data: Data, order: Order, cache: Cache, file: _Rows | None) -> _Rows:
-    """The rows of the world of ``data.seed``, whose splits have the rows in ``order``."""
-    match data:
-        case SyntheticData():
-            drawn = world(data)
-            return _Rows(drawn.sources, drawn.observations, drawn.segments, world=drawn)
-        case SpritesData():
-            _, s, segments = _draw_sources(data)
-            s = sprites.settled(data, s)
-            scenes = sprites.scenes(data, s[torch.cat(order)], stream(data.seed, "mixing"))
-            return _Rows(s, torch.empty(len(s), 0), segments, images=sprites.images(scenes, data, cache))
-        case FileData() if file is not None:
-            return _standardised(file, data, order[0]) if data.standardise else file
+def _draw(data: Data, order: Int[Tensor, " n"], cache: Cache) -> _Rows:
+    """The rows of the world of ``data.seed``; its images are in the ``order`` of the splits."""
+    if isinstance(data, SyntheticData):
+        drawn = world(data)
+        return _Rows(drawn.sources, drawn.observations, drawn.segments, world=drawn)
+    if isinstance(data, SpritesData):
+        _, s, segments = _draw_sources(data)
+        s = sprites.settled(data, s)
+        scenes = sprites.scenes(data, s[order], stream(data.seed, "mixing"))
+        return _Rows(s, torch.empty(len(s), 0), segments, images=sprites.images(scenes, data, cache))
     raise TypeError(f"no data of the kind {type(data).__name__}")
 
 

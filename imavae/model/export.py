@@ -22,7 +22,7 @@ class Model(nn.Module):
     Attributes:
         config: Settings of its point, with its own seeds.
         about: Provenance (seed, trial, score, ...).
-        architecture: Networks and prior, which hold no weights.
+        architecture: Networks and prior, which hold no weights: those are given, named as in its layout.
     """
 
     def __init__(
@@ -32,7 +32,6 @@ class Model(nn.Module):
         about: Mapping[str, Any] | None = None,
         scaling: Scaling | None = None,
     ) -> None:
-        """Take ``weights``, named as in the architecture's layout and without a member axis."""
         super().__init__()
         self.config, self.about = config, dict(about or {})
         self.architecture = vae.build(config)
@@ -61,13 +60,10 @@ class Model(nn.Module):
         """The square root of the decoder's precision."""
         return float(self.weights[vae.GAMMA].detach().exp())
 
-    def standardised(self, x: Float[Tensor, "n o"]) -> Float[Tensor, "n o"]:
-        """Observations as the networks see them."""
-        return ((x - self.column_mean) / self.column_std).to(next(self.parameters()).dtype)
-
     def posterior(self, x: Float[Tensor, "n o"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Mean and standard deviation of the unconstrained y, whose latent is z(y), for each observation."""
-        q = self.architecture.posterior(self.weights, self.standardised(x).T[None])
+        standard = ((x - self.column_mean) / self.column_std).to(next(self.parameters()).dtype)
+        q = self.architecture.posterior(self.weights, standard.T[None])
         return q.mean[0].T, q.variance().sqrt()[0].T
 
     def encode(self, x: Float[Tensor, "n o"]) -> Float[Tensor, "n d"]:

@@ -21,8 +21,7 @@ from imavae.config.data import SyntheticData
 from imavae.config.settings import NETWORKS, RunConfig, support
 from imavae.data import dataset
 from imavae.data.mixings import Mixing, moved
-from imavae.model.networks import Layout, Network, Weights
-from imavae.model.networks.mlp import MLP
+from imavae.model.networks import MLP, Layout, Network, Weights
 from imavae.model.priors import Prior, Theta
 
 GAMMA = "log_gamma"

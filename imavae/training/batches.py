@@ -90,14 +90,9 @@ def batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Ten
             at_step = seeds.spread(noise[:, done : done + count], buffers, "spread noise")
             for step, part in enumerate(parts):
                 yield part, at_step[:, step], None if u is None else u[:, step]
-    _follow(state, seeds)
-
-
-def _follow(state: State, seeds: _Groups) -> None:
-    """Advance the generators of the members that did not draw: the first of their group may stop before them."""
+    # Advance the generators of the members that did not draw: the first of their group may stop before them.
     for position, place in enumerate([] if seeds.of is None else seeds.of.tolist()):
-        first = seeds.firsts[place]
-        if first != position:
+        if (first := seeds.firsts[place]) != position:
             for generators in (state.batches, state.noise):
                 generators[position].set_state(generators[first].get_state())
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn.functional import leaky_relu_
 
 from imavae.data.dataset import Split
-from imavae.model.networks import Network
-from imavae.model.networks.mlp import MLP
+from imavae.model.networks import MLP, Network
 from imavae.model.priors import Prior
 from imavae.model.vae import GAMMA, VAE
 from imavae.training.batches import batches
@@ -39,23 +38,16 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 
 def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
     """One pass of every active member over its world's data, in its own order; ``state`` is changed in place."""
-    for part in _blocks(ensemble, state):
-        _train_block(ensemble, part, data)
+    members = size = len(state.active)
+    fixed = ensemble.config.model.precision != "learned"
+    if written_out(ensemble.model, fixed) and ensemble.device.type == "cpu":  # a GPU takes all members at once
+        size = members_at_once(ensemble.model, ensemble.config.training.batch_size, members)
+    for start in range(0, members, size):
+        block = slice(start, start + size)
+        _train_block(ensemble, replace(state, **{name: getattr(state, name)[block] for name in ACTIVE}), data)
     if ensemble.config.model.precision == "mle":
         _set_gamma(ensemble, state, data)
     state.epoch += 1
-
-
-def _blocks(ensemble: Ensemble, state: State) -> list[State]:
-    """Views of the state that train one after the other, each with as many members as fit in a processor's cache; a
-    GPU takes all at once.
-    """
-    members = size = len(state.active)
-    fixed = ensemble.config.model.precision != "learned"
-    if written_out(ensemble.model, fixed) and ensemble.device.type == "cpu":
-        size = members_at_once(ensemble.model, ensemble.config.training.batch_size, members)
-    parts = (slice(start, start + size) for start in range(0, members, size))
-    return [replace(state, **{name: getattr(state, name)[rows] for name in ACTIVE}) for rows in parts]
 
 
 def _train_block(ensemble: Ensemble, state: State, data: Split) -> None:

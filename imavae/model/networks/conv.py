@@ -21,8 +21,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from imavae.config.registry import torch
 from imavae.config.settings import NETWORKS, Model, NetworkSettings
 from imavae.errors import require
-from imavae.model.networks import ACTIVATIONS, Network, Weights
-from imavae.model.networks.mlp import MLP
+from imavae.model.networks import ACTIVATIONS, MLP, Network, Weights
 
 COLOURS, CHANNELS, KERNEL, STRIDE, PADDING = 3, 32, 4, 2, 1
 LAYERS = 4  # convolutions; each halves the side
@@ -121,23 +120,18 @@ class Convolutions:
         side, batch = math.isqrt(x.shape[1] // self.channels[0]), x.shape[2]
         results = []
         for member, rows in enumerate(torch.cat([x[:, :, None], tangent], 2)):
-            h = self._tangents(weights, member, rows.flatten(1).T.reshape(-1, self.channels[0], side, side), batch)
+            h = rows.flatten(1).T.reshape(-1, self.channels[0], side, side)  # the images, then their tangents
+            for i in range(LAYERS):
+                h = self._layer(weights, member, i, h)
+                image, tangents = h[:batch] + weights[f"{self.prefix}.{i}.bias"][member][:, None, None], h[batch:]
+                if i < LAYERS - 1:
+                    slopes = self.derivative(image)
+                    tangents = (tangents.view(-1, *slopes.shape) * slopes).flatten(0, 1)
+                    image = self.activate(image)
+                h = torch.cat([image, tangents])
             results.append(h.flatten(1).T.reshape(-1, rows.shape[1], batch))
         together = torch.stack(results)
         return together[:, :, 0], together[:, :, 1:]
-
-    def _tangents(self, weights: Weights, member: int, h: torch.Tensor, batch: int) -> torch.Tensor:
-        """One member's layers, for ``batch`` images and then as many tangents of each kind."""
-        for i in range(LAYERS):
-            bias = weights[f"{self.prefix}.{i}.bias"][member][:, None, None]
-            h = self._layer(weights, member, i, h)
-            image, tangents = h[:batch] + bias, h[batch:]
-            if i < LAYERS - 1:
-                slopes = self.derivative(image)
-                tangents = (tangents.view(-1, *slopes.shape) * slopes).flatten(0, 1)
-                image = self.activate(image)
-            h = torch.cat([image, tangents])
-        return h
 
     def _layer(
         self, weights: Weights, member: int, i: int, h: torch.Tensor, bias: torch.Tensor | None = None
