@@ -10,7 +10,8 @@ import torch
 
 from imavae.config.data import MIXINGS, SOURCES
 from imavae.config.registry import Registry
-from imavae.config.settings import NETWORKS, PRIORS
+from imavae.config.settings import NETWORKS, PRIORS, SAMPLERS
+from imavae.metrics.glossary import METRICS
 
 # The longest files start first, so that no worker process is left with one at the end.
 LONGEST = ("test_kill", "test_study", "test_pages", "test_resume", "test_cluster", "test_terminal")
@@ -54,8 +55,8 @@ def no_ray() -> None:
 
 @contextmanager
 def plugins_forgotten() -> Iterator[None]:
-    """What is registered within is gone after it."""
-    registries: tuple[Registry[Any], ...] = (SOURCES, MIXINGS, PRIORS, NETWORKS)
+    """Forget what the block registers, and the plugins that it loads."""
+    registries: tuple[Registry[Any], ...] = (SOURCES, MIXINGS, PRIORS, NETWORKS, SAMPLERS, METRICS)
     before = [dict(registry.entries) for registry in registries]
     yield
     for registry, variants in zip(registries, before, strict=True):

@@ -1,7 +1,7 @@
 """Variants chosen by name: a registry for each kind of variant, filled by built-in modules and by plugins.
 
-A file that holds both the settings and the behaviour of a variant takes ``torch`` from here, which is imported when one
-of its attributes is first read: checking a setting or printing ``--help`` does not pay a second for it.
+A file that holds both the settings and the behaviour of a variant takes ``torch`` or ``optuna`` from here. They are
+imported when one of their attributes is first read: checking a setting or printing ``--help`` does not pay for them.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ from imavae.config.mapping import build
 from imavae.errors import UserError, require, require_choice
 
 if TYPE_CHECKING:
+    import optuna as optuna
     import torch as torch
 
 T = TypeVar("T")
 E = TypeVar("E")
 
 
-class _Torch:
-    """Stands for the module: looks every attribute up in torch and keeps it."""
+class _LazyModule:
+    """Stands for a module: looks every attribute up in it and keeps it."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
 
     def __getattr__(self, name: str) -> Any:
-        import torch
-
-        value = getattr(torch, name)
+        value = getattr(importlib.import_module(self.module), name)
         setattr(self, name, value)
         return value
 
     def __reduce__(self) -> str:
-        return "torch"  # pickled by reference, as a module is
+        return self.module  # pickled by reference, as a module is
 
 
 if not TYPE_CHECKING:
-    torch = _Torch()
+    optuna, torch = _LazyModule("optuna"), _LazyModule("torch")
 
 
 class Registry(Generic[T]):

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,8 +52,10 @@ def running(cluster: Cluster) -> Iterator[int]:
     found = ray.is_initialized()
     try:
         if not found:
-            with _sigterm_kept():
-                _start(cluster)
+            before = signal.getsignal(signal.SIGTERM)
+            _start(cluster)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # Ray's handler exits with 15
         nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if cluster.name == "local" and cluster.cpus is not None:
             nodes = [{**node, "CPU": min(node.get("CPU", 0.0), float(cluster.cpus))} for node in nodes]
@@ -77,27 +79,34 @@ def expected_slots(cluster: Cluster) -> int:
     return slots(cluster, [{"CPU": float(cpus), "GPU": float(gpus)}])
 
 
-def resources_of(cluster: Cluster) -> dict[str, float]:
-    """Resources that each trial asks Ray for; a worker sees only the GPUs of which it has a share."""
-    return {"cpu": cluster.cpus_per_trial, "gpu": cluster.gpus_per_trial, **(cluster.resources or {})}
-
-
-def slots(cluster: Cluster, nodes: Sequence[Mapping[str, float]]) -> int:
+def slots(cluster: Cluster, nodes: Sequence[dict[str, float]]) -> int:
     """Trials that can run at once on nodes with these resources; a trial never spans two nodes.
 
     Raises:
         UserError: not one trial fits.
     """
-    fitting = sum(_fitting(cluster, node) for node in nodes)
     asked = {"CPU": cluster.cpus_per_trial, "GPU": cluster.gpus_per_trial, **(cluster.resources or {})}
     there = [{name: node.get(name, 0.0) for name in asked} for node in nodes]
+    share, fitting = cluster.gpus_per_trial, 0
+    for node in there:
+        fits = {name: _whole(node[name] / amount) for name, amount in asked.items() if amount}
+        if 0 < share < 1:
+            fits["GPU"] = _whole(node["GPU"]) * _whole(
+                1 / share
+            )  # each share is of one GPU: leftovers of two make none
+        fitting += min(fits.values())
+    needs, *offers = [", ".join(f"{amount:g} {name}" for name, amount in node.items()) for node in (asked, *there)]
     require(
         fitting >= 1,
         "one trial fits into the cluster",
-        f"{_text(asked)} for a trial, and nodes of {' | '.join(map(_text, there))}",
+        f"{needs} for a trial, and nodes of {' | '.join(offers)}",
         "lower cluster.cpus_per_trial, cluster.gpus_per_trial or cluster.resources",
     )
     return fitting
+
+
+def _whole(number: float) -> int:
+    return int(number + 1e-9)  # 1 / 0.1 or 0.3 / 0.1 may fall short of a whole number
 
 
 def _start(cluster: Cluster) -> None:
@@ -125,20 +134,8 @@ def _start(cluster: Cluster) -> None:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """Restore the handler of SIGTERM, which Ray replaces by one that exits with 15."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
-
-
 class _Probe:
     """Actor that does nothing."""
-
-    def answer(self) -> None:
-        """Return."""
 
 
 def _check_workers() -> None:
@@ -151,30 +148,10 @@ def _check_workers() -> None:
 
     probe: Any = ray.remote(num_cpus=0)(_Probe).remote()
     try:
-        ray.get(probe.answer.remote())
+        ray.get(probe.__ray_ready__.remote())
     except RayActorError as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
             f"`cluster.address is a cluster that runs workers` must hold, but they end at once ({reason}); give the "
             "cluster and this machine the same RAY_AUTH_MODE and token (docs/cluster.md)"
         ) from None
-
-
-def _fitting(cluster: Cluster, node: Mapping[str, float]) -> int:
-    """Trials that can run at once on one node."""
-    asked = {"CPU": cluster.cpus_per_trial, **(cluster.resources or {})}
-    fits = [_whole(node.get(name, 0.0) / amount) for name, amount in asked.items()]
-    share, gpus = cluster.gpus_per_trial, node.get("GPU", 0.0)
-    if share > 1:
-        fits.append(_whole(gpus / share))
-    elif share:
-        fits.append(_whole(gpus) * _whole(1 / share))  # each share is of one GPU: leftovers of two make none
-    return min(fits)
-
-
-def _whole(number: float) -> int:
-    return int(number + 1e-9)  # 1 / 0.1 or 0.3 / 0.1 may fall short of a whole number
-
-
-def _text(resources: Mapping[str, float]) -> str:
-    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())

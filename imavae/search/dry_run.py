@@ -26,7 +26,7 @@ from imavae.search.space import Point, packs_of
 from imavae.search.study import check
 from imavae.training.step import train_epoch
 
-TIMED_ENSEMBLES = 3  # the cheapest, the middle one and the dearest
+TIMED = (0.0, 0.5, 1.0)  # quantiles of the ensembles' numbers of weights: the cheapest, the middle one, the dearest
 TIMED_STEPS = 200  # of an epoch, at most
 TIMED_IMAGES = 6000  # observations to render, at most
 
@@ -64,11 +64,9 @@ def dry_run(config: StudyConfig) -> Cost:
     for values in points:
         study.enqueue_trial(dict(values))
     searcher = Searcher(study, storage, parameters, config, packs_of(config, parameters, points, slots), None)
-    packs: list[list[int]] = []
-    found: dict[int, Point] = {}
-    while isinstance(trial := searcher.suggest(str(len(packs))), dict):
-        packs.append([number for number, _ in trial["points"]])
-        found |= dict(trial["points"])
+    trials = list(iter(lambda: searcher.suggest("any"), Searcher.FINISHED))
+    found: dict[int, Point] = {number: point for trial in trials for number, point in trial["points"]}
+    packs = [[number for number, _ in trial["points"]] for trial in trials]
     return estimate(config, [found[number] for number in sorted(found)], packs, slots)
 
 
@@ -77,26 +75,18 @@ def estimate(config: StudyConfig, points: list[Point], packs: list[list[int]], s
     base, training = base_of(config), config.training
     ensembles = [[with_values(base, points[number]) for number in pack] for pack in packs]
     weights = [_weights(ensemble) for ensemble in ensembles]
-    order = np.argsort(weights, kind="stable")
-    picked = {weights[i]: i for i in order[np.linspace(0, len(order) - 1, TIMED_ENSEMBLES).round().astype(int)]}
+    sizes = sorted(set(np.quantile(weights, TIMED, method="nearest").tolist()))
     device = resolve_device(training.device if config.cluster.gpus_per_trial else "cpu")
-    timed = [_timing(ensembles[i], size, device) for size, i in picked.items()]
-    seconds = [
-        training.max_epochs * timing.epoch
-        + math.ceil(training.max_epochs / training.validate_every) * timing.validation
-        for timing in timed
+    timed = [_timing(ensembles[weights.index(size)], size, device) for size in sizes]
+    epochs, validations = training.max_epochs, math.ceil(training.max_epochs / training.validate_every)
+    seconds = np.interp(weights, sizes, [epochs * t.epoch + validations * t.validation for t in timed]).tolist()
+    steps = [
+        math.ceil(p.data.sizes[0] / p.training.batch_size) * p.training.max_epochs * p.members.count
+        for ensemble in ensembles
+        for p in ensemble
     ]
-    steps = [math.ceil(e[0].data.sizes[0] / e[0].training.batch_size) * e[0].training.max_epochs for e in ensembles]
-    return Cost(
-        points=points,
-        packs=packs,
-        member_steps=sum(s * config.members.count * len(pack) for s, pack in zip(steps, packs, strict=True)),
-        timed=timed,
-        slots=slots,
-        seconds=makespan(np.interp(weights, list(picked), seconds).tolist(), slots),
-        stops_early=config.scheduler.name != "none"
-        or training.patience * training.validate_every < training.max_epochs,
-    )
+    early = config.scheduler.name != "none" or training.patience * training.validate_every < training.max_epochs
+    return Cost(points, packs, sum(steps), timed, slots, makespan(seconds, slots), early)
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
@@ -107,8 +97,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
     return max(ends)
 
 
-def _weights(ensemble: Sequence[RunConfig]) -> int:
-    """Number of weights of all members of an ensemble of points."""
+def _weights(ensemble: Sequence[RunConfig]) -> int:  # of all members
     shapes = vae.build(ensemble[0]).layout.shapes.values()
     return ensemble[0].members.count * len(ensemble) * sum(math.prod(shape) for shape in shapes)
 

@@ -11,52 +11,43 @@ SAMPLERS.register(SamplerKind("gp", gaussian_process, numbers_only=True))
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from imavae.config.registry import optuna
 from imavae.config.settings import SAMPLERS, Sampler, SamplerKind
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.samplers import BaseSampler
-
-    Distributions = Mapping[str, BaseDistribution]
+Distributions = Mapping[str, "optuna.distributions.BaseDistribution"]
 
 
-def tpe(settings: Sampler, _distributions: Distributions, seed: int) -> BaseSampler:
+def tpe(settings: Sampler, _: Distributions, seed: int) -> optuna.samplers.BaseSampler:
     """TPE with a joint model of each set of parameters that points have.
 
     Points in training count as bad ones, so that proposals spread out.
     """
-    from optuna.samplers import TPESampler
+    startup = settings.startup
+    return optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+    )
 
-    return TPESampler(seed=seed, n_startup_trials=settings.startup, multivariate=True, group=True, constant_liar=True)
 
-
-def cmaes(_settings: Sampler, _distributions: Distributions, seed: int) -> BaseSampler:
+def cmaes(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSampler:
     """CMA-ES."""
-    from optuna.samplers import CmaEsSampler
-
-    return CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
+    return optuna.samplers.CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
 
 
-def quasi_random(settings: Sampler, distributions: Distributions, _seed: int) -> BaseSampler:
+def quasi_random(settings: Sampler, distributions: Distributions, _: int) -> optuna.samplers.BaseSampler:
     """Scrambled Sobol points of the whole space.
 
     The sequence has one seed for all points. Optuna's sampler by itself draws the first point at random and infers the
     space from it, so a parameter that only a later point has would never be spread.
     """
-    from optuna.samplers import QMCSampler
-
-    sampler = QMCSampler(qmc_type="sobol", scramble=True, seed=settings.seed)
+    sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=settings.seed)
     sampler.infer_relative_search_space = lambda *_: dict(distributions)  # type: ignore[method-assign]
     return sampler
 
 
-def uniform(_settings: Sampler, _distributions: Distributions, seed: int) -> BaseSampler:
+def uniform(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSampler:
     """Independent random points."""
-    from optuna.samplers import RandomSampler
-
-    return RandomSampler(seed)
+    return optuna.samplers.RandomSampler(seed)
 
 
 SAMPLERS.register(SamplerKind("tpe", tpe))

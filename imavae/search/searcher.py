@@ -7,11 +7,11 @@ point's score.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
@@ -29,9 +29,6 @@ from imavae.search.space import Parameter, Point, shared
 from imavae.search.stopping import read_stops
 from imavae.tracking.base import TrialRecord
 from imavae.tracking.ui import OPTUNA_DATABASE
-
-if TYPE_CHECKING:
-    from optuna.study import Study
 
 DIRECTIONS = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
 WRITE_TIMEOUT = 60  # seconds that a write waits for another process's, such as that of a second study
@@ -53,7 +50,7 @@ def open_storage(output_dir: Path) -> BaseStorage:
         ) from None
 
 
-def open_study(storage: BaseStorage, name: str, objectives: Sequence[Objective], resume: bool = False) -> Study:
+def open_study(storage: BaseStorage, name: str, objectives: Sequence[Objective], resume: bool = False) -> optuna.Study:
     """Optuna's study with the name of the study's folder; ``resume`` continues the one of an earlier driver.
 
     Without ``resume`` an existing study of this name is deleted: its folder is gone.
@@ -62,30 +59,29 @@ def open_study(storage: BaseStorage, name: str, objectives: Sequence[Objective],
         optuna.delete_study(study_name=name, storage=storage)
     directions = [DIRECTIONS[objective.mode] for objective in objectives]
     study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=resume)
-    with _experimental_allowed():
-        study.set_metric_names([objective.metric for objective in objectives])  # shown by optuna-dashboard
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # Optuna's version is pinned
+    study.set_metric_names([objective.metric for objective in objectives])  # shown by optuna-dashboard
     return study
 
 
 def synchronised(
-    config: StudyConfig,
-    storage: BaseStorage,
-    parameters: Sequence[Parameter],
-    points: Sequence[Point],
-    ledger: Ledger,
-) -> Study:
+    config: StudyConfig, storage: BaseStorage, parameters: Sequence[Parameter], points: Sequence[Point], ledger: Ledger
+) -> optuna.Study:
     """Optuna's study with the start ``points`` and everything that an earlier driver has asked for.
 
     A score is reported to Optuna before its trial is recorded, so Optuna knows at least as much as the study's folder.
     If its database was replaced, it is rebuilt from the folder.
     """
-    home = ledger.home
-    name = home.path.name
+    home, name = ledger.home, ledger.folder.name
     study = open_study(storage, name, config.objectives, resume=config.resume)
     records = {record.number: record for record in ledger.records}
     known = {number: dict(values) for pack in home.asked for number, values in pack}
     known |= {number: dict(record.values) for number, record in records.items()}
-    if not _knows(study, known):
+    trials = study.get_trials(deepcopy=False)
+    if not all(
+        number < len(trials) and all(trials[number].params.get(key, value) == value for key, value in values.items())
+        for number, values in known.items()
+    ):
         home.notices.append(f"{OPTUNA_DATABASE} lacked points of {name}: they were restored from the study's records")
         study = open_study(storage, name, config.objectives)
         for number in range(max(known) + 1):
@@ -103,7 +99,7 @@ class Searcher(RaySearcher):
 
     def __init__(
         self,
-        study: Study,
+        study: optuna.Study,
         storage: BaseStorage,
         parameters: Sequence[Parameter],
         config: StudyConfig,
@@ -116,11 +112,11 @@ class Searcher(RaySearcher):
         """
         super().__init__()
         self._study, self._storage, self._home = study, storage, home
-        self._parameters = list(parameters)
-        self._settings, self._budget = config.sampler, config.budget.trials or 0
-        self._waiting = [list(numbers) for numbers in waiting]
+        self._parameters, self._settings, self._waiting = parameters, config.sampler, list(waiting)
         self._asked = len(study.get_trials(deepcopy=False))
+        self._budget = 0 if self._settings.name == "grid" else config.budget.trials or 0
         self._numbers: dict[str, list[int]] = {}  # of the points of each Ray trial
+        self.n_trials = len(waiting) + math.ceil(max(0, self._budget - self._asked) / (self._settings.pack or 1))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RaySearcher, ()  # Ray saves its search algorithm; the copy is never used
@@ -163,14 +159,11 @@ class Searcher(RaySearcher):
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: Optuna's storage has everything."""
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Do nothing."""
-
-    def _ask(self, fixed: Mapping[str, Any]) -> Numbered:
+    def _ask(self, fixed: Point) -> Numbered:
         """A new point; the sampler proposes what is not fixed."""
         self._use_sampler(self._asked)
         if fixed:
-            self._study.enqueue_trial(dict(fixed))
+            self._study.enqueue_trial(fixed)
         trial = self._study.ask()
         self._asked += 1
         return [trial.number, self._suggested(trial)]
@@ -197,42 +190,23 @@ class Searcher(RaySearcher):
         """
         seed = int(np.random.SeedSequence([self._settings.seed, number]).generate_state(1)[0])
         distributions = {parameter.key: parameter.distribution() for parameter in self._parameters}
-        with _experimental_allowed():
-            self._study.sampler = SAMPLERS[self._settings.name].build(self._settings, distributions, seed)
+        self._study.sampler = SAMPLERS[self._settings.name].build(self._settings, distributions, seed)
 
     def _suggested(self, trial: optuna.Trial) -> Point:
         point: Point = {}
         for parameter in self._parameters:
-            if parameter.active(point):
-                point[parameter.key] = parameter.suggest(trial)
+            point |= {parameter.key: parameter.suggest(trial)} if parameter.active(point) else {}
         return point
-
-
-def _knows(study: Study, known: Mapping[int, Point]) -> bool:
-    trials = study.get_trials(deepcopy=False)
-    return all(
-        number < len(trials) and all(trials[number].params.get(key, value) == value for key, value in values.items())
-        for number, values in known.items()
-    )
 
 
 def _frozen(record: TrialRecord, parameters: Sequence[Parameter], config: StudyConfig) -> FrozenTrial:
     """A recorded trial in Optuna's form."""
-    scores = [record.score or 0.0, *(record.further[o.metric] for o in config.further_objectives)]
-    stopped = record.status == "stopped"
+    score, stopped = record.score or 0.0, record.status == "stopped"
     epoch = max(int(row["epochs"]) for row in record.members)
     return create_trial(
         state=TrialState.PRUNED if stopped else TrialState.COMPLETE,
-        values=scores,
+        values=[score, *(record.further[objective.metric] for objective in config.further_objectives)],
         params=dict(record.values),
         distributions={p.key: p.distribution() for p in parameters if p.key in record.values},
-        intermediate_values={epoch: scores[0]} if stopped else None,
+        intermediate_values={epoch: score} if stopped else None,
     )
-
-
-@contextmanager
-def _experimental_allowed() -> Iterator[None]:
-    """Silence Optuna's warnings that a later version may differ: the versions are pinned."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield

@@ -19,15 +19,12 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from imavae.config.registry import optuna
 from imavae.config.mapping import flatten, keys_of, nearest, to_mapping
 from imavae.config.settings import SAMPLERS, RunConfig, StudyConfig, base_of, with_values
 from imavae.errors import UserError, require, require_choice
-
-if TYPE_CHECKING:
-    from optuna import Trial
-    from optuna.distributions import BaseDistribution
 
 Value = float | int | str
 Point = dict[str, Value]  # values of the searched settings by dotted key
@@ -74,11 +71,6 @@ class Parameter:
         """Both ends of the interval, or every choice: if these obey a setting's rules, all values do."""
         return self.values if self.type == "choice" else (self.low, self.high)
 
-    @property
-    def per_member(self) -> bool:
-        """True if the setting may differ between members of an ensemble."""
-        return self.key in PER_MEMBER
-
     def active(self, point: Mapping[str, object]) -> bool:
         """Return whether the conditions hold, given the settings that the point has so far."""
         return all(condition.holds(point) for condition in self.when)
@@ -89,21 +81,19 @@ class Parameter:
             return value in self.values
         return _is_number(value, self.type) and self.low <= cast(float, value) <= self.high
 
-    def distribution(self) -> BaseDistribution:
+    def distribution(self) -> optuna.distributions.BaseDistribution:
         """Optuna's distribution."""
-        from optuna import distributions
-
         if self.type == "choice":
-            return distributions.CategoricalDistribution(self.values)
-        kind: Any = distributions.IntDistribution if self.type == "int" else distributions.FloatDistribution
-        return cast("BaseDistribution", kind(self.low, self.high, log=self.log))
+            return optuna.distributions.CategoricalDistribution(self.values)
+        kinds: Any = {"int": optuna.distributions.IntDistribution, "float": optuna.distributions.FloatDistribution}
+        return cast(optuna.distributions.BaseDistribution, kinds[self.type](self.low, self.high, log=self.log))
 
-    def suggest(self, trial: Trial) -> Value:
+    def suggest(self, trial: optuna.Trial) -> Value:
         """Value in Optuna's trial; sampled if the trial has none yet."""
         if self.type == "choice":
-            return cast("Value", trial.suggest_categorical(self.key, self.values))
-        suggest: Any = trial.suggest_int if self.type == "int" else trial.suggest_float
-        return cast("Value", suggest(self.key, self.low, self.high, log=self.log))
+            return cast(Value, trial.suggest_categorical(self.key, self.values))
+        kinds: Any = {"int": trial.suggest_int, "float": trial.suggest_float}
+        return cast(Value, kinds[self.type](self.key, self.low, self.high, log=self.log))
 
 
 def parse(config: StudyConfig) -> list[Parameter]:
@@ -135,10 +125,8 @@ def grid(parameters: Sequence[Parameter]) -> list[Point]:
     for values in itertools.product(*(parameter.values for parameter in parameters)):
         point: Point = {}
         for parameter, value in zip(parameters, values, strict=True):
-            if parameter.active(point):
-                point[parameter.key] = value
-        if point not in points:
-            points.append(point)
+            point |= {parameter.key: value} if parameter.active(point) else {}
+        points += [point] if point not in points else []
     return points
 
 
@@ -160,7 +148,13 @@ def start_points(config: StudyConfig, parameters: Sequence[Parameter]) -> list[P
         return _best_points(source, parameters)[:budget]
     rule = "sampler.start_from has budget.trials points at most"
     require(len(source) <= budget, rule, len(source), "raise budget.trials, or list fewer points")
-    return [_listed_point(point, parameters) for point in source]
+    by_key, points = {parameter.key: parameter for parameter in parameters}, [flatten(point) for point in source]
+    for key, value in itertools.chain.from_iterable(point.items() for point in points):
+        rule = "sampler.start_from names settings that are searched"
+        require(key in by_key, rule, key, f"those are {', '.join(by_key)}; set others outside search")
+        rule = f"sampler.start_from has values that search.{key} allows"
+        require(by_key[key].allows(value), rule, repr(value), f"stay within {list(by_key[key].ends)}")
+    return points
 
 
 def packs(base: RunConfig, points: Sequence[Point], slots: int, limit: int | None = None) -> list[list[int]]:
@@ -191,70 +185,64 @@ def packs_of(
     base, limit = base_of(config), config.sampler.pack
     if config.sampler.name == "grid":
         return packs(base, points, slots, limit)
-    partial = [
-        [number]
-        for number, point in enumerate(points)
-        if any(p.key not in point and p.active(point) and not p.per_member for p in parameters)
-    ]
-    whole = [number for number in range(len(points)) if [number] not in partial]
-    return sorted(
-        partial + [[whole[i] for i in pack] for pack in packs(base, [points[n] for n in whole], 1, limit or 1)]
-    )
+    needed = [parameter for parameter in parameters if parameter.key not in PER_MEMBER]
+    partial = {n for n, point in enumerate(points) if any(p.key not in point and p.active(point) for p in needed)}
+    whole = [number for number in range(len(points)) if number not in partial]
+    together = packs(base, [points[number] for number in whole], 1, limit or 1)
+    return sorted([[number] for number in partial] + [[whole[i] for i in pack] for pack in together])
 
 
 def check_pack(parameters: Sequence[Parameter], pack: int) -> None:
     """Raise UserError unless ``pack`` points of this space can train together."""
     if pack == 1:
         return
+    keys = [parameter.key for parameter in parameters]
     rule = "sampler.pack > 1 needs a searched setting that may differ within an ensemble"
-    got, remedy = f"search of {', '.join(p.key for p in parameters)}", f"search one of {', '.join(PER_MEMBER)}"
-    require(any(parameter.per_member for parameter in parameters), rule, got, f"{remedy}, or drop sampler.pack")
+    remedy = f"search one of {', '.join(PER_MEMBER)}, or drop sampler.pack"
+    require(any(key in PER_MEMBER for key in keys), rule, f"search of {', '.join(keys)}", remedy)
     rule = "with sampler.pack > 1, no setting of the whole ensemble depends on one of a single member"
-    for parameter in parameters:
+    for parameter in (parameter for parameter in parameters if parameter.key not in PER_MEMBER):
         names = [condition.key for condition in parameter.when if condition.key in PER_MEMBER]
-        got, remedy = f"{parameter.key} when {', '.join(names)}", "drop the condition, or sampler.pack"
-        require(parameter.per_member or not names, rule, got, remedy)
+        require(not names, rule, f"{parameter.key} when {', '.join(names)}", "drop the condition, or sampler.pack")
 
 
 def _parameter(key: str, leaf: Mapping[str, Any]) -> Parameter:
-    kind = leaf["type"]
-    require_choice(kind, FIELDS, f"search.{key}.type")
-    for name in leaf:
-        require_choice(name, ("type", "when", *FIELDS[kind]), f"a field of search.{key}")
-    when = _conditions(key, leaf.get("when", {}))
+    kind, name = leaf["type"], f"search.{key}"
+    require_choice(kind, FIELDS, f"{name}.type")
+    for field in leaf:
+        require_choice(field, ("type", "when", *FIELDS[kind]), f"a field of {name}")
+    when = _conditions(name, leaf.get("when", {}))
     if kind == "choice":
         values = leaf.get("values")
-        require(isinstance(values, list) and len(values) > 0, f"search.{key}.values has a choice", values, "list some")
+        require(isinstance(values, list) and len(values) > 0, f"{name}.values has a choice", values, "list some")
         return Parameter(key, kind, values=tuple(values or ()), when=when)
     low, high, log = leaf.get("low"), leaf.get("high"), leaf.get("log", False)
-    for name, value in (("low", low), ("high", high)):
-        rule = f"search.{key}.{name} is a number of type {kind}"
-        require(_is_number(value, kind), rule, repr(value), "give both ends of the interval")
-    require(isinstance(log, bool), f"search.{key}.log is true or false", repr(log), "set log: true for a log scale")
+    for end, value in (("low", low), ("high", high)):
+        finite = _is_number(value, kind) and math.isfinite(cast(float, value))
+        require(finite, f"{name}.{end} is a number of type {kind}", repr(value), "give both ends of the interval")
+    require(isinstance(log, bool), f"{name}.log is true or false", repr(log), "set log: true for a log scale")
     parameter = Parameter(key, kind, cast(float, low), cast(float, high), log, when=when)
     got = f"low={low}, high={high}"
-    ordered = -math.inf < parameter.low <= parameter.high < math.inf
-    require(ordered, f"search.{key}.low <= search.{key}.high", got, "swap them")
-    require(not log or parameter.low > 0, f"search.{key}.low > 0 where log is true", got, "raise low, or drop log")
+    require(parameter.low <= parameter.high, f"{name}.low <= {name}.high", got, "swap them")
+    require(not log or parameter.low > 0, f"{name}.low > 0 where log is true", got, "raise low, or drop log")
     return parameter
 
 
 def _is_number(value: object, kind: str) -> bool:
-    number = isinstance(value, int if kind == "int" else (int, float))
-    return number and not isinstance(value, bool)
+    return isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
 
 
-def _conditions(key: str, when: Any) -> tuple[Condition, ...]:
-    """Conditions of the parameter ``key``. Raises UserError for a bound of the wrong type."""
-    prefix = f"search.{key}.when"
-    require(isinstance(when, Mapping), f"{prefix} is a mapping", repr(when), "nest it like the settings")
+def _conditions(name: str, when: Any) -> tuple[Condition, ...]:
+    """Conditions of the parameter ``name``. Raises UserError for a bound of the wrong type."""
+    require(isinstance(when, Mapping), f"{name}.when is a mapping", repr(when), "nest it like the settings")
     found = []
-    for other, value in flatten(when, is_leaf=lambda node: bool(node) and set(node) <= set(TESTS)).items():
+    for key, value in flatten(when, is_leaf=lambda node: bool(node) and set(node) <= set(TESTS)).items():
         for test, bound in (value if isinstance(value, Mapping) else {"one_of": [value]}).items():
-            right = isinstance(bound, list) if test == "one_of" else _is_number(bound, "float")
-            rule = f"{prefix}.{other}.{test} is {'a list' if test == 'one_of' else 'a number'}"
-            require(right, rule, repr(bound), "see search_spaces/ for examples")
-            found.append(Condition(other, test, bound))
+            right, form = isinstance(bound, list), "a list"
+            if test != "one_of":
+                right, form = _is_number(bound, "float"), "a number"
+            require(right, f"{name}.when.{key}.{test} is {form}", repr(bound), "see search_spaces/ for examples")
+            found.append(Condition(key, test, bound))
     return tuple(found)
 
 
@@ -265,9 +253,17 @@ def _in_order(parameters: Sequence[Parameter]) -> list[Parameter]:
         UserError: a condition names a setting that is not searched, can't hold, or depends on itself.
     """
     by_key = {parameter.key: parameter for parameter in parameters}
-    for parameter in parameters:
-        for condition in parameter.when:
-            _check_condition(f"search.{parameter.key}.when", condition, by_key)
+    for name, condition in ((f"search.{p.key}.when", condition) for p in parameters for condition in p.when):
+        key, remedy = condition.key, f"choose among {', '.join(by_key)}"
+        require(key in by_key, f"{name} names settings that are searched", key, remedy)
+        other, got = by_key[key], f"{condition}, of {list(by_key[key].ends)}"
+        numeric = other.type != "choice" or not any(isinstance(value, str) for value in other.values)
+        require(numeric or condition.test == "one_of", f"{name} compares numbers", got, "use one_of: […]")
+        if condition.test == "one_of":
+            possible = any(other.allows(value) for value in condition.bound)
+        else:
+            possible = any(condition.holds({key: value}) for value in other.ends)
+        require(possible, f"{name} can hold", got, "correct its bound")
     placed: dict[str, Parameter] = {}
     while len(placed) < len(parameters):
         ready = [p for p in parameters if p.key not in placed and all(c.key in placed for c in p.when)]
@@ -278,46 +274,21 @@ def _in_order(parameters: Sequence[Parameter]) -> list[Parameter]:
     return list(placed.values())
 
 
-def _check_condition(prefix: str, condition: Condition, by_key: Mapping[str, Parameter]) -> None:
-    rule, remedy = f"{prefix} names settings that are searched", f"choose among {', '.join(by_key)}"
-    require(condition.key in by_key, rule, condition.key, remedy)
-    other = by_key[condition.key]
-    numeric = other.type != "choice" or not any(isinstance(value, str) for value in other.values)
-    got = f"{condition}, of {list(other.ends)}"
-    require(numeric or condition.test == "one_of", f"{prefix} compares numbers", got, "use one_of: […]")
-    if condition.test == "one_of":
-        possible = any(other.allows(value) for value in condition.bound)
-    else:
-        possible = any(condition.holds({condition.key: value}) for value in other.ends)
-    require(possible, f"{prefix} can hold", got, "correct its bound")
-
-
 def _check(config: StudyConfig, parameter: Parameter) -> None:
     """Raise UserError if the setting refuses a value or the sampler can't propose the parameter."""
-    key, sampler = f"search.{parameter.key}", config.sampler.name
+    name, sampler = f"search.{parameter.key}", config.sampler.name
     for value in parameter.ends:
         try:
             with_values(base_of(config), {parameter.key: value})
         except UserError as error:
             remedy = f"which its setting refuses ({error}); correct its bounds or values"
-            raise UserError(f"`{key}` reaches {value!r}, {remedy}") from None
-    plain = parameter.type != "choice" and not parameter.when
-    rule, remedy = f"{key}.type is choice in a grid", "list the values, or choose another sampler"
+            raise UserError(f"`{name}` reaches {value!r}, {remedy}") from None
+    rule, remedy = f"{name}.type is choice in a grid", "list the values, or choose another sampler"
     require(sampler != "grid" or parameter.type == "choice", rule, parameter.type, remedy)
-    rule, remedy = f"sampler.name={sampler} searches numbers that every point has", "set sampler.name=tpe"
-    got = f"{key}, a {'condition' if parameter.when else 'choice'}"
-    require(plain or not SAMPLERS[sampler].numbers_only, rule, got, remedy)
-
-
-def _listed_point(nested: Mapping[str, Any], parameters: Sequence[Parameter]) -> Point:
-    by_key = {parameter.key: parameter for parameter in parameters}
-    point = flatten(nested)
-    for key, value in point.items():
-        rule = "sampler.start_from names settings that are searched"
-        require(key in by_key, rule, key, f"those are {', '.join(by_key)}; set others outside search")
-        rule = f"sampler.start_from has values that search.{key} allows"
-        require(by_key[key].allows(value), rule, repr(value), f"stay within {list(by_key[key].ends)}")
-    return point
+    plain = parameter.type != "choice" and not parameter.when
+    rule, got = "numbers that every point has", f"{name}, a {'condition' if parameter.when else 'choice'}"
+    fits = plain or not SAMPLERS[sampler].numbers_only
+    require(fits, f"sampler.name={sampler} searches {rule}", got, "set sampler.name=tpe")
 
 
 def _best_points(source: str, parameters: Sequence[Parameter]) -> list[Point]:
@@ -331,14 +302,12 @@ def _best_points(source: str, parameters: Sequence[Parameter]) -> list[Point]:
     require(Path(source).is_dir(), rule, source, remedy)
     results = load_results(source)
     require(isinstance(results.config, StudyConfig), rule, source, remedy)
-    fixed = flatten(to_mapping(results.config))
-    points: list[Point] = []
+    fixed, points = flatten(to_mapping(results.config)), list[Point]()
     for record in results.ranked():
         known = {**fixed, **record.values}
         point = {p.key: known[p.key] for p in parameters if p.key in known and p.allows(known[p.key])}
-        if point and point not in points:
-            points.append(point)
-    keys = ", ".join(parameter.key for parameter in parameters)
+        points += [point] if point and point not in points else []
     rule = "sampler.start_from is a study that has searched or set what this one searches"
-    require(bool(points), rule, f"{source} without a scored point for {keys}", "choose another study")
+    got = f"{source} without a scored point for {', '.join(parameter.key for parameter in parameters)}"
+    require(bool(points), rule, got, "choose another study")
     return points[:BEST_POINTS]

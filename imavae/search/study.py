@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +29,7 @@ if TYPE_CHECKING:
 
 
 class NoResultError(UserError):
-    """All trials of a study have failed. Its tracked run and its folder are closed.
-
-    Attributes:
-        ledger: Records of the study.
-    """
+    """All trials of the study in ``ledger`` have failed. Its tracked run and its folder are closed."""
 
     def __init__(self, message: str, ledger: Ledger) -> None:
         super().__init__(message)
@@ -51,15 +46,17 @@ def check(config: StudyConfig) -> tuple[list[space.Parameter], list[space.Point]
     for objective in config.objectives:
         check_metric(config, objective.metric, objective.mode)
     require(len(set(metrics)) == len(metrics), "each objective has a metric of its own", metrics, "drop the copy")
-    sampler, scheduler, several = config.sampler.name, config.scheduler.name, len(metrics) > 1
     remedy = "set sampler.name=tpe and scheduler.name=none, or drop further_objectives"
-    fits = SAMPLERS[sampler].several_objectives or not several
-    require(fits, "sampler.name supports several objectives", f"{sampler} with {', '.join(metrics)}", remedy)
-    fits = scheduler == "none" or not several
-    require(fits, "scheduler.name supports several objectives", f"{scheduler} with {', '.join(metrics)}", remedy)
+    sampler, scheduler = config.sampler.name, config.scheduler.name
+    for setting, name, several in (
+        ("sampler.name", sampler, SAMPLERS[sampler].several_objectives),
+        ("scheduler.name", scheduler, scheduler == "none"),
+    ):
+        got = f"{name} with {', '.join(metrics)}"
+        require(several or len(metrics) == 1, f"{setting} supports several objectives", got, remedy)
     parameters = space.parse(config)
     points = space.start_points(config, parameters)
-    if config.sampler.name == "grid":
+    if sampler == "grid":
         return parameters, space.grid(parameters)[: config.budget.trials]
     remedy = "only a grid ends by itself: set budget.trials=32"
     require(config.budget.trials is not None, "budget.trials is a number, but for a grid", "null", remedy)
@@ -100,19 +97,9 @@ def run_study(
                 return _run(config, parameters, points, ledger, slots, notify, say)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Trials that are left to be trained."""
-
-    searcher: Searcher
-    stopping: Stopping
-    n_points: int  # of the whole study
-    n_trials: int  # of Ray's, from now on
-
-
 def _plan(
     config: StudyConfig, parameters: list[space.Parameter], points: list[space.Point], ledger: Ledger, slots: int
-) -> _Plan:
+) -> tuple[Searcher, Stopping]:
     """Plan a new study, or what an earlier driver has left of it.
 
     A point that was asked for and has not ended keeps its number, its values and its ensemble.
@@ -130,9 +117,8 @@ def _plan(
     dealt = space.packs_of(config, parameters, [points[number] for number in known], slots)
     packs = [[known[i] for i in pack] for pack in dealt]
     # A driver that died while it asked for a pack has left a run of consecutive numbers.
-    asked = [number for number in free if number >= len(points)]
-    for _, run in itertools.groupby(enumerate(asked), key=lambda item: item[1] - item[0]):
-        packs.append([number for _, number in run])
+    asked = enumerate(number for number in free if number >= len(points))
+    packs += [[number for _, number in run] for _, run in itertools.groupby(asked, key=lambda item: item[1] - item[0])]
     for pack in sorted(packs):
         home.ask([[n, trials[n].system_attrs.get("fixed_params", trials[n].params)] for n in pack])
     numbers = [[number for number, _ in pack] for pack in home.asked]
@@ -140,8 +126,9 @@ def _plan(
     _rename_damaged(ledger, waiting)
     stopping = Stopping(config, ledger.names)
     stopping.catch_up(ledger)
-    n_trials = len(waiting) + math.ceil(max(0, n_points - len(trials)) / (config.sampler.pack or 1))
-    return _Plan(Searcher(study, storage, parameters, config, waiting, home), stopping, n_points, n_trials)
+    home.state.points = n_points
+    home.save_state()
+    return Searcher(study, storage, parameters, config, waiting, home), stopping
 
 
 def _rename_damaged(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
@@ -176,16 +163,14 @@ def _run(
 
     recorder = Recorder(config, ledger, notify)
     try:
-        plan = _plan(config, parameters, points, ledger, slots)
+        searcher, stopping = _plan(config, parameters, points, ledger, slots)
         for notice in ledger.home.notices:
             say(notice)
-        ledger.home.state.points = plan.n_points
-        ledger.home.save_state()
-        recorder.expect(plan.n_points, plan.n_trials)
-        if plan.n_trials:
-            _tuner(config, plan, slots, ledger, recorder).fit()
+        if searcher.n_trials:
+            recorder.n_trials = searcher.n_trials
+            _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
         recorder.close()
-        at_once = min(slots, plan.n_trials or 1)
+        at_once = min(slots, searcher.n_trials or 1)
         ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
     except KeyboardInterrupt as error:
         ledger.interrupted = interruption_of(error)
@@ -205,31 +190,31 @@ def _run(
     return ledger
 
 
-def _tuner(config: StudyConfig, plan: _Plan, slots: int, ledger: Ledger, recorder: Recorder) -> Any:
+def _tuner(
+    config: StudyConfig, searcher: Searcher, stopping: Stopping, slots: int, ledger: Ledger, recorder: Recorder
+) -> Any:
     """Ray's Tuner for the trials that are left."""
     from ray import tune
 
     from imavae.search.trials import RETRIES, trainable
 
-    bound = tune.with_parameters(
-        trainable,
-        base=to_mapping(base_of(config)),
-        objectives=[asdict(objective) for objective in config.objectives],
-        folder=str(ledger.folder),
-    )
+    objectives = [asdict(objective) for objective in config.objectives]
+    base, folder, asked = to_mapping(base_of(config)), str(ledger.folder), config.cluster
+    bound = tune.with_parameters(trainable, base=base, objectives=objectives, folder=folder)
+    resources = {"cpu": asked.cpus_per_trial, "gpu": asked.gpus_per_trial, **(asked.resources or {})}
     return tune.Tuner(
-        tune.with_resources(bound, cluster.resources_of(config.cluster)),
+        tune.with_resources(bound, resources),
         tune_config=tune.TuneConfig(
-            search_alg=plan.searcher,
-            scheduler=plan.stopping,
-            num_samples=plan.n_trials,
+            search_alg=searcher,
+            scheduler=stopping,
+            num_samples=searcher.n_trials,
             max_concurrent_trials=slots,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
         ),
         run_config=tune.RunConfig(
             name=ledger.names.ray.name,
-            storage_path=str(ledger.folder),
+            storage_path=folder,
             callbacks=[recorder],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -57,14 +57,12 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
     goals = [Objective(**objective) for objective in objectives]
     numbers = [number for number, _ in config["points"]]
     points = [with_values(shared, values) for _, values in config["points"]]
-    first = min(numbers)
-    stops, checkpoint = names.stop_file(first), names.ensemble(first)
+    checkpoint, cache = names.ensemble(min(numbers)), cache_of(names.output_dir)
     device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
-    cache = cache_of(names.output_dir)
     work = dict.fromkeys(WORK, 0.0)
 
     def stop_points(session: Session) -> None:
-        for number, epoch in read_stops(stops).items():
+        for number, epoch in read_stops(names.stop_file(min(numbers))).items():
             if epoch <= session.state.epoch:
                 session.stop(numbers.index(number))
 
@@ -75,7 +73,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
         tune.report(metrics)
         stop_points(session)
 
-    with FileLock(names.ensemble_lock(first)):  # a dying worker may still train the ensemble when its successor starts
+    with FileLock(names.ensemble_lock(min(numbers))):  # a dying worker may still train when its successor starts
         session = Session.resume(checkpoint, points, device, cache) or Session.start(points, device, cache)
         stop_points(session)  # the checkpoint is older than the driver's last decision
         progress = None
@@ -122,7 +120,7 @@ class Recorder(Callback):
 
     def __init__(self, config: StudyConfig, ledger: Ledger, notify: Callable[[Snapshot], None]) -> None:
         self._config, self._ledger, self._notify = config, ledger, notify
-        self._n_points = self._n_trials = 0
+        self.n_trials = 0  # of Ray, to come
         self._trials: dict[str, _Running] = {}
         # One thread for torch: workers have every core, and a second thread would wait for them at each operation.
         self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
@@ -132,10 +130,6 @@ class Recorder(Callback):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Callback, ()  # Ray saves its callbacks; the copy is never used
-
-    def expect(self, n_points: int, n_trials: int) -> None:
-        """Set the number of points of the study and of Ray trials to come."""
-        self._n_points, self._n_trials = n_points, n_trials
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Note a trial whose worker has started, the first one or a successor."""
@@ -216,14 +210,14 @@ class Recorder(Callback):
         pick = max if self._config.objective.mode == "max" else min
         best = pick(scores, key=lambda number: scores[number]) if scores else None
         return Snapshot(
-            trials_total=self._n_points,
+            trials_total=self._ledger.home.state.points,
             finished=self._before + sum(len(t.points) for t in trials if t.ended),
             running=sum(len(t.points) for t in trials if not t.ended),
             members_stopped=sum(stopped) + ended,
             best_score=None if best is None else scores[best],
             best_point=None if best is None else dict(points[best]),
             member_steps_per_s=self.total("member_steps") / max(seconds, 1e-9),
-            seconds_left=seconds * (self._n_trials - work) / work if work > 0 else None,
+            seconds_left=seconds * (self.n_trials - work) / work if work > 0 else None,
             seconds=seconds,
             metric=self._config.objective.metric,
         )
@@ -241,20 +235,23 @@ class Recorder(Callback):
     def _session(self, running: _Running) -> Session:
         return Session.load(running.checkpoint, resolve_device("cpu"), cache_of(self._ledger.names.output_dir))
 
+    def _left(self, running: _Running) -> Iterator[tuple[int, int, Point]]:
+        """Index, number and values of the points without a record: an earlier driver may have died amid a pack."""
+        for i, (number, point) in enumerate(running.points.items()):
+            if not self._ledger.has(number):
+                yield i, number, point
+
     def _track_progress(self, running: _Running) -> None:
         with suppress(Exception):  # all of it is written again when the trial ends
             session = self._session(running)
-            for i, (number, point) in enumerate(running.points.items()):
-                if not self._ledger.has(number):
-                    self._ledger.tracker.progress(partial_record(session, i, number, point, self._config.objectives))
+            for part in self._left(running):
+                self._ledger.tracker.progress(partial_record(session, *part, self._config.objectives))
 
     def _record(self, running: _Running) -> None:
         session = self._session(running)
         names, first = self._ledger.names, min(running.points)
         stopped = read_stops(names.stop_file(first))
-        for i, (number, point) in enumerate(running.points.items()):
-            if self._ledger.has(number):
-                continue  # an earlier driver died between the points of a pack
+        for i, number, point in self._left(running):
             if number in stopped:
                 session.stop(i)  # the checkpoint is older than the driver's last decision
             self._ledger.add(trial_record(session, i, number, point, self._config.objectives), running.checkpoint, i)
@@ -262,9 +259,8 @@ class Recorder(Callback):
             leftover.unlink(missing_ok=True)
 
     def _record_failure(self, running: _Running, reason: str) -> None:
-        for number, point in running.points.items():
-            if not self._ledger.has(number):
-                self._ledger.add(TrialRecord(number, point, "failed", None, [], [], failure=reason), None, 0)
+        for _, number, point in self._left(running):
+            self._ledger.add(TrialRecord(number, point, "failed", None, [], [], failure=reason), None, 0)
 
 
 def failure_reason(trial: Trial, folder: Path) -> str:
