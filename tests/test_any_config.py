@@ -17,7 +17,7 @@ from imavae.errors import UserError
 from imavae.runs.records import trial_record
 from imavae.runs.session import Session
 from imavae.search import space
-from imavae.search.study import check
+from imavae.search.space import check
 
 some = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None

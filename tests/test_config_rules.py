@@ -11,7 +11,7 @@ import pytest
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig, evaluate_config, run_config, study_config
 from imavae.errors import UserError
-from imavae.search.study import check
+from imavae.search.space import check
 
 GAUSSIAN = {"data": {"source": {"name": "gaussian"}, "mixing": {"name": "mlp"}}}
 CONDITIONAL = {"prior": {"name": "gaussian", "parameters": "conditional"}}

@@ -29,7 +29,7 @@ from imavae.report.tables import best_trials, chosen_table, member_table
 from imavae.runs.ledger import run_point
 from imavae.runs.models import evaluate_checkpoint, load_model
 from imavae.runs.session import Session
-from imavae.search.study import check
+from imavae.search.space import check
 from imavae.tracking.server import open_client, tracking_uri
 from imavae.training import checkpoint
 from imavae.training.step import ByAutograd, WrittenOut, train_epoch, written_out

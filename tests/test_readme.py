@@ -59,7 +59,7 @@ def test_every_command_of_the_originals_is_accepted(arguments: str, monkeypatch:
 
 def test_the_search_that_is_shown_is_accepted() -> None:
     from imavae.config.settings import study_config
-    from imavae.search.study import check
+    from imavae.search.space import check
 
     [example] = blocks(STUDIES, "yaml")
     search = yaml.safe_load(example)

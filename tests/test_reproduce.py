@@ -29,8 +29,7 @@ from imavae.paper.quantities import LINEAR, RATIO, TRUTH, Study, table
 from imavae.paper.reproduce import difference, find
 from imavae.runs import folder
 from imavae.runs.ledger import Ledger
-from imavae.search.space import grid, parse
-from imavae.search.study import check
+from imavae.search.space import check, grid, parse
 from imavae.tracking.base import Tracker, TrialRecord
 from tests.helpers import console, text_of
 

@@ -12,7 +12,7 @@ import pytest
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.runs.folder import RunFolder, Stored, create
-from imavae.search import space, study
+from imavae.search import space
 from imavae.search.searcher import Searcher, open_study
 from imavae.search.space import Point
 from imavae.search.stopping import write_stops
@@ -35,7 +35,7 @@ def config(tmp_path: Path, search: dict[str, Any], trials: int = 12, **other: An
 
 def started(settings: StudyConfig, name: str = "tiny", resume: bool = False) -> tuple[Searcher, optuna.Study]:
     """A searcher of a new study as the driver makes it, or of what an earlier one has left."""
-    parameters, points = study.check(settings)
+    parameters, points = space.check(settings)
     storage = STORAGES.setdefault(settings.output_dir, optuna.storages.InMemoryStorage())
     found = open_study(storage, name, settings.objectives, resume)
     home = create(settings, "studies", name)
@@ -99,7 +99,7 @@ def test_what_an_earlier_driver_was_training_is_trained_again_as_it_was(tmp_path
     first, found = started(settings)
     points = first.suggest("a")
     storage, home = STORAGES[str(tmp_path)], create(settings, "studies", "tiny")
-    second = Searcher(found, storage, study.check(settings)[0], settings, [[0, 1, 2]], home)
+    second = Searcher(found, storage, space.check(settings)[0], settings, [[0, 1, 2]], home)
     assert second.suggest("b") == points
     second.on_trial_complete("b", {"scores": [[0.1], [0.2], [0.3]]})
     assert [number for pack in trained(second) for number, _ in pack] == [3, 4, 5]
@@ -169,7 +169,7 @@ def test_an_earlier_studys_best_points_come_first(tmp_path: Path) -> None:
     best = sorted(range(9), key=lambda n: -math.sin(n))[:5]
     search = {**SPACE, "model": {**SPACE["model"], "n_layers": {"type": "int", "low": 3, "high": 4}}}
     settings = config(tmp_path, search, 20, sampler={"start_from": str(folder)})
-    _, points = study.check(settings)
+    _, points = space.check(settings)
     assert [point["model.gamma"] for point in points] == [gammas[n] for n in best]
     assert {point["training.learning_rate"] for point in points} == {0.005}
     assert not any("model.n_layers" in point for point in points)  # 2 is not allowed any more
@@ -205,7 +205,7 @@ def test_an_earlier_studys_best_points_come_first(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_wrong_search_is_refused_before_anything_starts(tmp_path: Path, other: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        study.check(study_config({"output_dir": str(tmp_path), "search": SPACE, "budget": {"trials": 9}, **other}))
+        space.check(study_config({"output_dir": str(tmp_path), "search": SPACE, "budget": {"trials": 9}, **other}))
     assert said in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -213,4 +213,4 @@ def test_a_wrong_search_is_refused_before_anything_starts(tmp_path: Path, other:
 def test_a_grid_does_not_start_from_points(tmp_path: Path) -> None:
     search = {"model": {"n_layers": {"type": "choice", "values": [2, 3]}}}
     with pytest.raises(UserError, match=r"sampler\.start_from"):
-        study.check(config(tmp_path, search, sampler={"name": "grid", "start_from": [{"model": {"n_layers": 2}}]}))
+        space.check(config(tmp_path, search, sampler={"name": "grid", "start_from": [{"model": {"n_layers": 2}}]}))

@@ -9,7 +9,7 @@ import pytest
 
 from imavae.config.settings import StudyConfig, base_of, study_config
 from imavae.errors import UserError
-from imavae.search import space, study
+from imavae.search import space
 
 GAMMA = {"type": "float", "low": 3.0, "high": 1000.0, "log": True}
 
@@ -79,7 +79,7 @@ def test_a_wrong_space_is_refused_with_value_rule_and_remedy(search: dict[str, A
 )
 def test_a_wrong_study_is_refused_before_anything_starts(other: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        study.check(config({"model": {"gamma": GAMMA}}, **other))
+        space.check(config({"model": {"gamma": GAMMA}}, **other))
     assert said in str(caught.value)
 
 
@@ -92,7 +92,7 @@ def grid_config(layers: list[int]) -> StudyConfig:
 
 
 def test_a_grid_is_every_combination_in_the_files_order() -> None:
-    _, points = study.check(grid_config([2, 3]))
+    _, points = space.check(grid_config([2, 3]))
     assert points[0] == {"model.n_layers": 2, "model.gamma": 1.0}
     assert points[-1] == {"model.n_layers": 3, "model.gamma": 5.0}
     assert len(points) == 10
@@ -112,5 +112,5 @@ def test_packs_share_an_architecture_and_fill_the_slots(
     layers: list[int], slots: int, expected: list[list[int]]
 ) -> None:
     settings = grid_config(layers)
-    _, points = study.check(settings)
+    _, points = space.check(settings)
     assert space.packs(base_of(settings), points, slots) == expected

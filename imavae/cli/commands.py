@@ -50,15 +50,18 @@ def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
         UserError: a mistake in the configuration, or no trial has a result.
         Interrupted: the study can be resumed; what had finished and the command that resumes are printed first.
     """
-    from imavae import api
-    from imavae.runs.results import load_results
-    from imavae.search.study import NoResultError, check
+    from imavae.search.space import check
 
     check(config)
     console = new_console()
     if config.dry_run:
         _print_cost(console, config)
         return
+
+    from imavae import api
+    from imavae.runs.results import load_results
+    from imavae.search.study import NoResultError  # it imports Ray
+
     try:
         results = api.tune_study(config, Display(console), command)
     except NoResultError as error:

@@ -252,7 +252,7 @@ class Objective(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class SamplerKind:
-    """A way to propose points. :mod:`imavae.search.samplers` and plugins register them in ``SAMPLERS``."""
+    """A way to propose points. :mod:`imavae.search.space` and plugins register them in ``SAMPLERS``."""
 
     name: str
     build: Callable[[Any, Mapping[str, Any], int], Any]  # (Sampler, Optuna's distributions by key, seed) -> BaseSampler
@@ -260,7 +260,7 @@ class SamplerKind:
     several_objectives: bool = True
 
 
-SAMPLERS: Registry[SamplerKind] = Registry("sampler", "imavae.search.samplers")
+SAMPLERS: Registry[SamplerKind] = Registry("sampler", "imavae.search.space")
 
 
 @dataclass(frozen=True)

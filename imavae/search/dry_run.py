@@ -22,8 +22,7 @@ from imavae.model import vae
 from imavae.runs.session import Session, resolve_device
 from imavae.search import cluster
 from imavae.search.searcher import Searcher, open_study
-from imavae.search.space import Point, packs_of
-from imavae.search.study import check
+from imavae.search.space import Point, check, packs_of
 from imavae.training.step import train_epoch
 
 TIMED = (0.0, 0.5, 1.0)  # quantiles of the ensembles' numbers of weights: the cheapest, the middle one, the dearest

@@ -1,4 +1,4 @@
-"""Search spaces: parameters, their conditions, and the points and ensembles that follow from them.
+"""Search spaces: parameters, their conditions, the points and ensembles that follow from them, and the samplers.
 
 A space is nested like the settings; each leaf is a distribution::
 
@@ -9,6 +9,15 @@ A space is nested like the settings; each leaf is a distribution::
 
 A parameter with ``when`` belongs to a point only if all conditions hold; otherwise the setting keeps its value from
 outside the space. A condition names another searched setting, with the value that it must equal or one of ``TESTS``.
+
+A plugin registers a sampler like those at the end of this file::
+
+    from imavae.config.settings import SAMPLERS, SamplerKind
+
+    def gaussian_process(settings, distributions, seed):
+        return optuna.samplers.GPSampler(seed=seed)
+
+    SAMPLERS.register(SamplerKind("gp", gaussian_process, numbers_only=True))
 """
 
 from __future__ import annotations
@@ -23,11 +32,12 @@ from typing import Any, cast
 
 from imavae.config.registry import optuna
 from imavae.config.mapping import flatten, keys_of, nearest, to_mapping
-from imavae.config.settings import SAMPLERS, RunConfig, StudyConfig, base_of, with_values
+from imavae.config.settings import SAMPLERS, RunConfig, Sampler, SamplerKind, StudyConfig, base_of, with_values
 from imavae.errors import UserError, require, require_choice
 
 Value = float | int | str
 Point = dict[str, Value]  # values of the searched settings by dotted key
+Distributions = Mapping[str, "optuna.distributions.BaseDistribution"]  # by dotted key
 PER_MEMBER = ("model.gamma", "model.beta", "training.learning_rate")  # may differ within an ensemble
 FIELDS = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("values",)}
 TESTS: dict[str, Callable[[Any, Any], bool]] = {
@@ -94,6 +104,36 @@ class Parameter:
             return cast(Value, trial.suggest_categorical(self.key, self.values))
         kinds: Any = {"int": trial.suggest_int, "float": trial.suggest_float}
         return cast(Value, kinds[self.type](self.key, self.low, self.high, log=self.log))
+
+
+def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
+    """Parameters of a study, and the points that are known beforehand: a grid's, or those to start from.
+
+    Raises:
+        UserError: any mistake in the study that can be found before its first trial.
+    """
+    from imavae.metrics.glossary import check_metric  # it imports torch; the samplers are needed without it
+
+    metrics = [objective.metric for objective in config.objectives]
+    for objective in config.objectives:
+        check_metric(config, objective.metric, objective.mode)
+    require(len(set(metrics)) == len(metrics), "each objective has a metric of its own", metrics, "drop the copy")
+    remedy = "set sampler.name=tpe and scheduler.name=none, or drop further_objectives"
+    sampler, scheduler = config.sampler.name, config.scheduler.name
+    for setting, name, several in (
+        ("sampler.name", sampler, SAMPLERS[sampler].several_objectives),
+        ("scheduler.name", scheduler, scheduler == "none"),
+    ):
+        got = f"{name} with {', '.join(metrics)}"
+        require(several or len(metrics) == 1, f"{setting} supports several objectives", got, remedy)
+    parameters = parse(config)
+    points = start_points(config, parameters)
+    if sampler == "grid":
+        return parameters, grid(parameters)[: config.budget.trials]
+    remedy = "only a grid ends by itself: set budget.trials=32"
+    require(config.budget.trials is not None, "budget.trials is a number, but for a grid", "null", remedy)
+    check_pack(parameters, config.sampler.pack or 1)
+    return parameters, points
 
 
 def parse(config: StudyConfig) -> list[Parameter]:
@@ -311,3 +351,42 @@ def _best_points(source: str, parameters: Sequence[Parameter]) -> list[Point]:
     got = f"{source} without a scored point for {', '.join(parameter.key for parameter in parameters)}"
     require(bool(points), rule, got, "choose another study")
     return points[:BEST_POINTS]
+
+
+def tpe(settings: Sampler, _: Distributions, seed: int) -> optuna.samplers.BaseSampler:
+    """TPE with a joint model of each set of parameters that points have.
+
+    Points in training count as bad ones, so that proposals spread out.
+    """
+    startup = settings.startup
+    return optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
+    )
+
+
+def cmaes(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSampler:
+    """CMA-ES."""
+    return optuna.samplers.CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
+
+
+def quasi_random(settings: Sampler, distributions: Distributions, _: int) -> optuna.samplers.BaseSampler:
+    """Scrambled Sobol points of the whole space.
+
+    The sequence has one seed for all points. Optuna's sampler by itself draws the first point at random and infers the
+    space from it, so a parameter that only a later point has would never be spread.
+    """
+    sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=settings.seed)
+    sampler.infer_relative_search_space = lambda *_: dict(distributions)  # type: ignore[method-assign]
+    return sampler
+
+
+def uniform(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSampler:
+    """Independent random points."""
+    return optuna.samplers.RandomSampler(seed)
+
+
+SAMPLERS.register(SamplerKind("tpe", tpe))
+SAMPLERS.register(SamplerKind("cmaes", cmaes, numbers_only=True, several_objectives=False))
+SAMPLERS.register(SamplerKind("qmc", quasi_random))
+SAMPLERS.register(SamplerKind("random", uniform))
+SAMPLERS.register(SamplerKind("grid", uniform))  # every combination of the choices: nothing is left to propose

@@ -26,9 +26,8 @@ from imavae.runs.session import Session
 from imavae.training.checkpoint import SEAL
 
 REMEDY = "remove it: the point is judged again when the study is resumed"
-STOPS = Seal(
-    b"imavae note", 1, "stop file", REMEDY, REMEDY, "resume the study with the version of imavae that wrote it"
-)
+OTHER_VERSION = "resume the study with the version of imavae that wrote it"
+STOPS = Seal(b"imavae note", 1, "stop file", REMEDY, REMEDY, OTHER_VERSION)
 
 Report = tuple[int, list[float], int]  # epoch, the point's scores, its members that still train
 
@@ -84,10 +83,8 @@ class Stopping(FIFOScheduler):
 
         The last report of a point that has not ended is judged: the earlier driver may not have come to it.
         """
-        if self._rule is None:
-            return
         for pack in sorted([number for number, _ in pack] for pack in ledger.home.asked):
-            path = SEAL.newest(self._names.ensemble(min(pack)))
+            path = SEAL.newest(self._names.ensemble(min(pack))) if self._rule else None
             if path is None:
                 continue
             reports = _reports(Session.load(path, torch.device("cpu")), self._objectives)
@@ -96,8 +93,9 @@ class Stopping(FIFOScheduler):
                 # Up to the report at which it was stopped, the point had members in training.
                 known = [(epoch, scores, alive or int(epoch == stopped_at)) for epoch, scores, alive in mine]
                 last = [] if ledger.has(number) or stopped_at is not None else known[-1:]
-                self._show(number, known[: len(known) - len(last)])
-                if [True for report in last if self._judge(number, *report)]:
+                for report in known[: len(known) - len(last)]:
+                    self._pass_on(number, *report)
+                if any(self._judge(number, *report) for report in last):
                     self._write(pack)
 
     def _write(self, numbers: Sequence[int]) -> None:
@@ -105,38 +103,29 @@ class Stopping(FIFOScheduler):
         stopped = {number: self.stopped[number] for number in numbers if number in self.stopped}
         write_stops(self._names.stop_file(min(numbers)), stopped)
 
-    def _show(self, number: int, reports: Sequence[Report]) -> None:
-        """Show the rule reports that were judged before."""
-        point = PointTrial(str(number))
-        self._rule.on_trial_add(None, point)
-        for epoch, scores, alive in reports:
-            self._judged[number] = epoch
-            self._pass_on(number, epoch, scores, alive)
-
     def _judge(self, number: int, epoch: int, scores: list[float], alive: int) -> bool:
         """Return whether a point is stopped now, given its epoch, scores and members in training.
 
         A report that is repeated after a worker's restart is not judged again.
         """
-        if self._rule is None or number in self.stopped or number in self._ended:
+        over = self._rule is None or number in self.stopped or number in self._ended
+        if over or epoch <= self._judged.get(number, 0):
             return False
-        if epoch <= self._judged.get(number, 0):
-            return False
-        if number not in self._judged:
-            self._rule.on_trial_add(None, PointTrial(str(number)))
-        self._judged[number] = epoch
-        if self._pass_on(number, epoch, scores, alive) == TrialScheduler.STOP:
+        if self._pass_on(number, epoch, scores, alive):
             self.stopped[number] = epoch
         return number in self.stopped
 
-    def _pass_on(self, number: int, epoch: int, scores: list[float], alive: int) -> str:
-        """Pass a report on to the rule; its decision."""
+    def _pass_on(self, number: int, epoch: int, scores: list[float], alive: int) -> bool:
+        """Pass a report on to the rule; return whether it stops the point."""
         point, result = PointTrial(str(number)), {"epoch": epoch, "score": scores[0]}
+        if number not in self._judged:
+            self._rule.on_trial_add(None, point)
+        self._judged[number] = epoch
         if alive:
-            return str(self._rule.on_trial_result(None, point, result))
+            return bool(self._rule.on_trial_result(None, point, result) == TrialScheduler.STOP)
         self._ended.add(number)
         self._rule.on_trial_complete(None, point, result)
-        return str(TrialScheduler.CONTINUE)
+        return False
 
 
 def _rule(config: StudyConfig) -> Any:

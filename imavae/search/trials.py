@@ -1,4 +1,4 @@
-"""Trials under Ray: the function that a worker runs, and the driver's callback that follows and records them.
+"""Trials under Ray: the function that a worker runs, the driver's callback that records them, and the driver.
 
 A worker trains one ensemble, and saves a checkpoint and reports after each validation. The checkpoint lies in the
 study's folder, where a successor finds it after the death of the worker, the driver or the machine. Only the driver
@@ -7,31 +7,38 @@ writes records, tables and tracked runs; it does so in a thread beside Ray's eve
 
 from __future__ import annotations
 
+import gc
+import itertools
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from filelock import FileLock
+from ray import tune
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from imavae.config.settings import Objective, StudyConfig, run_config, with_values
+from imavae.config.mapping import to_mapping
+from imavae.config.settings import Objective, StudyConfig, base_of, run_config, with_values
 from imavae.data.storage import previous_of
-from imavae.errors import check_interruption
+from imavae.errors import UserError, check_interruption, interruption_of
 from imavae.runs.folder import RunFolder
 from imavae.runs.ledger import Ledger
 from imavae.runs.records import partial_record, trial_record
 from imavae.runs.session import Session, cache_of, resolve_device
-from imavae.search.space import Point
-from imavae.search.stopping import read_stops
+from imavae.search.searcher import Searcher, open_storage, synchronised
+from imavae.search.space import Parameter, Point, packs_of
+from imavae.search.stopping import Stopping, read_stops
 from imavae.tracking.base import PROGRESS_PERIOD, TrialRecord
+from imavae.training.checkpoint import SEAL
 
 FULL_DISK = 2**18  # free bytes below which a disk counts as full
 RETRIES = 3  # restarts of a trial that gets no further
@@ -49,9 +56,6 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
         objectives: The study's objectives; each report has every point's ``scores``, by objective.
         folder: The study's folder. The cache of images is in its output folder.
     """
-    import ray
-    from ray import tune
-
     shared, names = run_config(base), RunFolder(Path(folder))
     torch.set_num_threads(shared.training.threads)
     goals = [Objective(**objective) for objective in objectives]
@@ -271,3 +275,111 @@ def failure_reason(trial: Trial, folder: Path) -> str:
     report = Path(file or "")  # on the node where the trial ran; Ray copies it into the study's folder later
     lines = report.read_text(errors="replace").split("\n") if report.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "its worker has ended without a message")
+
+
+def train(
+    config: StudyConfig,
+    parameters: list[Parameter],
+    points: list[Point],
+    ledger: Ledger,
+    slots: int,
+    notify: Callable[[Snapshot], None],
+    say: Callable[[str], None],
+) -> None:
+    """Train what is left of a study on the running Ray; an interrupt is noted in the ledger."""
+    recorder = Recorder(config, ledger, notify)
+    try:
+        searcher, stopping = _plan(config, parameters, points, ledger, slots)
+        for notice in ledger.home.notices:
+            say(notice)
+        if searcher.n_trials:
+            recorder.n_trials = searcher.n_trials
+            _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
+        recorder.close()
+        at_once = min(slots, searcher.n_trials or 1)
+        ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
+    except KeyboardInterrupt as error:
+        ledger.interrupted = interruption_of(error)
+        recorder.abandon()
+        error.__traceback__ = None  # it refers to Ray's controller, whose end ends the workers
+        gc.collect()
+    except BaseException:
+        with suppress(Exception):
+            recorder.close()  # write what has finished
+        ledger.close("failed")
+        raise
+
+
+def _plan(
+    config: StudyConfig, parameters: list[Parameter], points: list[Point], ledger: Ledger, slots: int
+) -> tuple[Searcher, Stopping]:
+    """Plan a new study, or what an earlier driver has left of it.
+
+    A point that was asked for and has not ended keeps its number, its values and its ensemble.
+    """
+    home, storage = ledger.home, open_storage(Path(config.output_dir))
+    study = synchronised(config, storage, parameters, points, ledger)
+    trials = study.get_trials(deepcopy=False)
+    n_points = len(points) if config.sampler.name == "grid" else config.budget.trials or 0
+    packed = {number for pack in home.asked for number, _ in pack} | {record.number for record in ledger.records}
+    free = [number for number in range(min(len(trials), n_points)) if number not in packed]
+    known = [number for number in free if number < len(points)]
+    dealt = packs_of(config, parameters, [points[number] for number in known], slots)
+    packs = [[known[i] for i in pack] for pack in dealt]
+    # A driver that died while it asked for a pack has left a run of consecutive numbers.
+    asked = enumerate(number for number in free if number >= len(points))
+    packs += [[number for _, number in run] for _, run in itertools.groupby(asked, key=lambda item: item[1] - item[0])]
+    for pack in sorted(packs):
+        home.ask([[n, trials[n].system_attrs.get("fixed_params", trials[n].params)] for n in pack])
+    numbers = [[number for number, _ in pack] for pack in home.asked]
+    waiting = sorted(pack for pack in numbers if not all(ledger.has(n) or n >= n_points for n in pack))
+    _rename_damaged(ledger, waiting)
+    stopping = Stopping(config, ledger.names)
+    stopping.catch_up(ledger)
+    home.state.points = n_points
+    home.save_state()
+    return Searcher(study, storage, parameters, config, waiting, home), stopping
+
+
+def _rename_damaged(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
+    """Rename damaged checkpoints and stop files of unfinished ensembles, with a notice.
+
+    An ensemble continues from its previous checkpoint then, or trains from its start.
+    """
+    checkpoints = [path for pack in packs if (path := ledger.names.ensemble(min(pack))).exists()]
+    readers: dict[Path, Callable[[Path], object]] = dict.fromkeys(checkpoints, SEAL.read)
+    for path, read in (readers | dict.fromkeys(ledger.names.stop_files(), read_stops)).items():
+        try:
+            read(path)
+        except UserError as error:
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            ledger.home.notices.append(f"{error} (it was renamed to {aside.name})")
+
+
+def _tuner(
+    config: StudyConfig, searcher: Searcher, stopping: Stopping, slots: int, ledger: Ledger, recorder: Recorder
+) -> Any:
+    """Ray's Tuner for the trials that are left."""
+    objectives = [asdict(objective) for objective in config.objectives]
+    base, folder, asked = to_mapping(base_of(config)), str(ledger.folder), config.cluster
+    bound = tune.with_parameters(trainable, base=base, objectives=objectives, folder=folder)
+    resources = {"cpu": asked.cpus_per_trial, "gpu": asked.gpus_per_trial, **(asked.resources or {})}
+    return tune.Tuner(
+        tune.with_resources(bound, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=stopping,
+            num_samples=searcher.n_trials,
+            max_concurrent_trials=slots,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=ledger.names.ray.name,
+            storage_path=folder,
+            callbacks=[recorder],
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            verbose=0,
+        ),
+    )
