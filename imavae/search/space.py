@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from imavae.config.registry import optuna
 from imavae.config.mapping import flatten, keys_of, nearest, to_mapping
+from imavae.config.registry import optuna
 from imavae.config.settings import SAMPLERS, RunConfig, Sampler, SamplerKind, StudyConfig, base_of, with_values
 from imavae.errors import UserError, require, require_choice
 
