@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from imavae.config.data import SpritesData
-from imavae.config.mapping import plain
-from imavae.config.settings import RunConfig, StudyConfig, overridden, reproduce_config, run_config, study_config
+from imavae.config.mapping import build, plain
+from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.data import dataset
 from imavae.data.storage import write_text
 from imavae.errors import require, require_choice, resumable
@@ -109,7 +109,7 @@ def reproduce(
     """
     from imavae.paper.reproduce import reproduce_figure
 
-    observer, config = _observer(progress), reproduce_config({**settings, "figure": figure})
+    observer, config = _observer(progress), build(ReproduceConfig, {**settings, "figure": figure})
     return reproduce_figure(config, studies, lambda study: tune_study(study, observer), observer.notice)
 
 

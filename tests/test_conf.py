@@ -11,14 +11,13 @@ import pytest
 
 from imavae.cli.compose import compose, group_options, read_search, searches
 from imavae.cli.main import ENCODE, EVALUATE, REPRODUCE, TRAIN, TUNE
-from imavae.config.mapping import flatten, keys_of, to_mapping
+from imavae.config.mapping import build, flatten, keys_of, to_mapping
 from imavae.config.settings import (
+    EncodeConfig,
     EvaluateConfig,
     ReproduceConfig,
     RunConfig,
     StudyConfig,
-    encode_config,
-    evaluate_config,
     is_distribution,
     run_config,
     study_config,
@@ -43,7 +42,7 @@ def test_composed_defaults_are_those_of_the_settings() -> None:
 
 def test_evaluate_states_every_setting() -> None:
     mapping = composed("evaluate", "checkpoint=x", "tracking=none")
-    assert mapping == to_mapping(evaluate_config(mapping))
+    assert mapping == to_mapping(build(EvaluateConfig, mapping))
 
 
 def variants(group: str) -> list[str]:
@@ -75,7 +74,7 @@ def test_a_file_is_stated_in_full_and_what_is_null_is_read_from_it(tmp_path: Pat
 
 def test_encode_states_every_setting(tmp_path: Path) -> None:
     mapping = composed("encode", "checkpoint=x", "data.path=x.npy", f"out={tmp_path / 'z.csv'}")
-    assert mapping == to_mapping(encode_config(mapping))
+    assert mapping == to_mapping(build(EncodeConfig, mapping))
 
 
 @pytest.mark.parametrize(

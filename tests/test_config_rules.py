@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from imavae.config.mapping import to_mapping
-from imavae.config.settings import RunConfig, evaluate_config, run_config, study_config
+from imavae.config.mapping import build, to_mapping
+from imavae.config.settings import EvaluateConfig, RunConfig, run_config, study_config
 from imavae.errors import UserError
 from imavae.search.space import check
 
+evaluated = functools.partial(build, EvaluateConfig)
 GAUSSIAN = {"data": {"source": {"name": "gaussian"}, "mixing": {"name": "mlp"}}}
 CONDITIONAL = {"prior": {"name": "gaussian", "parameters": "conditional"}}
 SEARCH = {"model": {"gamma": {"type": "float", "low": 3.0, "high": 300.0, "log": True}}}
@@ -167,9 +169,9 @@ def test_objectives_that_are_there_are_taken() -> None:
 @pytest.mark.parametrize(
     ("build", "mapping", "parts"),
     [
-        (evaluate_config, {"checkpoint": "x", "plugins": "own.py"}, ["plugins", "'own.py'"]),
-        (evaluate_config, {"checkpoint": "x", "split": "all"}, ["split", "'train', 'val' or 'test'"]),
-        (evaluate_config, {"checkpoint": " "}, ["checkpoint is not empty"]),
+        (evaluated, {"checkpoint": "x", "plugins": "own.py"}, ["plugins", "'own.py'"]),
+        (evaluated, {"checkpoint": "x", "split": "all"}, ["split", "'train', 'val' or 'test'"]),
+        (evaluated, {"checkpoint": " "}, ["checkpoint is not empty"]),
     ],
 )
 def test_a_broken_rule_of_an_evaluation(build: Callable[..., Any], mapping: dict[str, Any], parts: list[str]) -> None:

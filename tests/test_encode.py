@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from imavae.config.settings import EncodeConfig, encode_config, run_config
+from imavae.config.mapping import build
+from imavae.config.settings import EncodeConfig, run_config
 from imavae.data import tables as files
 from imavae.errors import UserError
 from imavae.runs.models import encode_file, load_model, member_parts
@@ -34,7 +35,7 @@ def model_of(folder: Path, prior: dict[str, Any], dtype: str = "float64", **data
 
 def asked(folder: Path, path: Path, out: str = "z.parquet", **data: Any) -> EncodeConfig:
     data = {"path": str(path), **data}
-    return encode_config({"checkpoint": str(folder / "model.pt"), "data": data, "out": str(folder / out)})
+    return build(EncodeConfig, {"checkpoint": str(folder / "model.pt"), "data": data, "out": str(folder / out)})
 
 
 @pytest.mark.parametrize("prior", [{"name": "uniform"}, {"name": "gaussian"}], ids=lambda p: p["name"])

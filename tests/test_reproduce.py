@@ -19,7 +19,8 @@ from scipy.stats import ks_2samp
 from imavae.cli import commands
 from imavae.cli.compose import compose, searches
 from imavae.cli.main import REPRODUCE, launch
-from imavae.config.settings import ReproduceConfig, StudyConfig, base_of, reproduce_config, study_of, with_values
+from imavae.config.mapping import build
+from imavae.config.settings import ReproduceConfig, StudyConfig, base_of, study_of, with_values
 from imavae.errors import UserError
 from imavae.metrics.glossary import METRICS
 from imavae.paper import reproduce as library
@@ -239,7 +240,7 @@ def test_the_law_of_the_gap_allows_a_tenth_of_what_it_tells_apart() -> None:
 def asked(tmp_path: Path, *overrides: str) -> tuple[ReproduceConfig, list[StudyConfig]]:
     """The Möbius figure and its study."""
     line = [f"output_dir={tmp_path}", *overrides]
-    config = reproduce_config(compose(REPRODUCE, [*line, "figure=moebius_gamma"]).settings)
+    config = build(ReproduceConfig, compose(REPRODUCE, [*line, "figure=moebius_gamma"]).settings)
     return config, [wanted("paper/moebius_gamma_uniform", *line)]
 
 

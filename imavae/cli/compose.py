@@ -14,16 +14,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import hydra
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from imavae.config.data import MIXINGS, SOURCES
 from imavae.config.mapping import Settings, default_of, fields_of, flatten, nearest, nest, nodes_of
 from imavae.config.registry import load_plugins
 from imavae.config.settings import NETWORKS, PRIORS, Cluster, Model, RunConfig, StudyConfig, Tracking, Training
 from imavae.errors import UserError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -44,11 +51,14 @@ C = TypeVar("C", bound=Settings)
 class Command(Generic[C]):
     """A command that is configured by the settings tree."""
 
-    name: str  # of its script
-    summary: str  # beginning of ``--help``
+    entry: Callable[[], int]  # named as its script; its docstring begins ``--help``
     kind: type[C]
     check: Callable[[Mapping[str, Any]], C]  # raises UserError
     run: Callable[[C, list[str]], bool | None]  # gets settings and overrides of a job; False: exit code 1
+
+    @property
+    def name(self) -> str:
+        return self.entry.__name__
 
 
 class Job(NamedTuple):
@@ -70,12 +80,6 @@ def compose_jobs(command: Command[C], overrides: list[str], multirun: bool = Fal
     Raises:
         UserError: overrides that can't be composed.
     """
-    import yaml
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     with _hydra(command.kind, command.name) as loader:
         try:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
@@ -98,8 +102,6 @@ def group_options(kind: type[Settings]) -> dict[str, list[str]]:
 
 def _option_names(group: str) -> list[str]:
     """Names of a group's options; those of searches with their folder. Hydra must be initialised."""
-    from hydra.core.global_hydra import GlobalHydra
-
     loader: Any = GlobalHydra.instance().config_loader()
     return list(searches()) if group == "search" else sorted(loader.get_group_options(group))
 
@@ -115,10 +117,6 @@ def read_search(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file can't be read as such.
     """
-    import yaml
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
         for token in yaml.scan(path.read_text(encoding="utf-8")):
             if isinstance(token, yaml.TagToken):
@@ -137,10 +135,6 @@ def read_search(path: Path) -> dict[str, Any]:
 @contextmanager
 def _hydra(kind: type[Settings], name: str) -> Iterator[Any]:
     """Hydra's config loader, with everything stored that it composes from."""
-    import hydra
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
     # ${range:1,101} is [1, ..., 100]; ${gammas:1e3,1e4} the gammas of these squares, which are the paper's axis.
     OmegaConf.register_new_resolver("range", lambda start, stop: list(range(start, stop)), replace=True)
     OmegaConf.register_new_resolver("gammas", lambda *squares: [math.sqrt(square) for square in squares], replace=True)
@@ -151,8 +145,6 @@ def _hydra(kind: type[Settings], name: str) -> Iterator[Any]:
 
 def _store(kind: type[Settings], name: str) -> None:
     """Put a command's defaults and the options of its groups into Hydra's ConfigStore."""
-    from hydra.core.config_store import ConfigStore
-
     store = ConfigStore.instance().store
     whole = issubclass(kind, RunConfig)
     groups = [group for group in CHOSEN if group in fields_of(kind) and (whole or group == "tracking")]
@@ -204,9 +196,6 @@ def _with_group(node: dict[str, Any], inner: str) -> dict[str, Any]:
 
 
 def _compose(name: str, overrides: list[str]) -> Job:
-    import hydra
-    from omegaconf import OmegaConf, open_dict
-
     config: DictConfig = hydra.compose(name, overrides, return_hydra_config=True)
     choices = {g: c for g, c in sorted(config.hydra.runtime.choices.items()) if not g.startswith("hydra/")}
     with open_dict(config):
@@ -218,8 +207,6 @@ def _compose(name: str, overrides: list[str]) -> Job:
 
 def _explain(error: Exception, command: Command[C]) -> str:
     """Hydra's error as value, rule and fix."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-
     if isinstance(error, OverrideParseException):
         example = "model.gamma=30, or 'members.seed=[1,2,3]' in quotes"
         return f"`{error.override}` must read GROUP=OPTION or SETTING=VALUE, but can't be parsed; write it as {example}"

@@ -32,7 +32,7 @@ def help_text(command: Command[C], overrides: list[str]) -> str:
     """
     job, options = compose(command, overrides), group_options(command.kind)
     width = shutil.get_terminal_size((80, 24)).columns
-    lines = [line for text in command.summary.splitlines() for line in _wrapped(text, width)]
+    lines = [line for text in (inspect.getdoc(command.entry) or "").splitlines() for line in _wrapped(text, width)]
     lines += ["", f"usage: python scripts/{command.name}.py [GROUP=OPTION ...] [SETTING=VALUE ...]", ""]
     lines += [
         "  -h, --help      this text; overrides before it show in it",

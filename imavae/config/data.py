@@ -17,6 +17,9 @@ from imavae.errors import UserError, require
 Range = tuple[float, float]
 Share = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+Jitter = tuple[NotNegative, NotNegative, NotNegative]
+Shape = Literal["square", "triangle", "circle"]
+Transform = Literal["none", "affine", "projective"]
 
 FROM_FILE: Any = None  # default of what run_config reads from the file
 SMALLEST_SPLIT = 64  # observations
@@ -105,9 +108,8 @@ class Data(Settings):
         rule, got = "data.train + data.val < 1", f"train={self.train}, val={self.val}"
         require(self.train + self.val < 1, rule, got, "the rest is the test split: set data.train=0.7 data.val=0.2")
         rule, got = f"each split has at least {SMALLEST_SPLIT} observations", f"train, val, test of {self.sizes}"
-        require(
-            min(self.sizes) >= SMALLEST_SPLIT, rule, got, "use more observations, or change data.train and data.val"
-        )
+        remedy = "use more observations, or change data.train and data.val"
+        require(min(self.sizes) >= SMALLEST_SPLIT, rule, got, remedy)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -204,24 +206,15 @@ class SpritesData(DrawnData):
     dim: Annotated[int, Field(ge=2, description="number of sources and of latents: one for each factor")] = 4
     source: Source = field(default_factory=lambda: SOURCES["beta"]())
     factors: Annotated[
-        tuple[Literal["x", "y", "size", "hue", "angle", "shape"], ...],
-        Field(description="in the order of the sources; one left out stays at its middle"),
+        tuple[Literal["x", "y", "size", "hue", "angle", "shape"], ...], Field(description="in the order of the sources")
     ] = ("x", "y", "size", "hue")
     side: Annotated[int, Field(ge=16, description="of the image, in pixels")] = 64
-    shapes: Annotated[
-        tuple[Literal["square", "triangle", "circle"], ...],
-        Field(description="several only with the factor shape, which cuts its source's support into equal parts"),
-    ] = ("square",)
+    shapes: Annotated[tuple[Shape, ...], Field(description="several only with the factor shape")] = ("square",)
     size: Annotated[Range, Field(description="half-width of the square of equal area, over the side")] = (0.1, 0.2)
     hue: Annotated[Range, Field(description="in turns of the colour wheel, less than one")] = (0.0, 0.8)
     angle: Annotated[Range, Field(description="in turns that bring the shape back onto itself")] = (0.0, 0.8)
-    transform: Annotated[
-        Literal["none", "affine", "projective"], Field(description="random map of all factors but the shape")
-    ] = "none"
-    jitter: Annotated[
-        tuple[NotNegative, NotNegative, NotNegative],
-        Field(description="standard deviations of noise on each image's hue, saturation and value"),
-    ] = (0.0, 0.0, 0.0)
+    transform: Annotated[Transform, Field(description="random map of all factors but the shape")] = "none"
+    jitter: Annotated[Jitter, Field(description="std of noise on an image's hue, saturation, value")] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,11 +225,8 @@ class SpritesData(DrawnData):
         rule, got = "data.source lives on an interval for data=sprites", f"{self.source.name} sources"
         require(all(map(math.isfinite, self.source.support)), rule, got, "use data/source=beta")
         proper = len(set(shapes)) == len(shapes) >= 1 and (len(shapes) > 1) == ("shape" in factors)
-        rule, remedy = (
-            "data.shapes are as many as the factors need",
-            "list two or three with the factor shape, else one",
-        )
-        require(proper, rule, f"{shapes} for {factors}", remedy)
+        rule, got = "data.shapes are as many as the factors need", f"{shapes} for {factors}"
+        require(proper, rule, got, "list two or three with the factor shape, else one")
         rule, remedy = "data.shapes has no circle for the factor angle", "a circle has no angle: drop one of them"
         require("angle" not in factors or "circle" not in shapes, rule, shapes, remedy)
         rule, remedy = "1/side <= data.size[0] < size[1] <= 0.25", "leave room to move: set data.size=[0.1,0.2]"
@@ -272,9 +262,7 @@ class FileData(Data):
     n_segments: Annotated[int, Field(ge=1, description="labels in data.segment_column; null: counts them")] = FROM_FILE
     path: Annotated[str, Field(description="your observations: .npy, .csv or .parquet")] = ""
     columns: Annotated[tuple[str, ...], Field(description="names (0, 1, ... of an .npy); null: all")] = FROM_FILE
-    sources_path: Annotated[
-        str | None, Field(description="their sources, if you know them: as many rows, data.dim columns; null: unknown")
-    ] = None
+    sources_path: Annotated[str | None, Field(description="file of their sources, data.dim columns, if known")] = None
     segment_column: Annotated[str | None, Field(description="labels of any type: the observations' segments")] = None
     standardise: Annotated[bool, Field(description="scale columns by mean and std of the training split")] = True
 
@@ -307,11 +295,7 @@ AnyData = Annotated[Data, BeforeValidator(Chosen(KINDS, default="synthetic"))]
 
 
 def with_file(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Return the mapping with the settings that are null for a file of observations read from that file.
-
-    Raises:
-        UserError: there is no such file, or it can't be used.
-    """
+    """Return the mapping with the settings that are null for a file of observations read from that file."""
     data = mapping.get("data")
     if not isinstance(data, Mapping) or data.get("kind") != FileData.kind:
         return mapping

@@ -63,6 +63,11 @@ TAGS = {"data": "kind"} | {registry.setting: "name" for registry in (SOURCES, MI
 Prior = Annotated[PriorSettings, BeforeValidator(Chosen(PRIORS))]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+Precision = Literal["fixed", "learned", "mle"]
+Schedule = Literal["constant", "cosine"]
+Divergence = Literal["sampled", "analytic"]
+Decoder = Literal["learned", "mixing"]
+Activation = Literal["leaky_relu", "tanh", "silu", "softplus"]
 
 
 @dataclass(frozen=True)
@@ -79,35 +84,23 @@ class Model(Settings):
 
     name: Annotated[str, Field(description="network: mlp, conv (for images), or your own")] = "mlp"
     gamma: Annotated[float, Field(gt=0, lt=1e9, description="gamma squared is the decoder's precision")] = 100.0
-    precision: Annotated[
-        Literal["fixed", "learned", "mle"],
-        Field(description="fixed; learned: by gradient; mle: set after each epoch; both start from gamma"),
-    ] = "fixed"
+    precision: Annotated[Precision, Field(description="learned: by gradient, mle: per epoch, from gamma on")] = "fixed"
     beta: Annotated[float, Field(gt=0, description="weight of the KL divergence in the loss; ELBOs use 1")] = 1.0
-    kl: Annotated[Literal["sampled", "analytic"], Field(description="analytic: Gaussian and Laplace priors")] = (
-        "sampled"
-    )
+    kl: Annotated[Divergence, Field(description="analytic: Gaussian and Laplace priors")] = "sampled"
     posterior: Annotated[Literal["diagonal", "full"], Field(description="the posterior's covariance")] = "diagonal"
-    decoder: Annotated[Literal["learned", "mixing"], Field(description="mixing: the true f; trains the encoder")] = (
-        "learned"
-    )
+    decoder: Annotated[Decoder, Field(description="mixing: the true f; trains the encoder")] = "learned"
     n_layers: Annotated[Count, Field(description="linear maps in the encoder and in the decoder")] = 2
     hidden_factor: Annotated[Count, Field(description="width of a hidden layer, in multiples of data.dim")] = 10
-    activation: Annotated[
-        Literal["leaky_relu", "tanh", "silu", "softplus"], Field(description="activation between two linear maps")
-    ] = "leaky_relu"
+    activation: Annotated[Activation, Field(description="activation between two linear maps")] = "leaky_relu"
     slope: Annotated[float, Field(ge=0, le=1, description="slope of the leaky ReLU below zero")] = 0.2
     encoder: Encoder = field(default_factory=Encoder)
     prior: Prior = field(default_factory=lambda: PRIORS["uniform"]())
 
     def __post_init__(self) -> None:
         _ = NETWORKS[self.name]  # raises UserError for an unknown name
-        require(
-            self.kl == "sampled" or self.prior.analytic,
-            "model.kl is analytic only where there is a closed form",
-            f"a {self.prior.name} prior",
-            "set model.kl=sampled, or model/prior=gaussian",
-        )
+        rule, got = "model.kl is analytic only where there is a closed form", f"a {self.prior.name} prior"
+        known = self.kl == "sampled" or self.prior.analytic
+        require(known, rule, got, "set model.kl=sampled, or model/prior=gaussian")
 
 
 @dataclass(frozen=True)
@@ -117,9 +110,7 @@ class Training(Settings):
     max_epochs: Annotated[Count, Field(description="passes over the training split, at most; ASHA's horizon")] = 400
     batch_size: Annotated[Count, Field(description="observations per step")] = 64
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="learning rate of Adam")] = 1e-3
-    schedule: Annotated[Literal["constant", "cosine"], Field(description="cosine: falls to 0 over max_epochs")] = (
-        "constant"
-    )
+    schedule: Annotated[Schedule, Field(description="cosine: falls to 0 over max_epochs")] = "constant"
     validate_every: Annotated[Count, Field(description="epochs between two validations")] = 5
     patience: Annotated[Count, Field(description="validations without a lower val/neg_elbo before a member stops")] = 5
     dtype: Annotated[Literal["float32", "float64"], Field(description="of weights, data and arithmetic")] = "float32"
@@ -187,35 +178,22 @@ class RunConfig(Settings):
             require(is_folder_name(self.name), "name is a plain folder name", got, "use letters, digits, -, _ and .")
         prior, (low, high), inner = self.model.prior, support(self), self.data.support
         covers = inner is None or (low <= inner[0] and inner[1] <= high)
-        require(
-            covers and (not prior.bounded or high - low < math.inf),
-            "the prior's support covers the source's",
-            f"a {prior.name} prior on [{low:g}, {high:g}] for sources on {list(inner or ())}",
-            "widen model.prior.low and .high, or choose model/prior=gaussian",
-        )
-        conditional = getattr(prior, "parameters", "fixed") == "conditional"
-        require(
-            not conditional or self.data.n_segments > 1,
-            "data.n_segments > 1 for a conditional prior",
-            self.data.n_segments,
-            "the prior's parameters depend on the segment: set data.n_segments=5, or model.prior.parameters=fixed",
-        )
+        finite = not prior.bounded or high - low < math.inf
+        got = f"a {prior.name} prior on [{low:g}, {high:g}] for sources on {list(inner or ())}"
+        remedy = "widen model.prior.low and .high, or choose model/prior=gaussian"
+        require(covers and finite, "the prior's support covers the source's", got, remedy)
+        segments, fixed = self.data.n_segments, getattr(prior, "parameters", "fixed") != "conditional"
+        remedy = "its parameters depend on the segment: set data.n_segments=5, or model.prior.parameters=fixed"
+        require(fixed or segments > 1, "data.n_segments > 1 for a conditional prior", segments, remedy)
         NETWORKS[self.model.name]().check(self.data.observed)
         if self.model.decoder == "mixing":
             rule, remedy = "model.decoder=mixing needs a known mixing", "set model.decoder=learned"
             require(isinstance(self.data, SyntheticData), rule, f"data.kind={self.data.kind}", remedy)
-            require(
-                (low, high) == inner,
-                "model.decoder=mixing needs a prior on the source's support",
-                f"{[low, high]} for sources on {list(inner or ())}",
-                "the mixing takes latents for sources: leave the prior's ends at null, or set model.decoder=learned",
-            )
-            require(
-                self.members.data.seed is None,
-                "model.decoder=mixing needs one world",
-                f"members.data.seed={self.members.data.seed}",
-                "set data.seed instead",
-            )
+            rule = "model.decoder=mixing needs a prior on the source's support"
+            got, remedy = f"{[low, high]} for sources on {list(inner or ())}", f"leave its ends at null, or {remedy}"
+            require((low, high) == inner, rule, got, remedy)
+            rule, worlds = "model.decoder=mixing needs one world", self.members.data.seed
+            require(worlds is None, rule, f"members.data.seed={worlds}", "set data.seed instead")
 
 
 def is_folder_name(name: str) -> bool:
@@ -271,8 +249,7 @@ class Sampler(Settings):
     seed: Annotated[Seed, Field(description="seed of the proposals")] = 0
     startup: Annotated[Count, Field(description="random points before TPE begins to model the objective")] = 10
     pack: Annotated[
-        Count | None,
-        Field(description="points that may train in one ensemble; null: 1, in a grid all that share an architecture"),
+        Count | None, Field(description="most points in one ensemble; null: 1, in a grid all of an architecture")
     ] = None
     start_from: Annotated[
         str | tuple[dict[str, Any], ...] | None,
@@ -300,6 +277,9 @@ class Budget(Settings):
     trials: Annotated[Count | None, Field(description="points to train; null: all points of a grid")] = None
 
 
+Resources = dict[str, Annotated[float, Field(gt=0)]] | None
+
+
 @dataclass(frozen=True)
 class Cluster(Settings):
     """Where trials run and what each may use."""
@@ -309,41 +289,21 @@ class Cluster(Settings):
     cpus: Annotated[Count | None, Field(description="of this machine, for cluster=local; null: all")] = None
     gpus: Annotated[int | None, Field(ge=0, description="of this machine, for cluster=local; null: all")] = None
     cpus_per_trial: Annotated[float, Field(gt=0, description="cores reserved for a trial")] = 1.0
-    gpus_per_trial: Annotated[
-        float, Field(ge=0, description="a share of one GPU, or whole GPUs; 0: train on the CPU")
-    ] = 0.0
-    resources: Annotated[
-        dict[str, Annotated[float, Field(gt=0)]] | None,
-        Field(description="custom resources of the cluster that a trial asks for, such as {a100: 1}"),
-    ] = None
+    gpus_per_trial: Annotated[float, Field(ge=0, description="share of a GPU, or whole GPUs; 0: the CPU")] = 0.0
+    resources: Annotated[Resources, Field(description="custom ones that a trial asks for, such as {a100: 1}")] = None
 
     def __post_init__(self) -> None:
-        require(
-            (self.name == "ray") == (self.address is not None),
-            "cluster.address is set exactly when cluster=ray",
-            f"cluster={self.name}, address={self.address}",
-            "set cluster=ray cluster.address=auto to join a running cluster",
-        )
-        share = self.gpus_per_trial
-        require(
-            share <= 1 or share == int(share),
-            "cluster.gpus_per_trial is a share of one GPU or a whole number",
-            share,
-            "set 0.25 for four trials per GPU",
-        )
-        named = self.resources or {}
-        require(
-            self.name == "ray" or not named,
-            "cluster.resources is null unless cluster=ray",
-            named,
-            "only a running cluster has custom resources: drop them, or set cluster=ray cluster.address=auto",
-        )
-        require(
-            not {"cpu", "gpu"} & {name.lower() for name in named},
-            "cluster.resources names neither CPU nor GPU",
-            named,
-            "set cluster.cpus_per_trial and cluster.gpus_per_trial",
-        )
+        joined, share, named = self.name == "ray", self.gpus_per_trial, self.resources or {}
+        rule, got = "cluster.address is set exactly when cluster=ray", f"cluster={self.name}, address={self.address}"
+        remedy = "set cluster=ray cluster.address=auto to join a running cluster"
+        require(joined == (self.address is not None), rule, got, remedy)
+        rule = "cluster.gpus_per_trial is a share of one GPU or a whole number"
+        require(share <= 1 or share == int(share), rule, share, "set 0.25 for four trials per GPU")
+        remedy = "only a running cluster has custom resources: drop them, or set cluster=ray cluster.address=auto"
+        require(joined or not named, "cluster.resources is null unless cluster=ray", named, remedy)
+        other = not {"cpu", "gpu"} & {name.lower() for name in named}
+        remedy = "set cluster.cpus_per_trial and cluster.gpus_per_trial"
+        require(other, "cluster.resources names neither CPU nor GPU", named, remedy)
 
 
 @dataclass(frozen=True)
@@ -351,9 +311,7 @@ class StudyConfig(RunConfig):
     """Settings of ``scripts/tune.py``: the base that all points share, the space to search and how."""
 
     dry_run: Annotated[bool, Field(description="print the points and their estimated cost, and train none")] = False
-    study: Annotated[str, Field(description="name of search, MLflow experiment and registered model; the file's")] = (
-        "study"
-    )
+    study: Annotated[str, Field(description="name of search, MLflow experiment and registered model")] = "study"
     question: Annotated[str, Field(description="what the study asks, in one sentence, for the report")] = ""
     search: Annotated[
         dict[str, Any],
@@ -389,6 +347,7 @@ class ReproduceConfig(StudyConfig):
     plot_only: Annotated[bool, Field(description="read finished studies and never run one")] = False
 
 
+ColumnNames = Annotated[tuple[str, ...] | None, BeforeValidator(column_names)]
 Checkpoint = Annotated[str, Field(description="a path, or an MLflow model address such as models:/NAME@champion")]
 
 
@@ -415,9 +374,7 @@ class EncodeData(Settings):
     """The rows to encode."""
 
     path: Annotated[str, Field(description="observations in their own units: .npy, .csv or .parquet")]
-    columns: Annotated[
-        tuple[str, ...] | None, Field(description="in the model's order; null: by the model's names")
-    ] = None
+    columns: Annotated[ColumnNames, Field(description="in the model's order; null: by the model's names")] = None
 
 
 @dataclass(frozen=True)
@@ -447,12 +404,7 @@ def _require_given(key: str, value: str, example: str) -> None:
 
 
 def run_config(mapping: Mapping[str, Any]) -> RunConfig:
-    """The checked settings of a run from a plain mapping.
-
-    Raises:
-        UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule; a file of
-            observations that can't be used.
-    """
+    """The checked settings of a run from a plain mapping. Raises UserError for an unknown key or a wrong value."""
     return build(RunConfig, with_file(_with_plugins(mapping)))
 
 
@@ -460,11 +412,7 @@ SEARCHED = ("data", "model", "training")  # where a search may vary settings
 
 
 def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
-    """The checked settings of a study from a plain mapping; plain values in its search are set where they belong.
-
-    Raises:
-        UserError: as :func:`run_config` does, or nothing is searched that can be.
-    """
+    """The checked settings of a study from a plain mapping; plain values in its search are set where they belong."""
     space = mapping.get("search")
     if isinstance(space, Mapping):
         for name in space:
@@ -486,27 +434,9 @@ def is_distribution(node: Mapping[str, Any]) -> bool:
     return isinstance(node.get("type"), str)
 
 
-def reproduce_config(mapping: Mapping[str, Any]) -> ReproduceConfig:
-    """The checked settings of a reproduction from a plain mapping. Raises as :func:`run_config` does."""
-    return build(ReproduceConfig, mapping)
-
-
 def study_of(mapping: Mapping[str, Any]) -> StudyConfig:
     """The checked settings of one of a figure's studies. Raises as :func:`study_config` does."""
     return study_config({key: value for key, value in mapping.items() if key not in ("figure", "plot_only")})
-
-
-def evaluate_config(mapping: Mapping[str, Any]) -> EvaluateConfig:
-    """The checked settings of an evaluation from a plain mapping. Raises as :func:`run_config` does."""
-    return build(EvaluateConfig, mapping)
-
-
-def encode_config(mapping: Mapping[str, Any]) -> EncodeConfig:
-    """The checked settings of an encoding from a plain mapping. Raises as :func:`run_config` does."""
-    data = mapping.get("data")
-    if isinstance(data, Mapping):
-        mapping = {**mapping, "data": {**data, "columns": column_names(data.get("columns"))}}
-    return build(EncodeConfig, mapping)
 
 
 def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:
