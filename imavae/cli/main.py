@@ -41,14 +41,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"`the command line can be read` must hold, but {message}; see --help")
 
 
-def exit_code(action: Callable[[], int]) -> int:
-    """Return the code of an action, or that of a user's mistake, a full disk or an interruption. Bugs pass."""
+def exit_code(action: Callable[[], int | None]) -> int:
+    """Return the code of an action (None: 0), or that of a user's mistake, a full disk or an interruption. Bugs pass."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_legible.__name__)
     try:
         handle_signals()  # also where a shell has made its background job deaf to SIGINT
-        return action()
+        return action() or 0
     except UserError as error:
         return _report(str(error), 2)
     except KeyboardInterrupt as error:
@@ -81,7 +81,7 @@ def _legible(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_legible.__name__, _legible)
 
 
-def entry_point(function: Callable[P, int]) -> Callable[P, int]:
+def entry_point(function: Callable[P, int | None]) -> Callable[P, int]:
     """Return the function with :func:`exit_code` around it; a decorator."""
 
     @wraps(function)
@@ -182,7 +182,7 @@ def dashboard() -> int:
 
 
 @entry_point
-def bench() -> int:
+def bench() -> None:
     """Measure how fast ensembles train, against loops for one model, and where a study's time goes.
 
     Writes outputs/bench.json; takes some minutes on one core.
@@ -200,11 +200,10 @@ def bench() -> int:
     from imavae.bench.trainer import main
 
     main(Path("outputs/bench.json"), Path(file) if file else None)
-    return 0
 
 
 @entry_point
-def docs() -> int:
+def docs() -> None:
     """Write docs/config.md and docs/metrics.md from the settings tree and the glossary."""
     Parser(docs).parse_args()
     from imavae.cli.reference import pages
@@ -212,7 +211,6 @@ def docs() -> int:
     for name, text in pages().items():
         (ROOT / name).write_text(text, encoding="utf-8")
         print(f"wrote {name}")
-    return 0
 
 
 @entry_point
