@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def exit_code(action: Callable[[], int | None]) -> int:
-    """Return the code of an action (None: 0), or that of a user's mistake, a full disk or an interruption. Bugs pass."""
+    """Run an action and return its code, or that of a user's mistake, a full disk or an interruption. Bugs pass."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=_legible.__name__)
