@@ -199,25 +199,23 @@ class Recorder(Callback):
 
     def snapshot(self) -> Snapshot:
         """Progress of the study."""
-        seconds = time.monotonic() - self._start
-        trials = list(self._trials.values())
+        seconds, count = time.monotonic() - self._start, self._config.members.count
+        trials, records = list(self._trials.values()), list(self._ledger.records)
         work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
-        records, count = list(self._ledger.records), self._config.members.count
-        stopped = [len(t.points) * count - sum(t.result["alive"]) for t in trials if t.result and not t.ended]
-        ended = sum(row["status"] != "finished" for record in records for row in record.members)
+        stopped = sum(len(t.points) * count - sum(t.result["alive"]) for t in trials if t.result and not t.ended)
+        stopped += sum(row["status"] != "finished" for record in records for row in record.members)
         scores = {record.number: record.score for record in records if record.score is not None}
         points: dict[int, Any] = {record.number: record.values for record in records}
         for trial in trials:
             points |= trial.points
-            for number, (score, *_) in zip(trial.points, trial.result.get("scores", ()), strict=False):
-                scores[number] = score
+            scores |= {n: s for n, (s, *_) in zip(trial.points, trial.result.get("scores", ()), strict=False)}
         pick = max if self._config.objective.mode == "max" else min
-        best = pick(scores, key=lambda number: scores[number]) if scores else None
+        best = pick(scores, key=lambda number: scores[number], default=None)
         return Snapshot(
             trials_total=self._ledger.home.state.points,
             finished=self._before + sum(len(t.points) for t in trials if t.ended),
             running=sum(len(t.points) for t in trials if not t.ended),
-            members_stopped=sum(stopped) + ended,
+            members_stopped=stopped,
             best_score=None if best is None else scores[best],
             best_point=None if best is None else dict(points[best]),
             member_steps_per_s=self.total("member_steps") / max(seconds, 1e-9),
@@ -271,8 +269,9 @@ def failure_reason(trial: Trial, folder: Path) -> str:
     """Why a trial of the study in ``folder`` has failed, in one line."""
     if shutil.disk_usage(folder).free < FULL_DISK:  # Ray's report may be missing then
         return "no space left on device"
-    file = trial.error_file if trial.storage else None
-    report = Path(file or "")  # on the node where the trial ran; Ray copies it into the study's folder later
+    report = Path(
+        (trial.storage and trial.error_file) or ""
+    )  # on the node where the trial ran; Ray copies it into the study's folder later
     lines = report.read_text(errors="replace").split("\n") if report.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "its worker has ended without a message")
 
