@@ -6,7 +6,7 @@ import functools
 import math
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,6 @@ from imavae.report.display import Display, clock, new_console, point_text
 
 if TYPE_CHECKING:
     from imavae.runs.results import Results
-    from imavae.search.dry_run import Cost
 
 FIRST_POINTS = 10  # of a dry run, that are printed
 
@@ -44,11 +43,7 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> None:
 def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
     """Run a study; print its best trials, the winner's three numbers, and the addresses of the results.
 
-    ``command`` holds the words that repeat it, for the report and for resuming.
-
-    Raises:
-        UserError: a mistake in the configuration, or no trial has a result.
-        Interrupted: the study can be resumed; what had finished and the command that resumes are printed first.
+    ``command`` holds the words that repeat it. On an interruption, finished results and how to resume are printed.
     """
     from imavae.search.space import check
 
@@ -97,11 +92,8 @@ def encode(config: EncodeConfig) -> None:
     start = time.monotonic()
     with Display(console) as display:
         done = encode_file(config, lambda rows, total: display.progress(f"{rows:,} rows", rows, total))
-    console.print(
-        f"{done.rows:,} rows in {clock(time.monotonic() - start)}, mean reconstruction error {done.error:.4g}; "
-        f"columns {', '.join(done.columns)}",
-        highlight=False,
-    )
+    took = f"{done.rows:,} rows in {clock(time.monotonic() - start)}, mean reconstruction error {done.error:.4g}"
+    console.print(f"{took}; columns {', '.join(done.columns)}", highlight=False)
     _print_lines(console, [f"latents   {Path(config.out).resolve()}"])
 
 
@@ -148,11 +140,8 @@ def reproduce(config: ReproduceConfig, studies: Sequence[StudyConfig], command: 
     verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(found.verdicts.items()))
     _print_lines(console, [figure, f"table     {found.folder / 'table.md'}, table.csv", verdicts])
     if not found.passed:
-        console.print(
-            "A FAIL is further from the published number than chance allows (docs/figures.md). Fewer observations or "
-            "epochs than the study's own are expected to fail.",
-            highlight=False,
-        )
+        note = "A FAIL is further from the published number than chance allows (docs/figures.md). It is expected"
+        console.print(f"{note} with fewer observations or epochs than the study's own.", highlight=False)
     return found.passed
 
 
@@ -180,26 +169,16 @@ def _print_cost(console: Console, config: StudyConfig) -> None:
     rows = [(str(number), str(ensemble[number]), point_text(point)) for number, point in points]
     title = f"First points of {len(cost.points)}"
     console.print(Table(title, "", ("trial", "ensemble", "point"), rows, left=("point",)))
-    _print_lines(console, _cost_lines(config, cost))
-
-
-def _cost_lines(config: StudyConfig, cost: Cost) -> Iterator[str]:
-    """The size of the study, the timed ensembles and the expected time."""
-    yield (
-        f"{len(cost.points)} trials x {config.members.count} members: {cost.member_steps:,} member-steps "
-        f"in {len(cost.packs)} ensembles, {cost.slots} at a time"
-    )
-    for timing in cost.timed:
-        yield (
-            f"timed: {timing.members} members of {timing.weights // timing.members:,} weights, "
-            f"{timing.epoch:.2f} s an epoch, {timing.validation:.2f} s a validation"
-        )
-    bound = "at most" if cost.stops_early else "about"
-    reason = ", less if trials or members stop early" if cost.stops_early else ""
-    yield (
-        f"{bound} {clock(cost.seconds)} of training and validation on this machine{reason}; "
-        "start-up, tracking and reports are not included"
-    )
+    size = f"{len(cost.points)} trials x {config.members.count} members: {cost.member_steps:,} member-steps"
+    timed = [
+        f"timed: {timing.members} members of {timing.weights // timing.members:,} weights, "
+        f"{timing.epoch:.2f} s an epoch, {timing.validation:.2f} s a validation"
+        for timing in cost.timed
+    ]
+    bound, reason = ("at most", ", less if trials or members stop early") if cost.stops_early else ("about", "")
+    time_needed = f"{bound} {clock(cost.seconds)} of training and validation on this machine{reason}"
+    lines = [f"{size} in {len(cost.packs)} ensembles, {cost.slots} at a time", *timed]
+    _print_lines(console, [*lines, f"{time_needed}; start-up, tracking and reports are not included"])
 
 
 def _print_resuming(console: Console, interrupted: Interrupted, command: Sequence[str]) -> None:

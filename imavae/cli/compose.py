@@ -36,11 +36,13 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 SEARCHES = ROOT / "search_spaces"
 MISSING = "???"  # OmegaConf's mark of a value that must be given
-OPTIONS: dict[str, dict[str, dict[str, Any]]] = {  # group: option: what it sets other than the defaults
-    "training": {"default": {}},
-    "tracking": {"mlflow": {}, "none": {"name": "none"}},
-    "cluster": {"local": {}, "ray": {"name": "ray", "address": "auto"}},
-}
+OPTIONS: tuple[tuple[str, str, Any, dict[str, Any]], ...] = (  # group, option, its class, and what it changes
+    ("training", "default", Training, {}),
+    ("tracking", "mlflow", Tracking, {}),
+    ("tracking", "none", Tracking, {"name": "none"}),
+    ("cluster", "local", Cluster, {}),
+    ("cluster", "ray", Cluster, {"name": "ray", "address": "auto"}),
+)
 CHOSEN = {"data": "moebius", "model": "mlp", "training": "default", "tracking": "mlflow", "cluster": "local"}
 OWN = "own"  # option for a variant that a plugin registers, given as a mapping
 
@@ -75,11 +77,7 @@ def compose(command: Command[C], overrides: list[str]) -> Job:
 
 
 def compose_jobs(command: Command[C], overrides: list[str], multirun: bool = False) -> list[Job]:
-    """Compose the settings that the overrides give; with ``multirun`` once per combination of their values.
-
-    Raises:
-        UserError: overrides that can't be composed.
-    """
+    """Compose as :func:`compose` does; with ``multirun`` once per combination of the overrides' values."""
     with _hydra(command.kind, command.name) as loader:
         try:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
@@ -112,11 +110,7 @@ def searches() -> dict[str, Path]:
 
 
 def read_search(path: Path) -> dict[str, Any]:
-    """The content of a search space, which is data: a mapping without tags.
-
-    Raises:
-        UserError: the file can't be read as such.
-    """
+    """The content of a search space, which is data: a mapping without tags. Raises UserError for anything else."""
     try:
         for token in yaml.scan(path.read_text(encoding="utf-8")):
             if isinstance(token, yaml.TagToken):
@@ -151,11 +145,13 @@ def _store(kind: type[Settings], name: str) -> None:
     node = {key: value for key, value in defaults(kind).items() if key not in groups}
     after = [{"experiment": None}] * whole + [{"search": None}] * issubclass(kind, StudyConfig)
     store(name=name, node={"defaults": [*({group: CHOSEN[group]} for group in groups), "_self_", *after], **node})
-    for group, settings in (("training", Training), ("tracking", Tracking), ("cluster", Cluster)):
-        for option, changes in OPTIONS[group].items():
-            store(group=group, name=option, node={**defaults(settings), **changes})
-    for option, changes in data_options().items():
-        store(group="data", name=option, node=_with_group(changes, "source"))
+    for group, option, settings, changes in OPTIONS:
+        store(group=group, name=option, node={**defaults(settings), **changes})
+    data = {kind.kind: defaults(kind) for kind in nodes_of(fields_of(RunConfig)["data"])}
+    synthetic = data.pop("synthetic")  # an option for each of its mixings
+    data |= {mixing.name: {**synthetic, "dim": mixing.usual_dim, "mixing": defaults(mixing)} for mixing in MIXINGS}
+    for option, content in (data | {OWN: {**synthetic, "mixing": None}}).items():
+        store(group="data", name=option, node=_with_group(content, "source"))
     files = {path.stem for path in (CONF / "model").glob("*.yaml")}  # those go over a network's own options
     for option in set(NETWORKS.names()) - files:
         store(group="model", name=option, node=_with_group({**defaults(Model), "name": option}, "prior"))
@@ -167,14 +163,6 @@ def _store(kind: type[Settings], name: str) -> None:
     for search, path in searches().items() if issubclass(kind, StudyConfig) else ():
         group, _, option = f"search/{search}".rpartition("/")
         store(group=group, name=option, node={"study": search, **read_search(path)}, package="_global_")
-
-
-def data_options() -> dict[str, dict[str, Any]]:
-    """Settings of ``data`` for each option of its group: the mixings of synthetic data, and the other kinds."""
-    kinds = {kind.kind: defaults(kind) for kind in nodes_of(fields_of(RunConfig)["data"])}
-    synthetic = kinds.pop("synthetic")
-    mixings = {mixing.name: {**synthetic, "dim": mixing.usual_dim, "mixing": defaults(mixing)} for mixing in MIXINGS}
-    return {**mixings, **kinds, OWN: {**synthetic, "mixing": None}}
 
 
 def defaults(kind: Any) -> dict[str, Any]:
@@ -217,18 +205,12 @@ def _explain(error: Exception, command: Command[C]) -> str:
         return f"`{group}={option}` must name an option of {group}, but does not; choose one of {valid}"
     match = re.match(r"Could not override '([^']+)'", str(error))
     if match:
-        return _unknown(match[1], command)
+        key, job = match[1], _compose(command.name, [])
+        near = difflib.get_close_matches(key, [*job.choices, *job.settings], n=1) if "." not in key else []
+        if near or ("/" in key and "." not in key):
+            hint = f"did you mean {near[0]}?" if near else f"choose among the groups, {', '.join(job.choices)}"
+            return f"`{key}` is neither a group nor a setting; {hint}"
+        return f"`{key}` is not a setting; {nearest(key, command.kind)}"
     reason = str(error) or str(error.__cause__)
     lines = [line.strip() for line in reason.splitlines() if line.strip() and "https://" not in line]
     return f"the command line can't be composed: {' '.join(lines)}; see --help for groups and settings"
-
-
-def _unknown(key: str, command: Command[C]) -> str:
-    """The message for a key that is neither a setting nor a group."""
-    job = _compose(command.name, [])
-    if "." not in key:
-        near = difflib.get_close_matches(key, [*job.choices, *job.settings], n=1)
-        if near or "/" in key:
-            hint = f"did you mean {near[0]}?" if near else f"choose among the groups, {', '.join(job.choices)}"
-            return f"`{key}` is neither a group nor a setting; {hint}"
-    return f"`{key}` is not a setting; {nearest(key, command.kind)}"

@@ -37,7 +37,6 @@ class Parser(argparse.ArgumentParser):
         super().__init__(program, description=inspect.getdoc(entry), formatter_class=raw, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
         raise UserError(f"`the command line can be read` must hold, but {message}; see --help")
 
 

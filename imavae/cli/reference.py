@@ -25,11 +25,7 @@ Section = tuple[str, str, list[list[str]]]  # heading, text, and rows of a table
 
 
 def help_text(command: Command[C], overrides: list[str]) -> str:
-    """Usage, groups with their options, and every setting with its value and its meaning, after the overrides.
-
-    Raises:
-        UserError: overrides that can't be composed.
-    """
+    """Usage, groups with their options, and every setting with its value and its meaning, after the overrides."""
     job, options = compose(command, overrides), group_options(command.kind)
     width = shutil.get_terminal_size((80, 24)).columns
     lines = [line for text in (inspect.getdoc(command.entry) or "").splitlines() for line in _wrapped(text, width)]

@@ -113,7 +113,6 @@ class Data(Settings):
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Observations in the training, validation and test split."""
         train, val = round(self.n_obs * self.train), round(self.n_obs * self.val)
         return train, val, self.n_obs - train - val
 
@@ -124,7 +123,6 @@ class Data(Settings):
 
     @property
     def source_factors(self) -> tuple[Factor, ...]:
-        """Name and type of each source."""
         return tuple(Factor(f"source {number}") for number in range(1, self.dim + 1))
 
     @property
@@ -139,7 +137,6 @@ class Data(Settings):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths of the user's files."""
         return ()
 
     @property

@@ -24,7 +24,6 @@ class Checked(type):
     if not TYPE_CHECKING:
 
         def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-            """Create the settings, checked."""
             try:
                 return super().__call__(*args, **kwargs)
             except ValidationError as error:
@@ -45,11 +44,7 @@ T = TypeVar("T", bound=Settings)
 
 
 def build(kind: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
-    """Build a node of the tree from a mapping; ``prefix`` is the node's dotted key, such as ``data.mixing``.
-
-    Raises:
-        UserError: a key that does not exist, a value of the wrong type, or one that breaks a rule.
-    """
+    """Build a node of the tree from a mapping; ``prefix`` is the node's dotted key, such as ``data.mixing``."""
     try:
         built: T = _adapter(typing.cast(Any, kind)).validate_python(dict(mapping))
     except ValidationError as error:

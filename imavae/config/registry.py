@@ -66,11 +66,7 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def register(self, entry: E) -> E:
-        """Add an entry under its name; a decorator.
-
-        Raises:
-            UserError: a class that is not a frozen dataclass derived from Settings, or a name that is empty or taken.
-        """
+        """Add an entry under its name; a decorator. A class must be a frozen dataclass derived from Settings."""
         name: str = getattr(entry, self.key, "")
         if isinstance(entry, type):
             parameters = vars(entry).get("__dataclass_params__")  # of the class, not of its base
@@ -95,9 +91,6 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.entries.values())
-
-    def __len__(self) -> int:
-        return len(self.entries)
 
     def names(self) -> list[str]:
         """Names of all entries, the built-in ones first."""
@@ -145,11 +138,7 @@ PLUGIN = "imavae_plugin_"  # prefix of the module names of plugins
 
 
 def load_plugins(paths: Iterable[str]) -> None:
-    """Import a user's Python files, each once, so that they register their variants.
-
-    Raises:
-        UserError: a file is missing or can't be imported.
-    """
+    """Import a user's Python files, each once, so that they register their variants."""
     for path in paths:
         file = Path(path).resolve()
         name = f"{PLUGIN}{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"

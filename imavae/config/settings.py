@@ -238,6 +238,7 @@ class SamplerKind:
     several_objectives: bool = True
 
 
+Points = str | tuple[dict[str, Any], ...] | None
 SAMPLERS: Registry[SamplerKind] = Registry("sampler", "imavae.search.space")
 
 
@@ -252,8 +253,7 @@ class Sampler(Settings):
         Count | None, Field(description="most points in one ensemble; null: 1, in a grid all of an architecture")
     ] = None
     start_from: Annotated[
-        str | tuple[dict[str, Any], ...] | None,
-        Field(description="points to train first: a list, nested like search; or a study's folder, for its best five"),
+        Points, Field(description="to train first: a list, nested like search; or a study's folder, for its best five")
     ] = None
 
     def __post_init__(self) -> None:
@@ -314,13 +314,10 @@ class StudyConfig(RunConfig):
     study: Annotated[str, Field(description="name of search, MLflow experiment and registered model")] = "study"
     question: Annotated[str, Field(description="what the study asks, in one sentence, for the report")] = ""
     search: Annotated[
-        dict[str, Any],
-        Field(description="nested like the settings; a leaf is a mapping with type, or a value for every point"),
+        dict[str, Any], Field(description="nested like the settings; a leaf: a mapping with type, or a value for all")
     ] = field(default_factory=dict)
     objective: Objective = field(default_factory=Objective)
-    further_objectives: Annotated[
-        tuple[Objective, ...], Field(description="reported at the states that objective selects; it ranks the points")
-    ] = ()
+    further_objectives: Annotated[tuple[Objective, ...], Field(description="reported at objective's best")] = ()
     sampler: Sampler = field(default_factory=Sampler)
     scheduler: Scheduler = field(default_factory=Scheduler)
     budget: Budget = field(default_factory=Budget)
@@ -347,6 +344,7 @@ class ReproduceConfig(StudyConfig):
     plot_only: Annotated[bool, Field(description="read finished studies and never run one")] = False
 
 
+Selection = Literal["val/mcc", "val/neg_elbo"] | None
 ColumnNames = Annotated[tuple[str, ...] | None, BeforeValidator(column_names)]
 Checkpoint = Annotated[str, Field(description="a path, or an MLflow model address such as models:/NAME@champion")]
 
@@ -357,10 +355,7 @@ class EvaluateConfig(Settings):
 
     checkpoint: Checkpoint
     split: Annotated[Literal["train", "val", "test"], Field(description="split to evaluate on")] = "test"
-    select: Annotated[
-        Literal["val/mcc", "val/neg_elbo"] | None,
-        Field(description="which best state of a member; null: by val/mcc (oracle), without sources by val/neg_elbo"),
-    ] = None
+    select: Annotated[Selection, Field(description="which best state; null: by val/mcc (oracle) if known")] = None
     output_dir: OutputDir = "outputs"
     plugins: Plugins = ()
     tracking: Tracking = field(default_factory=Tracking)
@@ -391,7 +386,6 @@ class EncodeConfig(Settings):
     def __post_init__(self) -> None:
         _require_given("checkpoint", self.checkpoint, "checkpoint=PATH, or checkpoint=models:/NAME@champion")
         _require_given("data.path", self.data.path, "data.path=FILE.parquet")
-        _require_given("out", self.out, "out=latents.parquet")
         out = Path(self.out).resolve()
         require_choice(out.suffix, (".parquet", ".csv"), "the ending of out")
         require(out.parent.is_dir(), "the folder of out exists", out.parent, "create it, or set another out=")
