@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from imavae.bench.trainer import PlainVAE, comparison_table, read_rows
+from imavae.bench.measure import PlainVAE, comparison_table, read_rows
 from imavae.cli.main import bench
 from imavae.config.settings import run_config
 from imavae.model import vae

@@ -196,7 +196,7 @@ def bench() -> None:
     argument = parser.parse_args().compare or ""
     file = argument.removeprefix("compare=")
     require(not argument or file not in ("", argument), "the argument reads compare=FILE", argument, "give a file")
-    from imavae.bench.trainer import main
+    from imavae.bench.measure import main
 
     main(Path("outputs/bench.json"), Path(file) if file else None)
 
