@@ -10,9 +10,10 @@ GFLOP/s counts the arithmetic of the linear maps only, 2 in out per observation 
 by inputs; the encoder's first map needs no product by its inputs. Activations, loss, noise and Adam are left out.
 MiB per member is computed from sizes: the member's rows of the state, and its order of the observations in an epoch.
 
-The study trains one trial at a time and is timed from the call to its last figure. It runs as ``imavae.tune`` runs it, with Ray and MLflow, in a temporary folder. The driver's calls are timed, and
-each report says how long its worker trained and validated. The driver's second thread writes while workers train, so
-it counts only where the driver waits for it. Checkpoints count as one, saved alone, times their number.
+The study trains one trial at a time and is timed from the call to its last figure. It runs as ``imavae.tune`` runs it,
+with Ray and MLflow, in a temporary folder. The driver's calls are timed, and each report has the worker's seconds of
+training and validation. The driver's second thread writes while workers train, so it counts only where the driver waits
+for it. Checkpoints count as one, saved alone, times their number.
 """
 
 from __future__ import annotations
