@@ -23,10 +23,7 @@ FIRST_POINTS = 10  # of a dry run, that are printed
 
 
 def train(config: RunConfig, command: Sequence[str] = ()) -> None:
-    """Train one point's members; print a row for each, their aggregate, and the addresses of the results.
-
-    ``command`` holds the words that repeat it, for the report and for resuming.
-    """
+    """Train one point's members; print their table and addresses. ``command`` holds the words that repeat it."""
     from imavae import api
     from imavae.report.tables import member_table
 
@@ -41,10 +38,7 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> None:
 
 
 def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
-    """Run a study; print its best trials, the winner's three numbers, and the addresses of the results.
-
-    ``command`` holds the words that repeat it. On an interruption, finished results and how to resume are printed.
-    """
+    """Run a study; print its tables and addresses, also after an interruption. ``command`` as in :func:`train`."""
     from imavae.search.space import check
 
     check(config)
@@ -167,8 +161,8 @@ def _print_cost(console: Console, config: StudyConfig) -> None:
     ensemble = {number: place for place, pack in enumerate(cost.packs) for number in pack}
     points = enumerate(cost.points[:FIRST_POINTS])
     rows = [(str(number), str(ensemble[number]), point_text(point)) for number, point in points]
-    title = f"First points of {len(cost.points)}"
-    console.print(Table(title, "", ("trial", "ensemble", "point"), rows, left=("point",)))
+    title, head = f"First points of {len(cost.points)}", ("trial", "ensemble", "point")
+    console.print(Table(title, "", head, rows, left=("point",)))
     size = f"{len(cost.points)} trials x {config.members.count} members: {cost.member_steps:,} member-steps"
     timed = [
         f"timed: {timing.members} members of {timing.weights // timing.members:,} weights, "

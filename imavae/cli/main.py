@@ -254,11 +254,6 @@ def command_line(overrides: list[str]) -> list[str]:
     return [*program, *overrides]
 
 
-def _with_words(run: Callable[[C, list[str]], None]) -> Callable[[C, list[str]], None]:
-    """Return the command with overrides in place of the words that repeat it."""
-    return lambda config, overrides: run(config, command_line(overrides))
-
-
 def _reproduce(config: tree.ReproduceConfig, overrides: list[str]) -> bool:
     from imavae.paper.figures import paper_figure
 
@@ -272,8 +267,8 @@ def _reproduce(config: tree.ReproduceConfig, overrides: list[str]) -> bool:
     return commands.reproduce(config, studies, command_line(overrides))
 
 
-TRAIN = Command(train, tree.RunConfig, tree.run_config, _with_words(commands.train))
-TUNE = Command(tune, tree.StudyConfig, _check_study, _with_words(commands.tune))
+TRAIN = Command(train, tree.RunConfig, tree.run_config, lambda config, line: commands.train(config, command_line(line)))
+TUNE = Command(tune, tree.StudyConfig, _check_study, lambda config, line: commands.tune(config, command_line(line)))
 EVALUATE = Command(
     evaluate, tree.EvaluateConfig, partial(build, tree.EvaluateConfig), lambda config, _: commands.evaluate(config)
 )

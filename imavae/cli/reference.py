@@ -44,9 +44,8 @@ def help_text(command: Command[C], overrides: list[str]) -> str:
         names = ", ".join("*" * (name == chosen) + name for name in options[group])
         lines += _wrapped(f"  {group:<16}{names}", width, indent=18)
     lines += ["", "Settings:", *_setting_lines(command.kind, job.settings, width), ""]
-    return "\n".join(
-        [*lines, *_wrapped("docs/config.md has their types and rules, docs/metrics.md the metrics.", width)]
-    )
+    lines += _wrapped("docs/config.md has their types and rules, docs/metrics.md the metrics.", width)
+    return "\n".join(lines)
 
 
 def _wrapped(text: str, width: int, indent: int = 0) -> list[str]:

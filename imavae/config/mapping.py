@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import json
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -115,14 +116,19 @@ def nodes_of(field: FieldInfo) -> list[Any]:
     return [field.annotation] if dataclasses.is_dataclass(field.annotation) else []
 
 
-def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys of all values that a tree of this type can hold, including those of every variant."""
+def owners_of(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of all values that a tree of this type can hold, in any variant, and the class of each."""
     for name, field in fields_of(kind).items():
         nodes = nodes_of(field)
         for node in nodes:
-            yield from keys_of(node, f"{prefix}{name}.")
+            yield from owners_of(node, f"{prefix}{name}.")
         if not nodes:
-            yield prefix + name
+            yield prefix + name, kind
+
+
+def keys_of(kind: Any) -> list[str]:
+    """Dotted keys of all values that a tree of this type can hold, in any variant."""
+    return [key for key, _ in owners_of(kind)]
 
 
 def nearest(key: str, kind: type[Settings], prefix: str = "") -> str:
@@ -175,21 +181,13 @@ def _explain(problem: Any, mapping: Mapping[str, Any], kind: Any, prefix: str) -
 
 def _fix(kind: Any, key: str, prefix: str) -> str:
     """What to do about a wrong value: its meaning and its default."""
-    owner, name = _owner(kind, key.removeprefix(f"{prefix}."))
+    inner = key.removeprefix(f"{prefix}.")
+    owner, name = next((owner for full, owner in owners_of(kind) if full == inner), None), inner.rpartition(".")[2]
     if owner is None:
         return "see --help for the settings"
     default, meaning = default_of(owner, name), fields_of(owner)[name].description
     fix = "see --help" if default is dataclasses.MISSING else f"the default is {key}={shown(default)}"
     return f"{fix} ({meaning})" if meaning else fix
-
-
-def _owner(kind: Any, key: str) -> tuple[Any, str]:
-    """The settings class that has the field of a dotted key below ``kind``, and the field's name; or None."""
-    name, _, rest = key.partition(".")
-    if name not in fields_of(kind) or not rest:
-        return (kind if name in fields_of(kind) else None), name
-    found = (_owner(node, rest) for node in nodes_of(fields_of(kind)[name]))
-    return next((owner for owner in found if owner[0] is not None), (None, rest))
 
 
 def default_of(kind: Any, name: str) -> Any:
@@ -201,6 +199,4 @@ def default_of(kind: Any, name: str) -> Any:
 
 def shown(value: Any) -> str:
     """A value as it is written on a command line or in YAML."""
-    import json
-
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

@@ -205,9 +205,7 @@ UNKNOWN_SUPPORT = (-0.5, 0.5)  # of a bounded prior for sources of unknown law
 
 
 def support(config: RunConfig) -> tuple[float, float]:
-    """Return the interval that the latents live on: a bounded prior's own ends, or else the source's; the whole line
-    for an unbounded prior. Where the sources' law is unknown, an end that is not given is -0.5 or 0.5 by convention.
-    """
+    """Return the interval of the latents: the ends of a bounded prior, or else the source's, or the convention's."""
     prior = config.model.prior
     if not prior.bounded:
         return -math.inf, math.inf
@@ -327,8 +325,9 @@ class StudyConfig(RunConfig):
         super().__post_init__()
         proper = all(is_folder_name(part) for part in self.study.split("/"))
         require(proper, "study is plain names between slashes", repr(self.study), "leave it to search=")
-        both = self.dry_run and self.resume
-        require(not both, "dry_run is not for a study that is resumed", "both", "drop one of them")
+        require(
+            not (self.dry_run and self.resume), "dry_run is not for a study that is resumed", "both", "drop one of them"
+        )
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
