@@ -47,10 +47,9 @@ T = TypeVar("T", bound=Settings)
 def build(kind: type[T], mapping: Mapping[str, Any], prefix: str = "") -> T:
     """Build a node of the tree from a mapping; ``prefix`` is the node's dotted key, such as ``data.mixing``."""
     try:
-        built: T = _adapter(typing.cast(Any, kind)).validate_python(dict(mapping))
+        return typing.cast(T, _adapter(typing.cast(Any, kind)).validate_python(dict(mapping)))
     except ValidationError as error:
         raise _explained(error, mapping, kind, prefix) from None
-    return built
 
 
 @functools.cache
@@ -60,8 +59,7 @@ def _adapter(kind: Any) -> Any:  # a TypeAdapter, which beartype does not know
 
 def to_mapping(config: Settings) -> dict[str, Any]:
     """Plain containers (dict, list, scalars) that :func:`build` turns back into the same settings."""
-    mapping: dict[str, Any] = plain(dataclasses.asdict(config))  # type: ignore[call-overload]
-    return mapping
+    return dict(plain(dataclasses.asdict(config)))  # type: ignore[call-overload]
 
 
 def plain(value: Any) -> Any:

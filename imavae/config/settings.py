@@ -325,9 +325,8 @@ class StudyConfig(RunConfig):
         super().__post_init__()
         proper = all(is_folder_name(part) for part in self.study.split("/"))
         require(proper, "study is plain names between slashes", repr(self.study), "leave it to search=")
-        require(
-            not (self.dry_run and self.resume), "dry_run is not for a study that is resumed", "both", "drop one of them"
-        )
+        both = self.dry_run and self.resume
+        require(not both, "dry_run is not for a study that is resumed", "both", "drop one of them")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
