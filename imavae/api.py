@@ -30,7 +30,7 @@ from imavae.runs.models import model_session
 from imavae.runs.records import best_member
 from imavae.runs.results import Results, load_results
 from imavae.runs.session import Session, cache_of
-from imavae.tracking.base import member_name
+from imavae.tracking import member_name
 from imavae.training.loop import Progress
 
 if TYPE_CHECKING:

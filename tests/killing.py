@@ -25,7 +25,7 @@ from imavae.config.settings import Objective, RunConfig
 from imavae.runs.records import trial_record
 from imavae.runs.session import Session
 from imavae.search.trials import RETRIES
-from imavae.tracking.base import TrialRecord, Value
+from imavae.tracking import TrialRecord, Value
 
 ROOT = Path(__file__).resolve().parent.parent
 GRID = (  # three points in two packs, some seconds of training

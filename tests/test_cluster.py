@@ -28,7 +28,7 @@ from imavae.runs.records import member_rows
 from imavae.search import cluster
 from imavae.search.study import run_study
 from imavae.search.trials import Recorder, Snapshot
-from imavae.tracking.base import Tracker
+from imavae.tracking import Tracker
 from tests.helpers import trained
 
 pytestmark = pytest.mark.slow

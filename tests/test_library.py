@@ -24,7 +24,7 @@ from imavae.runs.models import member_parts
 from imavae.runs.results import Results
 from imavae.runs.session import Session
 from imavae.search import study
-from imavae.tracking.base import Tracker
+from imavae.tracking import Tracker
 from tests.helpers import file_data, observations, sprites
 
 TINY: dict[str, Any] = {

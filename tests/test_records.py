@@ -25,7 +25,7 @@ from imavae.runs.ledger import Ledger
 from imavae.runs.records import history_rows
 from imavae.runs.results import load_results
 from imavae.runs.session import Session
-from imavae.tracking.base import Tracker, TrialRecord
+from imavae.tracking import Tracker, TrialRecord
 from imavae.training import checkpoint
 
 GAMMA = {"type": "choice", "values": [3.0, 30.0]}

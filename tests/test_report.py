@@ -18,7 +18,7 @@ from imavae.report.summary import chosen_numbers, counted, quartiles
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.runs.folder import Stored
 from imavae.runs.results import Results
-from imavae.tracking.base import TrialRecord
+from imavae.tracking import TrialRecord
 from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]

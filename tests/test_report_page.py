@@ -33,7 +33,7 @@ from imavae.runs.results import Results
 from imavae.search import study as searching
 from imavae.search.study import NoResultError
 from imavae.search.trials import failure_reason
-from imavae.tracking.base import Tracker, TrialRecord
+from imavae.tracking import Tracker, TrialRecord
 from tests.test_report import results
 
 HOSTILE = "<script>alert('x')</script>"

@@ -31,7 +31,7 @@ from imavae.paper.reproduce import difference, find
 from imavae.runs import folder
 from imavae.runs.ledger import Ledger
 from imavae.search.space import check, grid, parse
-from imavae.tracking.base import Tracker, TrialRecord
+from imavae.tracking import Tracker, TrialRecord
 from tests.helpers import console, text_of
 
 JUDGED = {"moebius_gamma", "self_consistency", "moebius_linear_map", "elbo_gap", "sprites_full"}

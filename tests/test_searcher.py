@@ -16,7 +16,7 @@ from imavae.search import space
 from imavae.search.searcher import Searcher, open_study
 from imavae.search.space import Point
 from imavae.search.stopping import write_stops
-from imavae.tracking.base import TrialRecord
+from imavae.tracking import TrialRecord
 
 STORAGES: dict[str, optuna.storages.InMemoryStorage] = {}  # by output folder; faster than SQLite
 GAMMA = {"type": "float", "low": 1.0, "high": 256.0, "log": True}

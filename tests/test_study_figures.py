@@ -25,7 +25,7 @@ from imavae.report.study_figures import (
 from imavae.report.summary import Floats, member_steps
 from imavae.runs.results import pareto
 from imavae.search.space import Parameter
-from imavae.tracking.base import TrialRecord
+from imavae.tracking import TrialRecord
 
 GAMMA = Parameter("model.gamma", "float", 3.0, 1000.0, log=True)
 WIDTH = Parameter("model.hidden_factor", "int", 5, 40, log=True)

@@ -21,7 +21,7 @@ from rich.console import Console, RenderableType
 from imavae.config.settings import Objective
 from imavae.report.display import Display, new_console
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
-from imavae.tracking.base import TrialRecord
+from imavae.tracking import TrialRecord
 from tests.helpers import text_of
 from tests.pages import foreign
 from tests.test_display import snapshot

@@ -24,9 +24,8 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from imavae.config.settings import Tracking
 from imavae.errors import UserError
-from imavae.tracking import base, server
+from imavae.tracking import Status, Tracker, TrialRecord, Value, base, quartile_curves, server
 from imavae.tracking import mlflow as tracking
-from imavae.tracking.base import Status, Tracker, TrialRecord, Value, quartile_curves
 from imavae.tracking.mlflow import MLflowTracker, open_tracker
 from imavae.tracking.server import fetch_model
 

@@ -22,7 +22,7 @@ from imavae.report.display import clock, compact, short_names
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 from imavae.runs.results import Results
 from imavae.search.space import parse
-from imavae.tracking.base import Value, provenance
+from imavae.tracking import Value, provenance
 
 if TYPE_CHECKING:
     import pandas as pd

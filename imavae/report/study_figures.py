@@ -30,7 +30,7 @@ from imavae.report.summary import Floats
 from imavae.runs.records import BEST_MCC, at_best
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse
-from imavae.tracking.base import Value, member_name
+from imavae.tracking import Value, member_name
 
 if TYPE_CHECKING:
     import optuna

@@ -24,7 +24,7 @@ from imavae.config.settings import Data, RunConfig, StudyConfig, base_of, with_v
 from imavae.report.display import point_text
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO, at_best, metric_of
 from imavae.search.space import parse
-from imavae.tracking.base import TrialRecord
+from imavae.tracking import TrialRecord
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from imavae.runs.results import Results
     from imavae.search.space import Parameter
-    from imavae.tracking.base import TrialRecord
+    from imavae.tracking import TrialRecord
 
 NO_SOURCES = "There are no sources, hence no MCC: states and members are chosen by val/neg_elbo."
 COLUMN_PER_PARAMETER = 2  # up to this many searched parameters besides gamma have a column each; more share one

@@ -28,7 +28,7 @@ from imavae.config.mapping import build, flatten, to_mapping
 from imavae.config.settings import RunConfig, StudyConfig
 from imavae.data.storage import Lock, OtherFormatError, Seal, previous_of, write_text
 from imavae.errors import UserError, require
-from imavae.tracking.base import Row, TrialRecord
+from imavae.tracking import Row, TrialRecord
 from imavae.training import checkpoint
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, csv_of, 
 from imavae.runs.records import at_best, best_member, criterion_of, metric_of, partial_record, trial_record
 from imavae.runs.results import Results
 from imavae.runs.session import Session, cache_of, render, resolve_device
-from imavae.tracking.base import Status, Tracker, TrialRecord, member_name
+from imavae.tracking import Status, Tracker, TrialRecord, member_name
 from imavae.tracking.mlflow import open_tracker
 from imavae.training.checkpoint import save_member
 from imavae.training.loop import Progress

@@ -17,7 +17,7 @@ from imavae.config.settings import Objective
 from imavae.metrics.glossary import METRICS, Stage
 from imavae.model.vae import GAMMA
 from imavae.runs.session import Session
-from imavae.tracking.base import Row, TrialRecord, Value
+from imavae.tracking import Row, TrialRecord, Value
 
 BEST_MCC, BEST_NEG_ELBO = "max val/mcc", "min val/neg_elbo"
 BEST = {"val/mcc": BEST_MCC, "val/neg_elbo": BEST_NEG_ELBO}  # criterion -> column of its best value

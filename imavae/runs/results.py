@@ -24,7 +24,7 @@ from imavae.runs.folder import RunFolder, Stored, read
 from imavae.runs.models import Parts, member_parts
 from imavae.runs.records import best_member, criterion_of
 from imavae.runs.session import Session, cache_of
-from imavae.tracking.base import TrialRecord, Value
+from imavae.tracking import TrialRecord, Value
 from imavae.training.checkpoint import load_member, stored_config
 
 

@@ -21,7 +21,7 @@ from imavae.errors import require
 from imavae.metrics.evaluate import evaluate, shortened
 from imavae.metrics.glossary import METRICS, Stage
 from imavae.model.vae import torch_dtype
-from imavae.tracking.base import Value
+from imavae.tracking import Value
 from imavae.training import checkpoint
 from imavae.training.ensemble import Ensemble, State, ensemble, from_plain, initial_state, to_plain
 from imavae.training.loop import Progress, freeze, train

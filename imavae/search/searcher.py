@@ -27,7 +27,7 @@ from imavae.runs.folder import LockedFolder, Numbered
 from imavae.runs.ledger import Ledger
 from imavae.search.space import Parameter, Point, shared
 from imavae.search.stopping import read_stops
-from imavae.tracking.base import TrialRecord
+from imavae.tracking import TrialRecord
 from imavae.tracking.ui import OPTUNA_DATABASE
 
 DIRECTIONS = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}

@@ -37,7 +37,7 @@ from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search.searcher import Searcher, open_storage, synchronised
 from imavae.search.space import Parameter, Point, packs_of
 from imavae.search.stopping import Stopping, read_stops
-from imavae.tracking.base import PROGRESS_PERIOD, TrialRecord
+from imavae.tracking import PROGRESS_PERIOD, TrialRecord
 from imavae.training.checkpoint import SEAL
 
 FULL_DISK = 2**18  # free bytes below which a disk counts as full

@@ -1,1 +1,108 @@
-"""Tracking of results: the tracker's interface, MLflow, its server and its page."""
+"""The tracker's interface, the record of a trial that it receives, and what it tracks beside: curves and versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+Value = float | int | str
+Row = Mapping[str, Value]
+Status = Literal["finished", "stopped", "failed"]
+
+PROGRESS_PERIOD = 5.0  # seconds between two updates of a running trial's curves; an update takes 15 ms
+PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")
+QUARTILES = {"": 0.5, "/q25": 0.25, "/q75": 0.75}  # suffix of a curve's name -> quantile
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """Result of one trial."""
+
+    number: int  # index in the study, from 0
+    values: Mapping[str, Value]  # the trial's point, dotted key to value (``model.gamma``)
+    status: Status  # "stopped": by the scheduler, before the members stopped by themselves
+    score: float | None  # aggregate over the members; None if there is none
+    history: list[
+        dict[str, Value]
+    ]  # per member and validation: trial, seed, epoch, ``SPLIT/METRIC``; to the last epoch
+    members: list[dict[str, Value]]  # rows of ``members.csv``; empty while the trial runs
+    further: Mapping[str, float] = field(default_factory=dict)  # scores by a study's further objectives, by metric
+    failure: str = ""  # reason in one line, if the trial failed
+
+
+class Tracker:
+    """Destination of a study's results besides its folder. This base class tracks nothing (``tracking=none``).
+
+    Every method but :meth:`start` needs a started study.
+    """
+
+    def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
+        """Open a run for the study; with ``resume``, reopen the newest run with this name and these tags, if any."""
+
+    def progress(self, trial: TrialRecord) -> None:
+        """Update the curves of a running trial, at most every :data:`PROGRESS_PERIOD` seconds."""
+
+    def is_complete(self, trial: int) -> bool:
+        """Return whether a trial and all of its members are tracked."""
+        return True
+
+    def finish_trial(self, trial: TrialRecord) -> None:
+        """Track a trial and its members, and end their runs. A trial that is complete already is left alone."""
+
+    def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
+        """Store a member's model with the metrics that rank it; return the address that ``load_model`` takes."""
+        return str(file)
+
+    def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
+        """End the study's run with its metrics and files."""
+
+
+def member_name(row: Row) -> str:
+    """Name of a member within its trial: its seed, or ``SEED/DATA_SEED`` if there are several worlds."""
+    return "/".join(str(row[axis]) for axis in ("seed", "data.seed") if axis in row)
+
+
+def quartile_curves(history: Iterable[Row], after: int = -1) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield median, ``/q25`` and ``/q75`` over members of every ``SPLIT/METRIC``, for each epoch later than ``after``.
+
+    A member that has stopped, or whose value is not finite, counts with its last finite value. So every point of a
+    curve is over all members, and the curve does not jump when a member stops.
+    """
+    table = pd.DataFrame([{**row, "member": member_name(row)} for row in history])
+    metrics = [str(name) for name in table if "/" in str(name)]
+    if not metrics:
+        return
+    table[metrics] = table[metrics].astype(float).replace([math.inf, -math.inf], math.nan)
+    latest = table.groupby(["epoch", "member"])[metrics].last().unstack().ffill().loc[after + 1 :]
+    by_curve = pd.DataFrame(latest.to_numpy().reshape(-1, table["member"].nunique()))
+    values = by_curve.quantile([*QUARTILES.values()], axis=1).to_numpy().reshape(len(QUARTILES), -1, len(metrics))
+    names = [name + suffix for suffix in QUARTILES for name in metrics]
+    rows = np.concatenate(values, axis=1).tolist()
+    for epoch, row in zip(latest.index.tolist(), rows, strict=True):
+        yield epoch, dict(zip(names, row, strict=True))
+
+
+def provenance() -> dict[str, str]:
+    """Tags with the versions of Python and the packages and, in a checkout, the git commit."""
+    tags = {"imavae.version.python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):  # imavae need not be installed to be run
+            tags[f"imavae.version.{package}"] = importlib.metadata.version(package)
+    root = Path(__file__).parents[2]
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
+    with suppress(OSError, subprocess.SubprocessError):  # there is no git, or no commit
+        if (root / ".git").exists():
+            described = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=5).stdout
+            commit, modified, _ = described.strip().partition("-dirty")
+            tags |= {"mlflow.source.git.commit": commit, "imavae.git.modified": str(bool(modified)).lower()}
+    return tags

@@ -23,8 +23,7 @@ import yaml
 from imavae.config.mapping import build, flatten
 from imavae.config.settings import Members, Tracking
 from imavae.errors import require
-from imavae.tracking import base, server
-from imavae.tracking.base import Row, Status, Tracker, TrialRecord
+from imavae.tracking import Row, Status, Tracker, TrialRecord, base, server
 from imavae.tracking.server import OUTAGE_CODES, filter_for_tags, ignoring, retried
 
 if TYPE_CHECKING:
