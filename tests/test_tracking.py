@@ -22,9 +22,10 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
+import imavae.tracking
 from imavae.config.settings import Tracking
 from imavae.errors import UserError
-from imavae.tracking import Status, Tracker, TrialRecord, Value, base, quartile_curves, server
+from imavae.tracking import Status, Tracker, TrialRecord, Value, quartile_curves, server
 from imavae.tracking import mlflow as tracking
 from imavae.tracking.mlflow import MLflowTracker, open_tracker
 from imavae.tracking.server import fetch_model
@@ -80,7 +81,7 @@ def output_dir(
     new_database: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(base, "PROGRESS_PERIOD", 0.0)
+    monkeypatch.setattr(imavae.tracking, "PROGRESS_PERIOD", 0.0)
     with sqlite3.connect(new_database[0]) as source, sqlite3.connect(tmp_path / "mlflow.db") as copy:
         source.backup(copy)
     return tmp_path

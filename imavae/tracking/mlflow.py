@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
+from imavae import tracking
 from imavae.config.mapping import build, flatten
 from imavae.config.settings import Members, Tracking
 from imavae.errors import require
-from imavae.tracking import Row, Status, Tracker, TrialRecord, base, server
+from imavae.tracking import Row, Status, Tracker, TrialRecord, server
 from imavae.tracking.server import OUTAGE_CODES, filter_for_tags, ignoring, retried
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class MLflowTracker(Tracker):
             found = self._search({**tags, "mlflow.runName": name})
             # A run with this start was created by an earlier attempt whose answer was lost.
             known = next((run for run in found if resume or run.info.start_time == begun), None)
-            study = known or self._create_run(name, tags | base.provenance(), begun)
+            study = known or self._create_run(name, tags | tracking.provenance(), begun)
             self._study, self._start = study.info.run_id, study.info.start_time
             if study.info.status != "RUNNING":
                 self._client.update_run(self._study, status="RUNNING")
@@ -121,7 +122,7 @@ class MLflowTracker(Tracker):
         with ignoring(*OUTAGE_CODES):
             if trial.number not in self._trials:
                 self._trials[trial.number] = self._open_trial(trial)
-            if time.monotonic() - self._trials[trial.number].written >= base.PROGRESS_PERIOD:
+            if time.monotonic() - self._trials[trial.number].written >= tracking.PROGRESS_PERIOD:
                 self._log_curves(self._trials[trial.number], trial)
 
     def is_complete(self, trial: int) -> bool:
@@ -136,7 +137,7 @@ class MLflowTracker(Tracker):
         self._log_curves(run, trial)
         members = {known.data.tags["imavae.member"]: known.info.run_id for known in self._search({PARENT: run.id})}
         for row in trial.members:
-            self._finish_member(run, members.get(base.member_name(row)), row, trial.number)
+            self._finish_member(run, members.get(tracking.member_name(row)), row, trial.number)
         # No slash in these names: MLflow's page makes a section of charts of each prefix.
         counts = Counter(row["status"] for row in trial.members)
         summary = {f"members {status}": float(count) for status, count in counts.items()}
@@ -149,7 +150,7 @@ class MLflowTracker(Tracker):
 
     def _finish_member(self, trial: _TrialRun, member: str | None, row: Row, number: int) -> None:
         """Write a member's run, whose id is ``member`` if an earlier attempt has created it."""
-        name, status = base.member_name(row), str(row["status"])
+        name, status = tracking.member_name(row), str(row["status"])
         if member is None:
             tags = {PARENT: trial.id, "imavae.kind": "member", "imavae.study": self._study, "imavae.status": status}
             tags |= {"imavae.trial": str(number), "imavae.member": name}
@@ -232,7 +233,7 @@ class MLflowTracker(Tracker):
 
     def _log_curves(self, run: _TrialRun, trial: TrialRecord) -> None:
         """Write the epochs that the run has not got yet."""
-        curves = list(base.quartile_curves(trial.history, after=run.epoch))
+        curves = list(tracking.quartile_curves(trial.history, after=run.epoch))
         self._log(run.id, curves)
         run.epoch = curves[-1][0] if curves else run.epoch
         run.written = time.monotonic()
