@@ -22,6 +22,7 @@ TRAINING = ["training.max_epochs=10", "members.seed=[1,2,3]", "tracking=none"]
 TINY = {"train": TRAINING, "tune": [*TRAINING, "cluster.cpus=1", "budget.trials=2"], "encode": []}
 
 
+@pytest.mark.slow
 def test_its_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

@@ -76,7 +76,7 @@ def test_sprites_are_trained_tracked_evaluated_and_read_back(rendered: list[int]
     assert sum(rendered) == 640  # the cache had them
 
 
-def test_a_damaged_cache_is_made_again(rendered: list[int], tmp_path: Path) -> None:
+def test_a_truncated_cache_is_rendered_again(rendered: list[int], tmp_path: Path) -> None:
     config = sprites(tmp_path)
 
     def world() -> bytes:
@@ -89,7 +89,7 @@ def test_a_damaged_cache_is_made_again(rendered: list[int], tmp_path: Path) -> N
     whole = path.read_bytes()
     assert world() == first
     assert sum(rendered) == 640
-    path.write_bytes(whole[:1000] + bytes([whole[1000] ^ 255]) + whole[1001:])
+    path.write_bytes(whole[:-1])
     assert world() == first
     assert sum(rendered) == 1280
     assert path.read_bytes() == whole

@@ -27,6 +27,7 @@ from tests.pages import foreign
 from tests.test_display import snapshot
 from tests.test_report import hand_made, study
 
+pytestmark = pytest.mark.slow  # commands in processes of their own; one starts Ray
 ROOT = Path(__file__).resolve().parent.parent
 ADDRESSES = ("results ", "report ", "figures ", "champion ", "resume ")  # are copied, hence never broken
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
