@@ -178,7 +178,7 @@ def _explain(problem: Any, mapping: Mapping[str, Any], kind: Any, prefix: str) -
 
 
 def _fix(kind: Any, key: str, prefix: str) -> str:
-    """What to do about a wrong value: its meaning and its default."""
+    """Fix for a wrong value: its meaning and its default."""
     inner = key.removeprefix(f"{prefix}.")
     owner, name = next((owner for full, owner in owners_of(kind) if full == inner), None), inner.rpartition(".")[2]
     if owner is None:

@@ -242,7 +242,7 @@ SAMPLERS: Registry[SamplerKind] = Registry("sampler", "imavae.search.space")
 
 @dataclass(frozen=True)
 class Sampler(Settings):
-    """How points are proposed."""
+    """Proposal of points."""
 
     name: Annotated[str, Field(description="tpe, cmaes (numbers only), qmc (quasi-random), random, or grid")] = "tpe"
     seed: Annotated[Seed, Field(description="seed of the proposals")] = 0
@@ -280,7 +280,7 @@ Resources = dict[str, Annotated[float, Field(gt=0)]] | None
 
 @dataclass(frozen=True)
 class Cluster(Settings):
-    """Where trials run and what each may use."""
+    """Place of the trials, and the resources of each."""
 
     name: Annotated[Literal["local", "ray"], Field(description="ray: join the running cluster at address")] = "local"
     address: Annotated[str | None, Field(description="of a running Ray cluster, or auto")] = None

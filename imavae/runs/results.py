@@ -149,7 +149,7 @@ class Results:
         return Model(*self.parts(record, best or rows[0], by)).eval()
 
     def parts(self, record: TrialRecord, member: dict[str, Value], by: str | None = None) -> Parts:
-        """What the model of a row of ``record.members`` is made of; see :func:`imavae.runs.models.member_parts`."""
+        """Parts of the model of a row of ``record.members``; see :func:`imavae.runs.models.member_parts`."""
         [stored] = [stored for stored in self.stored if stored.trial.number == record.number]
         path = self.folder / str(stored.checkpoint)
         session = Session.load(path, torch.device("cpu"), cache_of(self.names.output_dir))
