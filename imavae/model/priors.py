@@ -268,7 +268,7 @@ class Laplace(Prior):
         return -distance * (-theta[1]).exp() - theta[1] - math.log(2)
 
     def curvature(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
-        return torch.zeros_like(y)  # but at the mean, where there is none
+        return torch.zeros_like(y)  # except at the mean, where it is not defined
 
     def variance(self, theta: Theta) -> torch.Tensor:
         return 2 * (2 * theta[1]).exp()

@@ -3,7 +3,7 @@
 The loss is the sum of the members' beta KL - E_q[log p(x|z)]; no weight is shared, so its gradient holds every member's
 own. A model of a few hundred weights spends its step on dispatch, and autograd doubles the number of kernels. Written
 out, for the common case, the gradient takes six tenths of the time: every intermediate has its buffer, gradients go
-where the optimizer reads them, and the loss, which nobody reads while training, is not computed.
+where the optimizer reads them, and the loss, which training does not need, is not computed.
 
 For means over a batch of B: d/dx_hat = gamma^2 (x_hat - x) / B, through the decoder to z; d/dy = dz/dy d/dz -
 beta (log p)'(y) / B; d/dmu = d/dy; d/dlog sigma^2 = (sigma noise d/dy - beta / B) / 2; and through the encoder. A layer
