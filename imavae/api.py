@@ -7,6 +7,9 @@ name here, ``data={"mixing": {"name": "mlp"}}``.
 
 from __future__ import annotations
 
+import importlib
+import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +39,9 @@ from imavae.training.loop import Progress
 if TYPE_CHECKING:
     from imavae.paper.reproduce import Reproduction
     from imavae.report.study_figures import TrialPlot
+    from imavae.search.trials import Snapshot
 
+FIGURES = "imavae.report.study_figures"  # imported while the last trials train
 Array = NDArray[np.floating[Any]]
 Watcher = Observer | Literal[True] | None
 
@@ -140,10 +145,16 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
     """
     from imavae.search.study import NoResultError, run_study
 
+    def notify(snapshot: Snapshot) -> None:
+        observer.snapshot(snapshot)
+        last = snapshot.finished + snapshot.running == snapshot.trials_total
+        if last and FIGURES not in sys.modules:  # with what it needs, that takes seconds
+            threading.Thread(target=importlib.import_module, args=(FIGURES,)).start()
+
     start = time.monotonic()
     try:
         with observer:
-            ledger = run_study(config, observer.snapshot, observer.notice, observer.rendered)
+            ledger = run_study(config, notify, observer.notice, observer.rendered)
     except NoResultError as error:
         error.ledger.tracker.finish("failed", {}, [_write_report(error.ledger, command, start)])
         raise
@@ -173,13 +184,13 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
     factors = [factor.name for factor in results.config.data.source_factors]
     shapes = posterior_shapes(ensemble, session.best_weights, rows, val)
-    figures = run_figures(shapes, names, factors, history, folder)
+    figures = run_figures(shapes, names, factors, history, folder, results.config.pdf)
     if val.images is not None:
         [record] = results.records
         best = best_member(record.members)
         shown = 0 if best is None else record.members.index(best)
         panels = image_panels(ensemble, session.best_weights, rows, val, shown)
-        figures += image_figures(panels, names, shown, folder)
+        figures += image_figures(panels, names, shown, folder, results.config.pdf)
     return figures
 
 
@@ -193,11 +204,11 @@ def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     ledger.crown()
     results, names = ledger.results, ledger.names
     plots = trial_plots_of(results)
-    files = draw_study(results.members, plots, names.figures)
+    files = draw_study(results.members, plots, names.figures, results.config.pdf)
     if isinstance(results.config.data, SpritesData):
         session, weights = model_session(names.champion, cache_of(names.output_dir))
         panels = image_panels(session.ensemble, weights, torch.arange(1), session.data.val, 0)
-        files += image_figures(panels, ["champion"], 0, names.figures)
+        files += image_figures(panels, ["champion"], 0, names.figures, results.config.pdf)
     chosen = choices(results.members, results.trials, searched(results))
     if len(chosen):
         write_text(names.selection, chosen.to_csv(index=False))

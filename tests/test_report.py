@@ -207,7 +207,7 @@ def names(paths: list[Path]) -> set[str]:
 def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
     members, _ = study([10.0, 100.0], 20)  # few gammas: members are jittered
     shown = OverGamma.of(members, MCC)
-    first, again = (write({"mcc": draw_over_gamma(shown)}, tmp_path / name) for name in "ab")
+    first, again = (write({"mcc": draw_over_gamma(shown)}, tmp_path / name, pdf=True) for name in "ab")
     assert names(first) == {"mcc"}
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
 
@@ -254,7 +254,7 @@ def members_of(case: str) -> pd.DataFrame:
 @pytest.mark.parametrize("case", ["one member", "all diverged before their first validation", "NaN and infinity"])
 def test_figures_over_gamma_are_drawn_however_little_there_is_to_show(case: str, tmp_path: Path) -> None:
     figures = {file: draw_over_gamma(shown) for file, shown in gamma_quantities(members_of(case)).items()}
-    assert names(write(figures, tmp_path)) == {"mcc_vs_gamma", "cima_vs_gamma"}
+    assert names(write(figures, tmp_path, pdf=True)) == {"mcc_vs_gamma", "cima_vs_gamma"}
 
 
 @pytest.mark.parametrize("seeds", [1, 12])

@@ -56,7 +56,7 @@ def test_sprites_are_trained_tracked_evaluated_and_read_back(rendered: list[int]
     ]
     logged = {Path(item.path).name for item in client.list_artifacts(parent.info.run_id, "figures")}
     for name in ("reconstructions", "traversals", "latents"):
-        assert {f"{name}.png", f"{name}.pdf"} <= logged
+        assert f"{name}.png" in logged
         assert (run.folder / "figures" / f"{name}.png").stat().st_size > 5000
 
     model = run.champion

@@ -130,7 +130,7 @@ def reproduce(config: ReproduceConfig, studies: Sequence[StudyConfig], command: 
             console.print(selection_table(chosen))
     for note in found.notes:
         console.print(note, highlight=False, markup=False)
-    figure = f"figure    {found.folder / found.figure.name}.pdf"
+    figure = f"figure    {found.folder / found.figure.name}.{'pdf' if config.pdf else 'png'}"
     verdicts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(found.verdicts.items()))
     _print_lines(console, [figure, f"table     {found.folder / 'table.md'}, table.csv", verdicts])
     if not found.passed:

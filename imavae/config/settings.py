@@ -166,6 +166,7 @@ class RunConfig(Settings):
     output_dir: OutputDir = "outputs"
     resume: Annotated[bool, Field(description="continue the newest unfinished run, or the one called name")] = False
     plugins: Plugins = ()
+    pdf: Annotated[bool, Field(description="write each figure as PDF, too, besides PNG")] = False
     data: AnyData = field(default_factory=SyntheticData)
     model: Model = field(default_factory=Model)
     training: Training = field(default_factory=Training)

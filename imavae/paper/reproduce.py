@@ -39,7 +39,7 @@ class Reproduction:
     studies: list[Study]
     rows: list[Row]  # of its table
     notes: list[str]  # differences from the published figure, and what each study's intervals refer to
-    folder: Path  # holds NAME.pdf, NAME.png, table.md and table.csv
+    folder: Path  # holds NAME.png (and NAME.pdf), table.md and table.csv
 
     @property
     def verdicts(self) -> Counter[str]:
@@ -77,7 +77,7 @@ def reproduce_figure(
     notes = [figure.differs, *(f"{study.name}: {_intervals(study)}." for study in studies)]
     found = Reproduction(figure, studies, rows, notes, Path(config.output_dir).resolve() / "reproduce" / figure.name)
     with matplotlib.rc_context(fname=draw.STYLE):
-        files = write({figure.name: figure.kind.draw(studies)}, found.folder, DPI)
+        files = write({figure.name: figure.kind.draw(studies)}, found.folder, config.pdf, DPI)
     tables = {
         "table.md": "\n".join([markdown_table(rows), "\n\n".join(notes), ""]),
         "table.csv": frame(rows).to_csv(index=False),

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -19,6 +20,7 @@ from imavae.report.display import compact
 from imavae.report.summary import Floats
 
 BLUE, VERMILLION, GREY, FAINT, INK = "#0072B2", "#D55E00", "#9AA5B1", "#52606D", "#1F2933"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"  # of the HTML report
 SEED_COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 
 
@@ -77,10 +79,13 @@ def write_on(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK)
 
 
-def write(figures: Mapping[str, Figure], folder: Path, dpi: int = 150) -> list[Path]:
-    """Save each figure as NAME.png and NAME.pdf, without a date in them, and return the files."""
+def write(figures: Mapping[str, Figure], folder: Path, pdf: bool = False, dpi: int = 150) -> list[Path]:
+    """Save each figure as NAME.png, with ``pdf`` as NAME.pdf too, without a date in them, and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Software": None})
-        figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
-    return [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", "pdf")]
+        figure.set_dpi(dpi)
+        # `figure.savefig` would draw a PNG twice, first to find its layout.
+        FigureCanvasAgg(figure).print_png(str(folder / f"{name}.png"), metadata={"Software": None})
+        if pdf:
+            figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
+    return [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", *["pdf"] * pdf)]

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.data.storage import write_text
-from imavae.report import study_figures, summary, tables
+from imavae.report import summary, tables
 from imavae.report.display import clock, compact, short_names
+from imavae.report.drawing import FONT
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 from imavae.runs.results import Results
 from imavae.search.space import parse
@@ -26,6 +28,8 @@ from imavae.tracking import Value, provenance
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from imavae.report.study_figures import Section, TrialPlot
 
 RECOVERED, PARTLY = 0.95, 0.8  # thresholds of a median MCC or agreement
 BEST = 10  # rows of the table of best trials
@@ -41,7 +45,7 @@ def write_report(
     results: Results,
     command: Sequence[str] = (),
     go_on: Sequence[str] = (),
-    plots: Sequence[study_figures.TrialPlot] | None = None,
+    plots: Sequence[TrialPlot] | None = None,
 ) -> Path:
     """Write ``report.html`` into the folder of a run or study, and return the file.
 
@@ -51,14 +55,13 @@ def write_report(
         go_on: words of the command that continues it after an interruption.
         plots: the figures over trials, if they are known already.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     loader = PackageLoader("imavae.report", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"clock": clock, "numbers": _numbers, "picture": _picture}
-    study = isinstance(results.config, StudyConfig)
-    sections: list[study_figures.Section] = []
-    if study and results.ranked():
+    sections: list[Section] = []
+    if isinstance(results.config, StudyConfig) and results.ranked():
+        from imavae.report import study_figures  # a run does without its imports: Optuna, Plotly and scikit-learn
+
         points = {record.number: record.values for record in results.records}
         sections += study_figures.gamma_sections(results.members, points)
         sections += study_figures.trial_sections(study_figures.trial_plots_of(results) if plots is None else plots)
@@ -68,7 +71,7 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         results=results,
         config=results.config,
-        font=study_figures.FONT,
+        font=FONT,
         plotly=PLOTLY,
         answer=answer(results),
         tables=list(tables.result_tables(results, BEST)),

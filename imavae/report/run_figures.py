@@ -26,7 +26,12 @@ CELL, GAP = 0.85, 0.08  # size of an image in inches, and the share of it that i
 
 
 def run_figures(
-    shapes: PosteriorShapes, names: list[str], factors: list[str], history: pd.DataFrame, folder: Path
+    shapes: PosteriorShapes,
+    names: list[str],
+    factors: list[str],
+    history: pd.DataFrame,
+    folder: Path,
+    pdf: bool = False,
 ) -> list[Path]:
     """Draw one point's members, at their best states on the validation split, into a folder; return the files.
 
@@ -38,13 +43,13 @@ def run_figures(
         figures["latents"] = _latents(shapes, names, factors)
     if history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
-    return drawing.write(figures, folder)
+    return drawing.write(figures, folder, pdf)
 
 
-def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path) -> list[Path]:
+def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path, pdf: bool = False) -> list[Path]:
     """Draw reconstructions of all members and latent traversals of member ``best``, and return the files."""
     figures = {"reconstructions": _reconstructions(panels, names), "traversals": _traversals(panels, names[best])}
-    return drawing.write(figures, folder)
+    return drawing.write(figures, folder, pdf)
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:

@@ -14,13 +14,21 @@ from dataclasses import dataclass, field
 from html import escape
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import optuna
+import optuna.visualization as optuna_plotly
+import optuna.visualization.matplotlib as optuna_matplotlib
 import pandas as pd
+from matplotlib import pyplot
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
+from plotly.graph_objects import Figure as PlotlyFigure
+from plotly.graph_objects import Scatter
 
 from imavae.config.settings import WORST_SCORE, StudyConfig
 from imavae.report import drawing, summary
@@ -31,11 +39,6 @@ from imavae.runs.records import BEST_MCC, at_best
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse
 from imavae.tracking import Value, member_name
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.distributions import BaseDistribution
-    from plotly.graph_objects import Figure as PlotlyFigure
 
 COST = "training steps of all members"  # a column of the table of trials
 GAMMA, WIDTH = "model.gamma", "model.hidden_factor"
@@ -59,7 +62,6 @@ MARKERS: dict[str, dict[str, Any]] = {  # of Plotly, by the kind of a member
     EARLY: {"color": BLUE, "symbol": "triangle-down-open"},
     FAILED: {"color": INK, "symbol": "x-thin", "line": {"color": INK, "width": 2}},
 }
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
 class Section(NamedTuple):
@@ -102,8 +104,6 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
     ``trials`` has a row per trial: ``trial``, ``status``, the searched parameters (NaN where one does not apply), the
     cost if known, and the ``goals``: scores with their better directions, of which the first one ranks the trials.
     """
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
-
     values = trials[list(goals)].to_numpy(dtype=np.float64)
     trials = trials[(np.abs(values) < WORST_SCORE).all(axis=1) & (trials["status"] != "failed")]
     moved = [p for p in parameters if p.key in trials and trials[p.key].nunique(dropna=False) > 1]
@@ -129,13 +129,12 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
         if len(moved) > 1:
             yield TrialPlot(f"parallel_coordinates{number}", f"All trials: {goal}", PARALLEL, study, named)
         if len(moved) > 1 and trials[goal].nunique() > 1:
-            # Optuna's default evaluator, PED-ANOVA, takes noise for importance in studies of fewer than 100 trials.
-            evaluator = FanovaImportanceEvaluator(seed=0)
             scaled = optuna_study(trials, moved, {goal: mode}, search_scale=True)
+            evaluator = Importances(scaled)
             title = f"Importance of the parameters for {goal}"
             yield TrialPlot(f"importances{number}", title, IMPORTANCES, scaled, {"evaluator": evaluator, **named})
             # A contour is over gamma and the width if both were searched, else over the two most important numbers.
-            names, order = _labels(moved), list(get_param_importances(scaled, evaluator=evaluator))
+            names, order = _labels(moved), list(evaluator.shares)
             numbers = [p.key for p in moved if trials[p.key].dtype.kind in "if" and trials[p.key].nunique() > 1]
             numbers.sort(key=lambda key: (key != GAMMA, key != WIDTH, order.index(names[key])))
             if len(numbers) > 1:
@@ -148,6 +147,18 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
         yield ranged("pareto_front" + f"_{n}" * (n > 1), f"Pareto front of {x} and {y}", FRONT, x=x, y=y)
 
 
+class Importances(BaseImportanceEvaluator):
+    """The share of a study's variance that each parameter explains, the largest first: computed once, drawn twice."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        # Optuna's default evaluator, PED-ANOVA, takes noise for importance in studies of fewer than 100 trials.
+        self.shares = FanovaImportanceEvaluator(seed=0).evaluate(study)
+
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:
+        """Return them, of the same study."""
+        return self.shares
+
+
 def optuna_study(
     trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Mapping[str, str], search_scale: bool = False
 ) -> optuna.Study:
@@ -156,9 +167,6 @@ def optuna_study(
     With ``search_scale``, values lie on the scale on which they are searched, and random values stand for missing ones
     of conditional parameters: Optuna's fANOVA ignores ``log``, and leaves out parameters that some trials lack.
     """
-    import optuna
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=["maximize" if mode == "max" else "minimize" for mode in goals.values()])
     random, trials = np.random.default_rng(0), trials.set_index("trial")
@@ -207,15 +215,13 @@ def _labels(parameters: Sequence[Parameter]) -> dict[str, str]:
 
 def draw_trial_plots(plots: Sequence[TrialPlot]) -> dict[str, Figure]:
     """Draw figures over trials by Matplotlib, by the names of their files."""
-    import optuna.visualization.matplotlib as draw
-    from matplotlib import pyplot
-
     figures = {}
     for plot in plots:
         with warnings.catch_warnings(), mpl.rc_context(), pyplot.ioff():  # Optuna sets a style and uses pyplot
             mpl.rcParams["figure.constrained_layout.use"] = True
             warnings.simplefilter("ignore")  # some of these figures are experimental
-            figures[plot.file] = np.ravel(getattr(draw, plot.function)(plot.study, **plot.options))[0].figure
+            axes = getattr(optuna_matplotlib, plot.function)(plot.study, **plot.options)
+            figures[plot.file] = np.ravel(axes)[0].figure
             pyplot.close(figures[plot.file])
         _restyle(figures[plot.file], plot)
     return figures
@@ -258,12 +264,10 @@ def _restyle(figure: Figure, plot: TrialPlot) -> None:
 
 def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
     """Draw figures over trials by Plotly."""
-    import optuna.visualization as draw
-
     for plot in plots:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some of these figures are experimental
-            figure = _look(getattr(draw, plot.function)(plot.study, **plot.options))
+            figure = _look(getattr(optuna_plotly, plot.function)(plot.study, **plot.options))
         if plot.function == FRONT:
             for trace in figure.data:  # Optuna colours both kinds of trials by their numbers
                 best = trace.marker.colorbar.title.text == "Best Trial"
@@ -313,7 +317,7 @@ class OverGamma:
     """
 
     quantity: Quantity
-    members: pd.DataFrame  # rows of members.csv with x and y, at (x, or beside it to hide others less) and kind
+    members: pd.DataFrame  # a row per member: what it is, x, y, at (x, or beside it to hide others less) and kind
     groups: pd.DataFrame  # a row per group: x, low, median and high (quartiles of y), and paper (the other protocol's)
     each: bool  # whether each gamma is a group
     lines: Sequence[tuple[str, str, str]]  # column of groups, name and colour of each line
@@ -321,8 +325,8 @@ class OverGamma:
     @classmethod
     def of(cls, members: pd.DataFrame, quantity: Quantity) -> OverGamma:
         """Collect a quantity from rows of ``members.csv``: y is at the best val/mcc, or else the smallest −ELBO."""
-        members = members[np.isfinite(floats(members["gamma_sq"]))]
-        sources, failed = summary.has_sources(members), summary.diverged(members)
+        members, sources = members[np.isfinite(floats(members["gamma_sq"]))], summary.has_sources(members)
+        failed = summary.diverged(members)
         x, floor = floats(members["gamma_sq"]), CONTRAST_FLOOR if quantity.log else -np.inf
         columns = (quantity.chosen if sources else quantity.paper, quantity.paper)
         y, paper = (np.maximum(summary.counted(members, column), floor) for column in columns)
@@ -340,7 +344,8 @@ class OverGamma:
         lines = [("median", "median, best val/mcc", BLUE), ("paper", "median, smallest −ELBO", VERMILLION)]
         if not sources:
             lines = [("median", "median, smallest −ELBO", BLUE)]
-        members = members.assign(x=x, y=y, at=at, kind=kind)
+        about = [key for key in ("trial", "seed", "data.seed", "status", "epochs") if key in members]
+        members = members[about].assign(x=x, y=y, at=at, kind=kind)
         return cls(quantity, members, groups, len(gammas) <= GROUPS, lines)
 
     @property
@@ -398,10 +403,8 @@ def gamma_sections(members: pd.DataFrame, points: Mapping[int, Mapping[str, Valu
 
 
 def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]) -> PlotlyFigure:
-    from plotly.graph_objects import Figure, Scatter
-
     name, log = shown.quantity.name, shown.quantity.log
-    figure, worst = _look(Figure()), 2 * shown.sound["y"].max() if log else 0.0
+    figure, worst = _look(PlotlyFigure()), 2 * shown.sound["y"].max() if log else 0.0
     for kind, marker in MARKERS.items():
         members: list[Any] = shown.members[shown.members["kind"] == kind].to_dict("records")
         texts = []
@@ -431,13 +434,13 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
 def _look(figure: PlotlyFigure) -> PlotlyFigure:
     """Give a Plotly figure the common look."""
     legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0}
-    font, margin = {"family": FONT, "size": 13, "color": INK}, {"l": 10, "r": 10, "t": 30, "b": 10}
+    font, margin = {"family": drawing.FONT, "size": 13, "color": INK}, {"l": 10, "r": 10, "t": 30, "b": 10}
     figure.update_layout(template="simple_white", height=460, width=None, title=None, hovermode="closest")
     figure.update_layout(font=font, legend=legend, margin=margin)
     return figure.update_xaxes(automargin=True).update_yaxes(automargin=True)
 
 
-def draw_study(members: pd.DataFrame, plots: Sequence[TrialPlot], folder: Path) -> list[Path]:
-    """Draw all figures of a study into a folder, as PNG and PDF, and return the files."""
+def draw_study(members: pd.DataFrame, plots: Sequence[TrialPlot], folder: Path, pdf: bool = False) -> list[Path]:
+    """Draw all figures of a study into a folder, and return the files."""
     over_gamma = {file: draw_over_gamma(shown) for file, shown in gamma_quantities(members).items()}
-    return drawing.write(over_gamma | draw_trial_plots(plots), folder)
+    return drawing.write(over_gamma | draw_trial_plots(plots), folder, pdf)

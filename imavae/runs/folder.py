@@ -41,7 +41,7 @@ PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make 
 # Settings that may change when a study is resumed, since no trial's numbers depend on them. Of the files that are named
 # in ``plugins``, the contents are compared instead.
 FREE: tuple[str, ...] = ("name", "output_dir", "resume", "dry_run", "question", "plugins", "tracking", "cluster")
-FREE += ("budget.trials", "training.threads", "training.device")
+FREE += ("pdf", "budget.trials", "training.threads", "training.device")
 
 
 class RunFolder:
