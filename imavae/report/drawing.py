@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -84,8 +85,8 @@ def write(figures: Mapping[str, Figure], folder: Path, pdf: bool = False, dpi: i
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         figure.set_dpi(dpi)
-        # `figure.savefig` would draw a PNG twice, first to find its layout.
-        FigureCanvasAgg(figure).print_png(str(folder / f"{name}.png"), metadata={"Software": None})
+        canvas: Any = FigureCanvasAgg(figure)  # `figure.savefig` would draw it twice, first to find its layout
+        canvas.print_png(str(folder / f"{name}.png"), metadata={"Software": None})
         if pdf:
             figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     return [folder / f"{name}.{suffix}" for name in figures for suffix in ("png", *["pdf"] * pdf)]
