@@ -128,10 +128,6 @@ OBJECTIVES: dict[str, tuple[dict[str, Any], list[str]]] = {
         a_study(members={"seed": [1]}, objective={"metric": "val/agreement"}),
         ["val/agreement", "seed"],
     ),
-    "amari": (
-        a_study(objective={"metric": "val/amari", "mode": "min"}),
-        ["val/amari", "validation"],
-    ),
     "probes": (
         a_study(objective={"metric": "val/mig"}, training={"probes": True}),
         ["val/mig", "slow"],

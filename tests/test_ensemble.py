@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ def config(seeds: list[int], gamma: float = 30.0, **training: Any) -> RunConfig:
     )
 
 
-def trained(points: list[RunConfig]) -> Session:
+def trained(points: list[RunConfig], objectives: Sequence[Objective] = ()) -> Session:
     session = Session.start(points, CPU)
-    for _ in session.train():
+    for _ in session.train(objectives):
         pass
     return session
 
@@ -143,7 +143,8 @@ def test_one_value_that_is_not_finite_stops_its_member_for_good(bad: float) -> N
 def test_a_member_that_goes_nan_is_isolated_and_counted_as_the_worst() -> None:
     session = Session.start([config([1, 2, 3])], CPU)
     session.state.weights[1] = 1e30  # overflows in the first forward pass
-    for _ in session.train():
+    linear = Objective(metric="val/r2_linear", aggregate="min")
+    for _ in session.train([linear]):
         pass
     assert session.state.status == ["finished", "diverged", "finished"]
     assert bool((session.state.frozen[1] == 1e30).all()), "frozen at its last finite state"
@@ -153,7 +154,7 @@ def test_a_member_that_goes_nan_is_isolated_and_counted_as_the_worst() -> None:
     assert session.scores([Objective(aggregate="min")]) == [[0]]
     median, least = (Objective(aggregate=name) for name in ("median", "min"))
     assert session.scores([median])[0] == pytest.approx(others.scores([least])[0])
-    assert session.scores([Objective(metric="val/r2_linear", aggregate="min")]) == [[0]]
+    assert session.scores([linear]) == [[0]]
     assert session.scores([Objective(metric="val/neg_elbo", mode="min", aggregate="max")]) == [[1e12]]
     row = member_rows(session, 0, 0)[1]
     assert row["status"] == "diverged"
@@ -185,9 +186,9 @@ def test_a_point_that_is_stopped_is_frozen_and_the_others_train_on_as_if_it_had_
 
 
 def test_several_scores_are_those_of_one_set_of_states() -> None:
-    session = trained([config([1, 2, 3], 10.0, max_epochs=8, learning_rate=1e-2)])
-    rows = member_rows(session, 0, 0)
     objectives = [Objective(), Objective(metric="val/cima", mode="min"), Objective(aggregate="max")]
+    session = trained([config([1, 2, 3], 10.0, max_epochs=8, learning_rate=1e-2)], objectives)
+    rows = member_rows(session, 0, 0)
     expected = [
         np.median([row["max val/mcc"] for row in rows]),
         np.median([row["val/cima at max val/mcc"] for row in rows]),

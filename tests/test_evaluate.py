@@ -18,7 +18,7 @@ from imavae.config.settings import RunConfig
 from imavae.data import dataset
 from imavae.data.dataset import Split, Truth
 from imavae.metrics import evaluate as evaluation
-from imavae.metrics.glossary import METRICS, TRUTH, Stage, absent
+from imavae.metrics.glossary import CURVE_POINTS, METRICS, TRUTH, absent
 from imavae.model import vae
 from imavae.rng import stream
 from imavae.training.ensemble import ensemble
@@ -48,7 +48,8 @@ POINTS = [
 ]
 each_point = pytest.mark.parametrize("at", POINTS, ids=lambda p: f"{p.data.dim}-{p.model.prior}")
 Values = dict[str, Tensor]
-FINAL, PROBES = ({metric.name for metric in METRICS if metric.stage == stage} for stage in ("final", "probes"))
+PROBES = {metric.name for metric in METRICS if metric.probe}
+NOT_OBVIOUS = {"agreement", "amari", "conformal_contrast"}  # compared with other computations
 
 
 def split_of(at: RunConfig, n: int = 1400) -> Split:
@@ -70,15 +71,15 @@ def first(split: Split, n: int, dtype: torch.dtype = torch.float64) -> Split:
 
 
 def evaluated(
-    at: RunConfig, flat: Tensor, split: Split, seeds: list[int] | None = None, stage: Stage = "validation"
+    at: RunConfig, flat: Tensor, split: Split, seeds: list[int] | None = None, probes: bool = False
 ) -> Values:
     """Of members of these seeds, in one world."""
     members = dataclasses.replace(at.members, seed=tuple(seeds or range(len(flat))))
-    return of_rows(dataclasses.replace(at, members=members), flat, split, stage)
+    return of_rows(dataclasses.replace(at, members=members), flat, split, probes)
 
 
-def of_rows(at: RunConfig, flat: Tensor, split: Split, stage: Stage = "validation") -> Values:
-    return evaluation.evaluate(ensemble([at], "cpu"), flat, torch.arange(len(flat)), split, stage)
+def of_rows(at: RunConfig, flat: Tensor, split: Split, probes: bool = False) -> Values:
+    return evaluation.evaluate(ensemble([at], "cpu"), flat, torch.arange(len(flat)), split, probes)
 
 
 def best_matching(s: Tensor, z: Tensor) -> float:
@@ -170,10 +171,10 @@ def test_every_metric_is_the_obvious_one(at: RunConfig, members: int) -> None:
     values = evaluated(at, flat, split, seeds)
     for m in range(members):
         expected = obvious(at, flat[m], split, seeds[m])
-        for name in values.keys() - {"agreement"}:
+        for name in values.keys() - NOT_OBVIOUS:
             assert float(values[name][m]) == pytest.approx(expected[name], rel=1e-9, abs=1e-10), name
     asked = dataclasses.replace(at, members=dataclasses.replace(at.members, seed=tuple(seeds)))
-    assert set(values) == set(METRICS.names()) - absent(asked, True, "validation").keys()
+    assert set(values) == set(METRICS.names()) - absent(asked, True).keys()
     assert list(values) == [name for name in METRICS.names() if name in values]
     if members == 2:
         locations = [plain_model(at, row).encode(split.observations[0]) for row in flat]
@@ -181,32 +182,47 @@ def test_every_metric_is_the_obvious_one(at: RunConfig, members: int) -> None:
 
 
 @each_point
-def test_the_later_the_stage_the_more_is_evaluated_and_nothing_changes(at: RunConfig) -> None:
+def test_probes_are_added_and_change_nothing(at: RunConfig) -> None:
     split, flat = split_of(at, n=400), random_members(at, [5, 6])
-    stages: list[Stage] = ["validation", "final", "probes"]
-    quick, final, probed = (evaluated(at, flat, split, [5, 6], stage) for stage in stages)
-    assert final.keys() - quick.keys() == FINAL
+    final, probed = (evaluated(at, flat, split, [5, 6], probes) for probes in (False, True))
     assert probed.keys() - final.keys() == PROBES
     for name, value in probed.items():
         assert value.shape == (2,)
         assert value.isfinite().all(), name
-        for earlier in (quick, final):
-            assert torch.equal(earlier.get(name, value), value), name
+        assert torch.equal(final.get(name, value), value), name
     for name in PROBES:
         assert ((probed[name] >= 0) & (probed[name] <= 1)).all(), name
     assert (final["conformal_contrast"] >= final["cima"] - 1e-12).all()
-    no_truth = evaluated(at, flat, dataclasses.replace(split, truth=None), [5, 6], "probes")
+    no_truth = evaluated(at, flat, dataclasses.replace(split, truth=None), [5, 6], True)
     assert probed.keys() - no_truth.keys() == {metric.name for metric in METRICS if TRUTH[0] in metric.needs}
+
+
+@each_point
+def test_a_validation_has_curves_at_the_first_points_and_objectives_over_all(at: RunConfig) -> None:
+    split, flat, rows = split_of(at), random_members(at, [5, 6]), torch.arange(2)
+    members = ensemble([dataclasses.replace(at, members=dataclasses.replace(at.members, seed=(5, 6)))], "cpu")
+    whole = evaluation.evaluate(members, flat, rows, split)
+    few = evaluation.evaluate(members, flat, rows, first(split, CURVE_POINTS))
+    for objectives in ((), ("val/mcc", "val/cima", "val/amari", "val/agreement")):
+        values = evaluation.validate(members, flat, rows, split, objectives)
+        curves = {metric.name: metric.curve for metric in METRICS if metric.name in whole}
+        curves |= {name.removeprefix("val/"): "all" for name in objectives}
+        assert list(values) == [name for name in whole if curves[name] != "none"]
+        for name, value in values.items():
+            assert len(split) > CURVE_POINTS
+            assert torch.equal(value, whole[name]) == (curves[name] == "all" or torch.equal(few[name], whole[name]))
+            if curves[name] == "first":
+                torch.testing.assert_close(value, few[name], rtol=1e-12, atol=0)
 
 
 def test_each_member_is_compared_with_the_sources_of_its_own_world() -> None:
     at = config({"dim": 3, "n_obs": 2000, "mixing": {"name": "mlp"}}, {"gamma": 3.0}, **WORLDS)
     split, flat = split_of(at, 400), random_members(at, [1, 2, 3, 1, 2, 3])
-    values = of_rows(at, flat, split, "final")
+    values = of_rows(at, flat, split)
     assert split.truth is not None
     for row, (world, seed) in enumerate((w, seed) for w in range(2) for seed in (1, 2, 3)):
         expected = obvious(at, flat[row], split, seed, world)
-        for name in values.keys() - {"agreement", *FINAL}:
+        for name in values.keys() - NOT_OBVIOUS:
             assert float(values[name][row]) == pytest.approx(expected[name], rel=1e-9, abs=1e-10), name
     for world, others in enumerate(([1, 2], [4, 5])):  # agreement stays within a world
         locations = [plain_model(at, flat[row]).encode(split.observations[world]) for row in (3 * world, *others)]
@@ -222,7 +238,7 @@ def test_a_conditional_priors_metrics_follow_the_segments() -> None:
     values = of_rows(at, flat, split)
     for row, seed in enumerate((1, 2)):
         expected = obvious(at, flat[row], split, seed)
-        for name in values.keys() - {"agreement", "active_units"}:
+        for name in values.keys() - {*NOT_OBVIOUS, "active_units"}:
             assert float(values[name][row]) == pytest.approx(expected[name], rel=1e-9, abs=1e-10), name
 
 
@@ -230,9 +246,9 @@ def test_a_conditional_priors_metrics_follow_the_segments() -> None:
 def test_a_member_alone_has_the_values_it_has_among_others(at: RunConfig) -> None:
     split, seeds = split_of(at), list(range(40))
     flat = random_members(at, seeds)
-    together = evaluated(at, flat, split, seeds, "final")
+    together = evaluated(at, flat, split, seeds)
     for m in (0, 17, 39):
-        alone = evaluated(at, flat[m : m + 1], split, [m], "final")
+        alone = evaluated(at, flat[m : m + 1], split, [m])
         assert together.keys() - alone.keys() == {"agreement"}
         for name, value in alone.items():
             torch.testing.assert_close(value, together[name][m : m + 1], rtol=1e-10, atol=1e-12, msg=name)
@@ -243,7 +259,7 @@ def test_members_of_one_seed_share_their_noise_and_gamma_is_each_members_own() -
     at, wide = (dataclasses.replace(point(3, UNIFORM, gamma=g), members=POINTS[0].members) for g in (3.0, 30.0))
     one_seed = [dataclasses.replace(p, members=dataclasses.replace(p.members, seed=(4,))) for p in (at, wide)]
     split, flat = split_of(at), torch.cat([random_members(p, [1]) for p in one_seed])
-    values = evaluation.evaluate(ensemble(one_seed, "cpu"), flat, torch.arange(2), split, "validation")
+    values = evaluation.evaluate(ensemble(one_seed, "cpu"), flat, torch.arange(2), split)
     for name, value in evaluated(wide, flat[1:], split, [4]).items():
         torch.testing.assert_close(values[name][1:], value, msg=name)
     assert values["gamma"].tolist() == pytest.approx([3.0, 30.0])
@@ -268,8 +284,8 @@ def test_evaluation_repeats_itself_and_leaves_global_generators_alone(dtype: tor
 def test_single_precision_agrees_with_double(at: RunConfig) -> None:
     split, flat = split_of(at), random_members(at, [1, 2])
     # the noise is another one in another precision, so the metrics of samples are left out
-    exact = evaluated(at, flat, split, stage="final")
-    rounded = evaluated(at, flat.float(), first(split, 1400, torch.float32), stage="final")
+    exact = evaluated(at, flat, split)
+    rounded = evaluated(at, flat.float(), first(split, 1400, torch.float32))
     plain = ("mcc_mean", "r2_linear", "agreement", "cima", "cima_batch", "cima_truth", "column_norm", "amari")
     for name in (*plain, "self_consistency", "mse_obs", "mse_source", "active_units", "gamma", "log_px", "l_ima"):
         torch.testing.assert_close(rounded[name], exact[name], rtol=2e-4, atol=2e-5, msg=name)
@@ -368,7 +384,7 @@ def test_source_errors_mean_something_only_where_supports_agree() -> None:
     for source, prior, agree in settings:
         at = point(3, prior)
         at = dataclasses.replace(at, data=point(3, source).data)
-        values = evaluated(at, random_members(at, [1]), split_of(at), stage="final")
+        values = evaluated(at, random_members(at, [1]), split_of(at))
         assert ("mse_source" in values) == agree
         assert ("mcc_cdf" in values) == (source["name"] == "uniform" and prior["name"] != "uniform")
 
@@ -377,6 +393,6 @@ def test_source_errors_mean_something_only_where_supports_agree() -> None:
 def test_any_number_of_points_will_do(n: int) -> None:
     at = POINTS[0]
     split, flat = split_of(at, n), random_members(at, [5])
-    values, expected = evaluated(at, flat, split, [11], stage="final"), obvious(at, flat[0], split, 11)
+    values, expected = evaluated(at, flat, split, [11]), obvious(at, flat[0], split, 11)
     for name in ("neg_elbo", "mcc_batch", "cima", "mse_source"):
         assert float(values[name]) == pytest.approx(expected[name], rel=1e-9), name

@@ -14,7 +14,8 @@ from imavae.cli.reference import metrics_page
 from imavae.config.settings import RunConfig, run_config
 from imavae.errors import UserError
 from imavae.metrics import identifiability
-from imavae.metrics.glossary import METRICS, SOURCES, STAGES, Evaluation, Metric, absent, check_metric
+from imavae.metrics.forward import Evaluation
+from imavae.metrics.glossary import CURVE_POINTS, METRICS, SOURCES, Metric, absent, check_metric
 from tests.helpers import UNIFORM, config, trained
 
 SETTINGS = [
@@ -27,8 +28,8 @@ SETTINGS = [
 
 def test_every_metric_is_defined_and_objectives_are_checked_against_its_direction() -> None:
     at = SETTINGS[3]
-    reasons = absent(at, True, "validation")
-    assert set(reasons) == {metric.name for metric in METRICS if metric.stage != "validation"}
+    reasons = absent(at, True)
+    assert set(reasons) == {metric.name for metric in METRICS if metric.probe}
     for entry in METRICS:
         assert entry.definition, entry.name
         assert entry.equation, entry.name
@@ -41,10 +42,10 @@ def test_every_metric_is_defined_and_objectives_are_checked_against_its_directio
             check_metric(at, bad, "max")
 
 
-@pytest.mark.parametrize("name", ["agreement", "mcc_cdf", "mse_source", "amari", "conformal_contrast", "sap"])
-def test_a_metric_that_no_validation_has_is_no_objective(name: str) -> None:
+@pytest.mark.parametrize("name", ["agreement", "mcc_cdf", "mse_source", "sap"])
+def test_a_metric_that_a_setting_lacks_is_no_objective(name: str) -> None:
     at = config({"source": UNIFORM}, {"prior": {"name": "uniform", "low": -1.0, "high": 1.0}}, members={"seed": [1]})
-    reason = absent(at, True, "validation")[name]
+    reason = absent(at, True)[name]
     with pytest.raises(UserError, match=re.escape(f"objective.metric=val/{name}") + f".*{re.escape(reason)}"):
         check_metric(at, f"val/{name}", METRICS[name].direction)
 
@@ -55,20 +56,21 @@ def test_the_page_has_every_metric_and_every_reason(at: RunConfig) -> None:
     reasons = dict(re.findall(r"^(\d+)\. (.+)$", page, re.MULTILINE))
     numbers = dict(re.findall(r"^\| `(\w+)` .*\| ([\d, ]*) \|$", page, re.MULTILINE))
     assert list(numbers) == METRICS.names()
-    for stage in STAGES:
+    for probes in (True, False):
         for truth in (True, False):
-            for name, reason in absent(at, truth, stage).items():
+            for name, reason in absent(at, truth, probes).items():
                 assert reason in [reasons[number] for number in numbers[name].split(", ")], name
 
 
 def test_bounds_of_points_are_what_the_definitions_say() -> None:
     assert f"{identifiability.AGREEMENT_POINTS:,} points" in METRICS["agreement"].definition
     assert f"{identifiability.PROBE_POINTS:,} points" in METRICS["r2_nonlinear"].definition
+    assert f"{CURVE_POINTS:,}" in metrics_page()
 
 
 @pytest.fixture
 def own_metric() -> Iterator[str]:
-    @Metric("max", "max_k |corr(s_1, z_k)|", needs=[SOURCES], floor=0.0)
+    @Metric("max", "max_k |corr(s_1, z_k)|", curve="first", needs=[SOURCES], floor=0.0)
     def first_source(at: Evaluation) -> torch.Tensor:
         """Greatest correlation of the first source."""
         return at.correlation(at.standardised_locations)[:, 0].abs().amax(1)

@@ -91,7 +91,7 @@ def test_every_metric_equals_what_is_logged_of_a_member() -> None:
     for prior in (UNIFORM, GAUSSIAN):  # mse_source is there with the first alone, mcc_cdf with the second
         session = session_of(prior)
         rows = torch.arange(3)
-        logged = session.evaluate("val", session.state.frozen, rows, "probes")
+        logged = session.evaluate("val", session.state.frozen, rows, probes=True)
         seen |= {name.removeprefix("val/") for name in logged}
         for row in range(3):
             ours = by_hand(session, row, float(logged["val/neg_elbo"][row]))

@@ -224,7 +224,7 @@ def test_the_mixing_as_decoder_has_no_weights_and_the_mixings_jacobian() -> None
     for member in range(2):
         expected = pointwise_jacobian(f.forward, stacked[member].T).permute(1, 2, 0)
         torch.testing.assert_close(jacobian[member], expected, rtol=1e-10, atol=1e-12)
-    values = trained([at]).evaluate("val", session.state.weights, torch.arange(2), "final")
+    values = trained([at]).evaluate("val", session.state.weights, torch.arange(2))
     torch.testing.assert_close(values["val/cima"], torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-9)  # Möbius
 
 

@@ -103,7 +103,7 @@ def test_the_written_out_gradient_is_autograds_with_more_columns_than_latents(pa
 def test_metrics_are_right_with_more_columns_than_latents(path: Path) -> None:
     session = Session.start([own(path)], CPU)
     train_epoch(session.ensemble, session.state, session.data.train)
-    values = session.evaluate("val", session.state.weights, session.state.active, "final")
+    values = session.evaluate("val", session.state.weights, session.state.active)
     x = session.data.val.observations[0]
     for row, flat in enumerate(session.state.weights):
         model = plain_model(own(path), flat)  # without the scaling: these rows are standardised
@@ -152,14 +152,14 @@ def test_a_member_with_more_columns_than_latents_does_not_depend_on_its_company(
 
 
 def test_without_sources_what_needs_them_is_absent_with_a_reason(path: Path) -> None:
-    reasons = absent(own(path), False, "probes")
+    reasons = absent(own(path), False, probes=True)
     assert set(reasons) == {metric.name for metric in METRICS if {SOURCES, *TRUTH} & set(metric.needs)}
     assert reasons["mcc"] == SOURCES.reason
     assert reasons["amari"] == TRUTH[1].reason
     for precision in ("learned", "mle"):
         session = trained([run_config({**to_mapping(own(path)), "model": {"precision": precision}})])
         assert set(session.criteria) == {"val/neg_elbo"}
-        found = session.evaluate("test", session.state.frozen, torch.arange(3), "probes")
+        found = session.evaluate("test", session.state.frozen, torch.arange(3), probes=True)
         assert {name.removeprefix("test/") for name in found} == set(METRICS.names()) - reasons.keys()
         assert all(value.isfinite().all() for value in found.values())
     assert (
@@ -170,12 +170,12 @@ def test_without_sources_what_needs_them_is_absent_with_a_reason(path: Path) -> 
 
 def test_with_sources_only_the_mixing_is_missing(path: Path) -> None:
     config = own(path, sources_path=str(path), dim=None)  # the columns themselves
-    reasons = absent(config, False, "probes")
+    reasons = absent(config, False, probes=True)
     truth = {metric.name for metric in METRICS if TRUTH[0] in metric.needs}
     assert set(reasons) == {*truth, "mse_source", "mcc_cdf"}
     session = trained([config])
     assert session.criteria == ("val/mcc", "val/neg_elbo")
-    found = session.evaluate("val", session.state.frozen, torch.arange(3), "probes")
+    found = session.evaluate("val", session.state.frozen, torch.arange(3), probes=True)
     assert {name.removeprefix("val/") for name in found} == set(METRICS.names()) - reasons.keys()
 
 

@@ -15,7 +15,7 @@ from imavae.config.settings import RunConfig
 from imavae.data import sprites as drawing
 from imavae.data.dataset import Dataset, Split, make
 from imavae.data.images import Cache
-from imavae.metrics import disentanglement, evaluate, identifiability
+from imavae.metrics import disentanglement, forward, identifiability
 from imavae.metrics.evaluate import posterior_shapes
 from imavae.metrics.glossary import METRICS, TOO_SLOW, TRUTH, absent
 from imavae.rng import stream
@@ -152,8 +152,8 @@ def test_metrics_are_those_of_the_plain_model(tmp_path: Path, monkeypatch: pytes
     assert evaluated(config.data.observed) == 64
     for name, value in session.evaluate("val", flat, rows).items():  # the chunks' size changes nothing
         torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=1e-12)
-    monkeypatch.setattr(evaluate, "VALIDATED", 128 * 768)
-    monkeypatch.setattr(evaluate, "DIFFERENTIATED", 64 * 768)
+    monkeypatch.setattr(forward, "VALIDATED", 128 * 768)
+    monkeypatch.setattr(forward, "DIFFERENTIATED", 64 * 768)
     some = session.evaluate("val", flat, rows)
     assert set(some) == set(whole)
     split, model = session.data.val.first(128), plain_model(config, flat[1])
@@ -164,7 +164,7 @@ def test_metrics_are_those_of_the_plain_model(tmp_path: Path, monkeypatch: pytes
     assert float(some["val/mcc_mean"][1]) == pytest.approx(float(expected), rel=1e-9)
     _, jacobian = model.architecture.decoder.jacobian(model.weights, model.encode(x[:64]).T[None])
     assert float(some["val/column_norm"][1]) == pytest.approx(float(jacobian.norm(dim=1).mean()), rel=1e-9)
-    final = session.evaluate("test", flat, rows, "final")  # all points: Jacobians at some
+    final = session.evaluate("test", flat, rows)  # all points: Jacobians at some
     x = pixels(session.data.test)
     assert float(final["test/mse_obs"][1]) == pytest.approx(float((model(x) - x).square().mean()), rel=1e-9)
     cycle = (model.encode(model.decode(session.data.test.sources[0])) - session.data.test.sources[0]).square().mean()
@@ -175,12 +175,12 @@ def test_what_images_cannot_have_is_absent_and_said(tmp_path: Path) -> None:
     config = sprites(tmp_path)
     session = Session.start([config], CPU)
     values = session.evaluate("val", session.state.weights, session.state.active)
-    reasons = absent(config, session.data.val.truth is not None, "validation")
+    reasons = absent(config, session.data.val.truth is not None)
     assert not set(reasons) & {name.removeprefix("val/") for name in values}
     for metric in METRICS:
         assert TRUTH[0] not in metric.needs or reasons[metric.name] == TRUTH[0].reason
-    assert reasons["mse_source"] == TOO_SLOW["final"]
-    assert "mse_source" not in absent(config, False, "final")
+    assert reasons["sap"] == TOO_SLOW
+    assert "sap" not in absent(config, False, probes=True)
 
 
 def test_the_portrait_has_jacobians_of_fewer_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ def test_the_portrait_has_jacobians_of_fewer_points(tmp_path: Path, monkeypatch:
     rows = torch.arange(2)
     whole = posterior_shapes(session.ensemble, session.state.weights, rows, session.data.val)
     monkeypatch.setattr("imavae.training.ensemble.EVALUATED_NUMBERS", 64 * 768)
-    monkeypatch.setattr(evaluate, "DIFFERENTIATED", 64 * 768)
+    monkeypatch.setattr(forward, "DIFFERENTIATED", 64 * 768)
     few = posterior_shapes(session.ensemble, session.state.weights, rows, session.data.val)
     assert few.latents.shape == whole.latents.shape == (2, 4, 128)
     torch.testing.assert_close(few.formula, whole.formula[..., :64], rtol=1e-4, atol=0)
@@ -203,7 +203,7 @@ def test_the_shape_takes_as_many_values_as_there_are_and_is_discrete_to_the_metr
     third = 1 / 3
     assert sorted(set(shape.tolist())) == pytest.approx([-third, 0, third], abs=1e-12)
     flat, rows = random_members(config, [1]), torch.arange(1)
-    values = session.evaluate("val", flat, rows, "probes")
+    values = session.evaluate("val", flat, rows, probes=True)
     model = plain_model(config, flat[0])
     codes, factors = model.encode(pixels(split)).numpy(), split.sources[0].numpy()
     kinds = [False, False, False, True]
@@ -217,7 +217,7 @@ def test_the_shape_takes_as_many_values_as_there_are_and_is_discrete_to_the_metr
     renamed.sources[0, :, 3] = torch.where(shape == 0, 9.0, shape)  # the order of names means nothing
     session.data = dataclasses.replace(session.data, val=renamed)
     for name in ("mcc", "mcc_mean", "mcc_spearman", "mcc_batch", "sap", "mig"):
-        again = session.evaluate("val", flat, rows, "probes")[f"val/{name}"]
+        again = session.evaluate("val", flat, rows, probes=True)[f"val/{name}"]
         torch.testing.assert_close(again, values[f"val/{name}"], rtol=1e-9, atol=1e-9)
 
 

@@ -88,11 +88,12 @@ def pages() -> dict[str, str]:
 
 def metrics_page() -> str:
     """The text of docs/metrics.md."""
-    from imavae.metrics.glossary import METRICS
+    from imavae.metrics.glossary import CURVE_POINTS, METRICS
 
     arrows = {"max": "↑", "min": "↓", "one": "→ 1", "none": ""}
     reasons = list(dict.fromkeys(reason for entry in METRICS for reason in entry.reasons))
-    return _rendered("metrics.md.j2", metrics=list(METRICS), reasons=reasons, arrows=arrows)
+    points = f"{CURVE_POINTS:,}"
+    return _rendered("metrics.md.j2", metrics=list(METRICS), reasons=reasons, arrows=arrows, points=points)
 
 
 def settings_page() -> str:

@@ -188,9 +188,10 @@ def self_consistency_batch(variance: Values, jacobian: Values, gamma: float, cur
     over whole batches: the published estimator (Reizinger et al., NeurIPS 2022), for comparison only. Arguments as for
     :func:`self_consistency`.
     """
-    posterior = _posterior(variance, jacobian, gamma, curvature)
-    _require_batch(posterior[0])
-    return float(ima.batch_ratio(*posterior).mean())
+    *rows, precision = _posterior(variance, jacobian, gamma, curvature)
+    _require_batch(rows[0])
+    at, bent, spread = map(ima.batch_mean, rows)
+    return float(ima.batch_ratio(at, bent, spread, precision).mean())
 
 
 class Likelihoods(NamedTuple):

@@ -8,7 +8,7 @@ are fitted on the first 2,000 points at most of the first half, and scored on as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ Array = NDArray[np.float64]
 class DCI(NamedTuple):
     """Each latent codes at most one source; one latent codes each source; the latents predict the sources."""
 
-    disentanglement: float
-    completeness: float
-    informativeness: float
+    disentanglement: Any  # numbers, or tensors (member,)
+    completeness: Any
+    informativeness: Any
 
 
 def dci(sources: Float[np.ndarray, "n k"], latents: Float[np.ndarray, "n d"], discrete: Sequence[bool]) -> DCI:

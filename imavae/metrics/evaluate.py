@@ -1,172 +1,107 @@
-"""Evaluation of members on a split: one forward pass over the points, from which every metric and the data of the
-figures are computed.
+"""Evaluation of members on a split, in blocks: every metric, and the data of the figures. A member's values do not
+depend on its company.
 
-Points go through the networks in chunks of fixed size and members in blocks: a member's values do not depend on its
-company, the activations stay in the processor's cache, and no Jacobian outlives its chunk.
-
-Images are expensive: a validation takes the first of them only (2,688 images of 3 x 64 x 64), and Jacobians are taken
-at the first 320 of any split.
+:func:`evaluate` computes all metrics over all points, for the best states. :func:`validate` is for the many validations
+of a training, so it computes what selection and curves need.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from imavae.data.dataset import Split, chunk
-from imavae.metrics import ima
-from imavae.metrics.glossary import METRICS, AllMembers, Evaluation, MixingTruth, Stage, absent
+from imavae.data.dataset import Split
+from imavae.metrics.forward import Evaluation
+from imavae.metrics.glossary import CURVE_POINTS, METRICS, AllMembers, Metric, absent
 from imavae.metrics.identifiability import AGREEMENT_POINTS, best_matching, correlation
-from imavae.model.networks import Weights
-from imavae.model.vae import GAMMA
 from imavae.rng import stream
 from imavae.training.ensemble import EVALUATED_POINTS, Ensemble, evaluated
 
 ACTIVATIONS = 2**19  # at most, per block of members and chunk of points
-VALIDATED = 2**25  # numbers at most in the images of a validation
-DIFFERENTIATED = 2**22  # and in those at which Jacobians are taken
 SCATTERED = 1000  # points of a split in the figures of latents and variances
 IMAGES = 10  # images of a split in the figure of reconstructions
 STEPS = 9  # of a traversal
 ENDS = 0.01, 0.99  # quantiles of a latent, over points, between which its traversal runs
 QUANTILE_POINTS = 640  # points from which these quantiles and the matched factors are estimated
 
-
-class Points(NamedTuple):
-    """Latents of a block of members at each point."""
-
-    sample: Float[Tensor, "member d n"]
-    location: Float[Tensor, "member d n"]
-    cdf: Float[Tensor, "member d n"] | None  # of the prior at the sample, if asked for
+Values = dict[str, Float64[Tensor, " member"]]
 
 
-@torch.no_grad()
 def evaluate(
     ensemble: Ensemble,
     flat: Float[Tensor, "member parameter"],
     rows: Int[Tensor, " member"],
     split: Split,
-    stage: Stage,
-) -> dict[str, Float[Tensor, " member"]]:
-    """Compute every metric that the setting has up to ``stage``, for the members in ``rows`` with weights ``flat``.
+    probes: bool = False,
+) -> Values:
+    """Compute every metric that the setting has over the whole split, for the members in ``rows`` with weights
+    ``flat``; with ``probes`` also the slow ones.
 
     A member's posterior noise is drawn from its seed alone, the same at each call: two validations differ in the
     weights only. Returns float64 tensors on the CPU.
     """
-    missing, device = absent(ensemble.config, split.truth is not None, stage), flat.device
-    wanted = [metric for metric in METRICS if metric.name not in missing]
-    names = [metric.name for metric in wanted]
+    return _evaluate(ensemble, flat, rows, split, _known(ensemble, split, probes), [])
+
+
+def validate(
+    ensemble: Ensemble,
+    flat: Float[Tensor, "member parameter"],
+    rows: Int[Tensor, " member"],
+    split: Split,
+    objectives: Collection[str] = (),
+) -> Values:
+    """Compute the metrics of a validation during training.
+
+    The ``objectives`` and the metrics whose curve is over ``all`` points have the values that :func:`evaluate` gives;
+    those whose curve is over the ``first`` points are estimated there.
+    """
+    known = _known(ensemble, split)
+    whole = [metric for metric in known if metric.curve == "all" or f"val/{metric.name}" in objectives]
+    first = [metric for metric in known if metric.curve == "first" and metric not in whole]
+    return _evaluate(ensemble, flat, rows, split, whole, first)
+
+
+def _known(ensemble: Ensemble, split: Split, probes: bool = False) -> list[Metric]:
+    missing = absent(ensemble.config, split.truth is not None, probes)
+    return [metric for metric in METRICS if metric.name not in missing]
+
+
+@torch.no_grad()
+def _evaluate(
+    ensemble: Ensemble,
+    flat: Float[Tensor, "member parameter"],
+    rows: Int[Tensor, " member"],
+    split: Split,
+    whole: Sequence[Metric],
+    first: Sequence[Metric],
+) -> Values:
+    """Compute metrics over the ``whole`` split and at its ``first`` points, block by block."""
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
     block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED_POINTS))
     members, worlds = [ensemble.members[row] for row in rows.tolist()], ensemble.world_of(rows)
-    discrete = [factor.discrete for factor in ensemble.config.data.source_factors]
-    unknown = torch.empty(len(ensemble.worlds), 0, dtype=torch.float64, device=device)
-    truth = MixingTruth(unknown, unknown)
-    if split.truth is not None:
-        truth = MixingTruth(split.truth.log_px, ima.pointwise_contrast(split.truth.jacobian))
-    parts: list[dict[str, Tensor]] = []
-    locations: list[Tensor] = []
-    for at in torch.split(torch.arange(len(flat), device=device), block):
-        world, shape = worlds[at], (ensemble.model.dim, len(split))
-        streams = [stream(members[i].seed, "evaluation", device) for i in at.tolist()]
-        noise = [torch.randn(shape, generator=one, dtype=flat.dtype, device=device) for one in streams]
-        weights = ensemble.model.layout.views(flat[at])
-        averages, points, local = forward(ensemble, weights, split, world, torch.stack(noise), names)
-        averages["gamma"] = weights[GAMMA].exp()
-        # the sources of a single world are ranked and standardised once, not for each member
-        sources = split.sources[0].T if len(ensemble.worlds) == 1 else split.sources[world].mT
-        mixing = MixingTruth(truth.log_px[world], truth.contrast[world])
-        evaluation = Evaluation(averages, *points, local, mixing, sources, discrete)
-        parts.append({metric.name: metric.compute(evaluation) for metric in wanted if not metric.across_members})
-        locations.append(points.location[..., :AGREEMENT_POINTS].contiguous())  # a view would keep all points
-    result = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    every = AllMembers(torch.cat(locations), [(member.point, member.world) for member in members])
-    result |= {metric.name: metric.compute(every) for metric in wanted if metric.across_members}
-    return {name: result[name].double().cpu() for name in names}
-
-
-def shortened(split: Split, observed: int, numbers: int | None = None) -> Split:
-    """The part of a split that is evaluated in a validation: of images, the first whole chunks of ``numbers`` numbers
-    at most (by default :data:`VALIDATED`).
-    """
-    size, most = evaluated(observed), VALIDATED if numbers is None else numbers
-    return split if split.images is None else split.first(max(1, most // (observed * size)) * size)
-
-
-def forward(
-    ensemble: Ensemble,
-    weights: Weights,
-    split: Split,
-    world: Int[Tensor, " member"],
-    noise: Float[Tensor, "member d n"],
-    names: Collection[str] = (),
-    keep_variance: bool = False,
-) -> tuple[dict[str, Tensor], Points, ima.LocalTerms]:
-    """Run a block of members over a split: averages over points (member,), latents, and terms of the Jacobians.
-
-    Everything that needs a Jacobian is computed per chunk of points, while the Jacobian is in the processor's cache.
-
-    Args:
-        ensemble: Ensemble of the members.
-        weights: Weights of the members.
-        split: Observations.
-        world: Index of each member's world.
-        noise: Standard normal noise of the posterior samples.
-        names: Metrics that are asked for; mcc_cdf, mse_source and amari need more work.
-        keep_variance: True to keep the posterior's variance and its formula at each point.
-    """
-    model, observed, n = ensemble.model, ensemble.config.data.observed, len(split)
-    size, gamma = evaluated(observed), weights[GAMMA].exp()
-    few = len(shortened(split, observed, DIFFERENTIATED))
-    sums: dict[str, Tensor] = {}
-    chunks, near = [], []
-    truth = None if split.truth is None or "amari" not in names else split.truth.jacobian
-    for start in range(0, n, size):
-        at = slice(start, start + size)
-        x, share = split.block(world, at), len(range(n)[at]) / n
-        theta = model.theta(weights, None if split.segments is None else split.segments[world, at])
-        q = model.posterior(weights, x)
-        y, mean, variance = q.sample(noise[:, :, at]), q.mean, q.variance()
-        means = model.elbo_at(weights, x, q, y, theta)._asdict()
-        z, location = model.prior.latent(y), model.prior.latent(mean)
-        if start < few:
-            reconstruction, jacobian = model.decoder.jacobian(weights, location)
-            slope, curvature = model.prior.slope(mean), model.prior.curvature(mean, theta)
-            contrast, full, norms = ima.contrast(jacobian)
-            inverse = ima.inverse_variance(norms.square(), slope, curvature, gamma)
-            terms = ima.LocalTerms(
-                contrast=contrast,
-                full=full,
-                norms=norms,
-                log_ratio=(variance * inverse).log_().mean(1),
-                batch_jacobian=ima.batch_mean(jacobian),
-                batch_ratio=ima.batch_ratio(jacobian * slope[:, None], curvature, variance, gamma),
-                amari=None if truth is None else ima.amari(jacobian, truth[..., at][world if len(truth) > 1 else 0]),
-                variance=variance if keep_variance else None,
-                inverse_variance=inverse if keep_variance else None,
-            )
-            near.append(terms)
-        else:
-            reconstruction = model.decoder(weights, location)
-        means["mse_obs"] = (reconstruction - x).square().mean((1, 2))
-        if "mse_source" in names:  # otherwise the decoder can't take sources for latents
-            s = chunk(split.sources, world, at)
-            cycle = model.prior.latent(model.posterior(weights, model.decoder(weights, s)).mean)
-            means["mse_source"] = (cycle - s).square().mean((1, 2))
-        means["prior_variance"] = model.prior.variance(theta).double().expand_as(y).mean(2)  # of each latent
-        for name, value in means.items():
-            sums[name] = sums.get(name, 0) + value.double() * share
-        chunks.append(Points(z, location, cdf=model.prior.cdf(z, theta) if "mcc_cdf" in names else None))
-    joined: list[list[Any]] = [
-        [None if parts[0] is None else torch.cat(parts, -1) for parts in zip(*kept, strict=True)]
-        for kept in (chunks, near)
-    ]
-    return sums, Points(*joined[0]), ima.LocalTerms(*joined[1])
+    compared = any(metric.name == "amari" for metric in whole)
+    parts: dict[str, list[Tensor]] = {metric.name: [] for metric in (*whole, *first)}
+    for start in range(0, len(flat), block):
+        some = slice(start, start + block)
+        noise = flat.new_empty(len(members[some]), ensemble.model.dim, len(split))
+        for row, member in zip(noise, members[some], strict=True):
+            row.normal_(generator=stream(member.seed, "evaluation", flat.device))
+        points = Evaluation.over(ensemble, flat[some], split, worlds[some], noise, compared)
+        for metrics, at in ((whole, points), (first, points.first(CURVE_POINTS))):
+            for metric in metrics:
+                if metric.across_members:  # of its input a copy is kept: a view would keep all points
+                    parts[metric.name].append(at.locations[..., :AGREEMENT_POINTS].clone())
+                else:
+                    parts[metric.name].append(metric.compute(at))
+    values = {name: torch.cat(parts[name]) for name in METRICS.names() if name in parts}
+    groups = [(member.point, member.world) for member in members]
+    for name in (name for name in values if METRICS[name].across_members):
+        values[name] = METRICS[name].compute(AllMembers(values[name], groups))
+    return {name: value.double().cpu() for name, value in values.items()}
 
 
 class PosteriorShapes(NamedTuple):
@@ -185,19 +120,17 @@ def posterior_shapes(
     ensemble: Ensemble, flat: Float[Tensor, "member parameter"], rows: Int[Tensor, " member"], split: Split
 ) -> PosteriorShapes:
     """Latents and posterior variances of the members in ``rows`` with weights ``flat``, at the first points."""
-    few, world = dataclasses.replace(split.first(SCATTERED), truth=None), ensemble.world_of(rows)
+    few, world = split.first(SCATTERED), ensemble.world_of(rows)
     sources = few.sources[world].mT
     noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
-    _, points, local = forward(ensemble, ensemble.model.layout.views(flat), few, world, noise, keep_variance=True)
-    assert local.variance is not None  # noqa: S101  -- asked for by name
-    assert local.inverse_variance is not None  # noqa: S101
-    latents = points.location.cpu()
+    points = Evaluation.over(ensemble, flat, few, world, noise)
+    latents = points.locations.cpu()
     if ensemble.config.data.has_sources:
         discrete = [factor.discrete for factor in ensemble.config.data.source_factors]
-        tables = correlation(sources, points.location, discrete).abs().nan_to_num().cpu().numpy()
+        tables = correlation(sources, points.locations, discrete).abs().nan_to_num().cpu().numpy()
         order = torch.tensor([best_matching(table)[1].tolist() for table in tables])
         latents = torch.take_along_dim(latents, order[:, :, None], dim=1)
-    return PosteriorShapes(sources.cpu(), latents, local.variance.cpu(), 1 / local.inverse_variance.cpu())
+    return PosteriorShapes(sources.cpu(), latents, points.variance.cpu(), 1 / points.inverse_variance.cpu())
 
 
 class ImagePanels(NamedTuple):

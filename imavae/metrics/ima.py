@@ -145,31 +145,17 @@ def inverse_variance(
 
 
 def batch_ratio(
-    jacobian: Float[torch.Tensor, "member o d n"],
-    curvature: Float[torch.Tensor, "member d n"],
-    variance: Float[torch.Tensor, "member d n"],
+    jacobian: Float[torch.Tensor, "member o d batch"],
+    curvature: Float[torch.Tensor, "member d batch"],
+    variance: Float[torch.Tensor, "member d batch"],
     gamma: Float[torch.Tensor, " member"],
 ) -> Float64[torch.Tensor, "member d batch"]:
-    """Mean variance of each batch, times the inverse variance by its mean Jacobian and curvature; unconstrained."""
-    square, bent = batch_mean(jacobian).double().square().sum(1), batch_mean(curvature)
-    return batch_mean(variance) * inverse_variance(square, torch.ones_like(bent), bent, gamma)
+    """Variance times the inverse variance by Jacobian and curvature, of the means over a batch; unconstrained."""
+    square = jacobian.double().square().sum(1)
+    return variance * inverse_variance(square, torch.ones_like(square), curvature, gamma)
 
 
 def batch_mean(a: Float[torch.Tensor, "*k n"]) -> Float[torch.Tensor, "*k batch"]:
     """Means over whole batches of 64 points."""
     batches = a.shape[-1] // BATCH
     return a[..., : batches * BATCH].reshape(*a.shape[:-1], batches, BATCH).mean(dim=-1)
-
-
-class LocalTerms(NamedTuple):
-    """Functions of the decoder's Jacobian at each point, or of each batch of 64 points."""
-
-    contrast: Float64[torch.Tensor, "member n"]  # see :class:`Contrast`
-    full: Bool[torch.Tensor, "member n"]
-    norms: Float64[torch.Tensor, "member d n"]
-    log_ratio: Float64[torch.Tensor, "member n"]  # log(posterior variance / σ_k²), averaged over latents
-    batch_jacobian: Float[torch.Tensor, "member o d batch"]
-    batch_ratio: Float64[torch.Tensor, "member d batch"]
-    amari: Float64[torch.Tensor, "member n"] | None  # if asked for
-    variance: Float[torch.Tensor, "member d n"] | None  # of the posterior, if asked for
-    inverse_variance: Float[torch.Tensor, "member d n"] | None  # 1 / σ_k², if asked for

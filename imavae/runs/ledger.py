@@ -170,7 +170,7 @@ def run_point(
         ledger = Ledger.start(config, home, tracker)
         objectives = ledger.results.objectives
         try:
-            for progress in session.train():
+            for progress in session.train(objectives):
                 if progress.validated:
                     session.save(path, keep=True)
                     ledger.tracker.progress(partial_record(session, 0, 0, {}, objectives))

@@ -112,10 +112,10 @@ def evaluate_checkpoint(
         rule = f"select is one of the best states' criteria, {', '.join(session.criteria)}"
         require(select in session.criteria, rule, f"{select} without sources", "leave select at null")
         flat = session.state.best[select].weights
-    values = session.evaluate(config.split, flat, torch.arange(len(flat)), "probes")
+    values = session.evaluate(config.split, flat, torch.arange(len(flat)), probes=True)
     axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
     frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
-    return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, "probes")
+    return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, probes=True)
 
 
 class Latents(NamedTuple):

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from imavae.config.settings import Objective
-from imavae.metrics.glossary import METRICS, Stage
+from imavae.metrics.glossary import METRICS
 from imavae.model.vae import GAMMA
 from imavae.runs.session import Session
 from imavae.tracking import Row, TrialRecord, Value
@@ -84,18 +84,18 @@ def history_rows(session: Session, point: int, trial: int) -> list[dict[str, Val
 def member_rows(session: Session, point: int, trial: int) -> list[dict[str, Value]]:
     """A row per member of one point, as in ``members.csv``.
 
-    Validation values are taken from the history. Evaluated here are the test split, the probes, and the agreement
-    between the members' best states: the history has the agreement between states of one epoch.
+    Both splits are evaluated at the members' best states. What validations compute over the whole split is taken from
+    the history, so that a best state's criterion is the value that chose it.
     """
     ensemble, state = session.ensemble, session.state
     rows = torch.tensor(session.members_of(point), device=ensemble.device)
-    stage: Stage = "probes" if session.points[point].training.probes else "final"
-    once = {f"val/{metric.name}" for metric in METRICS if metric.across_members or metric.stage != "validation"}
+    probes = session.points[point].training.probes
+    whole = {f"val/{metric.name}" for metric in METRICS if metric.curve == "all"}
     evaluated = {}
     for criterion in session.criteria:
         weights = state.best[criterion].weights[rows]
-        val, test = (session.evaluate(split, weights, rows, stage) for split in ("val", "test"))
-        evaluated[criterion] = {name: value for name, value in val.items() if name in once} | test
+        val, test = (session.evaluate(split, weights, rows, probes) for split in ("val", "test"))
+        evaluated[criterion] = val | test
     fixed, log_gammas = session.points[0].model.precision == "fixed", ensemble.model.layout.views(state.frozen)[GAMMA]
     validations = {validation.epoch: validation for validation in state.history}
     criteria = sorted(session.criteria, reverse=True)
@@ -114,7 +114,7 @@ def member_rows(session: Session, point: int, trial: int) -> list[dict[str, Valu
             values = {name: float(v[i]) if validation else math.nan for name, v in evaluated[criterion].items()}
             if validation is not None:
                 at = validation.rows.tolist().index(row)
-                values = {name: float(v[at]) for name, v in validation.values.items()} | values
+                values |= {name: float(v[at]) for name, v in validation.values.items() if name in whole}
             entry |= {at_best(metric, criterion): value for metric, value in values.items()}
         table.append(entry)
     return table

@@ -18,8 +18,9 @@ from imavae.data import dataset
 from imavae.data.images import Cache
 from imavae.data.images import Progress as Rendering
 from imavae.errors import require
-from imavae.metrics.evaluate import evaluate, shortened
-from imavae.metrics.glossary import METRICS, Stage
+from imavae.metrics.evaluate import evaluate, validate
+from imavae.metrics.forward import shortened
+from imavae.metrics.glossary import METRICS
 from imavae.model.vae import torch_dtype
 from imavae.tracking import Value
 from imavae.training import checkpoint
@@ -96,23 +97,35 @@ class Session:
         members = self.ensemble
         return dataset.make(self.points[0].data, members.worlds, members.dtype, members.device, self.cache)
 
-    def train(self) -> Iterator[Progress]:
-        """Train until every member has stopped; yields after each epoch."""
-        validate = functools.partial(self.evaluate, "val")
-        return train(self.ensemble, self.state, self.data.train, self.points[0].training, validate)
+    def train(self, objectives: Sequence[Objective] = ()) -> Iterator[Progress]:
+        """Train until every member has stopped; yields after each epoch. Validations compute the ``objectives`` and
+        what curves show.
+        """
+        evaluated = functools.partial(self.validate, objectives=objectives)
+        return train(self.ensemble, self.state, self.data.train, self.points[0].training, evaluated)
+
+    def validate(
+        self, weights: torch.Tensor, rows: torch.Tensor, objectives: Sequence[Objective] = ()
+    ) -> dict[str, torch.Tensor]:
+        """Compute ``val/METRIC`` of the members in ``rows``, (member,), at the given weights, (member, parameter), as
+        during training; see :func:`imavae.metrics.evaluate.validate`.
+        """
+        names = {objective.metric for objective in objectives}
+        values = validate(self.ensemble, weights, rows, self._split("val"), names)
+        return {f"val/{name}": value for name, value in values.items()}
 
     def evaluate(
-        self, split: str, weights: torch.Tensor, rows: torch.Tensor, stage: Stage = "validation"
+        self, split: str, weights: torch.Tensor, rows: torch.Tensor, probes: bool = False
     ) -> dict[str, torch.Tensor]:
-        """Evaluate the members in ``rows``, (member,), at the given weights, (member, parameter).
-
-        Returns ``SPLIT/METRIC``, each (member,); a later stage has more metrics.
+        """Compute every ``SPLIT/METRIC`` of the members in ``rows``, (member,), at the given weights, (member,
+        parameter); the slow ones with ``probes``.
         """
-        points = getattr(self.data, split)
-        if split == "val":
-            points = shortened(points, self.points[0].data.observed)
-        values = evaluate(self.ensemble, weights, rows, points, stage)
+        values = evaluate(self.ensemble, weights, rows, self._split(split), probes)
         return {f"{split}/{name}": value for name, value in values.items()}
+
+    def _split(self, name: str) -> dataset.Split:
+        points: dataset.Split = getattr(self.data, name)
+        return shortened(points, self.points[0].data.observed) if name == "val" else points
 
     @property
     def criteria(self) -> tuple[str, ...]:

@@ -114,7 +114,7 @@ def _timing(points: list[RunConfig], weights: int, device: torch.device) -> Timi
         rows, part = session.state.active, session.data.train.first(TIMED_STEPS * batch)
         train_epoch(session.ensemble, session.state, part.first(8 * batch))  # the first steps are slower
         epoch = _timed(lambda: train_epoch(session.ensemble, session.state, part)) * train / len(part)
-        validation = _timed(lambda: session.evaluate("val", session.state.weights, rows)) * val / len(session.data.val)
+        validation = _timed(lambda: session.validate(session.state.weights, rows)) * val / len(session.data.val)
     return Timing(len(rows), weights, epoch, validation)
 
 

@@ -81,7 +81,7 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
         session = Session.resume(checkpoint, points, device, cache) or Session.start(points, device, cache)
         stop_points(session)  # the checkpoint is older than the driver's last decision
         progress = None
-        for progress in session.train():
+        for progress in session.train(goals):
             for name in WORK:
                 work[name] += getattr(progress, name)
             if progress.validated:

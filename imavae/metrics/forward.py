@@ -1,0 +1,260 @@
+"""The evaluation of a block of members on a split: forward passes over the points in chunks of fixed size. The
+activations stay in the processor's cache, and no Jacobian outlives its chunk.
+
+Images are expensive: of a validation split only the first are used (2,688 images of 3 x 64 x 64), and Jacobians are
+taken at the first 320 of any split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from imavae.data.dataset import Split, Truth, chunk
+from imavae.metrics import identifiability, ima
+from imavae.model.networks import Weights
+from imavae.model.priors import Theta
+from imavae.model.vae import GAMMA, Elbo, Posterior
+from imavae.training.ensemble import Ensemble, evaluated
+
+if TYPE_CHECKING:
+    from imavae.metrics.disentanglement import DCI
+
+VALIDATED = 2**25  # numbers at most in the images of a validation
+DIFFERENTIATED = 2**22  # and in those at which Jacobians are taken
+
+
+def shortened(split: Split, observed: int, numbers: int | None = None) -> Split:
+    """The part of a split that is evaluated in a validation: of images, the first whole chunks of ``numbers`` numbers
+    at most (by default :data:`VALIDATED`).
+    """
+    size, most = evaluated(observed), VALIDATED if numbers is None else numbers
+    return split if split.images is None else split.first(max(1, most // (observed * size)) * size)
+
+
+class Local(NamedTuple):
+    """Functions of the decoder's Jacobian at each of m points, or of each batch of 64 of them."""
+
+    contrast: ima.Contrast
+    batch_jacobian: Float[Tensor, "member o d batch"]
+    batch_unconstrained: Float[Tensor, "member o d batch"]  # by the unconstrained coordinate
+    amari: Float64[Tensor, "member m"] | None = None  # if asked for
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A block of members on one split, of which metrics are functions. One pass gives ELBO and samples; all else is
+    computed when a metric first reads it.
+    """
+
+    ensemble: Ensemble
+    weights: Weights
+    split: Split
+    world: Int[Tensor, " member"]  # position of each member's world
+    elbo: Elbo
+    posterior: Posterior  # at each point
+    samples: Float[Tensor, "member d n"]
+    compared: bool  # True: ``local`` has the Amari distance
+
+    @classmethod
+    def over(
+        cls,
+        ensemble: Ensemble,
+        flat: Float[Tensor, "member parameter"],
+        split: Split,
+        world: Int[Tensor, " member"],
+        noise: Float[Tensor, "member d n"],
+        compared: bool = False,
+    ) -> Evaluation:
+        """Encode the points, sample with standard normal ``noise``, and decode."""
+        model, weights = ensemble.model, ensemble.model.layout.views(flat)
+        elbo, posteriors, samples = Elbo(*torch.zeros(3, len(flat), dtype=torch.float64, device=flat.device)), [], []
+        for at, share in _chunks(ensemble, split):
+            x, u = split.block(world, at), None if split.segments is None else split.segments[world, at]
+            q = model.posterior(weights, x)
+            y, theta = q.sample(noise[:, :, at]), model.theta(weights, u)
+            for total, mean in zip(elbo, model.elbo_at(weights, x, q, y, theta), strict=True):
+                total += mean.double() * share
+            posteriors.append(q)
+            samples.append(model.prior.latent(y))
+        posterior = Posterior(*_joined(posteriors))
+        return cls(ensemble, weights, split, world, elbo, posterior, torch.cat(samples, 2), compared)
+
+    def first(self, count: int) -> Evaluation:
+        """The first points; the ELBO remains that of all points."""
+        split, samples = self.split.first(count), self.samples[..., :count]
+        posterior = _first(self.posterior, count)
+        return dataclasses.replace(self, split=split, posterior=posterior, samples=samples, compared=False)
+
+    @cached_property
+    def gamma(self) -> Float[Tensor, " member"]:
+        """Square root of the decoder's precision."""
+        return self.weights[GAMMA].exp()
+
+    @cached_property
+    def sources(self) -> Float[Tensor, "*world s n"]:
+        """Sources of the one world that all members share, or of each member's."""
+        rows = self.split.sources
+        return rows[0].T if len(rows) == 1 else rows[self.world].mT
+
+    @cached_property
+    def discrete(self) -> list[bool]:
+        """Whether each source is."""
+        return [factor.discrete for factor in self.ensemble.config.data.source_factors]
+
+    @cached_property
+    def locations(self) -> Float[Tensor, "member d n"]:
+        """The posterior's, on the prior's support."""
+        return self.ensemble.model.prior.latent(self.posterior.mean)
+
+    @cached_property
+    def cdf(self) -> Float[Tensor, "member d n"]:
+        """Of the prior at the samples."""
+        return self.ensemble.model.prior.cdf(self.samples, self._theta())
+
+    @cached_property
+    def prior_variance_of_latents(self) -> Float64[Tensor, "member d"]:
+        variance = self.ensemble.model.prior.variance(self._theta()).double()
+        return (variance.mean(2) if variance.ndim else variance).expand(self.samples.shape[:2])
+
+    @cached_property
+    def standardised_sources(self) -> Float64[Tensor, "*world s n"]:
+        return identifiability.standardised(self.sources)
+
+    @cached_property
+    def standardised_locations(self) -> Float64[Tensor, "member d n"]:
+        return identifiability.standardised(self.locations)
+
+    def correlation(self, z: Float64[Tensor, "member d n"]) -> Float64[Tensor, "member s d"]:
+        """Correlation of each source with each standardised latent."""
+        return identifiability.standardised_correlation(self.standardised_sources, z, self.sources, self.discrete)
+
+    def probe(self, score: str) -> Float64[Tensor, "member ..."]:
+        """A score of :mod:`imavae.metrics.disentanglement`, one member after the other."""
+        from imavae.metrics import disentanglement  # takes a second to import
+
+        function, s = getattr(disentanglement, score), self.sources.mT.expand(len(self.samples), -1, -1).cpu().numpy()
+        scores = [function(*pair, self.discrete) for pair in zip(s, self.locations.mT.cpu().numpy(), strict=True)]
+        return torch.tensor(scores, dtype=torch.float64)
+
+    @cached_property
+    def dci(self) -> DCI:
+        from imavae.metrics.disentanglement import DCI
+
+        return DCI(*self.probe("dci").unbind(1))
+
+    @cached_property
+    def local(self) -> Local:
+        """Terms of the decoder's Jacobian at the locations: at all n or, of images, the first m."""
+        model, terms = self.ensemble.model, []
+        few = shortened(self.split, self.ensemble.config.data.observed, DIFFERENTIATED)
+        for at, _ in _chunks(self.ensemble, few):
+            _, jacobian = model.decoder.jacobian(self.weights, self.locations[..., at])
+            unconstrained = jacobian * model.prior.slope(self.posterior.mean[..., at])[:, None]
+            distance: tuple[Tensor, ...] = ()
+            if self.compared:
+                truth = self._truth.jacobian[..., at]
+                distance = (ima.amari(jacobian, truth[self.world if len(truth) > 1 else 0]),)
+            terms.append((*ima.contrast(jacobian), ima.batch_mean(jacobian), ima.batch_mean(unconstrained), *distance))
+        values, full, norms, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
+        return Local(ima.Contrast(values, full, norms), *rest)
+
+    @property
+    def amari(self) -> Float64[Tensor, "member m"]:
+        """Amari distance of the decoder to the mixing."""
+        assert self.local.amari is not None  # noqa: S101  -- asked for where the metric exists
+        return self.local.amari
+
+    @cached_property
+    def column_norms(self) -> ima.ColumnNorms:
+        return ima.column_norms(self.local.contrast.norms)
+
+    @cached_property
+    def variance(self) -> Float[Tensor, "member d m"]:
+        """The posterior's, in the unconstrained coordinate."""
+        return _first(self.posterior, self.local.contrast.full.shape[1]).variance()
+
+    @cached_property
+    def inverse_variance(self) -> Float64[Tensor, "member d m"]:
+        """1 / σ_k² by :func:`ima.inverse_variance`."""
+        slope = self.ensemble.model.prior.slope(self.posterior.mean[..., : self.local.contrast.full.shape[1]])
+        return ima.inverse_variance(self.local.contrast.norms.square(), slope, self._curvature, self.gamma)
+
+    @cached_property
+    def batch_ratio(self) -> Float64[Tensor, "member d batch"]:
+        curvature, variance = ima.batch_mean(self._curvature), ima.batch_mean(self.variance)
+        return ima.batch_ratio(self.local.batch_unconstrained, curvature, variance, self.gamma)
+
+    @cached_property
+    def _curvature(self) -> Float[Tensor, "member d m"]:
+        at = slice(self.local.contrast.full.shape[1])
+        return self.ensemble.model.prior.curvature(self.posterior.mean[..., at], self._theta(at))
+
+    @cached_property
+    def true_log_px(self) -> Float64[Tensor, "member n"]:
+        return self._truth.log_px[self.world]
+
+    @cached_property
+    def true_contrast(self) -> Float64[Tensor, "member n"]:
+        """c_IMA of the mixing at the sources."""
+        worlds, of = self.world.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        return ima.pointwise_contrast(self._truth.jacobian[worlds])[of]
+
+    @property
+    def _truth(self) -> Truth:
+        assert self.split.truth is not None  # noqa: S101  -- metrics that read it are absent then
+        return self.split.truth
+
+    @cached_property
+    def mse_obs(self) -> Float64[Tensor, " member"]:
+        decoder = self.ensemble.model.decoder
+        return self._mean_square(
+            lambda at: decoder(self.weights, self.locations[..., at]) - self.split.block(self.world, at)
+        )
+
+    @cached_property
+    def mse_source(self) -> Float64[Tensor, " member"]:
+        model = self.ensemble.model
+
+        def difference(at: slice) -> Tensor:
+            s = chunk(self.split.sources, self.world, at)
+            return model.prior.latent(model.posterior(self.weights, model.decoder(self.weights, s)).mean) - s
+
+        return self._mean_square(difference)
+
+    def _mean_square(self, difference: Callable[[slice], Tensor]) -> Float64[Tensor, " member"]:
+        """Mean over points and dimensions."""
+        parts = [
+            difference(at).square().mean((1, 2)).double() * share for at, share in _chunks(self.ensemble, self.split)
+        ]
+        return torch.stack(parts).sum(0)
+
+    def _theta(self, at: slice = slice(None)) -> Theta:
+        """The prior's parameters at some of the points."""
+        u = self.split.segments
+        return self.ensemble.model.theta(self.weights, None if u is None else u[self.world, at])
+
+
+def _chunks(ensemble: Ensemble, split: Split) -> Iterator[tuple[slice, float]]:
+    """The points that go through the networks at once, and their share of all points."""
+    n, size = len(split), evaluated(ensemble.config.data.observed)
+    for start in range(0, n, size):
+        at = slice(start, min(start + size, n))
+        yield at, (at.stop - start) / n
+
+
+def _first(posterior: Posterior, count: int) -> Posterior:
+    mean, log_square, below = posterior
+    return Posterior(mean[..., :count], log_square[..., :count], None if below is None else below[..., :count])
+
+
+def _joined(chunks: Sequence[tuple[Tensor | None, ...]]) -> list[Any]:
+    """Join tuples of tensors along the points, position by position; what is None in a chunk is so in all."""
+    return [None if parts[0] is None else torch.cat(parts, -1) for parts in zip(*chunks, strict=True)]
