@@ -203,10 +203,10 @@ def test_a_validation_has_curves_at_the_first_points_and_objectives_over_all(at:
     members = ensemble([dataclasses.replace(at, members=dataclasses.replace(at.members, seed=(5, 6)))], "cpu")
     whole = evaluation.evaluate(members, flat, rows, split)
     few = evaluation.evaluate(members, flat, rows, first(split, CURVE_POINTS))
-    for objectives in ((), ("val/mcc", "val/cima", "val/amari", "val/agreement")):
-        values = evaluation.validate(members, flat, rows, split, objectives)
+    for objectives in ((), ("mcc", "cima", "amari", "agreement")):
+        values = evaluation.evaluate(members, flat, rows, split, objectives=objectives)
         curves = {metric.name: metric.curve for metric in METRICS if metric.name in whole}
-        curves |= {name.removeprefix("val/"): "all" for name in objectives}
+        curves |= dict.fromkeys(objectives, "all")
         assert list(values) == [name for name in whole if curves[name] != "none"]
         for name, value in values.items():
             assert len(split) > CURVE_POINTS

@@ -13,28 +13,10 @@ if TYPE_CHECKING:
     from imavae.metrics.arrays import *
 
 __all__ = [
-    "active_units",
-    "agreement",
-    "amari",
-    "cima",
-    "cima_batch",
-    "cima_pointwise",
-    "column_norms",
-    "conformal_contrast",
-    "dci",
-    "likelihoods",
-    "mcc",
-    "mcc_batch",
-    "mcc_spearman",
-    "mig",
-    "mse",
-    "r2_linear",
-    "r2_nonlinear",
-    "rank_deficient",
-    "sap",
-    "self_consistency",
-    "self_consistency_batch",
-]
+    "active_units", "agreement", "amari", "cima", "cima_batch", "cima_pointwise", "column_norms", "conformal_contrast",
+    "dci", "likelihoods", "mcc", "mcc_batch", "mcc_spearman", "mig", "mse", "r2_linear", "r2_nonlinear",
+    "rank_deficient", "sap", "self_consistency", "self_consistency_batch",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

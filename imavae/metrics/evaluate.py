@@ -1,13 +1,10 @@
-"""Evaluation of members on a split, in blocks: every metric, and the data of the figures. A member's values do not
+"""Evaluation of members on a split, in blocks: the metrics, and the data of the figures. A member's values do not
 depend on its company.
-
-:func:`evaluate` computes all metrics over all points, for the best states. :func:`validate` is for the many validations
-of a training, so it computes what selection and curves need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -16,7 +13,7 @@ from torch import Tensor
 
 from imavae.data.dataset import Split
 from imavae.metrics.forward import Evaluation
-from imavae.metrics.glossary import CURVE_POINTS, METRICS, AllMembers, Metric, absent
+from imavae.metrics.glossary import CURVE_POINTS, METRICS, AllMembers, absent
 from imavae.metrics.identifiability import AGREEMENT_POINTS, best_matching, correlation
 from imavae.rng import stream
 from imavae.training.ensemble import EVALUATED_POINTS, Ensemble, evaluated
@@ -28,58 +25,31 @@ STEPS = 9  # of a traversal
 ENDS = 0.01, 0.99  # quantiles of a latent, over points, between which its traversal runs
 QUANTILE_POINTS = 640  # points from which these quantiles and the matched factors are estimated
 
-Values = dict[str, Float64[Tensor, " member"]]
 
-
+@torch.no_grad()
 def evaluate(
     ensemble: Ensemble,
     flat: Float[Tensor, "member parameter"],
     rows: Int[Tensor, " member"],
     split: Split,
     probes: bool = False,
-) -> Values:
+    objectives: Collection[str] | None = None,
+) -> dict[str, Float64[Tensor, " member"]]:
     """Compute every metric that the setting has over the whole split, for the members in ``rows`` with weights
     ``flat``; with ``probes`` also the slow ones.
+
+    With ``objectives``, metrics like ``mcc``, it is a validation during training: objectives and the metrics whose
+    curve is over ``all`` points are computed as above, those whose curve is over the ``first`` points are estimated
+    there, and all others are left out.
 
     A member's posterior noise is drawn from its seed alone, the same at each call: two validations differ in the
     weights only. Returns float64 tensors on the CPU.
     """
-    return _evaluate(ensemble, flat, rows, split, _known(ensemble, split, probes), [])
-
-
-def validate(
-    ensemble: Ensemble,
-    flat: Float[Tensor, "member parameter"],
-    rows: Int[Tensor, " member"],
-    split: Split,
-    objectives: Collection[str] = (),
-) -> Values:
-    """Compute the metrics of a validation during training.
-
-    The ``objectives`` and the metrics whose curve is over ``all`` points have the values that :func:`evaluate` gives;
-    those whose curve is over the ``first`` points are estimated there.
-    """
-    known = _known(ensemble, split)
-    whole = [metric for metric in known if metric.curve == "all" or f"val/{metric.name}" in objectives]
-    first = [metric for metric in known if metric.curve == "first" and metric not in whole]
-    return _evaluate(ensemble, flat, rows, split, whole, first)
-
-
-def _known(ensemble: Ensemble, split: Split, probes: bool = False) -> list[Metric]:
     missing = absent(ensemble.config, split.truth is not None, probes)
-    return [metric for metric in METRICS if metric.name not in missing]
-
-
-@torch.no_grad()
-def _evaluate(
-    ensemble: Ensemble,
-    flat: Float[Tensor, "member parameter"],
-    rows: Int[Tensor, " member"],
-    split: Split,
-    whole: Sequence[Metric],
-    first: Sequence[Metric],
-) -> Values:
-    """Compute metrics over the ``whole`` split and at its ``first`` points, block by block."""
+    whole, first = [metric for metric in METRICS if metric.name not in missing], []
+    if objectives is not None:
+        first = [metric for metric in whole if metric.curve == "first" and metric.name not in objectives]
+        whole = [metric for metric in whole if metric.curve == "all" or metric.name in objectives]
     sizes = [n for shape in ensemble.model.layout.shapes.values() for n in shape[:1]]
     block = max(1, ACTIVATIONS // (max(sizes) * EVALUATED_POINTS))
     members, worlds = [ensemble.members[row] for row in rows.tolist()], ensemble.world_of(rows)
@@ -124,13 +94,12 @@ def posterior_shapes(
     sources = few.sources[world].mT
     noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
     points = Evaluation.over(ensemble, flat, few, world, noise)
-    latents = points.locations.cpu()
+    latents, (variance, inverse, _) = points.locations.cpu(), points.variances
     if ensemble.config.data.has_sources:
-        discrete = [factor.discrete for factor in ensemble.config.data.source_factors]
-        tables = correlation(sources, points.locations, discrete).abs().nan_to_num().cpu().numpy()
+        tables = points.correlation(points.standardised_locations).abs().nan_to_num().cpu().numpy()
         order = torch.tensor([best_matching(table)[1].tolist() for table in tables])
         latents = torch.take_along_dim(latents, order[:, :, None], dim=1)
-    return PosteriorShapes(sources.cpu(), latents, points.variance.cpu(), 1 / points.inverse_variance.cpu())
+    return PosteriorShapes(sources.cpu(), latents, variance.cpu(), 1 / inverse.cpu())
 
 
 class ImagePanels(NamedTuple):

@@ -48,6 +48,14 @@ class Local(NamedTuple):
     amari: Float64[Tensor, "member m"] | None = None  # if asked for
 
 
+class Variances(NamedTuple):
+    """Variances at each of m points, in the unconstrained coordinate."""
+
+    posterior: Float[Tensor, "member d m"]
+    inverse_formula: Float64[Tensor, "member d m"]  # 1 / σ_k² by :func:`ima.inverse_variance`
+    batch_ratio: Float64[Tensor, "member d batch"]  # see :func:`ima.batch_ratio`
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A block of members on one split, of which metrics are functions. One pass gives ELBO and samples; all else is
@@ -160,7 +168,7 @@ class Evaluation:
             unconstrained = jacobian * model.prior.slope(self.posterior.mean[..., at])[:, None]
             distance: tuple[Tensor, ...] = ()
             if self.compared:
-                truth = self._truth.jacobian[..., at]
+                truth = self.truth.jacobian[..., at]
                 distance = (ima.amari(jacobian, truth[self.world if len(truth) > 1 else 0]),)
             terms.append((*ima.contrast(jacobian), ima.batch_mean(jacobian), ima.batch_mean(unconstrained), *distance))
         values, full, norms, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
@@ -177,39 +185,25 @@ class Evaluation:
         return ima.column_norms(self.local.contrast.norms)
 
     @cached_property
-    def variance(self) -> Float[Tensor, "member d m"]:
-        """The posterior's, in the unconstrained coordinate."""
-        return _first(self.posterior, self.local.contrast.full.shape[1]).variance()
-
-    @cached_property
-    def inverse_variance(self) -> Float64[Tensor, "member d m"]:
-        """1 / σ_k² by :func:`ima.inverse_variance`."""
-        slope = self.ensemble.model.prior.slope(self.posterior.mean[..., : self.local.contrast.full.shape[1]])
-        return ima.inverse_variance(self.local.contrast.norms.square(), slope, self._curvature, self.gamma)
-
-    @cached_property
-    def batch_ratio(self) -> Float64[Tensor, "member d batch"]:
-        curvature, variance = ima.batch_mean(self._curvature), ima.batch_mean(self.variance)
-        return ima.batch_ratio(self.local.batch_unconstrained, curvature, variance, self.gamma)
-
-    @cached_property
-    def _curvature(self) -> Float[Tensor, "member d m"]:
-        at = slice(self.local.contrast.full.shape[1])
-        return self.ensemble.model.prior.curvature(self.posterior.mean[..., at], self._theta(at))
-
-    @cached_property
-    def true_log_px(self) -> Float64[Tensor, "member n"]:
-        return self._truth.log_px[self.world]
+    def variances(self) -> Variances:
+        """The posterior's variances at the points that have Jacobians, compared with their formula."""
+        at, prior = slice(self.local.contrast.full.shape[1]), self.ensemble.model.prior
+        variance, mean = self.posterior.variance()[..., at], self.posterior.mean[..., at]
+        curvature, square = prior.curvature(mean, self._theta(at)), self.local.contrast.norms.square()
+        inverse = ima.inverse_variance(square, prior.slope(mean), curvature, self.gamma)
+        batches = self.local.batch_unconstrained, ima.batch_mean(curvature), ima.batch_mean(variance)
+        return Variances(variance, inverse, ima.batch_ratio(*batches, self.gamma))
 
     @cached_property
     def true_contrast(self) -> Float64[Tensor, "member n"]:
         """c_IMA of the mixing at the sources."""
         worlds, of = self.world.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        return ima.pointwise_contrast(self._truth.jacobian[worlds])[of]
+        return ima.pointwise_contrast(self.truth.jacobian[worlds])[of]
 
     @property
-    def _truth(self) -> Truth:
-        assert self.split.truth is not None  # noqa: S101  -- metrics that read it are absent then
+    def truth(self) -> Truth:
+        """Likelihoods and Jacobians of the mixing in each world."""
+        assert self.split.truth is not None  # noqa: S101  -- metrics that read it are absent otherwise
         return self.split.truth
 
     @cached_property

@@ -29,7 +29,7 @@ Curve = Literal["all", "first", "none"]  # points of the validation split
 Direction = Literal["max", "min", "one", "none"]  # "one": best at 1; "none": neither better nor worse
 Compute = Callable[[Any], "torch.Tensor"]  # of an Evaluation (of AllMembers for a metric across members): (member,)
 
-CURVE_POINTS = 1024  # of the validation split, for a metric whose curve is over the first points
+CURVE_POINTS = 512  # of the validation split, for a metric whose curve is over the first points
 TOO_SLOW = "slow: evaluate.py has it, and members.csv with training.probes=true"  # reason for a probe's absence
 
 
@@ -275,25 +275,25 @@ Metric("none", "mean_k of Var over points of ‖J_:k‖", unit="(observation / l
 @Metric("one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²", GAP, curve="first")
 def self_consistency(at: Evaluation) -> torch.Tensor:
     """Geometric mean of the posterior's variance over its formula, both in the unconstrained coordinate."""
-    return (at.variance * at.inverse_variance).log_().mean(1).mean(1).exp()
+    return (at.variances.posterior * at.variances.inverse_formula).log_().mean(1).mean(1).exp()
 
 
 @Metric("one", "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)", GAP)
 def self_consistency_batch(at: Evaluation) -> torch.Tensor:
     """Published estimator: the formula with the mean Jacobian of 64 points."""
-    return at.batch_ratio.mean((1, 2))
+    return at.variances.batch_ratio.mean((1, 2))
 
 
 @Metric("none", "E[log p(s) − log|det J_f(s)|]", "change of variables", "nats", needs=TRUTH)
 def log_px(at: Evaluation) -> torch.Tensor:
     """Exact log-likelihood of the observations."""
-    return at.true_log_px.mean(1)
+    return at.truth.log_px.mean(1)[at.world]
 
 
 @Metric("none", "E[log p(x) − c_IMA(f, s)]", IMA, "nats", needs=TRUTH)
 def l_ima(at: Evaluation) -> torch.Tensor:
     """IMA-regularised log-likelihood."""
-    return (at.true_log_px - at.true_contrast).mean(1)
+    return (at.truth.log_px[at.world] - at.true_contrast).mean(1)
 
 
 @Metric("min", "E[log p(x)] − ELBO", GAP, "nats", needs=TRUTH, curve="all")

@@ -18,7 +18,7 @@ from imavae.data import dataset
 from imavae.data.images import Cache
 from imavae.data.images import Progress as Rendering
 from imavae.errors import require
-from imavae.metrics.evaluate import evaluate, validate
+from imavae.metrics.evaluate import evaluate
 from imavae.metrics.forward import shortened
 from imavae.metrics.glossary import METRICS
 from imavae.model.vae import torch_dtype
@@ -98,34 +98,34 @@ class Session:
         return dataset.make(self.points[0].data, members.worlds, members.dtype, members.device, self.cache)
 
     def train(self, objectives: Sequence[Objective] = ()) -> Iterator[Progress]:
-        """Train until every member has stopped; yields after each epoch. Validations compute the ``objectives`` and
-        what curves show.
-        """
-        evaluated = functools.partial(self.validate, objectives=objectives)
-        return train(self.ensemble, self.state, self.data.train, self.points[0].training, evaluated)
+        """Train until every member has stopped; yields after each epoch. Validations compute ``objectives``, too."""
+        validate = functools.partial(self.validate, objectives=objectives)
+        return train(self.ensemble, self.state, self.data.train, self.points[0].training, validate)
 
     def validate(
         self, weights: torch.Tensor, rows: torch.Tensor, objectives: Sequence[Objective] = ()
     ) -> dict[str, torch.Tensor]:
-        """Compute ``val/METRIC`` of the members in ``rows``, (member,), at the given weights, (member, parameter), as
-        during training; see :func:`imavae.metrics.evaluate.validate`.
-        """
-        names = {objective.metric for objective in objectives}
-        values = validate(self.ensemble, weights, rows, self._split("val"), names)
-        return {f"val/{name}": value for name, value in values.items()}
+        """Evaluate members on the validation split as during training: criteria, objectives and curves only."""
+        return self.evaluate("val", weights, rows, objectives=objectives)
 
     def evaluate(
-        self, split: str, weights: torch.Tensor, rows: torch.Tensor, probes: bool = False
+        self,
+        split: str,
+        weights: torch.Tensor,
+        rows: torch.Tensor,
+        probes: bool = False,
+        objectives: Sequence[Objective] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Compute every ``SPLIT/METRIC`` of the members in ``rows``, (member,), at the given weights, (member,
-        parameter); the slow ones with ``probes``.
-        """
-        values = evaluate(self.ensemble, weights, rows, self._split(split), probes)
-        return {f"{split}/{name}": value for name, value in values.items()}
+        """Evaluate the members in ``rows``, (member,), at the given weights, (member, parameter).
 
-    def _split(self, name: str) -> dataset.Split:
-        points: dataset.Split = getattr(self.data, name)
-        return shortened(points, self.points[0].data.observed) if name == "val" else points
+        Returns ``SPLIT/METRIC``, each (member,): see :func:`imavae.metrics.evaluate.evaluate`.
+        """
+        points = getattr(self.data, split)
+        if split == "val":
+            points = shortened(points, self.points[0].data.observed)
+        names = None if objectives is None else {objective.metric.removeprefix("val/") for objective in objectives}
+        values = evaluate(self.ensemble, weights, rows, points, probes, names)
+        return {f"{split}/{name}": value for name, value in values.items()}
 
     @property
     def criteria(self) -> tuple[str, ...]:
