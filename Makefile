@@ -57,13 +57,13 @@ test-fast: $(READY) ## run the tests that need no Ray, MLflow server or browser
 check: $(READY) ## lint, check the format and the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy imavae scripts tests
+	@$(BIN)/mypy imavae scripts tests benchmarks
 
 docs: $(READY) ## write docs/config.md and docs/metrics.md anew from the code
 	@$(BIN)/python scripts/docs.py
 
-bench: $(READY) ## measure the ensemble trainer against the idiomatic loop
-	@$(BIN)/python scripts/bench.py
+bench: $(READY) ## measure training against the idiomatic loop, validation, memory and the phases of a study
+	@$(BIN)/python benchmarks/measure.py
 
 soak: $(READY) ## kill workers and drivers of studies at random, KILLS=20 of each, and measure the memory of a long one
 	@$(BIN)/python tests/soak.py kills=$(KILLS)

@@ -174,7 +174,6 @@ def test_reproduce_offers_no_option_that_it_refuses(call: Callable[..., Ledger])
     [
         ("ui", ["--port PORT", "5000", "--output-dir"]),
         ("dashboard", ["--port PORT", "8080", "--output-dir"]),
-        ("bench", ["compare=FILE"]),
         ("docs", ["docs/config.md"]),
     ],
 )

@@ -181,27 +181,6 @@ def dashboard() -> int:
 
 
 @entry_point
-def bench() -> None:
-    """Measure how fast ensembles train, against loops for one model, and where a study's time goes.
-
-    Writes outputs/bench.json; takes some minutes on one core.
-
-    Examples:
-      python scripts/bench.py
-      python scripts/bench.py compare=old.json
-    """
-    parser = Parser(bench)
-    fix = "print the new numbers beside those of an earlier outputs/bench.json, copied aside"
-    parser.add_argument("compare", nargs="?", metavar="compare=FILE", help=fix)
-    argument = parser.parse_args().compare or ""
-    file = argument.removeprefix("compare=")
-    require(not argument or file not in ("", argument), "the argument reads compare=FILE", argument, "give a file")
-    from imavae.bench.measure import main
-
-    main(Path("outputs/bench.json"), Path(file) if file else None)
-
-
-@entry_point
 def docs() -> None:
     """Write docs/config.md and docs/metrics.md from the settings tree and the glossary."""
     Parser(docs).parse_args()

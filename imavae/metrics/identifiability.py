@@ -171,14 +171,14 @@ def best_matching(table: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray
 
 def standardised(a: torch.Tensor) -> torch.Tensor:
     """Rows (..., n) of zero mean and unit norm, in float64; a row that is constant up to rounding becomes zero."""
-    rounding = torch.finfo(a.dtype).eps
-    scale = a.abs().amax(-1, keepdim=True).double()
-    centred = a.double()
-    centred = centred - centred.mean(-1, keepdim=True)
-    norm = centred.norm(dim=-1, keepdim=True)
-    varies = torch.isfinite(norm) & (norm > 4 * rounding * scale * a.shape[-1] ** 0.5)
-    centred = centred / torch.where(varies, norm, 1)
-    return centred if bool(varies.all()) else torch.where(varies, centred, 0)
+    low, high = a.aminmax(dim=-1, keepdim=True)
+    rounding = torch.finfo(a.dtype).eps * torch.maximum(-low, high).double()
+    rows = a.to(torch.float64, copy=True)  # in place from here on: fresh memory costs more than the arithmetic
+    rows -= rows.mean(-1, keepdim=True)
+    norm = rows.norm(dim=-1, keepdim=True)
+    varies = torch.isfinite(norm) & (norm > 4 * rounding * a.shape[-1] ** 0.5)
+    rows /= torch.where(varies, norm, 1)
+    return rows if bool(varies.all()) else torch.where(varies, rows, 0)
 
 
 def batches(a: Float[torch.Tensor, "*m d n"]) -> Float[torch.Tensor, "*m batch d size"]:

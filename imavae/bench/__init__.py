@@ -1,1 +1,0 @@
-"""Measurements of the trainer and of a study."""
