@@ -234,18 +234,29 @@ def test_the_study_has_its_description_figures_and_report(page: Page) -> None:
 
 
 @pytest.mark.browser
+def test_the_study_has_the_best_trials_score_and_parameters(page: Page, study: Path) -> None:
+    members = pd.read_csv(study / "members.csv")
+    best = members[members["trial"] == members.groupby("trial")["max val/mcc"].median().idxmax()]
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="gamma_uniform", exact=True)).first
+    shown = {"metrics.`val/mcc`": best["max val/mcc"].median(), "params.`model.gamma`": best["gamma"].iloc[0]}
+    for column, expected in shown.items():
+        cell = page.locator(f"""[row-id="{row.get_attribute("row-id")}"] [col-id*="{column}"]""")
+        expect(cell).not_to_be_empty()
+        assert float(cell.inner_text()) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.browser
 def test_a_trial_has_its_score_and_a_curve_of_val_mcc(page: Page, study: Path) -> None:
     members = pd.read_csv(study / "members.csv").query("trial == 1")
     history = pd.read_csv(study / "history.csv").query("trial == 1")
-    cell = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name="gamma_uniform", exact=True))
-    cell.get_by_role("button").click()  # show the study's trials
-    # A row is there twice: its name and its values.
-    row = page.get_by_role("row").filter(has=page.get_by_role("link", name="trial 1", exact=True))
-    score = page.locator(f"""[row-id="{row.get_attribute("row-id")}"] [col-id*="`score`"]""")
+    # A row is there twice: its name and its values. The study and its trials are shown without a click.
+    name = re.compile("^trial 1 · γ=.* · gamma_uniform$")
+    row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name))
+    score = page.locator(f"""[row-id="{row.get_attribute("row-id")}"] [col-id*="val/mcc"]""")
     expect(score).not_to_be_empty()
     assert float(score.inner_text()) == pytest.approx(members["max val/mcc"].median(), rel=1e-12)
-    open_run(page, "trial 1")
+    page.get_by_role("gridcell").get_by_role("link", name=name).click()
     page.get_by_role("tab", name="Model metrics").click()
-    page.get_by_role("searchbox", name="Search metric charts").fill("^val/mcc$")
-    expect(page.get_by_text("trial 1 (val/mcc)", exact=True)).to_be_visible()
+    page.get_by_role("searchbox", name="Search metric charts").fill("^curves/mcc$")
+    expect(page.get_by_text(re.compile("^trial 1 .*\\(curves/mcc\\)$"))).to_be_visible()
     expect(page.locator(".js-plotly-plot .scatterlayer .point")).to_have_count(history["epoch"].nunique())

@@ -166,9 +166,12 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: t
     assert [trial.params["model.gamma"] for trial in told] == trials["model.gamma"].tolist()
     runs = {run.data.tags["imavae.trial"]: run for run in runs_of(Path(settings.output_dir), "trial")}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert [runs[str(n)].data.metrics["score"] for n in range(10)] == pytest.approx(trials["score"].tolist())
+    assert [runs[str(n)].data.metrics["val/mcc"] for n in range(10)] == pytest.approx(trials["score"].tolist())
     assert [float(runs[str(n)].data.params["model.gamma"]) for n in range(10)] == trials["model.gamma"].tolist()
-    assert len(runs_of(Path(settings.output_dir), "member")) == 30
+    [study] = runs_of(Path(settings.output_dir), "study")
+    assert study.data.metrics["val/mcc"] == trials["score"].max()
+    assert float(study.data.params["model.gamma"]) == trials["model.gamma"][trials["score"].idxmax()]
+    assert not runs_of(Path(settings.output_dir), "member")
 
 
 def test_a_packed_study_repeats_to_the_byte(packed: tuple[StudyConfig, Ledger]) -> None:
@@ -211,7 +214,7 @@ def test_several_objectives_have_a_front(tmp_path: Path) -> None:
     assert sorted(front) == sorted(trial.number for trial in study.best_trials)
     assert front[0] == trials["trial"].iloc[int(trials["score"].argmax())]
     metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs_of(tmp_path, "trial")}
-    assert [metrics[str(n)]["score cima"] for n in range(6)] == pytest.approx(trials["val/cima"].tolist())
+    assert [metrics[str(n)]["val/cima"] for n in range(6)] == pytest.approx(trials["val/cima"].tolist())
 
 
 def test_a_run_that_is_broken_off_is_not_left_running(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 import imavae.tracking
-from imavae.config.settings import Tracking
+from imavae.config.settings import Objective, Tracking
 from imavae.errors import UserError
 from imavae.tracking import Status, Tracker, TrialRecord, Value, quartile_curves, server
 from imavae.tracking import mlflow as tracking
@@ -40,6 +40,7 @@ CONFIG = {
     "objective": {"metric": "val/neg_elbo", "mode": "min", "aggregate": "mean"},
     "members": {"seed": [1, 2, 3], "data": {"seed": [7, 8]}},
 }
+OBJECTIVE = Objective("val/neg_elbo", "min", "mean")
 METRICS = ("val/mcc", "val/neg_elbo")
 SEEDS = (1, 2, 3)
 KINDS = ("study", "trial", "member")
@@ -53,11 +54,19 @@ def a_trial(number: int, epochs: int = 3, status: Status = "finished") -> TrialR
         for seed in SEEDS
     ]
     axes: dict[str, Value] = {"gamma": 10.0, "gamma_sq": 100.0, "status": "stopped", "epochs": epochs}
-    finals = ("max val/mcc", "test/mcc at max val/mcc")
+    columns = ("val/mcc at max val/mcc", "test/mcc at max val/mcc")
     members: list[dict[str, Value]] = [
-        {"trial": number, "seed": seed, **axes, **{name: float(rng.random()) for name in finals}} for seed in SEEDS
+        {"trial": number, "seed": seed, **axes, **{name: float(rng.random()) for name in columns}} for seed in SEEDS
     ]
-    return TrialRecord(number, {"model.gamma": 10.0 + number}, status, 0.5 + number / 10, history, members)
+    return TrialRecord(number, {"model.gamma": 10.0 + number}, status, 0.5 - number / 10, history, members)
+
+
+def finals(trial: TrialRecord) -> list[dict[str, float]]:
+    return [{c.split(" at ")[0]: float(row[c]) for c in row if " at " in c} for row in trial.members]
+
+
+def finish(tracker: Tracker, trial: TrialRecord) -> None:
+    tracker.finish_trial(trial, finals(trial))
 
 
 @pytest.fixture(scope="session")
@@ -87,22 +96,22 @@ def output_dir(
     return tmp_path
 
 
-def opened(output_dir: Path) -> MLflowTracker:
-    tracker = open_tracker(SETTINGS, output_dir, "paper/grid")
+def opened(output_dir: Path, members: bool = False) -> MLflowTracker:
+    tracker = open_tracker(Tracking(members=members), output_dir, "paper/grid")
     assert isinstance(tracker, MLflowTracker)
     return tracker
 
 
-def started(output_dir: Path, resume: bool = False) -> MLflowTracker:
-    tracker = opened(output_dir)
-    tracker.start("grid", CONFIG, {"imavae.folder": str(output_dir)}, resume=resume)
+def started(output_dir: Path, resume: bool = False, members: bool = False) -> MLflowTracker:
+    tracker = opened(output_dir, members)
+    tracker.start("grid", CONFIG, {"imavae.folder": str(output_dir)}, [OBJECTIVE], resume)
     return tracker
 
 
 def track_two_trials(tracker: MLflowTracker) -> None:
     for number in range(2):
-        tracker.finish_trial(a_trial(number))
-    tracker.finish("finished", {"score": 0.6}, [])
+        finish(tracker, a_trial(number))
+    tracker.finish("finished", {"seconds": 0.6}, [])
 
 
 def client(output_dir: Path) -> MlflowClient:
@@ -130,75 +139,98 @@ def stored_rows(output_dir: Path, table: str = "metrics") -> int:
         return int(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])  # noqa: S608
 
 
-def test_a_study_with_its_trials_and_their_members(output_dir: Path) -> None:
+def test_a_study_with_its_trials(output_dir: Path) -> None:
     trials = [a_trial(0), a_trial(1)]
-    trials[0].members[0] |= {"status": "diverged", "max val/mcc": math.nan}
+    trials[0].members[0] |= {"status": "diverged", "val/mcc at max val/mcc": math.nan}
     artifacts = [output_dir / name for name in ("mcc.png", "report.html", "members.csv")]
     for path in artifacts:
         path.write_text("content")
     tracker = started(output_dir)
     for trial in trials:
-        tracker.finish_trial(trial)
-    tracker.finish("finished", {"score": 0.6, "hopeless": math.nan}, artifacts)
+        finish(tracker, trial)
+    tracker.finish("finished", {"seconds": 0.6, "hopeless": math.nan}, artifacts)
 
     (study,) = runs(output_dir, "study")
     mlflow = client(output_dir)
     files = {file.path for folder in (None, "figures") for file in mlflow.list_artifacts(study.info.run_id, folder)}
     assert files == {"config.yaml", "search_space.yaml", "members.csv", "report.html", "figures", "figures/mcc.png"}
     assert yaml.safe_load(Path(mlflow.download_artifacts(study.info.run_id, "config.yaml")).read_text()) == CONFIG
-    assert study.data.params["model.gamma"] == "10.0"
-    assert study.data.metrics == {"score": 0.6}
+    assert study.data.params["model.gamma"] == "11.0"  # of the best trial, not the default of 10
+    assert curve(output_dir, study, "val/neg_elbo") == [(1, 0.5), (2, 0.4)]
+    best = finals(trials[1])
+    medians = {name: np.median([member[name] for member in best]) for name in ("val/mcc", "test/mcc")}
+    assert study.data.metrics == pytest.approx({"val/neg_elbo": 0.4, **medians, "seconds": 0.6})
+    assert study.data.tags["imavae.best"] == "trial 1 · γ=11"
     assert "imavae.version.mlflow" in study.data.tags
 
     found = {int(run.data.tags["imavae.trial"]): run for run in runs(output_dir, "trial")}
     for number, run in found.items():
         assert run.data.tags[tracking.PARENT] == study.info.run_id
         assert run.data.params == {"model.gamma": str(10.0 + number)}
-        assert run.data.metrics["score"] == trials[number].score
+        assert run.data.metrics["val/neg_elbo"] == trials[number].score
+        table = pd.read_csv(mlflow.download_artifacts(run.info.run_id, "members.csv"))
+        assert table.to_dict("records") == pd.DataFrame(trials[number].members).to_dict("records") or number == 0
+        assert run.data.metrics["val/mcc"] == pytest.approx(table["val/mcc at max val/mcc"].median())
+    assert found[0].data.metrics["members diverged"] == 1
+    assert found[0].info.run_name == "trial 0 · γ=10 · grid"
     for name in METRICS:
         values = np.array([float(row[name]) for row in trials[0].history]).reshape(-1, len(SEEDS))
         for suffix, share in (("", 0.5), ("/q25", 0.25), ("/q75", 0.75)):
-            steps, quantiles = zip(*curve(output_dir, found[0], name + suffix), strict=True)
+            name_of_curve = f"curves/{name.removeprefix('val/')}{suffix}"
+            steps, quantiles = zip(*curve(output_dir, found[0], name_of_curve), strict=True)
             assert steps == tuple(range(len(values)))
             assert quantiles == pytest.approx(np.quantile(values, share, axis=1))
+    assert not runs(output_dir, "member")
+    assert {run.info.status for run in (study, *found.values())} == {"FINISHED"}
 
-    everyone = runs(output_dir, "member")
-    assert len(everyone) == len(trials) * len(SEEDS)
-    members = {run.data.params["seed"]: run for run in everyone if run.data.tags["imavae.trial"] == "0"}
-    assert {run.data.tags[tracking.PARENT] for run in members.values()} == {found[0].info.run_id}
-    assert members["2"].data.params == {"seed": "2", "gamma": "10.0", "gamma_sq": "100.0"}
-    names = ("max val/mcc", "test/mcc at max val/mcc", "epochs")
-    assert members["2"].data.metrics == {name: trials[0].members[1][name] for name in names}
-    assert "max val/mcc" not in members["1"].data.metrics
-    statuses = [members[seed].info.status for seed in "123"]
-    assert [study.info.status, *statuses] == ["FINISHED", "FAILED", "FINISHED", "FINISHED"]
+
+def test_members_are_runs_where_they_are_asked_for_and_of_a_run_without_search(output_dir: Path) -> None:
+    trial = a_trial(0)
+    trial.members[0] |= {"status": "diverged", "val/mcc at max val/mcc": math.nan}
+    finish(started(output_dir, members=True), trial)
+    alone = opened(output_dir)
+    alone.start("run", {"members": {"seed": [1, 2, 3]}}, {"imavae.folder": "a run's"}, [OBJECTIVE])
+    finish(alone, replace(trial, values={}))
+
+    parents = {run.info.run_id: run.info.run_name for run in runs(output_dir, "trial")}
+    assert set(parents.values()) == {"trial 0 · γ=10 · grid", "trial 0 · run"}
+    for parent in parents:
+        of_parent = [run for run in runs(output_dir, "member") if run.data.tags[tracking.PARENT] == parent]
+        members = {run.data.params["seed"]: run for run in of_parent}
+        assert members["2"].data.params == {"seed": "2", "gamma": "10.0", "gamma_sq": "100.0"}
+        assert members["2"].data.metrics == {**finals(trial)[1], "epochs": 3}
+        assert "val/mcc" not in members["1"].data.metrics
+        assert [members[seed].info.status for seed in "123"] == ["FAILED", "FINISHED", "FINISHED"]
 
 
 def test_a_curve_stands_still_for_a_member_that_has_stopped_or_diverged() -> None:
     history: list[dict[str, Value]] = [
-        {"trial": 0, "seed": seed, "epoch": epoch, "val/mcc": value}
-        for seed, values in {1: [0.1, 0.2], 2: [0.5], 3: [0.9, math.nan]}.items()
+        {"trial": 0, "seed": seed, "epoch": epoch, "val/mcc": value, "val/log_px": 1.5}
+        for seed, values in {1: [0.1, 0.2], 2: [0.5], 3: [0.9, math.nan], 4: [math.nan, math.inf]}.items()
         for epoch, value in enumerate(values)
     ]
-    medians = [(epoch, values["val/mcc"]) for epoch, values in quartile_curves(history)]
-    assert medians == [(0, 0.5), (1, 0.5)]
-    assert [epoch for epoch, _ in quartile_curves(history, after=0)] == [1]
+    curves = dict(quartile_curves(history, ["val/mcc", "val/log_px", "val/none"]))
+    assert {epoch: values["val/mcc"] for epoch, values in curves.items()} == {0: 0.5, 1: 0.5}
+    assert curves[1] == {"val/mcc": 0.5, "val/mcc/q25": 0.35, "val/mcc/q75": 0.7}  # without what never changes
+    assert list(dict(quartile_curves(history, ["val/mcc"], after=0))) == [1]
 
 
 def test_what_progress_has_written_is_not_written_again(output_dir: Path) -> None:
     whole, part = a_trial(0, epochs=4), a_trial(0, epochs=2)
     at_once, bit_by_bit = started(output_dir), started(output_dir)
-    at_once.finish_trial(whole)
+    finish(at_once, whole)
     expected = stored_rows(output_dir)
     bit_by_bit.progress(part)
     bit_by_bit.progress(part)
     bit_by_bit.progress(replace(whole, members=[]))
-    bit_by_bit.finish_trial(whole)
+    finish(bit_by_bit, whole)
     assert stored_rows(output_dir) == 2 * expected
 
 
-@pytest.mark.parametrize("calls_left", [0, 8])
-def test_a_resumed_study_doubles_nothing(output_dir: Path, calls_left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("members", "calls_left"), [(False, 0), (False, 1), (False, 2), (True, 0), (True, 8)])
+def test_a_resumed_study_doubles_nothing(
+    output_dir: Path, members: bool, calls_left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The driver is killed after some calls; the next driver leaves the same rows as an undisturbed one."""
 
     class Killed(BaseException):
@@ -215,18 +247,18 @@ def test_a_resumed_study_doubles_nothing(output_dir: Path, calls_left: int, monk
 
         return attempt
 
-    first = started(output_dir)
-    first.finish_trial(a_trial(0))
+    first = started(output_dir, members=members)
+    finish(first, a_trial(0))
     first.progress(a_trial(1, epochs=2))
     for name in ("create_run", "log_batch", "set_terminated"):
         monkeypatch.setattr(first._client, name, dying(getattr(first._client, name)))
     with pytest.raises(Killed):
-        first.finish_trial(a_trial(1))
-    track_two_trials(started(output_dir, resume=True))
-    assert [len(runs(output_dir, kind)) for kind in KINDS] == [1, 2, 2 * len(SEEDS)]
+        finish(first, a_trial(1))
+    track_two_trials(started(output_dir, resume=True, members=members))
+    assert [len(runs(output_dir, kind)) for kind in KINDS] == [1, 2, 2 * len(SEEDS) * members]
     assert {run.info.status for kind in KINDS for run in runs(output_dir, kind)} == {"FINISHED"}
     resumed = stored_rows(output_dir)
-    track_two_trials(started(output_dir))
+    track_two_trials(started(output_dir, members=members))
     assert stored_rows(output_dir) == 2 * resumed
 
 
@@ -238,22 +270,22 @@ CALLS = (
 
 def all_of_a_study(tracker: MLflowTracker, model: Path) -> None:
     """Track a study of one trial."""
-    tracker.start("grid", CONFIG, {"imavae.folder": str(model.parent)})
+    tracker.start("grid", CONFIG, {"imavae.folder": str(model.parent)}, [OBJECTIVE])
     tracker.progress(a_trial(0, epochs=2))
-    tracker.finish_trial(a_trial(0))
+    finish(tracker, a_trial(0))
     tracker.log_model(model, 0, "1", {"val/mcc": 0.5}, champion=True)
-    tracker.finish("finished", {"score": 0.6}, [])
+    tracker.finish("finished", {"seconds": 0.6}, [])
 
 
-@pytest.mark.parametrize("answered", [0, 2])
+@pytest.mark.parametrize(("members", "answered"), [(False, 0), (False, 1), (True, 0), (True, 2)])
 def test_a_call_whose_answer_is_lost_is_not_carried_out_twice(
-    answered: int, output_dir: Path, monkeypatch: pytest.MonkeyPatch
+    members: bool, answered: int, output_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each kind of call is carried out, but its answer is lost after some that were answered."""
     monkeypatch.setattr(server, "FIRST_PAUSE", 0.01)
     model = output_dir / "model.pt"
     model.write_bytes(b"a model")
-    tracker, lost = opened(output_dir), []
+    tracker, lost = opened(output_dir, members), []
 
     def losing(name: str) -> Any:
         call, left = getattr(tracker._client, name), [answered]
@@ -273,11 +305,11 @@ def test_a_call_whose_answer_is_lost_is_not_carried_out_twice(
     all_of_a_study(tracker, model)
     assert {"create_run", "log_batch", "set_terminated"} <= set(lost)
     assert set(lost) == set(CALLS) or answered
-    assert [len(runs(output_dir, kind)) for kind in KINDS] == [1, 1, len(SEEDS)]
+    assert [len(runs(output_dir, kind)) for kind in KINDS] == [1, 1, len(SEEDS) * members]
     assert {run.info.status for kind in KINDS for run in runs(output_dir, kind)} == {"FINISHED"}
     tables = ("metrics", "logged_models", "inputs", "model_versions")
     before = [stored_rows(output_dir, table) for table in tables]
-    all_of_a_study(opened(output_dir), model)
+    all_of_a_study(opened(output_dir, members), model)
     assert [stored_rows(output_dir, table) for table in tables] == [2 * rows for rows in before]
 
 
@@ -298,14 +330,14 @@ def test_calls_that_a_locked_database_refuses_are_repeated(output_dir: Path, mon
         sql, "text", lambda statement: text(statement.replace("busy_timeout = 20000", "busy_timeout = 200"))
     )
     tracker = started(output_dir)
-    tracker.finish_trial(a_trial(0))
+    finish(tracker, a_trial(0))
     connection = sqlite3.connect(output_dir / "mlflow.db", isolation_level=None, check_same_thread=False)
     connection.execute("BEGIN EXCLUSIVE")
     threading.Timer(1.0, connection.execute, ["ROLLBACK"]).start()
     track_two_trials(tracker)
     connection.close()
     once = stored_rows(output_dir)
-    assert [len(runs(output_dir, kind)) for kind in KINDS] == [1, 2, 2 * len(SEEDS)]
+    assert [len(runs(output_dir, kind)) for kind in KINDS] == [1, 2, 0]
     track_two_trials(started(output_dir))
     assert stored_rows(output_dir) == 2 * once
 
@@ -316,7 +348,7 @@ def test_an_alias_that_another_study_has_just_created_is_moved(
     tracker = started(output_dir)
     model = output_dir / "model.pt"
     model.write_bytes(b"a model")
-    tracker.finish_trial(a_trial(0))
+    finish(tracker, a_trial(0))
     set_alias, tried = tracker._client.set_registered_model_alias, []
 
     def late(*arguments: str) -> None:
@@ -345,8 +377,8 @@ def test_only_a_resume_takes_up_a_run_and_only_of_the_same_tags(output_dir: Path
     started(output_dir, resume=True)
     assert len(runs(output_dir, "study")) == 2
     other = open_tracker(SETTINGS, output_dir, "paper/grid")
-    other.start("grid", CONFIG, {"imavae.folder": "/someone/else's"}, resume=True)
-    other.start("grid", CONFIG, {"imavae.folder": "/someone/else's"}, resume=True)
+    other.start("grid", CONFIG, {"imavae.folder": "/someone/else's"}, [OBJECTIVE], resume=True)
+    other.start("grid", CONFIG, {"imavae.folder": "/someone/else's"}, [OBJECTIVE], resume=True)
     assert len(runs(output_dir, "study")) == 3
 
 
@@ -354,12 +386,12 @@ def test_batches_keep_to_mlflows_limits(output_dir: Path) -> None:
     tracker = started(output_dir)
     long = {f"key{i}": "x" * 10_000 for i in range(150)}
     history: list[dict[str, Value]] = [
-        {"trial": 0, "seed": 1, "epoch": epoch, **{f"val/m{i}": float(i) for i in range(10)}} for epoch in range(70)
+        {"trial": 0, "seed": 1, "epoch": epoch, "val/neg_elbo": -float(epoch)} for epoch in range(700)
     ]
-    tracker.finish_trial(TrialRecord(0, long, "finished", None, history, []))
+    finish(tracker, TrialRecord(0, long, "finished", None, history, []))
     (run,) = runs(output_dir, "trial")
     assert len(run.data.params) == 150
-    assert [step for step, _ in curve(output_dir, run, "val/m9/q75")] == list(range(70))
+    assert [step for step, _ in curve(output_dir, run, "curves/neg_elbo/q75")] == list(range(700))
 
 
 STAND_IN = """
@@ -387,7 +419,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("stand_in")
 def test_the_champion_loads_by_mlflows_own_loader(output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = started(output_dir)
-    tracker.finish_trial(a_trial(0))
+    finish(tracker, a_trial(0))
     model = output_dir / "member.pt"
     model.write_text("3")
     address = tracker.log_model(model, 0, "2", {"val/mcc": 0.9, "test/mcc": math.nan}, champion=True)
@@ -399,7 +431,7 @@ def test_the_champion_loads_by_mlflows_own_loader(output_dir: Path, monkeypatch:
 
 def test_models_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) -> None:
     tracker = started(output_dir)
-    tracker.finish_trial(a_trial(0))
+    finish(tracker, a_trial(0))
     paths = {seed: output_dir / f"member{seed}.pt" for seed in SEEDS}
     found = {}
     for seed, mcc in zip(SEEDS, (0.5, 0.9, 0.7), strict=True):
@@ -413,21 +445,23 @@ def test_models_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) ->
     )
     assert [model.tags["imavae.member"] for model in models] == ["2", "3", "1"]
     assert len(mlflow.search_model_versions("name = 'paper-grid'")) == 1
-    (study,) = runs(output_dir, "study")
-    member = next(run for run in runs(output_dir, "member") if run.data.params["seed"] == "3")
+    (study,), (trial,) = runs(output_dir, "study"), runs(output_dir, "trial")
+    assert trial.data.metrics["val/mcc"] == pytest.approx(np.median([one["val/mcc"] for one in finals(a_trial(0))]))
+    [of_study] = mlflow.get_run(study.info.run_id).outputs.model_outputs
+    assert of_study.model_id == models[0].model_id
     for address, seed in {
         champion: 2,
         "models:/paper-grid/1": 2,
         found[1]: 1,
-        f"runs:/{member.info.run_id}": 3,
+        f"runs:/{trial.info.run_id}": 2,
         f"runs:/{study.info.run_id}": 2,
     }.items():
         assert fetch_model(address, SETTINGS, output_dir).read_text() == f"weights {seed}"
 
 
 def test_without_sources_a_study_stands_for_its_model_of_lowest_neg_elbo(output_dir: Path) -> None:
-    tracker = started(output_dir)
-    tracker.finish_trial(a_trial(0))
+    tracker = started(output_dir, members=True)
+    finish(tracker, a_trial(0))
     for member, neg_elbo in {"1": 7.0, "2": -5.5, "3": -4.0}.items():
         path = output_dir / f"member{member}.pt"
         path.write_text(member)
@@ -500,9 +534,10 @@ def test_mlflows_page_shows_scores_and_what_is_searched(output_dir: Path) -> Non
     for part in ("model.gamma, training.beta.", "mean", "6 members", "smallest val/neg_elbo", "(#/models/paper-grid)"):
         assert part in study.data.tags[tracking.NOTE]
     experiment = client(output_dir).get_experiment(experiment_id(output_dir))
-    columns = json.loads(experiment.tags[tracking.VIEW])["selectedColumns"]
+    view = json.loads(experiment.tags[tracking.VIEW])
+    columns = view["selectedColumns"]
     assert [c for c in columns if c.startswith("params")] == ["params.`model.gamma`", "params.`training.beta`"]
-    assert {"metrics.`score`", "metrics.`max val/mcc`"} < set(columns)
+    assert (view["orderByKey"], view["orderByAsc"]) == (columns[0], True) == ("metrics.`val/neg_elbo`", True)
     path = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=trials"
     assert tracking.first_page(server.tracking_uri(SETTINGS, output_dir)) == path
 
@@ -512,7 +547,7 @@ def test_no_tracking_leaves_nothing(tmp_path: Path) -> None:
     assert type(tracker) is Tracker
     tracker.start("any", CONFIG, {})
     tracker.progress(a_trial(0))
-    tracker.finish_trial(a_trial(0))
+    finish(tracker, a_trial(0))
     assert tracker.log_model(tmp_path / "member.pt", 0, "1", {}, champion=True) == str(tmp_path / "member.pt")
     tracker.finish("finished", {}, [])
     assert not list(tmp_path.iterdir())

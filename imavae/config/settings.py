@@ -152,6 +152,7 @@ class Tracking(Settings):
 
     name: Annotated[Literal["mlflow", "none"], Field(description="tracker")] = "mlflow"
     uri: Annotated[str | None, Field(description="of MLflow; null: MLFLOW_TRACKING_URI or OUTPUT_DIR/mlflow.db")] = None
+    members: Annotated[bool, Field(description="make a run of each member of a study, too")] = False
 
 
 OutputDir = Annotated[str, Field(description="all output lies under it; relative to the current directory")]

@@ -23,7 +23,7 @@ from imavae.data.images import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
 from imavae.errors import Interrupted, require, resumable
 from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, csv_of, reopen
-from imavae.runs.records import at_best, best_member, criterion_of, metric_of, partial_record, trial_record
+from imavae.runs.records import best_member, final_metrics, partial_record, trial_record
 from imavae.runs.results import Results
 from imavae.runs.session import Session, cache_of, render, resolve_device
 from imavae.tracking import Status, Tracker, TrialRecord, member_name
@@ -50,8 +50,9 @@ class Ledger:
         """Start or continue the tracked run, and take over the trials that an earlier process has finished."""
         mapping = to_mapping(config)
         write_text(home.names.config, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
-        tracker.start(home.path.name, mapping, {"imavae.folder": str(home.path)}, resume=config.resume)
         ledger = cls(config, home, tracker)
+        objectives = ledger.results.objectives
+        tracker.start(home.path.name, mapping, {"imavae.folder": str(home.path)}, objectives, config.resume)
         for table in (ledger.names.members, ledger.names.history):
             table.unlink(missing_ok=True)
         for stored in home.stored:
@@ -114,10 +115,9 @@ class Ledger:
             if row is None:
                 continue
             save_member(file, *results.parts(record, row))
-            best = {metric_of(name): name for name in row if name == at_best(metric_of(name), criterion_of(row))}
-            metrics = {metric: float(row[name]) for metric, name in best.items()}
-            address = self.tracker.log_model(file, record.number, member_name(row), metrics, champion=place == 1)
-            if place == 1:
+            metrics, champion = final_metrics(row), place == 1
+            address = self.tracker.log_model(file, record.number, member_name(row), metrics, champion)
+            if champion:
                 self.home.state.champion = address
 
     def finish(self, files: Sequence[Path], metrics: Mapping[str, float] | None = None) -> None:
@@ -137,7 +137,8 @@ class Ledger:
         record, number = stored.trial, stored.trial.number
         if not self.tracker.is_complete(number):
             history = record.history or self.home.history(number)
-            self.tracker.finish_trial(dataclasses.replace(record, history=history))
+            finals = [final_metrics(row) for row in record.members]
+            self.tracker.finish_trial(dataclasses.replace(record, history=history), finals)
         self.stored.append(dataclasses.replace(stored, trial=dataclasses.replace(record, history=[])))
         self._grow(self.names.members, csv_of(record.members))
         self._grow(self.names.history, self.names.history_rows(number).read_text())

@@ -38,6 +38,12 @@ def criterion_of(columns: Iterable[str]) -> str:
     return "val/mcc" if BEST_MCC in columns else "val/neg_elbo"
 
 
+def final_metrics(row: Row) -> dict[str, float]:
+    """Every metric of a member at its best state, by its name."""
+    best = at_best("", criterion_of(row))
+    return {column.removesuffix(best): float(value) for column, value in row.items() if column.endswith(best)}
+
+
 def best_member(members: Sequence[dict[str, Value]]) -> dict[str, Value] | None:
     """The member with the highest val/mcc or, where sources are unknown, the lowest val/neg_elbo.
 

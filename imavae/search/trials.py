@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -115,7 +114,7 @@ class _Running:
     result: dict[str, Any] = field(default_factory=dict)  # last report
     past: dict[str, float] = field(default_factory=dict)  # work of earlier workers
     reached: int = 0  # epoch of the last restart
-    shown: float = -math.inf  # time at which the tracker last got the curves
+    shown: float = field(default_factory=time.monotonic)  # time at which the tracker last got the curves, or the start
     ended: bool = False
 
 

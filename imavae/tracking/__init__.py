@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
+import itertools
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
+
+from imavae.config.settings import Objective
 
 Value = float | int | str
 Row = Mapping[str, Value]
+Finals = Mapping[str, float]  # final metrics by name (``val/mcc``), of a member at its best state or of a trial
 Status = Literal["finished", "stopped", "failed"]
 
-PROGRESS_PERIOD = 5.0  # seconds between two updates of a running trial's curves; an update takes 15 ms
+PROGRESS_PERIOD = 5.0  # seconds between two updates of a running trial's curves, and of a study's
 PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")
+CURVES = ("val/mcc", "val/neg_elbo", "val/cima", "val/gamma")  # tracked over epochs, as the objectives
 QUARTILES = {"": 0.5, "/q25": 0.25, "/q75": 0.75}  # suffix of a curve's name -> quantile
 
 
@@ -46,8 +49,18 @@ class Tracker:
     Every method but :meth:`start` needs a started study.
     """
 
-    def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
-        """Open a run for the study; with ``resume``, reopen the newest run with this name and these tags, if any."""
+    def start(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        objectives: Sequence[Objective] = (),
+        resume: bool = False,
+    ) -> None:
+        """Open a run for the study; with ``resume``, reopen the newest run with this name and these tags, if any.
+
+        The first of the ``objectives`` is that of the trials' scores.
+        """
 
     def progress(self, trial: TrialRecord) -> None:
         """Update the curves of a running trial, at most every :data:`PROGRESS_PERIOD` seconds."""
@@ -56,8 +69,8 @@ class Tracker:
         """Return whether a trial and all of its members are tracked."""
         return True
 
-    def finish_trial(self, trial: TrialRecord) -> None:
-        """Track a trial and its members, and end their runs. A trial that is complete already is left alone."""
+    def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
+        """Track a trial, with its ``members`` as in its record, and end its run; one that is complete is left alone."""
 
     def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
         """Store a member's model with the metrics that rank it; return the address that ``load_model`` takes."""
@@ -72,24 +85,36 @@ def member_name(row: Row) -> str:
     return "/".join(str(row[axis]) for axis in ("seed", "data.seed") if axis in row)
 
 
-def quartile_curves(history: Iterable[Row], after: int = -1) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yield median, ``/q25`` and ``/q75`` over members of every ``SPLIT/METRIC``, for each epoch later than ``after``.
+def quartile_curves(
+    history: Sequence[Row], metrics: Sequence[str], after: int = -1
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yield median, ``/q25`` and ``/q75`` over members of the metrics, for each epoch later than ``after``.
 
-    A member that has stopped, or whose value is not finite, counts with its last finite value. So every point of a
-    curve is over all members, and the curve does not jump when a member stops.
+    A metric that never changes is left out, as one that the history lacks. A member that has stopped, or whose value is
+    not finite, counts with its last finite value. So every point of a curve is over all members, and the curve does not
+    jump when a member stops.
     """
-    table = pd.DataFrame([{**row, "member": member_name(row)} for row in history])
-    metrics = [str(name) for name in table if "/" in str(name)]
-    if not metrics:
-        return
-    table[metrics] = table[metrics].astype(float).replace([math.inf, -math.inf], math.nan)
-    latest = table.groupby(["epoch", "member"])[metrics].last().unstack().ffill().loc[after + 1 :]
-    by_curve = pd.DataFrame(latest.to_numpy().reshape(-1, table["member"].nunique()))
-    values = by_curve.quantile([*QUARTILES.values()], axis=1).to_numpy().reshape(len(QUARTILES), -1, len(metrics))
-    names = [name + suffix for suffix in QUARTILES for name in metrics]
-    rows = np.concatenate(values, axis=1).tolist()
-    for epoch, row in zip(latest.index.tolist(), rows, strict=True):
-        yield epoch, dict(zip(names, row, strict=True))
+    epochs = sorted({int(row["epoch"]) for row in history})
+    members = list(dict.fromkeys(map(member_name, history)))
+    values = np.full((len(epochs), len(metrics), len(members)), np.nan)
+    for row in history:
+        at = epochs.index(int(row["epoch"])), slice(None), members.index(member_name(row))
+        values[at] = [float(row.get(metric, np.nan)) for metric in metrics]
+    values[~np.isfinite(values)] = np.nan
+    changes = [len(np.unique(one[np.isfinite(one)])) > 1 for one in values.swapaxes(0, 1)]
+    for earlier, now in itertools.pairwise(values):
+        np.copyto(now, earlier, where=np.isnan(now))
+    ordered = np.sort(values, axis=-1)  # NaN comes last
+    last = np.maximum(np.isfinite(ordered).sum(axis=-1, keepdims=True) - 1, 0)
+    quantiles = {}
+    for suffix, share in QUARTILES.items():
+        below = np.floor(share * last).astype(int)
+        low, high = (np.take_along_axis(ordered, at, -1) for at in (below, np.minimum(below + 1, last)))
+        quantiles[suffix] = (low + (share * last - below) * (high - low))[..., 0]
+    for i, epoch in enumerate(epochs):
+        if epoch > after:
+            columns = [(j, metric) for j, metric in enumerate(metrics) if changes[j]]
+            yield epoch, {m + suffix: float(value[i, j]) for suffix, value in quantiles.items() for j, m in columns}
 
 
 def provenance() -> dict[str, str]:

@@ -1,9 +1,10 @@
-"""Tracker that writes to MLflow: a study is a run, its trials are nested in it, and members in their trials.
+"""Tracker that writes to MLflow: a study is a run, and its trials are nested in it; members only where asked for.
 
-A trial's run has curves (median and quartiles over members, one step per epoch); a member's run has its axes and final
-values. Runs are found again by their tags, and a metric's timestamp is the study's start plus its epoch in
-milliseconds, so MLflow drops what a resumed study writes again. MLflow is imported when a tracker opens: it takes a
-second.
+A metric has one name at every level: ``val/mcc`` is a member's value at its best state, a trial's median over members,
+and a study's best. A study has it as a curve over the trials that have ended. A trial has curves over epochs
+(``curves/mcc``, with quartiles) and the table of its members. Runs are found again by their tags, and a metric's
+timestamp is the study's start plus its step in milliseconds, so MLflow drops what a resumed study writes again. MLflow
+is imported when a tracker opens: it takes a second.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import pandas as pd
 import yaml
 
 from imavae import tracking
 from imavae.config.mapping import build, flatten
-from imavae.config.settings import Members, Tracking
+from imavae.config.settings import Members, Objective, Tracking
 from imavae.errors import require
-from imavae.tracking import Row, Status, Tracker, TrialRecord, server
+from imavae.tracking import Finals, Row, Status, Tracker, TrialRecord, server
 from imavae.tracking.server import OUTAGE_CODES, filter_for_tags, ignoring, retried
 
 if TYPE_CHECKING:
@@ -33,10 +36,13 @@ if TYPE_CHECKING:
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # tag with a run's description
 VIEW = "mlflow.sharedViewState.trials"  # tag of an experiment with the columns that its page shows
+CURVE = "curves/"  # begins the names of a trial's curves
+SYMBOLS = {"model.gamma": "γ", "model.hidden_factor": "h", "model.n_layers": "L"}  # in names of trials
 CHAMPION = "champion"  # alias of the best model
 LOADER_MODULE = "imavae.training.checkpoint"  # its `_load_pyfunc(path)` is called by MLflow's generic loader
 NEWEST_FIRST = ["attributes.start_time DESC"]
 FIGURE_SUFFIXES = (".png", ".pdf")  # files that are stored under figures/
+RANKING = ("val/mcc", "test/mcc", "val/neg_elbo", "test/neg_elbo")  # scores in a champion's description
 MAX_ENTITIES, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_RUNS = 1000, 100, 6000, 50_000  # MLflow's limits per call
 
 
@@ -50,7 +56,8 @@ def open_tracker(settings: Tracking, output_dir: Path, experiment: str) -> Track
     if settings.name == "none":
         return Tracker()
     uri = server.tracking_uri(settings, output_dir)
-    return MLflowTracker(uri, experiment, None if server.is_server(uri) else output_dir.resolve() / "mlartifacts")
+    artifacts = None if server.is_server(uri) else output_dir.resolve() / "mlartifacts"
+    return MLflowTracker(uri, experiment, artifacts, settings.members)
 
 
 @dataclass
@@ -58,9 +65,18 @@ class _TrialRun:
     """Run of a trial that is not complete."""
 
     id: str
-    start: int  # milliseconds
     epoch: int = -1  # last epoch in its curves
     written: float = -math.inf  # time of the last update, seconds of the monotonic clock
+
+
+@dataclass(frozen=True)
+class _Tracked:
+    """A complete trial, as its run has it."""
+
+    number: int
+    name: str
+    params: Mapping[str, Any]  # the trial's point
+    metrics: Finals
 
 
 class MLflowTracker(Tracker):
@@ -69,8 +85,11 @@ class MLflowTracker(Tracker):
     All methods but :meth:`progress` wait for a locked database or an absent server.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path | None) -> None:
-        """Open or create the experiment. Artifacts go below the folder ``artifacts``; a server stores its own."""
+    def __init__(self, uri: str, experiment: str, artifacts: Path | None, members: bool = False) -> None:
+        """Open or create the experiment. Artifacts go below the folder ``artifacts``; a server stores its own.
+
+        ``members`` makes a run of each member of a study, too.
+        """
         self._client = server.open_client(uri)
         self._model = experiment.replace("/", "-").replace(":", "-")  # MLflow refuses / and : in names of models
         location = None if artifacts is None else (artifacts / self._model).as_uri()
@@ -81,94 +100,154 @@ class MLflowTracker(Tracker):
         self._experiment = found.experiment_id
         remedy = f"restore it by `MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {self._experiment}`"
         require(found.lifecycle_stage == "active", f"the MLflow experiment {experiment!r} is active", "deleted", remedy)
-        self._study = ""  # run id
+        self._members = members
+        self._name, self._study = "", ""  # name and id of the study's run
         self._start = 0  # of the study's run, milliseconds
-        self._trials: dict[int, _TrialRun] = {}
-        self._complete: set[int] = set()
+        self._config: Mapping[str, Any] = {}
+        self._objectives: Sequence[Objective] = ()
+        self._asked: set[int] = set()  # trials that may have a run already
+        self._trials: dict[int, _TrialRun] = {}  # open ones
+        self._complete: dict[int, str] = {}  # trial -> run id
+        self._scored = 0  # number of complete trials with a score
+        self._best: _Tracked | None = None  # one of them
+        self._scores: list[tuple[int, dict[str, float]]] = []  # best score after each of them, to be written
+        self._written = -math.inf  # time at which they were written last
 
-    def start(self, name: str, config: Mapping[str, Any], tags: Mapping[str, str], resume: bool = False) -> None:
-        tags, begun = {**tags, "imavae.kind": "study"}, int(1000 * time.time())
+    def start(
+        self,
+        name: str,
+        config: Mapping[str, Any],
+        tags: Mapping[str, str],
+        objectives: Sequence[Objective] = (),
+        resume: bool = False,
+    ) -> None:
+        self._name, self._config, self._objectives = name, config, objectives
+        self._members = self._members or not config.get("search")
+        self._open_study({**tags, "imavae.kind": "study"}, int(1000 * time.time()), resume)
 
-        @retried
-        def open_study() -> None:
-            found = self._search({**tags, "mlflow.runName": name})
-            # A run with this start was created by an earlier attempt whose answer was lost.
-            known = next((run for run in found if resume or run.info.start_time == begun), None)
-            study = known or self._create_run(name, tags | tracking.provenance(), begun)
-            self._study, self._start = study.info.run_id, study.info.start_time
-            if study.info.status != "RUNNING":
-                self._client.update_run(self._study, status="RUNNING")
-            # MLflow refuses to change a parameter: the values of the first driver stay.
-            params = {k: v for k, v in flatten(config).items() if k not in study.data.params}
-            self._log(self._study, params=params, tags={NOTE: describe(config, self._model)})
-            # MLflow's page shows no metric and no parameter by default.
-            columns = ["metrics.`score`", "metrics.`max val/mcc`", "tags.`imavae.status`"]
-            columns += [f"params.`{name}`" for name in _searched(config) or ["gamma"]]
-            self._client.set_experiment_tag(self._experiment, VIEW, json.dumps({"selectedColumns": columns}))
-            files = {"config.yaml": dict(config)}
-            if config.get("search"):
-                files["search_space.yaml"] = {"search": config["search"]}
-            for file, content in files.items():
-                self._client.log_text(self._study, yaml.safe_dump(content, sort_keys=False), file)
-            complete = self._search({PARENT: self._study}, "FINISHED")
-            self._trials, self._complete = {}, {int(run.data.tags["imavae.trial"]) for run in complete}
-
-        open_study()
+    @retried
+    def _open_study(self, tags: Mapping[str, str], begun: int, resume: bool) -> None:
+        found = self._search({**tags, "mlflow.runName": self._name})
+        # A run with this start was created by an earlier attempt whose answer was lost.
+        known = next((run for run in found if resume or run.info.start_time == begun), None)
+        study = known or self._create_run(self._name, tags | tracking.provenance(), begun)
+        self._study, self._start = study.info.run_id, study.info.start_time
+        if study.info.status != "RUNNING":
+            self._client.update_run(self._study, status="RUNNING")
+        # MLflow refuses to change a parameter: the values of the first driver stay, and what is searched comes last.
+        searched = _searched(self._config)
+        left_out = {*study.data.params, *searched}
+        params = {key: value for key, value in flatten(self._config).items() if key not in left_out}
+        self._log(self._study, params=params, tags={NOTE: describe(self._config, self._model)})
+        # MLflow's page shows no metric and no parameter by default, and hides the trials unless it sorts by a metric.
+        scores = [f"metrics.`{objective.metric}`" for objective in self._objectives]
+        columns = [
+            *scores,
+            "tags.`imavae.best`",
+            "tags.`imavae.status`",
+            *(f"params.`{key}`" for key in searched or ["model.gamma"]),
+        ]
+        view: dict[str, Any] = {"selectedColumns": columns}
+        if self._objectives:
+            view |= {"orderByKey": scores[0], "orderByAsc": self._objectives[0].mode == "min"}
+        self._client.set_experiment_tag(self._experiment, VIEW, json.dumps(view))
+        files = {"config.yaml": dict(self._config)}
+        if self._config.get("search"):
+            files["search_space.yaml"] = {"search": self._config["search"]}
+        for file, content in files.items():
+            self._client.log_text(self._study, yaml.safe_dump(content, sort_keys=False), file)
+        self._trials, self._complete, self._best, self._scored, self._scores = {}, {}, None, 0, []
+        trials = self._search({PARENT: self._study, "imavae.kind": "trial"}) if known else []
+        for run in sorted(trials, key=lambda run: run.info.end_time or 0):
+            number = int(run.data.tags["imavae.trial"])
+            if run.info.status == "FINISHED":
+                finals = {key: value for key, value in run.data.metrics.items() if key.startswith(("val/", "test/"))}
+                self._complete[number] = run.info.run_id
+                name = run.info.run_name.removesuffix(self._suffix)
+                self._count(_Tracked(number, name, run.data.params, finals))
+            else:
+                self._trials[number] = _TrialRun(run.info.run_id)
+        self._asked = set(self._trials)
 
     def progress(self, trial: TrialRecord) -> None:
         """See :class:`Tracker`. Does not wait for MLflow: :meth:`finish_trial` adds what is missing."""
         if self.is_complete(trial.number):
             return
         with ignoring(*OUTAGE_CODES):
-            if trial.number not in self._trials:
-                self._trials[trial.number] = self._open_trial(trial)
-            if time.monotonic() - self._trials[trial.number].written >= tracking.PROGRESS_PERIOD:
-                self._log_curves(self._trials[trial.number], trial)
+            run = self._open_trial(trial)
+            if time.monotonic() - run.written >= tracking.PROGRESS_PERIOD:
+                curves = self._curves(run, trial)
+                self._log(run.id, curves, trial.values if run.epoch < 0 else {})
+                run.epoch = curves[-1][0] if curves else run.epoch
+                run.written = time.monotonic()
+            self._trials[trial.number] = run
 
     def is_complete(self, trial: int) -> bool:
         return trial in self._complete
 
     @retried
-    def finish_trial(self, trial: TrialRecord) -> None:
+    def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
         if self.is_complete(trial.number):
             return
-        # Removed first: a second attempt looks up what the first one has written.
-        run = self._trials.pop(trial.number, None) or self._open_trial(trial)
-        self._log_curves(run, trial)
-        members = {known.data.tags["imavae.member"]: known.info.run_id for known in self._search({PARENT: run.id})}
-        for row in trial.members:
-            self._finish_member(run, members.get(tracking.member_name(row)), row, trial.number)
-        # No slash in these names: MLflow's page makes a section of charts of each prefix.
-        counts = Counter(row["status"] for row in trial.members)
-        summary = {f"members {status}": float(count) for status, count in counts.items()}
-        summary |= {} if trial.score is None else {"score": trial.score}
-        summary |= {f"score {metric.removeprefix('val/')}": value for metric, value in trial.further.items()}
-        self._log(run.id, [(0, summary)], tags={"imavae.status": trial.status})
+        run = self._open_trial(trial)
+        finals = medians(members)
+        scores = {} if trial.score is None else {self._objectives[0].metric: trial.score, **trial.further}
+        if self._members:
+            known = {found.data.tags["imavae.member"]: found.info.run_id for found in self._search({PARENT: run.id})}
+            for row, values in zip(trial.members, members, strict=True):
+                self._finish_member(run, known.get(tracking.member_name(row)), trial.number, row, values)
+        if trial.members:
+            self._client.log_text(run.id, pd.DataFrame(trial.members).to_csv(index=False), "members.csv")
+        statuses = Counter(f"members {row['status']}" for row in trial.members)
+        points = [*self._curves(run, trial), (0, {**finals, **scores, **statuses})]
+        self._log(run.id, points, trial.values, {"imavae.status": trial.status})
         # Last, as this marks the trial as complete.
         self._client.set_terminated(run.id, "FAILED" if trial.status == "failed" else "FINISHED")
-        self._complete.add(trial.number)
+        self._complete[trial.number] = run.id
+        self._count(_Tracked(trial.number, trial_name(trial), trial.values, {**finals, **scores}))
+        if time.monotonic() - self._written >= tracking.PROGRESS_PERIOD:
+            with ignoring(*OUTAGE_CODES):  # the next trial, or the study's end, writes what is missing
+                self._log_scores()
 
-    def _finish_member(self, trial: _TrialRun, member: str | None, row: Row, number: int) -> None:
-        """Write a member's run, whose id is ``member`` if an earlier attempt has created it."""
+    def _count(self, trial: _Tracked) -> None:
+        """Add a complete trial to the study's curve."""
+        goal = self._objectives[0]
+        if goal.metric not in trial.metrics:
+            return
+
+        def rank(one: _Tracked) -> tuple[float, int]:
+            return one.metrics[goal.metric] * (1 if goal.mode == "max" else -1), -one.number
+
+        self._best = trial if self._best is None else max(self._best, trial, key=rank)
+        self._scored += 1
+        self._scores.append((self._scored, {goal.metric: self._best.metrics[goal.metric]}))
+
+    def _log_scores(self) -> None:
+        if self._best is not None:
+            self._log(self._study, self._scores, tags={"imavae.best": self._best.name})
+        self._scores, self._written = [], time.monotonic()
+
+    def _finish_member(self, trial: _TrialRun, run_id: str | None, number: int, row: Row, values: Finals) -> None:
+        """Write a member's run, whose id is ``run_id`` if an earlier attempt has created it."""
         name, status = tracking.member_name(row), str(row["status"])
-        if member is None:
+        if run_id is None:
             tags = {PARENT: trial.id, "imavae.kind": "member", "imavae.study": self._study, "imavae.status": status}
             tags |= {"imavae.trial": str(number), "imavae.member": name}
-            member = self._create_run(f"seed {name} of trial {number}", tags, trial.start).info.run_id
+            run_id = self._create_run(f"seed {name} · trial {number}{self._suffix}", tags).info.run_id
         axes = {k: v for k, v in row.items() if "/" not in k and k not in ("trial", "status", "epochs")}
-        values = {k: float(v) for k, v in row.items() if "/" in k or k == "epochs"}
-        self._log(member, [(0, values)], axes)
-        self._client.set_terminated(member, "FAILED" if status == "diverged" else "FINISHED")
+        self._log(run_id, [(0, {**values, "epochs": float(row["epochs"])})], axes)
+        self._client.set_terminated(run_id, "FAILED" if status == "diverged" else "FINISHED")
 
     @retried
     def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
         """See :class:`Tracker`. A champion is registered, and moves the alias ``champion`` of the study's model."""
         from mlflow import pyfunc
-        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+        from mlflow.entities import LoggedModelStatus
         from mlflow.models import Model
 
         tags = {"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": member}
-        run = next((run.info.run_id for run in self._search(tags)), self._study)
+        members = self._search(tags) if self._members else []
+        run = members[0].info.run_id if members else self._complete[trial]
         found = self._client.search_logged_models([self._experiment], filter_for_tags(tags))
         name = f"trial-{trial}-seed-{member}".replace("/", "-world-")
         model = found[0] if found else self._client.create_logged_model(self._experiment, name, run, tags)
@@ -179,14 +258,25 @@ class MLflowTracker(Tracker):
                 description.save(f"{folder}/MLmodel")
                 self._client.log_model_artifact(model.model_id, f"{folder}/MLmodel")
             self._client.log_model_artifact(model.model_id, str(file))
-            outputs = self._client.get_run(run).outputs
-            if model.model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
-                self._client.log_outputs(run, [LoggedModelOutput(model.model_id, step=0)])  # link on the run's page
+            self._link(run, model.model_id)
             self._client.finalize_logged_model(model.model_id, "READY")
-        self._log(run, [(0, metrics)], model_id=model.model_id)
-        return self._register_champion(model.model_id, run) if champion else f"models:/{model.model_id}"
+        # MLflow gives them to the run, too: they are older than the trial's own, so that it shows those.
+        self._log(run, [(0, metrics)], model_id=model.model_id, later=-1)
+        if not champion:
+            return f"models:/{model.model_id}"
+        self._link(self._study, model.model_id)
+        scores = ", ".join(f"{key} {metrics[key]:.4g}" for key in RANKING if key in metrics)
+        return self._register_champion(model.model_id, run, f"{self._name}, trial {trial}, seed {member}: {scores}")
 
-    def _register_champion(self, model_id: str, run_id: str) -> str:
+    def _link(self, run_id: str, model_id: str) -> None:
+        """Show a model on a run's page."""
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self._client.get_run(run_id).outputs
+        if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+            self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+    def _register_champion(self, model_id: str, run_id: str, description: str) -> str:
         """Register a logged model once, move the alias ``champion`` to it, and return the alias' address."""
         with ignoring("RESOURCE_ALREADY_EXISTS"):
             self._client.create_registered_model(self._model)
@@ -195,7 +285,9 @@ class MLflowTracker(Tracker):
         versions = self._client.search_model_versions(f"name = '{self._model}'")
         version = next((known for known in versions if known.source == location), None)
         if version is None:
-            version = self._client.create_model_version(self._model, location, run_id, model_id=model_id)
+            version = self._client.create_model_version(
+                self._model, location, run_id, model_id=model_id, description=description
+            )
         with ignoring("BAD_REQUEST"):  # another study has just created the alias; now it can be moved
             self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
         self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
@@ -208,7 +300,14 @@ class MLflowTracker(Tracker):
         def end_runs() -> None:
             for trial in self._search({PARENT: self._study}, "RUNNING"):
                 self._client.set_terminated(trial.info.run_id, "KILLED")
-            self._log(self._study, [(0, metrics)])
+            self._log_scores()
+            if self._best is not None and status == "finished":
+                known = self._client.get_run(self._study).data.params  # of an earlier end: MLflow keeps them
+                params = {key: value for key, value in self._best.params.items() if key not in known}
+                finals = {k: v for k, v in self._best.metrics.items() if k != self._objectives[0].metric}
+                note = {NOTE: describe(self._config, self._model, self._best)}
+                self._log(self._study, [(0, finals)], params, note, later=self._scored)
+            self._log(self._study, [(0, metrics)], later=self._scored)
             for path in files:
                 self._client.log_artifact(self._study, str(path), "figures" if path.suffix in FIGURE_SUFFIXES else None)
             ends = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
@@ -220,23 +319,29 @@ class MLflowTracker(Tracker):
         else:
             retried(end_runs)()
 
+    @property
+    def _suffix(self) -> str:
+        """End of the names of a study's trials: MLflow's page cuts names off, so what differs comes first."""
+        return f" · {self._name}"
+
     def _create_run(self, name: str, tags: Mapping[str, str], start: int | None = None) -> Run:
         return self._client.create_run(self._experiment, start_time=start, tags=dict(tags), run_name=name)
 
     def _open_trial(self, trial: TrialRecord) -> _TrialRun:
-        """Find a trial's run with what it has already, or create it."""
+        """Take a trial's run from the open ones, find it if an earlier attempt may have created it, or create it."""
+        if trial.number in self._trials:
+            return self._trials.pop(trial.number)
         tags = {PARENT: self._study, "imavae.kind": "trial", "imavae.trial": str(trial.number)}
-        found = self._search(tags)
-        run = found[0] if found else self._create_run(f"trial {trial.number}", tags)
-        self._log(run.info.run_id, params={k: v for k, v in trial.values.items() if k not in run.data.params})
-        return _TrialRun(run.info.run_id, run.info.start_time)
+        found = self._search(tags) if trial.number in self._asked else []
+        self._asked.add(trial.number)
+        run = found[0] if found else self._create_run(trial_name(trial) + self._suffix, tags)
+        return _TrialRun(run.info.run_id)
 
-    def _log_curves(self, run: _TrialRun, trial: TrialRecord) -> None:
-        """Write the epochs that the run has not got yet."""
-        curves = list(tracking.quartile_curves(trial.history, after=run.epoch))
-        self._log(run.id, curves)
-        run.epoch = curves[-1][0] if curves else run.epoch
-        run.written = time.monotonic()
+    def _curves(self, run: _TrialRun, trial: TrialRecord) -> list[tuple[int, dict[str, float]]]:
+        """The epochs that the run has not got yet."""
+        metrics = dict.fromkeys([*(objective.metric for objective in self._objectives), *tracking.CURVES])
+        curves = tracking.quartile_curves(trial.history, list(metrics), after=run.epoch)
+        return [(epoch, {CURVE + name.removeprefix("val/"): v for name, v in row.items()}) for epoch, row in curves]
 
     def _search(self, tags: Mapping[str, str], status: str = "") -> list[Run]:
         """Runs with all of these tags and this status, newest first."""
@@ -250,16 +355,18 @@ class MLflowTracker(Tracker):
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
         model_id: str | None = None,
+        later: int = 0,
     ) -> None:
-        """Write finite metrics, as (epoch, values), parameters and tags, in batches within MLflow's limits.
+        """Write finite metrics, as (step, values), parameters and tags, in batches within MLflow's limits.
 
-        With ``model_id``, the metrics are those of a model, too.
+        With ``model_id``, the metrics are those of a model, too. Of two values at the same step, MLflow shows the
+        ``later`` one.
         """
         from mlflow.entities import Metric, Param, RunTag
 
         points = [
-            Metric(name, float(value), self._start + epoch, epoch, model_id=model_id, run_id=run_id)
-            for epoch, values in metrics
+            Metric(name, float(value), self._start + step + later, step, model_id=model_id, run_id=run_id)
+            for step, values in metrics
             for name, value in values.items()
             if math.isfinite(value)
         ]
@@ -285,23 +392,48 @@ def first_page(uri: str) -> str:
     return path.replace("?", f"/{experiment.experiment_id}/runs?") + shared
 
 
-def describe(config: Mapping[str, Any], model: str) -> str:
+def trial_name(trial: TrialRecord) -> str:
+    """Number and point of a trial: ``trial 23 · γ=67 h=40 L=3``."""
+    names = {key: SYMBOLS.get(key, key.removesuffix(".name").rpartition(".")[2]) for key in trial.values}
+    point = " ".join(f"{names[k]}={f'{v:.3g}' if isinstance(v, float) else v}" for k, v in trial.values.items())
+    return f"trial {trial.number} · {point}" if point else f"trial {trial.number}"
+
+
+def medians(members: Sequence[Finals]) -> dict[str, float]:
+    """Median over members of each of their metrics, finite values only."""
+    found: dict[str, list[float]] = {}
+    for name, value in (item for member in members for item in member.items()):
+        if math.isfinite(value):
+            found.setdefault(name, []).append(value)
+    return {name: float(np.median(values)) for name, values in found.items()}
+
+
+def describe(config: Mapping[str, Any], model: str, best: _Tracked | None = None) -> str:
     """Description of a run or study in Markdown; ``model`` is the registered model's name."""
     members = build(Members, config["members"]).count
     searched = _searched(config)
-    question = f"One point, trained with {members} members."
+    lines = [str(config["question"])] if config.get("question") else []
     if searched:
         goal = config["objective"]
-        best = "largest" if goal["mode"] == "max" else "smallest"
-        question = f"Searched: {', '.join(searched)}. The score of a trial is the {goal['aggregate']}, over its "
-        question += f"{members} members, of each one's {best} {goal['metric']}."
-    return f"""{question}
-
-- **Trials** are the child runs, and **members** (seeds) are children of trials. *Model metrics* of a trial has its
-  curves: medians and quartiles over members.
+        extreme = "largest" if goal["mode"] == "max" else "smallest"
+        if best is not None:
+            lines.append(f"**Answer**: {best.name}, {goal['metric']} {best.metrics[goal['metric']]:.4g}.")
+        lines.append(
+            f"Searched: {', '.join(searched)}. The score of a trial is the {goal['aggregate']}, over its {members} "
+            f"members, of each one's {extreme} {goal['metric']}."
+        )
+    else:
+        lines.append(f"One point, trained with {members} members.")
+    lines.append(
+        f"""\
+- **Trials** are the child runs. *Model metrics* of a trial has medians over its members (seeds): curves over epochs
+  with quartiles (`curves/...`), and values at each member's best state (`val/...`, `test/...`). Its *Artifacts* have
+  the table of its members.
 - **Artifacts** has the figures, all values (`members.csv`, `history.csv`) and the settings (`config.yaml`).
 - **Champion**: the registered model [{model}](#/models/{model}), alias `{CHAMPION}`.
 """
+    )
+    return "\n\n".join(lines)
 
 
 def _searched(config: Mapping[str, Any]) -> list[str]:

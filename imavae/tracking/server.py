@@ -202,8 +202,8 @@ def filter_for_tags(tags: Mapping[str, str]) -> str:
 def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
     """Local path of a model's file: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, ``models:/m-ID`` or ``runs:/ID``.
 
-    A member's run stands for its model. A study's run stands for its model with the highest ``val/mcc`` or, without
-    sources, the lowest ``val/neg_elbo``.
+    A run stands for its model; a study's for that with the highest ``val/mcc`` or, without sources, the lowest
+    ``val/neg_elbo``. The best trials have a model each.
 
     Raises:
         UserError: there is no such model, or the tracking address is not reachable.
