@@ -170,7 +170,7 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: t
     assert [float(runs[str(n)].data.params["model.gamma"]) for n in range(10)] == trials["model.gamma"].tolist()
     [study] = runs_of(Path(settings.output_dir), "study")
     assert study.data.metrics["val/mcc"] == trials["score"].max()
-    assert float(study.data.params["model.gamma"]) == trials["model.gamma"][trials["score"].idxmax()]
+    assert float(study.data.params["model.gamma"]) == trials["model.gamma"].tolist()[int(trials["score"].argmax())]
     assert not runs_of(Path(settings.output_dir), "member")
 
 

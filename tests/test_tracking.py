@@ -447,7 +447,9 @@ def test_models_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) ->
     assert len(mlflow.search_model_versions("name = 'paper-grid'")) == 1
     (study,), (trial,) = runs(output_dir, "study"), runs(output_dir, "trial")
     assert trial.data.metrics["val/mcc"] == pytest.approx(np.median([one["val/mcc"] for one in finals(a_trial(0))]))
-    [of_study] = mlflow.get_run(study.info.run_id).outputs.model_outputs
+    outputs = mlflow.get_run(study.info.run_id).outputs
+    assert outputs is not None
+    [of_study] = outputs.model_outputs
     assert of_study.model_id == models[0].model_id
     for address, seed in {
         champion: 2,

@@ -130,7 +130,7 @@ class MLflowTracker(Tracker):
         found = self._search({**tags, "mlflow.runName": self._name})
         # A run with this start was created by an earlier attempt whose answer was lost.
         known = next((run for run in found if resume or run.info.start_time == begun), None)
-        study = known or self._create_run(self._name, tags | tracking.provenance(), begun)
+        study = known or self._create_run(self._name, {**tags, **tracking.provenance()}, begun)
         self._study, self._start = study.info.run_id, study.info.start_time
         if study.info.status != "RUNNING":
             self._client.update_run(self._study, status="RUNNING")
