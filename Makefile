@@ -28,6 +28,7 @@ $(READY): pyproject.toml constraints.txt
 	@if [ -e $@ ]; then rm $@; else $(PYTHON) -m venv --clear $(VENV); fi
 	@echo "installing into $(VENV): a few minutes, this once"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,dashboard]'
+	@$(BIN)/python -m imavae.training.compiled
 	@touch $@
 	@echo "ready; to use it by hand: source $(BIN)/activate"
 

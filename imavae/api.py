@@ -7,11 +7,12 @@ name here, ``data={"mixing": {"name": "mlp"}}``.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -32,7 +33,7 @@ from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import model_session
 from imavae.runs.records import best_member
 from imavae.runs.results import Results, load_results
-from imavae.runs.session import Session, cache_of
+from imavae.runs.session import Session, cache_of, training_step
 from imavae.tracking import member_name
 from imavae.training.loop import Progress
 
@@ -121,8 +122,10 @@ def reproduce(
 def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = ()) -> Results:
     """Do :func:`train` for a checked configuration; the report shows the ``command`` that repeats it."""
     start, threads = time.monotonic(), torch.get_num_threads()
+    announce = _announcer(config, observer)
 
     def notify(session: Session, progress: Progress) -> None:
+        announce()
         observer.epoch(progress.epoch, config.training.max_epochs, progress.active, len(session.ensemble))
 
     try:
@@ -145,7 +148,10 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
     """
     from imavae.search.study import NoResultError, run_study
 
+    announce = _announcer(config, observer)
+
     def notify(snapshot: Snapshot) -> None:
+        announce()
         observer.snapshot(snapshot)
         last = snapshot.finished + snapshot.running == snapshot.trials_total
         if last and FIGURES not in sys.modules:  # with what it needs, that takes seconds
@@ -164,6 +170,12 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
             raise ledger.interrupted
         _conclude(ledger, command, start)
     return load_results(ledger.folder)
+
+
+def _announcer(config: RunConfig, observer: Observer) -> Callable[[], None]:
+    """Return a function that tells the observer, the first time, which step trains. UserError: it can't be had."""
+    step, reason = training_step(config)
+    return functools.cache(lambda: observer.notice(f"training step: {step} ({reason})"))
 
 
 def resuming(command: Sequence[str], name: str) -> list[str]:

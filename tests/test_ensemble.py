@@ -16,7 +16,7 @@ from imavae.config.settings import Objective, RunConfig, run_config
 from imavae.runs.records import history_rows, member_rows, trial_record
 from imavae.runs.session import Session
 from imavae.training.ensemble import SELECTION, initial_state
-from imavae.training.step import BETAS, Adam
+from imavae.training.step import BETAS, Adam, step_sizes
 
 CPU = torch.device("cpu")
 
@@ -69,20 +69,6 @@ def test_compaction_changes_no_remaining_member() -> None:
             torch.testing.assert_close(alone.state.best[name].value[0], company.state.best[name].value[row])
 
 
-def test_blocks_of_members_train_as_they_do_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [config([1, 2, 3], gamma, dtype="float64") for gamma in (10.0, 50.0)]
-    together = trained(points)
-    monkeypatch.setattr("imavae.training.step.LAYER_NUMBERS", 4 * 30 * 64)
-    apart = Session.start(points, CPU)
-    apart.state.weights[4] = 1e300  # it diverges in the second block, of 3 as the first
-    for _ in apart.train():
-        pass
-    assert [status == "diverged" for status in apart.state.status] == [row == 4 for row in range(6)]
-    others = [0, 1, 2, 3, 5]
-    assert (apart.state.frozen[others] - together.state.frozen[others]).abs().max() < 1e-12
-    assert apart.state.epochs[others].tolist() == together.state.epochs[others].tolist()
-
-
 def test_every_seed_has_its_own_start_batches_and_noise() -> None:
     state = Session.start([config([1, 2])], CPU).state
     assert not torch.equal(state.weights[0], state.weights[1])
@@ -98,11 +84,11 @@ def test_adam_is_torchs_with_a_rate_and_a_count_per_member() -> None:
     references = [torch.nn.Parameter(row.clone()) for row in state.weights]
     optimizers = [torch.optim.Adam([p], lr=float(r), betas=BETAS) for p, r in zip(references, rates, strict=True)]
     generator = torch.Generator().manual_seed(0)
-    adam = Adam(state, rates, 30)
+    adam = Adam(state, *step_sizes(state, rates, 30))
     for step in range(30):
         if step == 20:  # an epoch that is over, and the next
             adam.finish()
-            adam = Adam(state, rates, 10)
+            adam = Adam(state, *step_sizes(state, rates, 10))
         gradient = torch.randn(state.weights.shape, generator=generator, dtype=torch.float64) * 10.0 ** (step % 5 - 3)
         adam.step(gradient)
         for parameter, optimizer, row in zip(references, optimizers, gradient, strict=True):
@@ -117,7 +103,7 @@ def test_a_masked_member_stays_where_it_is_even_with_a_broken_gradient() -> None
     state.finite[0] = False
     gradient = torch.full_like(before, torch.nan)
     gradient[1] = 1.0
-    adam = Adam(state, torch.tensor([1e-3, 1e-3]), 1)
+    adam = Adam(state, *step_sizes(state, torch.tensor([1e-3, 1e-3]), 1))
     adam.step(gradient)
     adam.finish()
     assert torch.equal(state.weights[0], before[0])
@@ -128,7 +114,7 @@ def test_a_masked_member_stays_where_it_is_even_with_a_broken_gradient() -> None
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_one_value_that_is_not_finite_stops_its_member_for_good(bad: float) -> None:
     state = Session.start([config([1, 2])], CPU).state
-    adam = Adam(state, torch.tensor([1e-3, 1e-3]), 2)
+    adam = Adam(state, *step_sizes(state, torch.tensor([1e-3, 1e-3]), 2))
     before = state.weights.clone()
     gradient = torch.ones_like(before)
     gradient[0, 3] = bad

@@ -32,7 +32,7 @@ from imavae.runs.session import Session
 from imavae.search.space import check
 from imavae.tracking.server import open_client, tracking_uri
 from imavae.training import checkpoint
-from imavae.training.step import ByAutograd, WrittenOut, train_epoch, written_out
+from imavae.training.step import train_epoch
 from tests.helpers import console, file_data, normal, observations, plain_model, pointwise_jacobian, text_of, trained
 
 CPU = torch.device("cpu")
@@ -86,18 +86,6 @@ def test_sources_and_segments_stay_with_their_rows(tmp_path: Path) -> None:
         first, second = split.sources[0].T
         torch.testing.assert_close(split.observations[0], torch.stack([first + second, first - second, first**3], 1))
         assert torch.equal(split.segments[0] == 1, first > 0)
-
-
-def test_the_written_out_gradient_is_autograds_with_more_columns_than_latents(path: Path) -> None:
-    session = Session.start([own(path)], CPU)
-    model, weights = session.ensemble.model, session.state.weights
-    assert written_out(model, True)
-    x, noise = normal(3, 4, 20), normal(3, 3, 20, seed=1)
-    gradients = torch.zeros_like(weights), torch.zeros_like(weights)
-    beta = torch.ones(3, dtype=torch.float64)
-    WrittenOut(model, weights, gradients[0], beta)(x, noise, None)
-    ByAutograd(model, weights, gradients[1], beta, True)(x, noise, None)
-    torch.testing.assert_close(*gradients)
 
 
 def test_metrics_are_right_with_more_columns_than_latents(path: Path) -> None:

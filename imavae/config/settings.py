@@ -115,6 +115,10 @@ class Training(Settings):
     patience: Annotated[Count, Field(description="validations without a lower val/neg_elbo before a member stops")] = 5
     dtype: Annotated[Literal["float32", "float64"], Field(description="of weights, data and arithmetic")] = "float32"
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: cuda if there is one")] = "auto"
+    step: Annotated[
+        Literal["auto", "compiled", "autograd"],
+        Field(description="compiled: C++, float32 MLPs on a CPU; auto: where it can be had, else autograd"),
+    ] = "auto"
     threads: Annotated[Count, Field(description="torch threads per ensemble; more rarely help small models")] = 1
     probes: Annotated[bool, Field(description="also the slow metrics (nonlinear R², DCI, SAP, MIG) at the end")] = False
 

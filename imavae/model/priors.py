@@ -53,10 +53,6 @@ class Prior(ABC):
     def cdf(self, z: torch.Tensor, theta: Theta) -> torch.Tensor:
         """P(latent <= z)."""
 
-    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
-        """(log p)'(y); a prior that has it trains faster, see training/step.py."""
-        raise NotImplementedError
-
     def expected_log_prob(self, mean: torch.Tensor, variance: torch.Tensor, theta: Theta) -> torch.Tensor:
         """E[log p(y)] for a Gaussian y, in closed form; only where there is one."""
         raise NotImplementedError
@@ -71,15 +67,6 @@ class Prior(ABC):
         low, high = self.support
         # s(-y), not 1 - s(y): no cancellation at large y
         return torch.ones_like(y) if math.isinf(high) else (high - low) * torch.sigmoid(y) * torch.sigmoid(-y)
-
-    def together(self, y: torch.Tensor, theta: Theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """z(y), dz/dy and the score, for a gradient that is written out; bounded priors need one sigmoid for all."""
-        return self.latent(y), self.slope(y), self.score(y, theta)
-
-    def _scaled(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latent and slope from s = sigmoid(y): s - s^2 cancels at large y, where no gradient comes through."""
-        low, high = self.support
-        return (s * (high - low)).add_(low), torch.addcmul(s, s, s, value=-1).mul_(high - low)
 
 
 Parameters = Literal["fixed", "learned", "conditional"]
@@ -163,13 +150,6 @@ class Uniform(Prior):
         # = logsigmoid(y) + logsigmoid(-y), in one call; softplus's own threshold, 20, is off by 2e-9 there
         return y - 2 * torch.nn.functional.softplus(y, threshold=40)
 
-    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
-        return 1 - 2 * torch.sigmoid(y)
-
-    def together(self, y: torch.Tensor, theta: Theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        s = torch.sigmoid(y)
-        return *self._scaled(s), s.mul_(-2).add_(1)
-
     def curvature(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return 2 * torch.sigmoid(y) * torch.sigmoid(-y)
 
@@ -193,14 +173,6 @@ class Beta(Prior):
         alpha, beta = (t.exp() for t in theta)
         normaliser = torch.lgamma(alpha) + torch.lgamma(beta) - torch.lgamma(alpha + beta)
         return -(alpha + beta) * torch.nn.functional.softplus(-y, threshold=40) - beta * y - normaliser
-
-    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
-        alpha, beta = (t.exp() for t in theta)
-        return (alpha + beta) * torch.sigmoid(-y) - beta
-
-    def together(self, y: torch.Tensor, theta: Theta) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        s, (alpha, beta) = torch.sigmoid(y), (t.exp() for t in theta)
-        return *self._scaled(s), s.mul_(-(alpha + beta)).add_(alpha)
 
     def curvature(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         return (theta[0].exp() + theta[1].exp()) * torch.sigmoid(y) * torch.sigmoid(-y)
@@ -229,9 +201,6 @@ class Gaussian(Prior):
         mean, log_std = theta
         return -0.5 * ((y - mean) * (-log_std).exp()).square() - log_std - 0.5 * math.log(2 * math.pi)
 
-    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
-        return (theta[0] - y) * (-2 * theta[1]).exp()
-
     def expected_log_prob(self, mean: torch.Tensor, variance: torch.Tensor, theta: Theta) -> torch.Tensor:
         spread = variance * (-2 * theta[1]).exp()
         return self.log_prob(mean, theta) - 0.5 * spread
@@ -256,9 +225,6 @@ class Laplace(Prior):
     def log_prob(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
         mean, log_scale = theta
         return -(y - mean).abs() * (-log_scale).exp() - log_scale - math.log(2)
-
-    def score(self, y: torch.Tensor, theta: Theta) -> torch.Tensor:
-        return (theta[0] - y).sign() * (-theta[1]).exp()
 
     def expected_log_prob(self, mean: torch.Tensor, variance: torch.Tensor, theta: Theta) -> torch.Tensor:
         # The mean of |N(m, v)|, a folded normal: sqrt(2 v / pi) exp(-m^2 / 2v) + m erf(m / sqrt(2 v)).

@@ -23,6 +23,7 @@ from imavae.report.display import clock, compact, short_names
 from imavae.report.drawing import FONT
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 from imavae.runs.results import Results
+from imavae.runs.session import training_step
 from imavae.search.space import parse
 from imavae.tracking import Value, provenance
 
@@ -83,6 +84,7 @@ def write_report(
         go_on=shlex.join(go_on) if results.interrupted else "",
         repeat=shlex.join(word for word in command if not word.startswith("resume=")),
         tags=provenance(),
+        step=" – ".join(training_step(results.config)),
     )
     write_text(results.names.report, page)
     return results.names.report

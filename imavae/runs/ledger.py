@@ -25,7 +25,7 @@ from imavae.errors import Interrupted, require, resumable
 from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, csv_of, reopen
 from imavae.runs.records import best_member, final_metrics, partial_record, trial_record
 from imavae.runs.results import Results
-from imavae.runs.session import Session, cache_of, render, resolve_device
+from imavae.runs.session import Session, cache_of, render, resolve_device, training_step
 from imavae.tracking import Status, Tracker, TrialRecord, member_name
 from imavae.tracking.mlflow import open_tracker
 from imavae.training.checkpoint import save_member
@@ -52,7 +52,13 @@ class Ledger:
         write_text(home.names.config, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
         ledger = cls(config, home, tracker)
         objectives = ledger.results.objectives
-        tracker.start(home.path.name, mapping, {"imavae.folder": str(home.path)}, objectives, config.resume)
+        tracker.start(
+            home.path.name,
+            mapping,
+            {"imavae.folder": str(home.path), "imavae.step": training_step(config)[0]},
+            objectives,
+            config.resume,
+        )
         for table in (ledger.names.members, ledger.names.history):
             table.unlink(missing_ok=True)
         for stored in home.stored:

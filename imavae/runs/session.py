@@ -13,7 +13,7 @@ import torch
 
 from imavae.config.data import SpritesData
 from imavae.config.mapping import to_mapping
-from imavae.config.settings import WORST_SCORE, Objective, RunConfig
+from imavae.config.settings import WORST_SCORE, Objective, RunConfig, StudyConfig
 from imavae.data import dataset
 from imavae.data.images import Cache
 from imavae.data.images import Progress as Rendering
@@ -24,6 +24,7 @@ from imavae.metrics.glossary import METRICS
 from imavae.model.vae import torch_dtype
 from imavae.tracking import Value
 from imavae.training import checkpoint
+from imavae.training.compiled import chosen
 from imavae.training.ensemble import Ensemble, State, ensemble, from_plain, initial_state, to_plain
 from imavae.training.loop import Progress, freeze, train
 
@@ -33,6 +34,13 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda":
         require(torch.cuda.is_available(), "training.device is available", name, "set training.device=cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def training_step(config: RunConfig) -> tuple[str, str]:
+    """Return the step that trains a run or study, compiled or autograd, and why; see :func:`compiled.chosen`."""
+    if isinstance(config, StudyConfig):  # workers may have a GPU that this process has not
+        return chosen(config, torch.device("cuda" if config.cluster.gpus_per_trial else "cpu"))
+    return chosen(config, resolve_device(config.training.device))
 
 
 def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache:
