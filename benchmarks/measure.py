@@ -45,7 +45,8 @@ ROUNDS = 7
 SECONDS = 0.3  # of a measurement within a round
 MATRIX = 2048  # rows of the square matrices whose product is the machine's speed
 LOOPS = ("idiomatic", "lean")
-STEPS: dict[str, dict[str, Any]] = {"compiled": {"step": "compiled"}, "autograd": {"step": "autograd"}}  # settings of training, by a step's name in the table
+# Settings of training, by a step's name in the table.
+STEPS: dict[str, dict[str, Any]] = {"compiled": {"step": "compiled"}, "autograd": {"step": "autograd"}}
 FAST = "compiled"  # the step that has bars
 MEMBERS = (1, 8, 120)
 WIDE = ((3, 60), (4, 120))  # linear maps and width of the networks whose GFLOP/s are measured, with 8 members
