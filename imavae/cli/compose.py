@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,8 @@ def compose_jobs(command: Command[C], overrides: list[str], multirun: bool = Fal
     """Compose as :func:`compose` does; with ``multirun`` once per combination of the overrides' values."""
     with _hydra(command.kind, command.name) as loader:
         try:
+            if issubclass(command.kind, StudyConfig):
+                _store_searches(overrides)
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
             for override in parsed:
                 paths = override.value() if override.key_or_group == "plugins" else None
@@ -164,10 +166,16 @@ def _store(kind: type[Settings], name: str) -> None:
         store(group=registry.group, name=OWN, node={key: None}, package=parent)
         for variant in registry:
             store(group=registry.group, name=variant.name, node=defaults(variant))
-    for search, path in searches().items() if issubclass(kind, StudyConfig) else ():
-        group, _, option = f"search/{search}".rpartition("/")
-        store(group=group, name=option, node={"study": search, **read_search(path)}, package="_global_")
     _stored[:] = wanted
+
+
+def _store_searches(overrides: Iterable[str]) -> None:
+    """Put the search spaces that the overrides name into Hydra's ConfigStore: reading all of them is slow."""
+    for search, path in searches().items():
+        if any(search in override for override in overrides):
+            group, _, option = f"search/{search}".rpartition("/")
+            node = {"study": search, **read_search(path)}
+            ConfigStore.instance().store(group=group, name=option, node=node, package="_global_")
 
 
 def defaults(kind: Any) -> dict[str, Any]:
