@@ -51,7 +51,9 @@ def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
     trials = len(points) if config.sampler.name == "grid" else config.budget.trials
     at_once = "" if config.cluster.name == "ray" else f", {cluster.expected_slots(config.cluster)} at a time"
     size = f"{trials} trials x {config.members.count} members, at most {config.training.max_epochs} epochs{at_once}"
-    _print_lines(console, [f"{config.study}: {size}", "starting Ray"])
+    display = Display(console)
+    display.notice(f"{config.study}: {size}")
+    display.notice("starting Ray")
     cluster.start_early(config.cluster, ("imavae.api", "imavae.search.trials"))
 
     from imavae import api
@@ -59,7 +61,7 @@ def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
     from imavae.search.study import NoResultError
 
     try:
-        results = api.tune_study(config, Display(console), command)
+        results = api.tune_study(config, display, command)
     except NoResultError as error:
         _print_addresses(console, error.ledger.results)
         raise

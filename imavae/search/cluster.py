@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib
 import logging
 import os
 import signal
@@ -13,7 +12,9 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import joblib
 
@@ -40,7 +41,6 @@ def available_cpus() -> int:
 
 
 _early = False  # Ray was started ahead of the study that will use it
-_ending: threading.Thread | None = None  # shuts Ray down
 
 
 def start(cluster: Cluster) -> bool:
@@ -53,12 +53,14 @@ def start(cluster: Cluster) -> bool:
     warnings.filterwarnings("ignore", module=r"ray\.|optuna\.")
     import ray
 
-    if _ending is not None:
-        _ending.join()
     if ray.is_initialized():
         return False
     before = signal.getsignal(signal.SIGTERM)
-    _start(cluster)
+    try:
+        _start(cluster)
+    except BaseException:
+        ray.shutdown()
+        raise
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)  # Ray's handler exits with 15
     return True
@@ -71,7 +73,8 @@ def start_early(cluster: Cluster, modules: Sequence[str]) -> None:
     """
     global _early
     os.environ.update(RAY_ENVIRONMENT)
-    threading.Thread(target=lambda: [importlib.import_module(name) for name in modules]).start()
+    import_module("concurrent.futures.thread")  # by this thread: it registers a hook of forks, which Ray's start makes
+    threading.Thread(target=lambda: [import_module(name) for name in modules]).start()
     _early = start(cluster)
 
 
@@ -79,9 +82,9 @@ def start_early(cluster: Cluster, modules: Sequence[str]) -> None:
 def running(cluster: Cluster) -> Iterator[int]:
     """Do :func:`start`; give the number of trials that run at once.
 
-    Ray is shut down at the end, in a thread, if it was started here. Raises UserError if not one trial fits.
+    Ray is shut down at the end if it was started here. Raises UserError if not one trial fits.
     """
-    global _early, _ending
+    global _early
     import ray
 
     ours = start(cluster) or _early
@@ -93,8 +96,7 @@ def running(cluster: Cluster) -> Iterator[int]:
         yield slots(cluster, nodes)
     finally:
         if ours:
-            _ending = threading.Thread(target=ray.shutdown)
-            _ending.start()  # it waits a second for Ray's processes
+            ray.shutdown()
         if colorama := sys.modules.get("colorama.initialise"):  # Ray's copy
             atexit.unregister(colorama.reset_all)  # else an escape code is printed at exit, also under NO_COLOR
 
@@ -160,15 +162,30 @@ def _start(cluster: Cluster) -> None:
         _check_workers()
         return
     cpus = cluster.cpus or available_cpus()
-    before = os.environ.get(THREADS)
-    os.environ[THREADS] = "1"  # of each worker, which inherits it: small models gain nothing from more
-    try:
+    with _few_processes():
         # "local": never join a cluster that happens to run on this machine or that RAY_ADDRESS names
         ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Keep Ray, as it starts in the block, from services that a study does not use: each takes a second of a core.
+
+    They are the API server, the autoscaler's monitor and the monitor of workers' output. Ray's processes get one
+    thread each: small models gain nothing from more.
+    """
+    from ray._private.node import Node
+
+    unused = ("start_api_server", "start_monitor", "start_log_monitor")
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "1"
+    try:
+        with patch.multiple(Node, **dict.fromkeys(unused, lambda *_, **__: None)):
+            yield
     finally:
         del os.environ[THREADS]
         os.environ.update({} if before is None else {THREADS: before})
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 
 class _Probe:

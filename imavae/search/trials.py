@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from ray import tune
@@ -81,6 +82,7 @@ class Recorder(Callback):
         # One thread for torch: workers have every core, and a second thread would wait for them at each operation.
         self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
         self._writes: list[Future[None]] = []  # pending or failed
+        self._opened: Future[None] | None = None  # the tracker
         self._start = self._notified = time.monotonic()
         self._before = len(ledger.records)  # trials that an earlier process has finished
 
@@ -102,6 +104,7 @@ class Recorder(Callback):
             for name in WORK:  # the worker was restarted
                 running.past[name] = running.past.get(name, 0) + running.result[name]
         running.result = result
+        self._opened = self._opened or self._write(self._ledger.tracker.open)  # not before: it would delay the workers
         now = time.monotonic()
         if now - running.shown >= PROGRESS_PERIOD:  # it reads a checkpoint
             running.shown = now
@@ -125,8 +128,10 @@ class Recorder(Callback):
         self._end(trial, self._record_failure, failure_reason(trial, self._ledger.folder))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Notify of progress every now and then, and raise an interrupt that a library has swallowed."""
+        """Notify of progress every now and then; raise an interrupt that a library has swallowed, or no tracker."""
         check_interruption()
+        if self._opened and self._opened.done():
+            self._opened.result()
         now = time.monotonic()
         if now - self._notified >= SNAPSHOT_PERIOD:
             self._notified = now
@@ -181,10 +186,11 @@ class Recorder(Callback):
         running.ended = True
         self._write(record, running, *arguments)
 
-    def _write(self, action: Callable[..., None], *arguments: Any) -> None:
+    def _write(self, action: Callable[..., None], *arguments: Any) -> Future[None]:
         """Queue an action for the writing thread."""
         self._writes = [write for write in self._writes if not write.done() or write.exception()]
         self._writes.append(self._writer.submit(action, *arguments))
+        return self._writes[-1]
 
     def _session(self, running: _Running) -> Session:
         return Session.load(running.checkpoint, resolve_device("cpu"), cache_of(self._ledger.names.output_dir))
@@ -245,7 +251,9 @@ def train(
             say(notice)
         if searcher.n_trials:
             recorder.n_trials = searcher.n_trials
-            _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
+            say("training")
+            with patch("ray.air._internal.usage.tag_callbacks"):  # it imports MLflow, for statistics that are off
+                _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
         recorder.close()
         at_once = min(slots, searcher.n_trials or 1)
         ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
