@@ -168,6 +168,7 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
         if ledger.interrupted:
             ledger.finish([_write_report(ledger, command, start)])
             raise ledger.interrupted
+        observer.notice("storing the models, drawing the figures, writing the report")
         _conclude(ledger, command, start)
     return load_results(ledger.folder)
 

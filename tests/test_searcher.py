@@ -15,7 +15,7 @@ from imavae.runs.folder import RunFolder, Stored, create
 from imavae.search import space
 from imavae.search.searcher import Searcher, open_study
 from imavae.search.space import Point
-from imavae.search.stopping import write_stops
+from imavae.search.worker import write_stops
 from imavae.tracking import TrialRecord
 
 STORAGES: dict[str, optuna.storages.InMemoryStorage] = {}  # by output folder; faster than SQLite

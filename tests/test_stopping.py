@@ -12,7 +12,8 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.runs.folder import RunFolder
-from imavae.search.stopping import PointTrial, Stopping, read_stops
+from imavae.search.stopping import PointTrial, Stopping
+from imavae.search.worker import read_stops
 
 CURVES = {0: [0.6, 0.62, 0.9], 1: [0.1, 0.2, 0.3], 2: [0.5, 0.6, 0.7], 3: [0.3, 0.35, 0.4]}
 

@@ -95,8 +95,8 @@ def tuned(folder: Path) -> Run:
 def test_a_study_leaves_one_panel_and_its_tables_on_the_screen(tuned: Run) -> None:
     assert tuned.code == 0, tuned.raw
     sound(tuned.lines)
-    assert len([line for line in tuned.lines if line.startswith("trials ")]) == 1  # no frame is left behind
-    assert "2/2" in tuned.lines[0]
+    [panel] = [line for line in tuned.lines if line.startswith("trials ")]  # no frame is left behind
+    assert "2/2" in panel
     assert any(line.startswith("MCC, three ways") for line in tuned.lines)
     assert tuned.lines[-1].startswith("took ")
     assert STYLE.findall(tuned.raw) == []

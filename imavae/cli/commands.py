@@ -39,20 +39,29 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> None:
 
 def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
     """Run a study; print its tables and addresses, also after an interruption. ``command`` as in :func:`train`."""
+    from imavae.search import cluster
     from imavae.search.space import check
 
-    check(config)
+    _, points = check(config)
     console = new_console()
     if config.dry_run:
         _print_cost(console, config)
         return
 
+    trials = len(points) if config.sampler.name == "grid" else config.budget.trials
+    at_once = "" if config.cluster.name == "ray" else f", {cluster.expected_slots(config.cluster)} at a time"
+    size = f"{trials} trials x {config.members.count} members, at most {config.training.max_epochs} epochs{at_once}"
+    display = Display(console)
+    display.notice(f"{config.study}: {size}")
+    display.notice("starting Ray")
+    cluster.start_early(config.cluster, ("imavae.api", "imavae.search.trials"))
+
     from imavae import api
     from imavae.runs.results import load_results
-    from imavae.search.study import NoResultError  # it imports Ray
+    from imavae.search.study import NoResultError
 
     try:
-        results = api.tune_study(config, Display(console), command)
+        results = api.tune_study(config, display, command)
     except NoResultError as error:
         _print_addresses(console, error.ledger.results)
         raise

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,8 @@ def compose_jobs(command: Command[C], overrides: list[str], multirun: bool = Fal
     """Compose as :func:`compose` does; with ``multirun`` once per combination of the overrides' values."""
     with _hydra(command.kind, command.name) as loader:
         try:
+            if issubclass(command.kind, StudyConfig):
+                _store_searches(overrides)
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
             for override in parsed:
                 paths = override.value() if override.key_or_group == "plugins" else None
@@ -164,10 +166,29 @@ def _store(kind: type[Settings], name: str) -> None:
         store(group=registry.group, name=OWN, node={key: None}, package=parent)
         for variant in registry:
             store(group=registry.group, name=variant.name, node=defaults(variant))
-    for search, path in searches().items() if issubclass(kind, StudyConfig) else ():
-        group, _, option = f"search/{search}".rpartition("/")
-        store(group=group, name=option, node={"study": search, **read_search(path)}, package="_global_")
+    for search in searches() if issubclass(kind, StudyConfig) else ():
+        _store_search(search, {})
     _stored[:] = wanted
+
+
+def _store_searches(overrides: Sequence[str]) -> None:
+    """Put the search spaces that the overrides name, and those that they build on, into Hydra's ConfigStore.
+
+    Reading all of them would be slow.
+    """
+    files = searches()
+    wanted = [name for name in files if any(name in override for override in overrides)]
+    for name in wanted:
+        content = read_search(files[name])
+        _store_search(name, {"study": name, **content})
+        entries = content.get("defaults")
+        bases = [str(entry).removeprefix("/search/") for entry in entries] if isinstance(entries, list) else []
+        wanted += [base for base in bases if base in files and base not in wanted]
+
+
+def _store_search(name: str, node: dict[str, Any]) -> None:
+    group, _, option = f"search/{name}".rpartition("/")
+    ConfigStore.instance().store(group=group, name=option, node=node, package="_global_")
 
 
 def defaults(kind: Any) -> dict[str, Any]:

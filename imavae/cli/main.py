@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import gc
 import inspect
 import io
 import sys
@@ -62,6 +63,8 @@ def exit_code(action: Callable[[], int | None]) -> int:
         if mistake is None:
             raise
         return _report(str(mistake), 2)
+    finally:
+        gc.freeze()  # else the interpreter would look for garbage among all of torch at its end, for seconds
 
 
 def _report(message: str, code: int) -> int:

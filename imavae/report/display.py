@@ -90,7 +90,7 @@ class Observer:
         """Receive the progress of a study, about once a second."""
 
     def notice(self, text: str) -> None:
-        """Receive a notice, such as about damage found on resuming."""
+        """Receive a notice: the phase of a study that begins, or damage that was found on resuming."""
 
 
 class Display(Observer):

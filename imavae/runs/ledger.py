@@ -193,14 +193,14 @@ def run_point(
         return ledger, session
 
 
-def tracker_of(config: RunConfig, experiment: str) -> Tracker:
-    """Open the configured tracker. Raises UserError within seconds if it can't be reached."""
+def tracker_of(config: RunConfig, experiment: str, later: bool = False) -> Tracker:
+    """Open the configured tracker, ``later`` when it is needed. Raises UserError within seconds if unreachable."""
     folder = Path(config.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         require(False, "output_dir can be written", f"{folder} ({error.strerror})", "choose another")
-    return open_tracker(config.tracking, folder, experiment)
+    return open_tracker(config.tracking, folder, experiment, later)
 
 
 def _columns(path: Path) -> list[str]:

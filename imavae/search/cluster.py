@@ -12,23 +12,27 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import joblib
 
 from imavae.config.settings import Cluster
 from imavae.errors import UserError, require
 
-RAY_ENVIRONMENT = {  # keeps Ray from printing, sending statistics, probing the network and writing elsewhere
+RAY_ENVIRONMENT = {  # keeps Ray from printing, sending statistics, probing the network, writing elsewhere and idling
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt raises, like everywhere else
     "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # a study keeps its own state; Ray's grows with the trials
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_preload_python_modules": "imavae.search.worker",  # which a worker of this machine imports while Ray starts
+    "RAY_enable_worker_prestart": "0",  # no spare workers; there is one for each core from the start
 }
+THREADS = "OMP_NUM_THREADS"
 
 
 def available_cpus() -> int:
@@ -36,32 +40,62 @@ def available_cpus() -> int:
     return int(joblib.cpu_count())
 
 
-@contextmanager
-def running(cluster: Cluster) -> Iterator[int]:
-    """Start Ray on this machine, or join the cluster at its address; give the number of trials that run at once.
+_early = False  # Ray was started ahead of the study that will use it
 
-    Ray is shut down at the end if it was started here. A Ray that this process has started before is used as it is.
+
+def start(cluster: Cluster) -> bool:
+    """Start Ray on this machine, or join the cluster at its address; return False if this process had done so before.
 
     Raises:
-        UserError: no cluster answers at the address, or not one trial fits.
+        UserError: no cluster answers at the address.
     """
     os.environ.update(RAY_ENVIRONMENT)
     warnings.filterwarnings("ignore", module=r"ray\.|optuna\.")
     import ray
 
-    found = ray.is_initialized()
+    if ray.is_initialized():
+        return False
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        if not found:
-            before = signal.getsignal(signal.SIGTERM)
-            _start(cluster)
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # Ray's handler exits with 15
+        _start(cluster)
+    except BaseException:
+        ray.shutdown()
+        raise
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray's handler exits with 15
+    return True
+
+
+def start_early(cluster: Cluster, modules: Sequence[str]) -> None:
+    """Do :func:`start` ahead of :func:`running`, which then ends Ray as if it had started it.
+
+    Meanwhile ``modules`` are imported in a thread: torch takes as long as Ray.
+    """
+    global _early
+    os.environ.update(RAY_ENVIRONMENT)
+    import_module("concurrent.futures.thread")  # by this thread: it registers a hook of forks, which Ray's start makes
+    threading.Thread(target=lambda: [import_module(name) for name in modules]).start()
+    _early = start(cluster)
+
+
+@contextmanager
+def running(cluster: Cluster) -> Iterator[int]:
+    """Do :func:`start`; give the number of trials that run at once.
+
+    Ray is shut down at the end if it was started here. Raises UserError if not one trial fits.
+    """
+    global _early
+    import ray
+
+    ours = start(cluster) or _early
+    _early = False
+    try:
         nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if cluster.name == "local" and cluster.cpus is not None:
             nodes = [{**node, "CPU": min(node.get("CPU", 0.0), float(cluster.cpus))} for node in nodes]
         yield slots(cluster, nodes)
     finally:
-        if not found:
+        if ours:
             ray.shutdown()
         if colorama := sys.modules.get("colorama.initialise"):  # Ray's copy
             atexit.unregister(colorama.reset_all)  # else an escape code is printed at exit, also under NO_COLOR
@@ -72,10 +106,11 @@ def expected_slots(cluster: Cluster) -> int:
     if cluster.name == "ray":
         with running(cluster) as found:
             return found
-    import torch
+    cpus, gpus = cluster.cpus or available_cpus(), cluster.gpus or 0
+    if cluster.gpus is None and cluster.gpus_per_trial:
+        import torch
 
-    cpus = cluster.cpus or available_cpus()
-    gpus = torch.cuda.device_count() if cluster.gpus is None else cluster.gpus
+        gpus = torch.cuda.device_count()
     return slots(cluster, [{"CPU": float(cpus), "GPU": float(gpus)}])
 
 
@@ -126,12 +161,31 @@ def _start(cluster: Cluster) -> None:
             ) from None
         _check_workers()
         return
-    # One torch thread per trial: small models gain nothing from more. The compiled step takes the cores that are idle.
     cpus = cluster.cpus or available_cpus()
-    workers = {"env_vars": {"OMP_NUM_THREADS": "1", "IMAVAE_STEP_THREADS": str(cpus)}}
-    # "local": never join a cluster that happens to run on this machine or that RAY_ADDRESS names
-    ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, runtime_env=workers, **quiet)
+    with _few_processes():
+        # "local": never join a cluster that happens to run on this machine or that RAY_ADDRESS names
+        ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _few_processes() -> Iterator[None]:
+    """Keep Ray, as it starts in the block, from services that a study does not use: each takes a second of a core.
+
+    They are the API server, the autoscaler's monitor and the monitor of workers' output. Ray's processes get one
+    thread each: small models gain nothing from more.
+    """
+    from ray._private.node import Node
+
+    unused = ("start_api_server", "start_monitor", "start_log_monitor")
+    before = os.environ.get(THREADS)
+    os.environ[THREADS] = "1"
+    try:
+        with patch.multiple(Node, **dict.fromkeys(unused, lambda *_, **__: None)):
+            yield
+    finally:
+        del os.environ[THREADS]
+        os.environ.update({} if before is None else {THREADS: before})
 
 
 class _Probe:

@@ -26,7 +26,7 @@ from imavae.errors import UserError
 from imavae.runs.folder import LockedFolder, Numbered
 from imavae.runs.ledger import Ledger
 from imavae.search.space import Parameter, Point, shared
-from imavae.search.stopping import read_stops
+from imavae.search.worker import read_stops
 from imavae.tracking import TrialRecord
 from imavae.tracking.ui import OPTUNA_DATABASE
 

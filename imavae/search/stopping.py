@@ -7,11 +7,9 @@ others. A trial ends when all of its points have stopped.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,15 +17,11 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from imavae.config.settings import Objective, StudyConfig
-from imavae.data.storage import Seal
 from imavae.runs.folder import RunFolder
 from imavae.runs.ledger import Ledger
 from imavae.runs.session import Session
+from imavae.search.worker import read_stops, write_stops
 from imavae.training.checkpoint import SEAL
-
-REMEDY = "remove it: the point is judged again when the study is resumed"
-OTHER_VERSION = "resume the study with the version of imavae that wrote it"
-STOPS = Seal(b"imavae note", 1, "stop file", REMEDY, REMEDY, OTHER_VERSION)
 
 Report = tuple[int, list[float], int]  # epoch, the point's scores, its members that still train
 
@@ -37,19 +31,6 @@ class PointTrial:
     """The part of a Ray trial that its rules read, for a point."""
 
     trial_id: str
-
-
-def read_stops(path: Path) -> dict[int, int]:
-    """Epochs at which points were stopped, by number. Raises UserError for a damaged file."""
-    if not path.exists():
-        return {}
-    return {int(number): int(epoch) for number, epoch in json.loads(STOPS.read(path)).items()}
-
-
-def write_stops(path: Path, stopped: dict[int, int]) -> None:
-    """Write the epochs at which points were stopped, by number."""
-    path.parent.mkdir(exist_ok=True)
-    STOPS.write(path, json.dumps(stopped).encode())
 
 
 class Stopping(FIFOScheduler):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from imavae.config.settings import StudyConfig, base_of
@@ -38,7 +37,7 @@ def run_study(
     Args:
         config: All settings.
         notify: Called about once a second with the progress.
-        say: Called with each notice about damage that was found on resuming.
+        say: Called with each phase as it begins, and with notices about damage that was found on resuming.
         rendering: Called with the progress of rendering images that are not in the cache.
 
     Raises:
@@ -48,21 +47,19 @@ def run_study(
     parameters, points = check(config)
     name = config.study.replace("/", "-")
     home = reopen(config, "studies", name) if config.resume else None
-    with ThreadPoolExecutor(max_workers=1) as beside:
-        opened = beside.submit(tracker_of, config, config.study)  # while Ray starts: both take seconds
-        with cluster.running(config.cluster) as slots:
-            from imavae.search.trials import train  # it imports Ray, for which the environment is set now
+    tracker = tracker_of(config, config.study, later=True)
+    with cluster.running(config.cluster) as slots:
+        from imavae.search.trials import train  # it imports Ray, for which the environment is set now
 
-            tracker = opened.result()
-            if not any(parameter.key.startswith("data.") for parameter in parameters):
-                render(base_of(config), rendering)  # once, here: otherwise every worker would
-            home = home or create(config, "studies", config.name or name)
-            with resumable(home.path.name):
-                ledger = Ledger.start(config, home, tracker)
-                train(config, parameters, points, ledger, slots, notify, say)
-                ledger.write_tables()
-                if ledger.results.ranked() or ledger.interrupted:
-                    return ledger
-                ledger.close("failed")
+        if not any(parameter.key.startswith("data.") for parameter in parameters):
+            render(base_of(config), rendering)  # once, here: otherwise every worker would
+        home = home or create(config, "studies", config.name or name)
+        with resumable(home.path.name):
+            ledger = Ledger.start(config, home, tracker)
+            train(config, parameters, points, ledger, slots, notify, say)
+            ledger.write_tables()
+            if ledger.results.ranked() or ledger.interrupted:
+                return ledger
+            ledger.close("failed")
     reason = next((record.failure for record in ledger.records if record.failure), "nothing was trained")
     raise NoResultError(f"no trial of {ledger.folder.name} has a result: {reason}; see {ledger.names.ray}", ledger)

@@ -1,8 +1,6 @@
-"""Trials under Ray: the function that a worker runs, the driver's callback that records them, and the driver.
+"""The driver of a study: it hands Ray the trials, and its callback records them.
 
-A worker trains one ensemble, and saves a checkpoint and reports after each validation. The checkpoint lies in the
-study's folder, where a successor finds it after the death of the worker, the driver or the machine. Only the driver
-writes records, tables and tracked runs; it does so in a thread beside Ray's event loop.
+Only the driver writes records, tables and tracked runs; it does so in a thread beside Ray's event loop.
 """
 
 from __future__ import annotations
@@ -17,25 +15,25 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-import ray
 import torch
-from filelock import FileLock
 from ray import tune
 from ray.tune import Callback
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 
 from imavae.config.mapping import to_mapping
-from imavae.config.settings import Objective, StudyConfig, base_of, run_config, with_values
+from imavae.config.settings import StudyConfig, base_of
 from imavae.data.storage import previous_of
 from imavae.errors import UserError, check_interruption, interruption_of
-from imavae.runs.folder import RunFolder
 from imavae.runs.ledger import Ledger
 from imavae.runs.records import partial_record, trial_record
 from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search.searcher import Searcher, open_storage, synchronised
 from imavae.search.space import Parameter, Point, packs_of
-from imavae.search.stopping import Stopping, read_stops
+from imavae.search.stopping import Stopping
+from imavae.search.worker import WORK, read_stops, trainable
 from imavae.tracking import PROGRESS_PERIOD, TrialRecord
 from imavae.training.checkpoint import SEAL
 
@@ -43,50 +41,6 @@ FULL_DISK = 2**18  # free bytes below which a disk counts as full
 RETRIES = 3  # restarts of a trial that gets no further
 SNAPSHOT_PERIOD = 1.0  # seconds between two snapshots
 LAST_WRITE_TIMEOUT = 4.0  # seconds that the write in progress gets when the study is interrupted
-WORK = ("member_steps", "train_seconds", "validate_seconds")  # counted in each report since the worker's start
-
-
-def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dict[str, Any]], folder: str) -> None:
-    """Train the points of a trial in one ensemble; continue from its checkpoint if there is one.
-
-    Args:
-        config: ``points``, a list of (number, point); a point has values by dotted key.
-        base: Settings that all points share.
-        objectives: The study's objectives; each report has every point's ``scores``, by objective.
-        folder: The study's folder. The cache of images is in its output folder.
-    """
-    shared, names = run_config(base), RunFolder(Path(folder))
-    torch.set_num_threads(shared.training.threads)
-    goals = [Objective(**objective) for objective in objectives]
-    numbers = [number for number, _ in config["points"]]
-    points = [with_values(shared, values) for _, values in config["points"]]
-    checkpoint, cache = names.ensemble(min(numbers)), cache_of(names.output_dir)
-    device = resolve_device(shared.training.device if ray.get_gpu_ids() else "cpu")
-    work = dict.fromkeys(WORK, 0.0)
-
-    def stop_points(session: Session) -> None:
-        for number, epoch in read_stops(names.stop_file(min(numbers))).items():
-            if epoch <= session.state.epoch:
-                session.stop(numbers.index(number))
-
-    def report(session: Session) -> None:
-        alive = [len(session.alive(i)) for i in range(len(points))]
-        metrics = {"scores": session.scores(goals), "alive": alive, "epoch": session.state.epoch, **work}
-        session.save(checkpoint, keep=True)
-        tune.report(metrics)
-        stop_points(session)
-
-    with FileLock(names.ensemble_lock(min(numbers))):  # a dying worker may still train when its successor starts
-        session = Session.resume(checkpoint, points, device, cache) or Session.start(points, device, cache)
-        stop_points(session)  # the checkpoint is older than the driver's last decision
-        progress = None
-        for progress in session.train(goals):
-            for name in WORK:
-                work[name] += getattr(progress, name)
-            if progress.validated:
-                report(session)
-        if progress is None or not progress.validated:
-            report(session)  # the ensemble was complete, or all members diverged: the driver still needs the scores
 
 
 @dataclass(frozen=True)
@@ -128,6 +82,7 @@ class Recorder(Callback):
         # One thread for torch: workers have every core, and a second thread would wait for them at each operation.
         self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
         self._writes: list[Future[None]] = []  # pending or failed
+        self._opened: Future[None] | None = None  # the tracker
         self._start = self._notified = time.monotonic()
         self._before = len(ledger.records)  # trials that an earlier process has finished
 
@@ -149,6 +104,7 @@ class Recorder(Callback):
             for name in WORK:  # the worker was restarted
                 running.past[name] = running.past.get(name, 0) + running.result[name]
         running.result = result
+        self._opened = self._opened or self._write(self._ledger.tracker.open)  # not before: it would delay the workers
         now = time.monotonic()
         if now - running.shown >= PROGRESS_PERIOD:  # it reads a checkpoint
             running.shown = now
@@ -172,8 +128,10 @@ class Recorder(Callback):
         self._end(trial, self._record_failure, failure_reason(trial, self._ledger.folder))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """Notify of progress every now and then, and raise an interrupt that a library has swallowed."""
+        """Notify of progress every now and then; raise an interrupt that a library has swallowed, or no tracker."""
         check_interruption()
+        if self._opened and self._opened.done():
+            self._opened.result()
         now = time.monotonic()
         if now - self._notified >= SNAPSHOT_PERIOD:
             self._notified = now
@@ -228,10 +186,11 @@ class Recorder(Callback):
         running.ended = True
         self._write(record, running, *arguments)
 
-    def _write(self, action: Callable[..., None], *arguments: Any) -> None:
+    def _write(self, action: Callable[..., None], *arguments: Any) -> Future[None]:
         """Queue an action for the writing thread."""
         self._writes = [write for write in self._writes if not write.done() or write.exception()]
         self._writes.append(self._writer.submit(action, *arguments))
+        return self._writes[-1]
 
     def _session(self, running: _Running) -> Session:
         return Session.load(running.checkpoint, resolve_device("cpu"), cache_of(self._ledger.names.output_dir))
@@ -292,7 +251,9 @@ def train(
             say(notice)
         if searcher.n_trials:
             recorder.n_trials = searcher.n_trials
-            _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
+            say("training")
+            with patch("ray.air._internal.usage.tag_callbacks"):  # it imports MLflow, for statistics that are off
+                _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
         recorder.close()
         at_once = min(slots, searcher.n_trials or 1)
         ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
@@ -362,6 +323,7 @@ def _tuner(
     objectives = [asdict(objective) for objective in config.objectives]
     base, folder, asked = to_mapping(base_of(config)), str(ledger.folder), config.cluster
     bound = tune.with_parameters(trainable, base=base, objectives=objectives, folder=folder)
+    class_cache.DEFAULT_ENV_VARS.clear()  # with a variable of Tune's own, its actors could not use Ray's first workers
     resources = {"cpu": asked.cpus_per_trial, "gpu": asked.gpus_per_trial, **(asked.resources or {})}
     return tune.Tuner(
         tune.with_resources(bound, resources),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import itertools
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,9 @@ class Tracker:
         The first of the ``objectives`` is that of the trials' scores.
         """
 
+    def open(self) -> None:
+        """Get ready to track; called when the first trial trains. Raises what keeps it from tracking."""
+
     def progress(self, trial: TrialRecord) -> None:
         """Update the curves of a running trial, at most every :data:`PROGRESS_PERIOD` seconds."""
 
@@ -78,6 +82,41 @@ class Tracker:
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
         """End the study's run with its metrics and files."""
+
+
+class Deferred(Tracker):
+    """Opens a tracker when it is first needed, with what :meth:`start` was given: MLflow takes seconds to import."""
+
+    def __init__(self, opening: Callable[[], Tracker]) -> None:
+        self._opening = opening
+        self._study: tuple[Any, ...] = ()
+
+    @functools.cached_property
+    def _tracker(self) -> Tracker:
+        tracker = self._opening()
+        tracker.start(*self._study)
+        return tracker
+
+    def start(self, *study: Any) -> None:
+        self._study = study
+
+    def open(self) -> None:
+        self._tracker.open()
+
+    def progress(self, trial: TrialRecord) -> None:
+        self._tracker.progress(trial)
+
+    def is_complete(self, trial: int) -> bool:
+        return self._tracker.is_complete(trial)
+
+    def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
+        self._tracker.finish_trial(trial, members)
+
+    def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
+        return self._tracker.log_model(file, trial, member, metrics, champion)
+
+    def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
+        self._tracker.finish(status, metrics, artifacts)
 
 
 def member_name(row: Row) -> str:

@@ -9,6 +9,7 @@ is imported when a tracker opens: it takes a second.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import tempfile
@@ -27,7 +28,7 @@ from imavae import tracking
 from imavae.config.mapping import build, flatten
 from imavae.config.settings import Members, Objective, Tracking
 from imavae.errors import require
-from imavae.tracking import Finals, Row, Status, Tracker, TrialRecord, server
+from imavae.tracking import Deferred, Finals, Row, Status, Tracker, TrialRecord, server
 from imavae.tracking.server import OUTAGE_CODES, filter_for_tags, ignoring, retried
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ RANKING = ("val/mcc", "test/mcc", "val/neg_elbo", "test/neg_elbo")  # scores in 
 MAX_ENTITIES, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_RUNS = 1000, 100, 6000, 50_000  # MLflow's limits per call
 
 
-def open_tracker(settings: Tracking, output_dir: Path, experiment: str) -> Tracker:
+def open_tracker(settings: Tracking, output_dir: Path, experiment: str, later: bool = False) -> Tracker:
     """Tracker that the settings choose. Called by the driver alone: it creates MLflow's database and experiment.
+
+    With ``later``, the tracker of a database file is opened when it is needed; that the file is writable is checked.
 
     Raises:
         UserError: the address is not reachable or of an unknown kind (known within 5 seconds), or the experiment is
@@ -57,7 +60,11 @@ def open_tracker(settings: Tracking, output_dir: Path, experiment: str) -> Track
         return Tracker()
     uri = server.tracking_uri(settings, output_dir)
     artifacts = None if server.is_server(uri) else output_dir.resolve() / "mlartifacts"
-    return MLflowTracker(uri, experiment, artifacts, settings.members)
+    opening = functools.partial(MLflowTracker, uri, experiment, artifacts, settings.members)
+    if not later or server.database_file(uri) is None:
+        return opening()
+    server.reach(uri)
+    return Deferred(opening)
 
 
 @dataclass

@@ -97,6 +97,26 @@ def _connect(uri: str) -> None:
         socket.create_connection(location, timeout=CONNECT_TIMEOUT).close()
 
 
+def reach(uri: str) -> None:
+    """Raise UserError, within 5 seconds, unless an address answers; a database file must be writable."""
+    try:
+        # In a thread, because a socket's timeout does not cover the look-up of its host name.
+        pool = ThreadPoolExecutor(1)
+        attempt = pool.submit(_connect, uri)
+        pool.shutdown(wait=False)
+        attempt.result(CONNECT_TIMEOUT + 1)
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise _unreachable(uri, error) from None
+
+
+def _unreachable(uri: str, error: Exception) -> UserError:
+    reason = (str(error) or "no answer").splitlines()[0]
+    return UserError(
+        f"the tracking address must be reachable, but {uri} is not ({reason}); start its server, correct "
+        "tracking.uri or MLFLOW_TRACKING_URI, or use tracking=none"
+    )
+
+
 def open_client(uri: str) -> MlflowClient:
     """MLflow client of an address; a missing SQLite database is created. MLflow prints nothing from here on.
 
@@ -104,13 +124,9 @@ def open_client(uri: str) -> MlflowClient:
         UserError: the address is of an unknown kind or not a compatible MLflow, a database's driver is missing, or,
             within 5 seconds, nothing answers or a database file is not writable.
     """
+    reach(uri)
     os.environ.update(MLFLOW_ENVIRONMENT)
     try:
-        # In a thread, because a socket's timeout does not cover the look-up of its host name.
-        pool = ThreadPoolExecutor(1)
-        attempt = pool.submit(_connect, uri)
-        pool.shutdown(wait=False)
-        attempt.result(CONNECT_TIMEOUT + 1)
         import mlflow  # noqa: F401  -- sets up its loggers
 
         # MLflow may have been imported before the variables were set. The last logger prints errors that are raised.
@@ -123,11 +139,7 @@ def open_client(uri: str) -> MlflowClient:
                 _create_database(path)
             return _checked_client(uri)
     except _connection_errors() as error:
-        reason = (str(error) or "no answer").splitlines()[0]
-        raise UserError(
-            f"the tracking address must be reachable, but {uri} is not ({reason}); start its server, correct "
-            "tracking.uri or MLFLOW_TRACKING_URI, or use tracking=none"
-        ) from None
+        raise _unreachable(uri, error) from None
 
 
 def _checked_client(uri: str) -> MlflowClient:
