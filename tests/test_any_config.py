@@ -20,7 +20,7 @@ from imavae.search import space
 from imavae.search.space import check
 
 some = settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 MIXINGS = [
     {"name": "moebius"},
@@ -73,7 +73,7 @@ def _values(values: Any) -> st.SearchStrategy[Any]:
 RIGHT = maybe(
     data=maybe(
         dim=[2, 3, 4],
-        n_obs=[1000, 700],
+        n_obs=[700, 640],
         seed=[0, 1],
         train=[0.5, 0.7],
         n_segments=[1, 3, 50],
@@ -116,7 +116,7 @@ def broken(mapping: dict[str, Any], wrong: tuple[str, str, Any]) -> dict[str, An
 
 def small(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping, with few observations and epochs where it says nothing of them."""
-    few = {"data": {"n_obs": 700}, "training": {"max_epochs": 1, "batch_size": 250}}
+    few = {"data": {"n_obs": 640}, "training": {"max_epochs": 1, "batch_size": 250}}
     return {**mapping, **{part: {**values, **mapping.get(part, {})} for part, values in few.items()}}
 
 

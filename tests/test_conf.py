@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imavae.cli.compose import compose, group_options, read_search, searches
+from imavae.cli.compose import compose, compose_jobs, group_options, read_search, searches
 from imavae.cli.main import ENCODE, EVALUATE, REPRODUCE, TRAIN, TUNE
 from imavae.config.mapping import build, flatten, keys_of, to_mapping
 from imavae.config.settings import (
@@ -33,6 +35,18 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
     return compose(COMMANDS[name], list(overrides)).settings
 
 
+def composed_of_each(name: str, group: str, options: list[str]) -> dict[str, dict[str, Any]]:
+    """The settings with each option of a group; Hydra reads its files once for all of them."""
+    jobs = compose_jobs(COMMANDS[name], [f"{group}={','.join(options)}"], multirun=True)
+    return dict(zip(options, (job.settings for job in jobs), strict=True))
+
+
+@functools.cache
+def composed_searches() -> dict[str, dict[str, Any]]:
+    """The settings of every search; the caller must not change them."""
+    return composed_of_each("tune", "search", OPTIONS["search"])
+
+
 def test_composed_defaults_are_those_of_the_settings() -> None:
     assert composed("train") == to_mapping(RunConfig())
     assert composed("tune") == to_mapping(StudyConfig())
@@ -50,9 +64,14 @@ def variants(group: str) -> list[str]:
     return [name for name in OPTIONS[group] if name not in ("own", "file")]
 
 
-@pytest.mark.parametrize("data", variants("data"))
-@pytest.mark.parametrize("prior", variants("model/prior"))
-@pytest.mark.parametrize("source", variants("data/source"))
+def trios() -> list[tuple[str, str, str]]:
+    """Each kind of data or mixing with two sources, and the priors in turn: all options, and no two trios alike."""
+    pairs = itertools.cycle(itertools.product(variants("data/source"), variants("model/prior")))
+    every_fifth = itertools.islice(pairs, 0, None, 5)  # another source and another prior than the one before
+    return [(data, *next(every_fifth)) for data in variants("data") for _ in range(2)]
+
+
+@pytest.mark.parametrize(("data", "source", "prior"), trios())
 def test_every_variant_is_stated_in_full_and_leaves_nothing_of_another(data: str, source: str, prior: str) -> None:
     if data == "sprites":  # they need sources on an interval
         source = {"gaussian": "uniform", "laplace": "beta"}.get(source, source)
@@ -77,23 +96,33 @@ def test_encode_states_every_setting(tmp_path: Path) -> None:
     assert mapping == to_mapping(build(EncodeConfig, mapping))
 
 
-@pytest.mark.parametrize(
-    "override",
-    [f"{group}={name}" for group in ("model", "training", "tracking", "experiment") for name in OPTIONS[group]],
-)
-def test_every_option_of_a_run_is_valid(override: str) -> None:
-    images = ["data=sprites"] if override == "model=conv" else []
-    mapping = composed("train", override, *images)
-    assert mapping == to_mapping(run_config(mapping))
+@pytest.mark.parametrize("group", ["model", "training", "tracking", "experiment"])
+def test_every_option_of_a_run_is_valid(group: str) -> None:
+    mappings = composed_of_each("train", group, [name for name in OPTIONS[group] if name != "conv"])
+    if group == "model":
+        mappings["conv"] = composed("train", "model=conv", "data=sprites")  # it takes images alone
+    for option, mapping in mappings.items():
+        assert mapping == to_mapping(run_config(mapping)), option
 
 
-@pytest.mark.parametrize(("search", "cluster"), itertools.product(OPTIONS["search"], OPTIONS["cluster"]))
-def test_every_search_is_valid_on_every_cluster(search: str, cluster: str, tmp_path: Path) -> None:
-    mapping = composed("tune", f"search={search}", f"cluster={cluster}")
+@functools.cache
+def clusters() -> list[dict[str, Any]]:
+    """What each option of the cluster changes."""
+    options = composed_of_each("tune", "cluster", OPTIONS["cluster"])
+    default = options["local"]["cluster"].items()
+    return [dict(option["cluster"].items() - default) for option in options.values()]
+
+
+@pytest.mark.parametrize("search", OPTIONS["search"])
+def test_every_search_is_valid_on_every_cluster(search: str, tmp_path: Path) -> None:
+    mapping = copy.deepcopy(composed_searches()[search])
     if search == "own_data":  # a file completes it
         mapping["data"] |= file_data(observations(tmp_path / "x.npy"))
         mapping = to_mapping(study_config(mapping))
-    assert mapping == to_mapping(study_config(mapping))
+    for changes in clusters():
+        mapping["cluster"] |= changes
+        assert mapping == to_mapping(study_config(mapping))
+    assert mapping["cluster"]["name"] == "ray"
     assert mapping["study"] == search
     assert set(flatten(mapping["search"], is_distribution)) <= set(keys_of(RunConfig))
 
@@ -101,7 +130,7 @@ def test_every_search_is_valid_on_every_cluster(search: str, cluster: str, tmp_p
 def test_a_command_line_goes_over_a_search_and_a_search_over_an_experiment() -> None:
     config = study_config(composed("tune", "search=gamma_uniform", "experiment=quick", "budget.trials=4"))
     assert config.budget.trials == 4
-    assert config.data.n_obs == study_config(composed("tune", "search=gamma_uniform")).data.n_obs
+    assert config.data.n_obs == composed_searches()["gamma_uniform"]["data"]["n_obs"]
 
 
 def test_what_a_value_is_computed_by() -> None:
@@ -111,7 +140,7 @@ def test_what_a_value_is_computed_by() -> None:
 
 
 def test_the_published_grid_is_even_in_log_gamma_squared() -> None:
-    mapping = composed("tune", "search=paper/moebius_gamma_uniform")
+    mapping = composed_searches()["paper/moebius_gamma_uniform"]
     squares = [gamma**2 for gamma in mapping["search"]["model"]["gamma"]["values"]]
     assert squares == pytest.approx([10.0**k for k in range(1, 7)], rel=1e-14)
     assert len(mapping["members"]["seed"]) == 20

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from imavae.cli.compose import ROOT
-from imavae.cli.reference import pages
-from imavae.config.mapping import keys_of
+from imavae.cli.main import TRAIN
+from imavae.cli.reference import VARIANTS, help_text, pages
+from imavae.config.mapping import fields_of, keys_of
 from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, StudyConfig
 from imavae.metrics.glossary import METRICS
 
@@ -18,11 +21,20 @@ def test_a_page_is_what_make_docs_writes(name: str) -> None:
     assert (ROOT / name).read_text(encoding="utf-8") == PAGES[name], f"{name} is out of date: run `make docs`"
 
 
-def test_every_setting_and_metric_is_there() -> None:
+def test_every_setting_and_metric_is_there_except_the_settings_of_variants() -> None:
     kinds = (StudyConfig, ReproduceConfig, EvaluateConfig, EncodeConfig)
     settings = {key for kind in kinds for key in keys_of(kind) if not key.endswith((".name", ".kind"))}
+    settings -= {f"{registry.setting}.{key}" for registry in VARIANTS for kind in registry for key in keys_of(kind)}
     assert [key for key in sorted(settings) if f"| `{key}` |" not in PAGES["docs/config.md"]] == []
     assert [name for name in METRICS.names() if f"| `{name}` |" not in PAGES["docs/metrics.md"]] == []
+
+
+def test_the_help_of_an_option_shows_the_settings_of_its_variant() -> None:
+    chosen = itertools.zip_longest(*([(kind.name, registry) for kind in registry] for registry in VARIANTS[:-1]))
+    for variants in ([pair for pair in pairs if pair] for pairs in chosen):
+        text = help_text(TRAIN, [f"{registry.group}={name}" for name, registry in variants])
+        shown = {line.partition(":")[0].strip() for line in text.splitlines()}
+        assert {field for name, registry in variants for field in fields_of(registry[name])} <= shown
 
 
 def test_tables_are_whole() -> None:

@@ -16,12 +16,25 @@ from pydantic.fields import FieldInfo
 
 from imavae.cli.compose import CONF, C, Command, compose, group_options, read_search, searches
 from imavae.config.mapping import LIMITS, default_of, fields_of, flatten, nodes_of, registry_of, shown
-from imavae.config.settings import EncodeConfig, EncodeData, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
+from imavae.config.registry import Registry
+from imavae.config.settings import (
+    MIXINGS,
+    NETWORKS,
+    PRIORS,
+    SOURCES,
+    EncodeConfig,
+    EncodeData,
+    EvaluateConfig,
+    ReproduceConfig,
+    RunConfig,
+    StudyConfig,
+)
 
 COLUMN = 34  # of a meaning in ``--help``
 TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", dict: "mapping"}
 
-Section = tuple[str, str, list[list[str]]]  # heading, text, and rows of a table of settings
+Section = tuple[str, list[list[str]]]  # heading, and rows of a table of settings
+VARIANTS: tuple[Registry[Any], ...] = (MIXINGS, SOURCES, PRIORS, NETWORKS)  # only ``--help`` lists them
 
 
 def help_text(command: Command[C], overrides: list[str]) -> str:
@@ -44,7 +57,7 @@ def help_text(command: Command[C], overrides: list[str]) -> str:
         names = ", ".join("*" * (name == chosen) + name for name in options[group])
         lines += _wrapped(f"  {group:<16}{names}", width, indent=18)
     lines += ["", "Settings:", *_setting_lines(command.kind, job.settings, width), ""]
-    lines += _wrapped("docs/config.md has their types and rules, docs/metrics.md the metrics.", width)
+    lines += _wrapped("docs/config.md has their types, docs/metrics.md the metrics.", width)
     return "\n".join(lines)
 
 
@@ -60,7 +73,7 @@ def _setting_lines(kind: Any, settings: Mapping[str, Any], width: int, depth: in
         value = settings.get(name, "???")
         node = _node(field, value)
         line = f"{'  ' * depth}{name}:" + ("" if node else f" {shown(value)}")
-        meaning = (inspect.getdoc(node) or "").partition("\n")[0] if node else field.description or ""
+        meaning = (inspect.getdoc(node) or "").partition("\n")[0] if node else _meaning(field)
         parts = textwrap.wrap(meaning, max(width - COLUMN - 4, 20), break_long_words=False, break_on_hyphens=False)
         if len(line) > COLUMN or not parts:
             yield line
@@ -70,6 +83,12 @@ def _setting_lines(kind: Any, settings: Mapping[str, Any], width: int, depth: in
             line = ""
         if node:
             yield from _setting_lines(node, value, width, depth + 1)
+
+
+def _meaning(field: FieldInfo) -> str:
+    """Meaning and rules of a setting."""
+    rules = ", ".join(dict.fromkeys(_rules(field)))
+    return " ".join(part for part in (field.description, rules and f"({rules})") if part)
 
 
 def _node(field: FieldInfo, value: Any) -> Any:
@@ -99,21 +118,21 @@ def metrics_page() -> str:
 def settings_page() -> str:
     """The text of docs/config.md."""
     study, run_rows, study_rows = fields_of(StudyConfig), _rows(RunConfig), _rows(StudyConfig)
-    sections: list[Section] = [("## run", "", run_rows)]
+    sections: list[Section] = [("## run", run_rows)]
     for name in ("data", "model", "training", "members", "tracking"):
         sections += _node_sections(name, study[name])
-    sections.append(("## study", "", [row for row in study_rows if row not in run_rows]))
+    sections.append(("## study", [row for row in study_rows if row not in run_rows]))
     for name in ("objective", "sampler", "scheduler", "budget", "cluster"):
         sections += _node_sections(name, study[name])
     sections += [
-        ("## reproduce", "", [row for row in _rows(ReproduceConfig) if row not in study_rows]),
-        ("## evaluate", "", _rows(EvaluateConfig)),
-        ("## encode", "", [*_rows(EncodeConfig), *_rows(EncodeData, "data.")]),
+        ("## reproduce", [row for row in _rows(ReproduceConfig) if row not in study_rows]),
+        ("## evaluate", _rows(EvaluateConfig)),
+        ("## encode", [*_rows(EncodeConfig), *_rows(EncodeData, "data.")]),
     ]
     return _rendered(
         "config.md.j2",
         sections=sections,
-        groups=[(_code(group), ", ".join(map(_code, names))) for group, names in group_options(StudyConfig).items()],
+        groups=list(_groups()),
         options=[(_code(option), sets) for option, sets in _deltas()],
         questions=[(_code(name), read_search(path).get("question", "")) for name, path in searches().items()],
     )
@@ -133,17 +152,13 @@ def _rendered(template: str, **values: Any) -> str:
 
 
 def _node_sections(name: str, field: FieldInfo) -> Iterator[Section]:
-    """A node's section, and one for each variant of the node or of a field in it."""
+    """A node's section, or one for each of its kinds."""
     registry, [first, *others] = registry_of(field), nodes_of(field)
     rows: list[list[str]] = []
     for node in (first, *others):
         more = [row for row in _rows(node, f"{name}.") if row not in rows and not row[0].endswith(".kind`")]
         rows = rows or more
-        yield f"## {name}: {registry.key}={getattr(node, registry.key)}" if registry else f"## {name}", "", more
-    for inner, part in fields_of(first).items():
-        for variant in registry_of(part) or ():
-            own = [row for row in _rows(variant, f"{name}.{inner}.") if not row[0].endswith(".name`")]
-            yield f"### {name}.{inner}: {variant.name}", (inspect.getdoc(variant) or "").partition("\n")[0], own
+        yield f"## {name}: {registry.key}={getattr(node, registry.key)}" if registry else f"## {name}", more
 
 
 def _rows(kind: Any, prefix: str = "") -> list[list[str]]:
@@ -152,9 +167,8 @@ def _rows(kind: Any, prefix: str = "") -> list[list[str]]:
     for name, field in fields_of(kind).items():
         default, registry = default_of(kind, name), registry_of(field)
         if registry:
-            names = " or ".join(map(_code, registry.names()))
-            key = _code(f"{prefix}{name}.{registry.key}")
-            rows.append([key, _code(default[registry.key]), names, "", f"{registry.group}=NAME"])
+            key, meaning = _code(f"{prefix}{name}.{registry.key}"), f"{registry.group}=NAME; `--help` lists them"
+            rows.append([key, _code(default[registry.key]), "text", "", meaning])
         elif nodes := nodes_of(field):
             rows += _rows(nodes[0], f"{prefix}{name}.") if prefix else []
         else:
@@ -188,6 +202,14 @@ def type_words(hint: Any) -> str:
     if origin is tuple:
         return f"list of {type_words(inner[0])}" if inner[-1] is Ellipsis else f"list of {len(inner)} numbers"
     return TYPES.get(origin or hint, "mapping")
+
+
+def _groups() -> Iterator[tuple[str, str]]:
+    """Each group with its options, except those that are made from variants."""
+    variants = {registry.group: registry for registry in VARIANTS}
+    for group, names in group_options(StudyConfig).items():
+        options = [_code(name) for name in names if name not in variants.get(group, ())]
+        yield _code(group), ", ".join([*options, *["one for each variant"] * (group in variants)])
 
 
 def _deltas() -> Iterator[tuple[str, str]]:
