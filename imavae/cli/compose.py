@@ -44,6 +44,7 @@ OPTIONS: tuple[tuple[str, str, Any, dict[str, Any]], ...] = (  # group, option, 
     ("cluster", "ray", Cluster, {"name": "ray", "address": "auto"}),
 )
 CHOSEN = {"data": "moebius", "model": "mlp", "training": "default", "tracking": "mlflow", "cluster": "local"}
+_stored: list[object] = []  # what Hydra's ConfigStore holds: of which command, with which variants
 OWN = "own"  # option for a variant that a plugin registers, given as a mapping
 
 C = TypeVar("C", bound=Settings)
@@ -138,7 +139,10 @@ def _hydra(kind: type[Settings], name: str) -> Iterator[Any]:
 
 
 def _store(kind: type[Settings], name: str) -> None:
-    """Put a command's defaults and the options of its groups into Hydra's ConfigStore."""
+    """Put a command's defaults and the options of its groups into Hydra's ConfigStore, unless they are there."""
+    wanted = [kind, name, *SOURCES, *MIXINGS, *PRIORS, *NETWORKS]
+    if _stored == wanted:  # the studies of a figure are composed one by one
+        return
     store = ConfigStore.instance().store
     whole = issubclass(kind, RunConfig)
     groups = [group for group in CHOSEN if group in fields_of(kind) and (whole or group == "tracking")]
@@ -163,6 +167,7 @@ def _store(kind: type[Settings], name: str) -> None:
     for search, path in searches().items() if issubclass(kind, StudyConfig) else ():
         group, _, option = f"search/{search}".rpartition("/")
         store(group=group, name=option, node={"study": search, **read_search(path)}, package="_global_")
+    _stored[:] = wanted
 
 
 def defaults(kind: Any) -> dict[str, Any]:
