@@ -28,17 +28,17 @@ from imavae.search.trials import RETRIES
 from imavae.tracking import TrialRecord, Value
 
 ROOT = Path(__file__).resolve().parent.parent
-GRID = (  # three points in two packs, some seconds of training
+GRID = (  # three points in two packs, a second of training
     "search=paper/moebius_gamma_uniform",
     "search.model.gamma.values=[10.0,100.0,1000.0]",
-    "data.n_obs=2000",
+    "data.n_obs=1000",
     "members.seed=[1,2]",
-    "training.max_epochs=40",
+    "training.max_epochs=14",
     "training.validate_every=1",
     "training.patience=1000",
     "cluster.cpus=2",
 )
-LONG = (*GRID, "training.max_epochs=150")  # long enough for several kills
+LONG = (*GRID, "data.n_obs=2000", "training.max_epochs=150")  # long enough for several kills
 MODELS = ("logged_models", "logged_models WHERE status = 2", "inputs", "model_versions")  # 2: READY; inputs are links
 
 
@@ -83,11 +83,11 @@ class Run:
 STARTED: list[Run] = []
 
 
-def tune(folder: Path, *overrides: str) -> Run:
-    """Start a study with the output folder ``folder``."""
+def tune(folder: Path, *overrides: str, **variables: str) -> Run:
+    """Start a study with the output folder ``folder`` and these variables of the environment."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "scripts/tune.py", f"output_dir={folder}", *overrides]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
     environment.pop("MLFLOW_TRACKING_URI", None)
     output = folder / f"output-{len(list(folder.glob('output-*')))}.txt"
     with output.open("wb") as file:

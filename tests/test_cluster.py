@@ -41,9 +41,8 @@ def nodes() -> Iterator[RayCluster]:
         patch.setenv("RAY_TMPDIR", folder)  # short, for sockets lie in it; and no other Ray is told of this one
         for name, value in cluster.RAY_ENVIRONMENT.items():
             patch.setenv(name, value)
-        # This asks for Ray's token for all that this process starts, as `ray start` would do by itself.
-        ray.shutdown()  # the shared one
-        ray.init("local", num_cpus=1, include_dashboard=False)
+        if not ray.is_initialized():  # asks for Ray's token for all that this process starts, as `ray start` does
+            ray.init("local", num_cpus=1, include_dashboard=False)
         ray.shutdown()
         both = RayCluster(
             initialize_head=True,
@@ -109,7 +108,7 @@ def test_trials_land_on_all_nodes_and_no_more_share_a_gpu_than_fit(
 ) -> None:
     """Half a GPU and a core each: one trial fits on the head, for want of cores, and three on the other node."""
     spy.TOGETHER.write_text("4")
-    run(config(tmp_path, {"gpus_per_trial": 0.5}, budget={"trials": 6}))
+    run(config(tmp_path, {"gpus_per_trial": 0.5}, budget={"trials": 4}))
     taken = places(spy)
     assert {start["node"] for start in spy.starts()} == node_ids(nodes)
     assert all(there <= {0, 1} for there in taken.values())
@@ -118,7 +117,7 @@ def test_trials_land_on_all_nodes_and_no_more_share_a_gpu_than_fit(
 
 def test_trials_that_ask_for_a_resource_land_where_it_is(nodes: RayCluster, spy: ModuleType, tmp_path: Path) -> None:
     spy.TOGETHER.write_text("2")
-    run(config(tmp_path, {"resources": {"fast": 1}}, budget={"trials": 4}))
+    run(config(tmp_path, {"resources": {"fast": 1}}, budget={"trials": 3}))
     [other] = nodes.worker_nodes
     assert places(spy) == {other.node_id: {0, 1}}
 

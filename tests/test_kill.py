@@ -1,4 +1,4 @@
-"""A study whose workers and drivers are killed or interrupted goes on: no trial is lost or doubled."""
+"""Studies whose workers and drivers are killed or interrupted go on: no trial is lost or doubled."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.killing import GRID, LONG, STARTED, checkpoints, faults, studies, tune, until
+from imavae.cli.main import TUNE, launch
+from tests.killing import GRID, STARTED, checkpoints, faults, studies, tune, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 MOMENTS = random.Random(os.environ.get("IMAVAE_KILL_SEED", "1"))  # noqa: S311
+HELD = f"plugins=[{Path(__file__).with_name('held_metric.py')}]"  # not imported, as that would register it
 
 
 @pytest.fixture(autouse=True)
@@ -28,31 +33,56 @@ def no_process_left() -> Iterator[None]:
         STARTED.pop().kill()
 
 
-def let_train(folder: Path) -> None:
-    """Wait until the study in an output folder has written a checkpoint from now on, and a random time longer."""
-    start = time.time()
-    until(lambda: any(path.stat().st_mtime > start for path in checkpoints(folder)))
+def let_train(folder: Path, since: float) -> None:
+    """Wait until a study in a folder has written a checkpoint after a time, and a random time longer."""
+    until(lambda: any(path.stat().st_mtime > since for path in checkpoints(folder)))
     time.sleep(MOMENTS.random())
 
 
-def test_a_study_survives_the_death_of_a_worker_an_interrupt_and_the_death_of_its_driver(tmp_path: Path) -> None:
-    run = tune(tmp_path, *LONG)
-    let_train(tmp_path)
+def tune_here(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
+    """Exit code of tune.py in this process, on its Ray."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(sys, "argv", ["scripts/tune.py", *overrides])
+    return launch(TUNE)
+
+
+def test_two_studies_at_once_of_which_one_loses_a_worker_is_interrupted_and_loses_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its workers wait after some validations, so that it can't end before; the other one runs in this process."""
+    hold, there = tmp_path / "hold", f"output_dir={tmp_path}"
+    hold.touch()
+    line = [*GRID, HELD]
+    run = tune(tmp_path, *line, IMAVAE_TEST_HOLD=str(hold))
+    assert tune_here(monkeypatch, there, *line, "members.seed=[3,4]") == 0, capfd.readouterr().err
+    until(lambda: len(studies(tmp_path)) == 2)
+    assert [study.name for study in studies(tmp_path)] == [f"paper-moebius_gamma_uniform{n}" for n in ("", "-2")]
+    [study] = [one for one in studies(tmp_path) if seeds_of(one) == [1, 2]]
+    until(lambda: list(study.glob("checkpoints/*.pt")))
+    again = [*line, "resume=true", f"name={study.name}"]
+    assert tune_here(monkeypatch, there, *again) == 2  # it runs already
+
+    killed = time.time()
     os.kill(MOMENTS.choice(run.workers()), signal.SIGKILL)
-    let_train(tmp_path)
+    let_train(tmp_path, killed)
     run.kill(signal.SIGINT)
     assert run.wait() == 130
-    [study] = studies(tmp_path)
     assert f"resume=true name={study.name}" in run.text()
     assert "Traceback" not in run.text()
-    [tracked] = (tmp_path / "mlartifacts").rglob("artifacts/report.html")
-    assert tracked.read_text(encoding="utf-8") == (study / "report.html").read_text(encoding="utf-8")
-    run = tune(tmp_path, *LONG, "resume=true")
-    let_train(tmp_path)
+    tracked = [path.read_text(encoding="utf-8") for path in tmp_path.rglob("artifacts/report.html")]
+    assert (study / "report.html").read_text(encoding="utf-8") in tracked
+
+    resumed = time.time()
+    run = tune(tmp_path, *again, IMAVAE_TEST_HOLD=str(hold))
+    let_train(tmp_path, resumed)
     run.kill()
-    run = tune(tmp_path, *LONG, "resume=true")
-    assert run.wait() == 0, run.text()
+    assert tune_here(monkeypatch, there, *again) == 0, capfd.readouterr().err
     assert faults(tmp_path) == []
+
+
+def seeds_of(study: Path) -> object:
+    """Seeds of a study's members."""
+    return yaml.safe_load((study / "config.yaml").read_text())["members"]["seed"]
 
 
 @pytest.fixture
@@ -67,28 +97,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_study_survives_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
-    there = f"output_dir={small_disk}"  # the printed text goes to tmp_path
-    run = tune(tmp_path, *GRID, there)
-    until(lambda: checkpoints(small_disk))
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    assert run.wait() in (1, 2)
-    assert "Traceback" not in run.text()
+def test_a_study_survives_a_full_disk(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    line, ballast = [f"output_dir={small_disk}", *GRID], small_disk / "ballast"
+
+    def fill() -> None:
+        until(lambda: checkpoints(small_disk))
+        with ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+
+    with ThreadPoolExecutor(1) as beside:
+        filled = beside.submit(fill)
+        code = tune_here(monkeypatch, *line)
+        filled.result()
+    assert code in (1, 2)
+    assert "Traceback" not in "".join(capfd.readouterr())
     ballast.unlink()
-    run = tune(tmp_path, *GRID, there, "resume=true")
-    assert run.wait() == 0, run.text()
+    assert tune_here(monkeypatch, *line, "resume=true") == 0, capfd.readouterr().err
     assert faults(small_disk) == []
-
-
-def test_two_studies_run_at_once_and_neither_is_run_twice(tmp_path: Path) -> None:
-    first = tune(tmp_path, *GRID)
-    second = tune(tmp_path, *GRID, "members.seed=[3,4]")
-    until(lambda: len(studies(tmp_path)) == 2)
-    twice = tune(tmp_path, *GRID, "resume=true", "name=paper-moebius_gamma_uniform")
-    assert twice.wait() == 2
-    assert (first.wait(), second.wait()) == (0, 0), first.text() + second.text()
-    assert [study.name for study in studies(tmp_path)] == [f"paper-moebius_gamma_uniform{n}" for n in ("", "-2")]
-    assert faults(tmp_path) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -47,25 +48,21 @@ def wanted(search: str, *overrides: str) -> StudyConfig:
 
 def members_of(config: StudyConfig) -> pd.DataFrame:
     """Members of every point, with a plausible number for every metric of the glossary."""
-    rng = np.random.default_rng(0)
     worlds = config.members.data.seed or (config.data.seed,)
-    rows = []
-    for trial, point in enumerate(grid(parse(config))):
-        gamma = float(point["model.gamma"])
-        for world in worlds:
-            for seed in config.members.seed:
-                row: dict[str, Any] = {"trial": trial, "seed": seed, "gamma": gamma, "gamma_sq": gamma**2}
-                row |= {"data.seed": world} if len(worlds) > 1 else {}
-                row |= {"status": "finished", "epochs": 10}
-                row |= {
-                    f"{split}/{metric} at {state}": float(rng.uniform(0.2, 0.9))
-                    for split in ("val", "test")
-                    for metric in METRICS.names()
-                    for state in STATES
-                }
-                row |= {STATES[0]: row[f"val/neg_elbo at {STATES[0]}"], STATES[1]: row[f"val/mcc at {STATES[1]}"]}
-                rows.append(row)
-    return pd.DataFrame(rows)
+    gammas = [float(point["model.gamma"]) for point in grid(parse(config))]
+    index = itertools.product(range(len(gammas)), worlds, config.members.seed)
+    members = pd.DataFrame(index, columns=["trial", "data.seed", "seed"])
+    if len(worlds) == 1:
+        del members["data.seed"]
+    members["gamma"] = np.array(gammas)[members["trial"]]
+    members = members.assign(gamma_sq=members["gamma"] ** 2, status="finished", epochs=10)
+    columns = [
+        f"{split}/{name} at {state}" for split in ("val", "test") for name in METRICS.names() for state in STATES
+    ]
+    values = np.random.default_rng(0).uniform(0.2, 0.9, (len(members), len(columns)))
+    members = pd.concat([members, pd.DataFrame(values, columns=columns)], axis=1)
+    best = {state: members[f"{state.split()[1]} at {state}"] for state in STATES}
+    return members.assign(**best)
 
 
 def history_of(members: pd.DataFrame) -> pd.DataFrame:

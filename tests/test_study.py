@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
@@ -15,11 +14,12 @@ import torch
 import yaml
 from mlflow.entities import Run
 
-from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
+from imavae.config.settings import StudyConfig, base_of, study_config
 from imavae.errors import UserError
 from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import load_model
 from imavae.runs.session import Session
+from imavae.search import trials
 from imavae.search.study import run_study
 from imavae.search.trials import Snapshot
 from imavae.training.loop import Progress
@@ -27,7 +27,6 @@ from imavae.training.loop import Progress
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 GAMMA = {"type": "float", "low": 3.0, "high": 300.0, "log": True}
-GRID = {"type": "choice", "values": [3.0, 30.0, 300.0]}
 
 
 def ignore(snapshot: Snapshot) -> None:
@@ -43,7 +42,7 @@ def config(tmp_path: Path, **other: Any) -> StudyConfig:
         "training": {"max_epochs": 4, "validate_every": 1},
         "search": {"model": {"gamma": GAMMA}},
         "budget": {"trials": 3},
-        "cluster": {"cpus": 2},
+        "cluster": {"cpus": 1},
     }
     return study_config(base | other)
 
@@ -63,60 +62,12 @@ class Broken(MixingSettings):
 """
 
 
-def test_a_study_that_fails_says_why(tmp_path: Path) -> None:
+def test_a_study_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "RETRIES", 0)
     (tmp_path / "mine.py").write_text(BROKEN)
     own = {"plugins": [str(tmp_path / "mine.py")], "data": {"n_obs": 700, "mixing": {"name": "broken"}}}
     with pytest.raises(UserError, match=r"has a result: RuntimeError: this can't be built; see .*ray"):
         run_study(config(tmp_path, budget={"trials": 1}, tracking={"name": "none"}, **own), ignore)
-
-
-def test_a_study_by_tpe_and_asha_is_recorded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # for MLflow's own loader, below
-    snapshots: list[Snapshot] = []
-    settings = config(tmp_path, scheduler={"name": "asha", "grace": 1, "reduction": 2}, budget={"trials": 4})
-    ledger = run_study(settings, snapshots.append)
-    ledger.crown()
-    ledger.tracker.finish("finished", {}, [])
-
-    assert ledger.folder == tmp_path / "studies" / "paper-tiny"
-    assert yaml.safe_load((ledger.folder / "config.yaml").read_text())["search"] == settings.search
-    members = pd.read_csv(ledger.folder / "members.csv")
-    history = pd.read_csv(ledger.folder / "history.csv")
-    assert members.groupby("trial")["seed"].apply(list).tolist() == [[1, 2, 3]] * 4
-    assert not history.duplicated(["trial", "seed", "epoch"]).any()
-    for row in members.to_dict("records"):
-        curve = history[(history["trial"] == row["trial"]) & (history["seed"] == row["seed"])]
-        assert len(curve) == row["epochs"]
-        assert row["max val/mcc"] == row["val/mcc at max val/mcc"] == curve["val/mcc"].max()
-        assert row["min val/neg_elbo"] == curve["val/neg_elbo"].min()
-    assert members["test/mcc at max val/mcc"].notna().all()
-    assert set(members["status"]) <= {"finished", "stopped"}
-    for trial, score in zip(ledger.results.trials["trial"], ledger.results.trials["score"], strict=True):
-        assert score == pytest.approx(members[members["trial"] == trial]["max val/mcc"].median())
-    assert snapshots[-1].finished == snapshots[-1].trials_total == 4
-    assert snapshots[-1].best_score == ledger.results.trials["score"].max()
-
-    best = members.loc[members["trial"] == ledger.results.ranked()[0].number].sort_values("max val/mcc").iloc[-1]
-    model = load_model(ledger.results.champion_address, str(tmp_path))
-    assert ledger.results.champion_address == "models:/paper-tiny@champion"
-    assert model.about["seed"] == best["seed"]
-    assert model.gamma == pytest.approx(best["gamma"])
-    x = torch.linspace(-0.1, 0.1, 6).view(2, 3)
-    predictor = mlflow.pyfunc.load_model(ledger.results.champion_address)  # MLflow's own loader
-    np.testing.assert_allclose(predictor.predict(x.numpy()), model.encode(x).detach().numpy())
-
-
-def test_a_grid_trains_in_packs_and_each_point_has_its_own_trial(tmp_path: Path) -> None:
-    settings = config(
-        tmp_path, search={"model": {"gamma": GRID}}, sampler={"name": "grid"}, budget={}, tracking={"name": "none"}
-    )
-    ledger = run_study(settings, ignore)
-    assert ledger.results.trials["model.gamma"].tolist() == [3.0, 30.0, 300.0]
-    members = ledger.results.members
-    assert members.groupby("trial")["gamma"].unique().tolist() == [[3.0], [30.0], [300.0]]
-    assert sorted(p.name for p in (ledger.folder / "checkpoints").iterdir()) == ["ensemble-000.pt", "ensemble-001.pt"]
-    pack = Session.load(ledger.folder / "checkpoints" / "ensemble-000.pt", torch.device("cpu"))
-    assert [point.model.gamma for point in pack.points] == [3.0, 300.0]
 
 
 def runs_of(tmp_path: Path, kind: str) -> list[Run]:
@@ -133,9 +84,17 @@ def finished(ledger: Ledger) -> Ledger:
     return ledger
 
 
+class Study(NamedTuple):
+    """A finished study."""
+
+    settings: StudyConfig
+    ledger: Ledger
+    snapshots: list[Snapshot]
+
+
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Ledger]:
-    """A study by packs of four and ASHA, one trial at a time, so that all of it can be repeated to the byte."""
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """TPE in packs of four, and ASHA."""
     settings = config(
         tmp_path_factory.mktemp("packed"),
         training={"max_epochs": 6, "validate_every": 1},
@@ -143,13 +102,48 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Ledge
         sampler={"pack": 4, "startup": 3},
         scheduler={"name": "asha", "grace": 1, "reduction": 2},
         budget={"trials": 10},
-        cluster={"cpus": 1},
     )
-    return settings, finished(run_study(settings, ignore))
+    snapshots: list[Snapshot] = []
+    return Study(settings, finished(run_study(settings, snapshots.append)), snapshots)
 
 
-def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: tuple[StudyConfig, Ledger]) -> None:
-    settings, ledger = packed
+def test_a_study_is_recorded_whole(packed: Study) -> None:
+    settings, ledger, snapshots = packed
+    assert ledger.folder == Path(settings.output_dir) / "studies" / "paper-tiny"
+    assert yaml.safe_load((ledger.folder / "config.yaml").read_text())["search"] == settings.search
+    members = pd.read_csv(ledger.folder / "members.csv")
+    history = pd.read_csv(ledger.folder / "history.csv")
+    assert members.groupby("trial")["seed"].apply(list).tolist() == [[1, 2, 3]] * 10
+    assert not history.duplicated(["trial", "seed", "epoch"]).any()
+    for row in members.to_dict("records"):
+        curve = history[(history["trial"] == row["trial"]) & (history["seed"] == row["seed"])]
+        assert len(curve) == row["epochs"]
+        assert row["max val/mcc"] == row["val/mcc at max val/mcc"] == curve["val/mcc"].max()
+        assert row["min val/neg_elbo"] == curve["val/neg_elbo"].min()
+    assert members["test/mcc at max val/mcc"].notna().all()
+    assert set(members["status"]) <= {"finished", "stopped"}
+    for trial, score in zip(ledger.results.trials["trial"], ledger.results.trials["score"], strict=True):
+        assert score == pytest.approx(members[members["trial"] == trial]["max val/mcc"].median())
+    assert snapshots[-1].finished == snapshots[-1].trials_total == 10
+    assert snapshots[-1].best_score == ledger.results.trials["score"].max()
+
+
+def test_the_champion_is_the_best_member_of_the_best_trial(packed: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, ledger, _ = packed
+    members = ledger.results.members
+    best = members.loc[members["trial"] == ledger.results.ranked()[0].number].sort_values("max val/mcc").iloc[-1]
+    model = load_model(ledger.results.champion_address, settings.output_dir)
+    assert ledger.results.champion_address == "models:/paper-tiny@champion"
+    assert model.about["seed"] == best["seed"]
+    assert model.gamma == pytest.approx(best["gamma"])
+    x = torch.linspace(-0.1, 0.1, 6).view(2, 3)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{settings.output_dir}/mlflow.db")
+    predictor = mlflow.pyfunc.load_model(ledger.results.champion_address)  # MLflow's own loader
+    np.testing.assert_allclose(predictor.predict(x.numpy()), model.encode(x).detach().numpy())
+
+
+def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: Study) -> None:
+    settings, ledger, _ = packed
     trials = ledger.results.trials
     assert trials["trial"].tolist() == list(range(10))
     packs = [trials[0:4], trials[4:8], trials[8:10]]
@@ -174,21 +168,22 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: t
     assert not runs_of(Path(settings.output_dir), "member")
 
 
-def test_a_packed_study_repeats_to_the_byte(packed: tuple[StudyConfig, Ledger]) -> None:
-    settings, ledger = packed
-    again = run_study(dataclasses.replace(settings, tracking=Tracking(name="none")), ignore)
-    for name in ("members.csv", "history.csv"):
-        assert (again.folder / name).read_bytes() == (ledger.folder / name).read_bytes()
-
-
-def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: Path) -> None:
-    when = {"model": {"n_layers": {"at_least": 3}}}
+@pytest.fixture(scope="module")
+def branched(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Two objectives; the width is searched where the network is deep."""
     model = {
         "activation": "silu",
-        "hidden_factor": {"type": "int", "low": 5, "high": 9, "when": when},
+        "hidden_factor": {"type": "int", "low": 5, "high": 9, "when": {"model": {"n_layers": {"at_least": 3}}}},
         "n_layers": {"type": "int", "low": 2, "high": 3},
     }
-    ledger = finished(run_study(config(tmp_path, search={"model": model}, budget={"trials": 6}), ignore))
+    further = [{"metric": "val/cima", "mode": "min"}]
+    folder = tmp_path_factory.mktemp("branched")
+    settings = config(folder, search={"model": model}, further_objectives=further, budget={"trials": 6})
+    return Study(settings, finished(run_study(settings, ignore)), [])
+
+
+def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(branched: Study) -> None:
+    settings, ledger, _ = branched
     trials = ledger.results.trials
     deep = trials["model.n_layers"] == 3
     assert 0 < deep.sum() < 6
@@ -198,22 +193,22 @@ def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(tmp_path: P
         built = Session.load(path, torch.device("cpu")).points[stored.point].model
         assert built.activation == "silu"
         assert built.hidden_factor == (trials["model.hidden_factor"][trial] if deep[trial] else 10)  # else the base's
-    params = [set(run.data.params) for run in runs_of(tmp_path, "trial")]
+    params = [set(run.data.params) for run in runs_of(Path(settings.output_dir), "trial")]
     assert sum("model.hidden_factor" in names for names in params) == deep.sum()
 
 
-def test_several_objectives_have_a_front(tmp_path: Path) -> None:
-    further = [{"metric": "val/cima", "mode": "min"}]
-    ledger = finished(run_study(config(tmp_path, further_objectives=further, budget={"trials": 6}), ignore))
+def test_several_objectives_have_a_front(branched: Study) -> None:
+    settings, ledger, _ = branched
     trials, members = ledger.results.trials, ledger.results.members
     for trial, cima in zip(trials["trial"], trials["val/cima"], strict=True):
         mine = members[members["trial"] == trial]
         assert cima == pytest.approx(mine["val/cima at max val/mcc"].median())
-    study = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{tmp_path}/optuna.db")
+    study = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{settings.output_dir}/optuna.db")
     front = [record.number for record in ledger.results.front()]
     assert sorted(front) == sorted(trial.number for trial in study.best_trials)
     assert front[0] == trials["trial"].iloc[int(trials["score"].argmax())]
-    metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs_of(tmp_path, "trial")}
+    runs = runs_of(Path(settings.output_dir), "trial")
+    metrics = {run.data.tags["imavae.trial"]: run.data.metrics for run in runs}
     assert [metrics[str(n)]["val/cima"] for n in range(6)] == pytest.approx(trials["val/cima"].tolist())
 
 
@@ -228,27 +223,30 @@ def test_a_run_that_is_broken_off_is_not_left_running(tmp_path: Path) -> None:
     assert {run.info.status for run in client.search_runs([experiment.experiment_id])} == {"KILLED"}
 
 
-def test_early_stops_are_counted_over_all_worlds(tmp_path: Path) -> None:
-    snapshots: list[Snapshot] = []
-    members = {"seed": [1, 2], "data": {"seed": [1, 2]}}
-    settings = config(tmp_path, members=members, tracking={"name": "none"}, budget={"trials": 1})
-    ledger = run_study(settings, snapshots.append)
-    assert len(ledger.results.members) == settings.members.count == 4
-    assert all(0 <= snapshot.members_stopped <= 4 for snapshot in snapshots)
-
-
-@pytest.mark.parametrize("sampler", ["grid", "qmc"])
-def test_the_numbers_do_not_depend_on_how_many_trials_run_at_once(sampler: str, tmp_path: Path) -> None:
-    """To the byte; a grid's points must be dealt out alike."""
-    grid = sampler == "grid"
-    own = {
-        "search": {"model": {"gamma": GRID if grid else GAMMA}},
-        "sampler": {"name": sampler, "pack": 2 if grid else None},
-        "budget": {} if grid else {"trials": 4},
-        "tracking": {"name": "none"},
-    }
-    tables = []
+def on_one_and_two_slots(tmp_path: Path, **own: Any) -> tuple[Ledger, list[Snapshot]]:
+    """The second of two studies that differ in the number of trials at a time; their tables are equal to the byte."""
+    tables, snapshots = [], list[Snapshot]()
     for cpus in (1, 2):
-        ledger = run_study(config(tmp_path / str(cpus), **own, cluster={"cpus": cpus}), ignore)
+        settings = config(tmp_path / str(cpus), **own, tracking={"name": "none"}, cluster={"cpus": cpus})
+        ledger = run_study(settings, snapshots.append)
         tables.append([(ledger.folder / name).read_bytes() for name in ("members.csv", "history.csv")])
     assert tables[0] == tables[1]
+    return ledger, snapshots
+
+
+def test_each_point_of_a_grid_has_its_own_trial_and_numbers_however_many_run_at_once(tmp_path: Path) -> None:
+    search = {"model": {"gamma": {"type": "choice", "values": [3.0, 30.0, 300.0]}}}
+    ledger, _ = on_one_and_two_slots(tmp_path, search=search, sampler={"name": "grid", "pack": 2}, budget={})
+    assert ledger.results.trials["model.gamma"].tolist() == [3.0, 30.0, 300.0]
+    members = ledger.results.members
+    assert members.groupby("trial")["gamma"].unique().tolist() == [[3.0], [30.0], [300.0]]
+    assert sorted(p.name for p in (ledger.folder / "checkpoints").iterdir()) == ["ensemble-000.pt", "ensemble-001.pt"]
+    pack = Session.load(ledger.folder / "checkpoints" / "ensemble-000.pt", torch.device("cpu"))
+    assert [point.model.gamma for point in pack.points] == [3.0, 300.0]
+
+
+def test_a_sequence_over_several_worlds_has_its_numbers_however_many_run_at_once(tmp_path: Path) -> None:
+    members = {"seed": [1, 2], "data": {"seed": [1, 2]}}
+    ledger, snapshots = on_one_and_two_slots(tmp_path, members=members, sampler={"name": "qmc"}, budget={"trials": 4})
+    assert len(ledger.results.members) == 4 * 4
+    assert all(0 <= snapshot.members_stopped <= 4 * 4 for snapshot in snapshots)
