@@ -14,7 +14,8 @@ from pathlib import Path
 import ray
 import torch
 
-from imavae.metrics.glossary import Evaluation, Metric
+from imavae.metrics.forward import Evaluation
+from imavae.metrics.glossary import Metric
 
 FREE = 3  # validations of each worker before it waits
 

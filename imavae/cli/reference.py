@@ -15,13 +15,12 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from imavae.cli.compose import CONF, C, Command, compose, group_options, read_search, searches
+from imavae.config.data import MIXINGS, SOURCES
 from imavae.config.mapping import LIMITS, default_of, fields_of, flatten, nodes_of, registry_of, shown
 from imavae.config.registry import Registry
 from imavae.config.settings import (
-    MIXINGS,
     NETWORKS,
     PRIORS,
-    SOURCES,
     EncodeConfig,
     EncodeData,
     EvaluateConfig,

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
-from unittest.mock import patch
 
 import joblib
 
@@ -32,7 +31,6 @@ RAY_ENVIRONMENT = {  # keeps Ray from printing, sending statistics, probing the 
     "RAY_preload_python_modules": "imavae.search.worker",  # which a worker of this machine imports while Ray starts
     "RAY_enable_worker_prestart": "0",  # no spare workers; there is one for each core from the start
 }
-THREADS = "OMP_NUM_THREADS"
 
 
 def available_cpus() -> int:
@@ -162,30 +160,26 @@ def _start(cluster: Cluster) -> None:
         _check_workers()
         return
     cpus = cluster.cpus or available_cpus()
-    with _few_processes():
+    # One torch thread per trial: small models gain nothing from more. The compiled step takes the cores that are idle.
+    with _environment({"OMP_NUM_THREADS": "1", "IMAVAE_STEP_THREADS": str(cpus)}):
         # "local": never join a cluster that happens to run on this machine or that RAY_ADDRESS names
         ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)
     logging.getLogger("ray").setLevel(logging.CRITICAL)
 
 
 @contextmanager
-def _few_processes() -> Iterator[None]:
-    """Keep Ray, as it starts in the block, from services that a study does not use: each takes a second of a core.
-
-    They are the API server, the autoscaler's monitor and the monitor of workers' output. Ray's processes get one
-    thread each: small models gain nothing from more.
-    """
-    from ray._private.node import Node
-
-    unused = ("start_api_server", "start_monitor", "start_log_monitor")
-    before = os.environ.get(THREADS)
-    os.environ[THREADS] = "1"
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that start in the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
-        with patch.multiple(Node, **dict.fromkeys(unused, lambda *_, **__: None)):
-            yield
+        yield
     finally:
-        del os.environ[THREADS]
-        os.environ.update({} if before is None else {THREADS: before})
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _Probe:
