@@ -107,7 +107,7 @@ def test_a_run_leaves_its_bar_and_its_tables(columns: int, folder: Path) -> None
     run = on_a_terminal(["train.py", *TINY, "tracking=none"], folder, columns)
     assert run.code == 0, run.raw
     sound(run.lines, columns)
-    assert [line for line in run.lines if line.startswith("epoch")] == [run.lines[0]]
+    assert len([line for line in run.lines if line.startswith("epoch")]) == 1
     assert STYLE.findall(run.raw)  # colours are there unless they are refused
 
 
