@@ -96,7 +96,12 @@ def test_a_study_outlives_an_absence_of_its_tracking_server(
     files = [study / name for name in ("report.html", "members.csv", "history.csv", "selection.csv", "champion.pt")]
     files += [*study.glob("checkpoints/winner-*.pt"), *study.glob("figures/*")]
     once = {path.name: 1 for path in files}
-    assert Counter(path.name for path in stored) == once | {"config.yaml": 1, "search_space.yaml": 1, "MLmodel": 2}
+    assert Counter(path.name for path in stored) == once | {
+        "members.csv": 3,  # of the study and of its two trials
+        "config.yaml": 1,
+        "search_space.yaml": 1,
+        "MLmodel": 2,
+    }
     contents = {path.name: path.read_bytes() for path in stored}
     assert all(contents[path.name] == path.read_bytes() for path in files)
 
