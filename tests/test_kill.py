@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,22 +97,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_study_survives_a_full_disk(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     line, ballast = [f"output_dir={small_disk}", *GRID], small_disk / "ballast"
-
-    def fill() -> None:
-        until(lambda: checkpoints(small_disk))
-        with ballast.open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-
-    with ThreadPoolExecutor(1) as beside:
-        filled = beside.submit(fill)
-        code = tune_here(monkeypatch, *line)
-        filled.result()
-    assert code in (1, 2)
-    assert "Traceback" not in "".join(capfd.readouterr())
+    run = tune(tmp_path, *line)  # the printed text goes to tmp_path
+    until(lambda: checkpoints(small_disk))
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert run.wait() in (1, 2)
+    assert "Traceback" not in run.text()
     ballast.unlink()
     assert tune_here(monkeypatch, *line, "resume=true") == 0, capfd.readouterr().err
     assert faults(small_disk) == []

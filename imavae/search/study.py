@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from imavae.config.settings import StudyConfig, base_of
 from imavae.data.images import Progress as Rendering
-from imavae.errors import UserError, resumable
+from imavae.errors import Interrupted, UserError
 from imavae.runs.folder import create, reopen
 from imavae.runs.ledger import Ledger, tracker_of
 from imavae.runs.session import render
@@ -48,18 +48,21 @@ def run_study(
     name = config.study.replace("/", "-")
     home = reopen(config, "studies", name) if config.resume else None
     tracker = tracker_of(config, config.study, later=True)
-    with cluster.running(config.cluster) as slots:
-        from imavae.search.trials import train  # it imports Ray, for which the environment is set now
+    try:
+        with cluster.running(config.cluster) as slots:
+            from imavae.search.trials import train  # it imports Ray, for which the environment is set now
 
-        if not any(parameter.key.startswith("data.") for parameter in parameters):
-            render(base_of(config), rendering)  # once, here: otherwise every worker would
-        home = home or create(config, "studies", config.name or name)
-        with resumable(home.path.name):
+            if not any(parameter.key.startswith("data.") for parameter in parameters):
+                render(base_of(config), rendering)  # once, here: otherwise every worker would
+            home = home or create(config, "studies", config.name or name)
             ledger = Ledger.start(config, home, tracker)
             train(config, parameters, points, ledger, slots, notify, say)
             ledger.write_tables()
             if ledger.results.ranked() or ledger.interrupted:
                 return ledger
             ledger.close("failed")
+    except Interrupted as error:  # Ray's end, too
+        error.folder = None if home is None else home.path.name
+        raise
     reason = next((record.failure for record in ledger.records if record.failure), "nothing was trained")
     raise NoResultError(f"no trial of {ledger.folder.name} has a result: {reason}; see {ledger.names.ray}", ledger)
