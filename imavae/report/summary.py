@@ -172,8 +172,10 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
     world = [key for key in keys if key.startswith("data.")]
     seeds = ["data.seed"] if "data.seed" in members else []
     joined = members.drop(columns=[key for key in keys if key in members]).merge(points[["trial", *keys]], on="trial")
-    sound = joined[~diverged(joined)]  # a diverged member is never a candidate
     columns = {column for criterion in SELECTION.values() for column in (criterion.column, criterion.mcc)}
+    used = dict.fromkeys(["trial", "status", *keys, *seeds, *sorted(columns & {*joined})])
+    joined = joined[[*used]]  # rows of many columns are slow to read one by one
+    sound = joined[~diverged(joined)]  # a diverged member is never a candidate
     medians = pd.DataFrame(
         {**group.iloc[0], **{column: median_of(group, column) for column in columns}}
         for _, group in joined.groupby("trial")
