@@ -6,7 +6,9 @@ Used by the kill tests and by ``python tests/soak.py``. Processes are looked up 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import itertools
 import json
 import os
 import signal
@@ -123,8 +125,9 @@ def faults(folder: Path) -> list[str]:
             wrong.append(f"{study.name} is not finished")
             continue
         for name, table in _undisturbed(study).items():
-            if (study / name).read_text() != table:
-                wrong.append(f"{study.name}: {name} differs")
+            if (found := (study / name).read_text()) != table:
+                lines = difflib.unified_diff(table.splitlines(), found.splitlines(), "undisturbed", name, lineterm="", n=0)
+                wrong.append("\n".join([f"{study.name}: {name} differs", *itertools.islice(lines, 8)]))
     return wrong + list(_tracking_faults(folder))
 
 

@@ -102,8 +102,8 @@ def test_a_study_outlives_an_absence_of_its_tracking_server(
         "search_space.yaml": 1,
         "MLmodel": 2,
     }
-    contents = {path.name: path.read_bytes() for path in stored}
-    assert all(contents[path.name] == path.read_bytes() for path in files)
+    contents = {(path.name, path.read_bytes()) for path in stored}
+    assert [path.name for path in files if (path.name, path.read_bytes()) not in contents] == []
 
 
 def test_a_database_whose_creation_was_killed_is_created_anew(tmp_path: Path) -> None:
