@@ -99,7 +99,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_study_survives_a_full_disk(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    line, ballast = [f"output_dir={small_disk}", *GRID], small_disk / "ballast"
+    # With the plugin of the test above, which Ray's workers still hold.
+    line, ballast = [f"output_dir={small_disk}", *GRID, HELD], small_disk / "ballast"
     run = tune(tmp_path, *line)  # the printed text goes to tmp_path
     until(lambda: checkpoints(small_disk))
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
