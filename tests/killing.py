@@ -126,7 +126,7 @@ def faults(folder: Path) -> list[str]:
             continue
         for name, table in _undisturbed(study).items():
             if (found := (study / name).read_text()) != table:
-                lines = difflib.unified_diff(table.splitlines(), found.splitlines(), "undisturbed", name, lineterm="", n=0)
+                lines = difflib.unified_diff(table.splitlines(), found.splitlines(), lineterm="", n=0)
                 wrong.append("\n".join([f"{study.name}: {name} differs", *itertools.islice(lines, 8)]))
     return wrong + list(_tracking_faults(folder))
 
