@@ -42,7 +42,7 @@ class LogisticSource(SourceSettings):
 
 @dataclass(frozen=True)
 class Logistic:
-    """The law: draws, log-density and distribution function, in float64 and of shape (n, d).
+    """The law: draws and log-density, in float64.
 
     With segments (``data.n_segments`` above 1) it also needs ``scaled``, as in imavae/data/sources.py.
     """
@@ -59,7 +59,3 @@ class Logistic:
         """The log-density, summed over components: of shape (n,)."""
         t = (s - self.mean) / self.scale
         return (logsigmoid(t) + logsigmoid(-t) - math.log(self.scale)).sum(1)
-
-    def cdf(self, s: Tensor) -> Tensor:
-        """The distribution function at each component."""
-        return torch.sigmoid((s - self.mean) / self.scale)

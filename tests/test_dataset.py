@@ -17,8 +17,7 @@ from imavae.config.settings import RunConfig, run_config
 from imavae.data import dataset, sources
 from imavae.data.dataset import Dataset, Split, build_source
 from imavae.data.mixings.flow import FlowMixing
-from imavae.data.mixings.linear import LinearMixing
-from imavae.data.mixings.mlp import MLPMixing
+from imavae.data.mixings.mlp import LinearMixing, MLPMixing
 from imavae.data.mixings.moebius import MoebiusMixing
 from imavae.data.sources import BetaSource, GaussianSource, LaplaceSource, UniformSource
 from imavae.errors import UserError

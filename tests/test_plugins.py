@@ -43,7 +43,6 @@ def test_the_example_of_a_source_is_the_law_that_it_says() -> None:
     assert s.dtype == torch.float64
     assert min(scipy.stats.kstest(column, law.cdf).pvalue for column in s.T.numpy()) > 1e-3
     np.testing.assert_allclose(built.log_prob(s).numpy(), law.logpdf(s.numpy()).sum(1), rtol=1e-9)
-    np.testing.assert_allclose(built.cdf(s).numpy(), law.cdf(s.numpy()), rtol=1e-9)
     middle, half_width = config.data.source.extent
     assert 0.001 < float(((s - middle).abs() > half_width).double().mean()) < 0.01
     observations = dataset.make(config.data, (1,), torch.float32).train.observations  # the default Möbius mixing
@@ -115,7 +114,7 @@ def written(folder: Path, example: str, *changes: tuple[str, str]) -> str:
     ("example", "change", "rule"),
     [
         (SOURCE, ("def build", "def make"), "data.source has a method build"),
-        (SOURCE, ("def cdf", "def cumulative"), "without cdf"),
+        (SOURCE, ("def log_prob", "def log_density"), "without log_prob"),
         (SOURCE, ("dtype=torch.float64)", "dtype=torch.float32)"), "data.source gives finite float64"),
         (SOURCE, ("rand(n, dim,", "rand(n, 1,"), "data.source gives finite float64 numbers of shape"),
         (MIXING, ("def build", "def make"), "data.mixing has a method build"),

@@ -30,9 +30,6 @@ class Source(Protocol):
     def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         """The log-density log p(s), in nats, summed over components; minus infinity outside the support."""
 
-    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        """The distribution function at each component."""
-
 
 @runtime_checkable
 class Scalable(Source, Protocol):
@@ -131,9 +128,6 @@ class Uniform:
         inside = (s >= self.low) & (s <= self.high)
         return (-(self.high - self.low).log()).expand(s.shape).masked_fill(~inside, -math.inf).sum(1)
 
-    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        return ((s - self.low) / (self.high - self.low)).clamp(0, 1)
-
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Uniform:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2 * factor.sqrt()
         return Uniform(middle - half, middle + half)
@@ -153,10 +147,6 @@ class Gaussian:
         standard = (s - self.mean) / self.std
         return (-0.5 * standard.square() - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(1)
 
-    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        probability: torch.Tensor = torch.special.ndtr((s - self.mean) / self.std)
-        return probability
-
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Gaussian:
         return replace(self, std=self.std * factor.sqrt())
 
@@ -175,11 +165,6 @@ class Laplace:
 
     def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         return (-((s - self.mean) / self.scale).abs() - (2 * self.scale).log()).sum(1)
-
-    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        standard = (s - self.mean) / self.scale
-        tail = 0.5 * (-standard.abs()).exp()
-        return torch.where(standard < 0, tail, 1 - tail)
 
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Laplace:
         return replace(self, scale=self.scale * factor.sqrt())
@@ -212,12 +197,6 @@ class Beta:
         powers: torch.Tensor = torch.xlogy(self.alpha - 1, t) + torch.special.xlog1py(self.beta - 1, -t)
         normaliser = self.alpha.lgamma() + self.beta.lgamma() - (self.alpha + self.beta).lgamma()
         return (powers - normaliser - math.log(self.high - self.low)).masked_fill(~inside, -math.inf).sum(1)
-
-    def cdf(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        from scipy.special import betainc
-
-        t = ((s - self.low) / (self.high - self.low)).clamp(0, 1)
-        return torch.from_numpy(betainc(self.alpha.numpy(), self.beta.numpy(), t.numpy()))
 
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Beta:
         total = self.alpha + self.beta

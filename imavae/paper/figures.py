@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from imavae.config.data import SyntheticData
 from imavae.data.dataset import draw_mixing
-from imavae.data.mixings.linear import linear_part
+from imavae.data.mixings.mlp import linear_part
 from imavae.errors import require_choice
 from imavae.metrics import ima
 from imavae.paper import draw

@@ -1,4 +1,7 @@
-"""Invertible MLP, with square weights and the smooth leaky ReLU, a(h) = slope h + (1 - slope) log(1 + e^h)."""
+"""Linear mixing x = W s, invertible MLP, and a linear map after another mixing, x = L f(s).
+
+The MLP has square weights and the smooth leaky ReLU, a(h) = slope h + (1 - slope) log(1 + e^h).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,25 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
 from imavae.config.registry import torch
-from imavae.data.mixings import Mixing, orthogonal, triangular, uniform
+from imavae.data.mixings import Mixing, Shifted, general, orthogonal, triangular, uniform
 
 NEWTON_STEPS = 100
+
+
+@MIXINGS.register
+@checked_dataclass(frozen=True)
+class LinearMixing(MixingSettings):
+    """x = W s with a random W."""
+
+    name: str = "linear"
+    weights: Annotated[
+        Literal["orthogonal", "general"],
+        Field(description="W: orthogonal, or general (Gaussian entries, unit determinant)"),
+    ] = "orthogonal"
+
+    def build(self, data: SyntheticData, generator: torch.Generator) -> MLP:
+        weight = orthogonal if self.weights == "orthogonal" else general
+        return MLP((weight(data.dim, generator),), slope=1.0)
 
 
 @MIXINGS.register
@@ -43,7 +62,7 @@ class MLPMixing(MixingSettings):
 
 @dataclass(frozen=True)
 class MLP(Mixing):
-    """x = W_L a(... a(W_1 s))."""
+    """x = W_L a(... a(W_1 s)); linear with a single weight."""
 
     weights: tuple[Float64[torch.Tensor, "d d"], ...]
     slope: float
@@ -93,3 +112,33 @@ class MLP(Mixing):
             if step.abs().max() < 1e-14 * (1 + h.abs().max()):
                 break
         return h
+
+
+@dataclass(frozen=True)
+class LinearOnTop(Mixing):
+    """x = L f(s)."""
+
+    inner: Mixing
+    linear: Float64[torch.Tensor, "d d"]  # L
+
+    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        return self.inner.forward(s) @ self.linear.T
+
+    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        return self.inner.inverse(torch.linalg.solve(self.linear, x.T).T)
+
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+        return self.linear @ self.inner.jacobian(s)
+
+    def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
+        return self.inner.log_det(s) + torch.linalg.slogdet(self.linear).logabsdet
+
+
+def linear_part(mixing: Mixing) -> Float64[torch.Tensor, "d d"] | None:
+    """The matrix of the linear map that a mixing is, or that follows it; None where there is none."""
+    match mixing:
+        case Shifted(inner=inner):
+            return linear_part(inner)
+        case LinearOnTop(linear=matrix) | MLP(weights=(matrix,)):
+            return matrix
+    return None

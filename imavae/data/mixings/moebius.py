@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
 from imavae.config.registry import torch
 from imavae.data.mixings import Mixing, orthogonal, unit_columns, unit_determinant
-from imavae.data.mixings.linear import Linear, LinearOnTop
+from imavae.data.mixings.mlp import LinearOnTop
 from imavae.errors import require
 
 
@@ -93,7 +93,7 @@ class MoebiusMixing(MixingSettings):
                 linear = unit_determinant(data.dim, generator)
             case "unit_columns":
                 linear = unit_columns(data.dim, generator)
-        return LinearOnTop(inner, Linear(linear))
+        return LinearOnTop(inner, linear)
 
 
 @dataclass(frozen=True)
