@@ -121,9 +121,7 @@ def make(
     """The world of each seed (``data.seed`` is not used), with its splits on ``device`` as ``dtype``.
 
     The last dataset is kept and shared, so it must not be written into. Images are in ``cache``, rendered if need be.
-
-    Raises:
-        UserError: a user's source or mixing returns wrong numbers or can't have segments, or a file can't be used.
+    Raises UserError for a file that can't be used, and for a user's source or mixing that returns wrong numbers.
     """
     stamps = tuple(tables.stamp(path) for path in data.files)
     return _make(data, seeds, dtype, device, cache or Cache(), stamps)

@@ -1,8 +1,4 @@
-"""Atomic file writes, sealed files and the lock of a folder.
-
-A file is written under a temporary name, synced to the disk and renamed. A sealed file starts with a line of magic
-words, format number and the SHA-256 of the rest; with ``keep``, the file that it replaces stays as the previous one.
-"""
+"""Atomic file writes, sealed files and the lock of a folder."""
 
 from __future__ import annotations
 
@@ -63,14 +59,14 @@ def previous_of(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Seal:
-    """A kind of sealed file, and the remedies in the messages about a bad one."""
+    """A kind of file that starts with a line of magic words, format number and the SHA-256 of the rest."""
 
     magic: bytes  # first words of the file
     format: int  # raised by a change that old readers would misread
     noun: str  # name of the kind in messages
-    missing: str  # remedies: if there is no file,
-    damaged: str  # if it is damaged,
-    other: str  # if it has a different format
+    missing: str  # remedy in the message about a missing file
+    damaged: str  # or a damaged one
+    other: str  # or one of a different format
 
     def write(self, path: Path, body: bytes, keep: bool = False) -> None:
         """Write a sealed file by :func:`written_whole`."""
@@ -79,18 +75,13 @@ class Seal:
             file.write(b"%s %d %s\n" % (self.magic, self.format, digest.encode()) + body)
 
     def read(self, path: Path) -> bytes:
-        """Return the body of a file that :meth:`write` wrote.
-
-        Raises:
-            UserError: the file is missing, truncated, changed, not sealed by this class, or of a different format.
-        """
+        """The body of a file of :meth:`write`. Raises UserError if it is missing, damaged or of another kind."""
         noun, damaged = self.noun, f"the file is truncated or damaged: {self.damaged}"
         try:
             header, newline, body = path.read_bytes().partition(b"\n")
         except OSError as error:
-            raise UserError(
-                f"`{noun} is a file` must hold, but got {path} ({error.strerror}); {self.missing}"
-            ) from None
+            got = f"{path} ({error.strerror})"
+            raise UserError(f"`{noun} is a file` must hold, but got {got}; {self.missing}") from None
         require(bool(header), f"{noun} is not empty", path, damaged)
         require(header.startswith(self.magic), f"{noun} was written by imavae", path, self.missing)
         version, _, digest = header.removeprefix(self.magic).strip().partition(b" ")
@@ -105,8 +96,7 @@ class Seal:
     def newest(self, path: Path) -> Path | None:
         """Return ``path`` if that file is good, else the previous one if it is, else None.
 
-        Raises:
-            OtherFormatError: a file has a different format; it must not be mistaken for a damaged one.
+        Raises OtherFormatError for a file of a different format: it must not be mistaken for a damaged one.
         """
         for candidate in (path, previous_of(path)):
             try:

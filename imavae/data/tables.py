@@ -42,11 +42,7 @@ class Table:
 
 
 def open_table(path: str | Path, key: str = "data.path") -> Table:
-    """Read the names and types of a file's columns.
-
-    Raises:
-        UserError: the file is missing, of another kind, damaged or empty, or two columns have the same name.
-    """
+    """Read the names and types of a file's columns. Raises UserError for a file or names that can't be used."""
     path = Path(path)
     require_choice(path.suffix, ENDINGS, f"the ending of {key}")
     require(path.is_file(), f"{key} is a file", path, "correct the path")
@@ -94,8 +90,7 @@ def pick(table: Table, columns: Sequence[str] | None) -> tuple[str, ...]:
 def blocks(table: Table, columns: Sequence[str], most: int | None = None) -> Iterator[Floats]:
     """The rows (the first ``most`` of them) of some columns, (column, row), block by block.
 
-    Raises:
-        UserError: a value is missing, infinite or not a number.
+    Raises UserError for a value that is missing, infinite or not a number.
     """
     first = 0
     with _readable(table.path, table.key, list(table.numeric)):
@@ -130,8 +125,7 @@ def read(path: str, columns: Sequence[str] | None, rows: int, key: str = "data.p
 def labels(path: str, column: str, rows: int | None = None) -> NDArray[np.int64]:
     """The first rows of a column of labels of any type, as positions in the sorted list of all labels.
 
-    Raises:
-        UserError: there is no such column, or a label is missing.
+    Raises UserError if there is no such column, or a label is missing.
     """
     table = open_table(path)
     require_choice(column, table.numeric, f"data.segment_column (of {path})")
@@ -154,10 +148,7 @@ def labels(path: str, column: str, rows: int | None = None) -> NDArray[np.int64]
 def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a file with columns, n_obs, dim and n_segments read from the file where they are null.
 
-    Paths become absolute, since a worker has another current directory.
-
-    Raises:
-        UserError: the file, or the file of the sources, can't be used.
+    Paths become absolute, since a worker has another current directory. Raises UserError for a file that can't be used.
     """
     filled = dict(data)
     for key in ("path", "sources_path"):

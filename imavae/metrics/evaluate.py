@@ -135,9 +135,7 @@ def image_panels(
     traversals = model.decoder(one, codes.flatten(1)[None])[0].T.reshape(model.dim, STEPS, -1)
     discrete = [factor.discrete for factor in data.source_factors]
     table = correlation(points.sources[world[best]].T[None], location[None], discrete)[0].abs().cpu().numpy()
-    matched = {
-        latent: source for source, latent in zip(*best_matching(table), strict=True) if table[source, latent] > 0
-    }
+    matched = {z: s for s, z in zip(*best_matching(table), strict=True) if table[s, z] > 0}
     return ImagePanels(
         world.tolist(),
         x.mT.cpu(),

@@ -8,10 +8,10 @@ taken at the first 320 of any split.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -92,13 +92,15 @@ class Evaluation:
                 total += mean.double() * share
             posteriors.append(q)
             samples.append(model.prior.latent(y))
-        posterior = Posterior(*_joined(posteriors))
+        # what is None in a chunk is so in all
+        parts = (None if part[0] is None else torch.cat(part, 2) for part in zip(*posteriors, strict=True))
+        posterior = Posterior(*parts)
         return cls(ensemble, weights, split, world, elbo, posterior, torch.cat(samples, 2), compared)
 
     def first(self, count: int) -> Evaluation:
         """The first points; the ELBO remains that of all points."""
         split, samples = self.split.first(count), self.samples[..., :count]
-        posterior = _first(self.posterior, count)
+        posterior = Posterior(*(part if part is None else part[..., :count] for part in self.posterior))
         return dataclasses.replace(self, split=split, posterior=posterior, samples=samples, compared=False)
 
     @cached_property
@@ -174,12 +176,6 @@ class Evaluation:
         values, full, norms, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
         return Local(ima.Contrast(values, full, norms), *rest)
 
-    @property
-    def amari(self) -> Float64[Tensor, "member m"]:
-        """Amari distance of the decoder to the mixing."""
-        assert self.local.amari is not None  # noqa: S101  -- asked for where the metric exists
-        return self.local.amari
-
     @cached_property
     def column_norms(self) -> ima.ColumnNorms:
         return ima.column_norms(self.local.contrast.norms)
@@ -242,13 +238,3 @@ def _chunks(ensemble: Ensemble, split: Split) -> Iterator[tuple[slice, float]]:
     for start in range(0, n, size):
         at = slice(start, min(start + size, n))
         yield at, (at.stop - start) / n
-
-
-def _first(posterior: Posterior, count: int) -> Posterior:
-    mean, log_square, below = posterior
-    return Posterior(mean[..., :count], log_square[..., :count], None if below is None else below[..., :count])
-
-
-def _joined(chunks: Sequence[tuple[Tensor | None, ...]]) -> list[Any]:
-    """Join tuples of tensors along the points, position by position; what is None in a chunk is so in all."""
-    return [None if parts[0] is None else torch.cat(parts, -1) for parts in zip(*chunks, strict=True)]

@@ -182,15 +182,10 @@ def r2_nonlinear(at: Evaluation) -> torch.Tensor:
     return identifiability.r2_nonlinear(at.sources, at.locations)
 
 
-@Metric(
-    "max",
-    "median over others of mcc(μ, μ')",
-    AGREEMENT,
-    curve="first",
-    needs=[SEVERAL_SEEDS],
-    floor=0.0,
-    across_members=True,
-)
+AMONG_SEEDS: dict[str, Any] = {"needs": [SEVERAL_SEEDS], "floor": 0.0, "across_members": True}
+
+
+@Metric("max", "median over others of mcc(μ, μ')", AGREEMENT, curve="first", **AMONG_SEEDS)
 def agreement(at: AllMembers) -> torch.Tensor:
     """Median MCC between a member's locations and those of its point's other seeds, on at most 20,000 points."""
     return identifiability.agreement(at.locations, at.groups)
@@ -249,7 +244,9 @@ def cima_truth(at: Evaluation) -> torch.Tensor:
 @Metric("min", "of R = J_g⁻¹ J_f, over points of full rank", "Amari et al., NIPS 1995", needs=TRUTH)
 def amari(at: Evaluation) -> torch.Tensor:
     """Amari distance between the decoder's Jacobian at μ(x) and the mixing's at s; 0 for a scaled permutation."""
-    return ima.mean_where(at.amari, ~at.amari.isnan())
+    distance = at.local.amari
+    assert distance is not None  # noqa: S101  -- computed where the metric exists
+    return ima.mean_where(distance, ~distance.isnan())
 
 
 @Metric("min", "(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ)", unit="nats")
@@ -336,14 +333,10 @@ def absent(config: RunConfig, truth: bool, probes: bool = False) -> dict[str, st
     """Metrics that a setting does not have, each with the reason; ``truth`` is True for a split with the mixing's
     likelihoods and Jacobians, ``probes`` for an evaluation with the slow metrics.
     """
-    reasons = {}
+    unmet = {entry.name: [need.reason for need in entry.needs if not need.holds(config, truth)] for entry in METRICS}
     for entry in METRICS:
-        unmet = [requirement.reason for requirement in entry.needs if not requirement.holds(config, truth)]
-        if entry.probe and not probes:
-            unmet.append(TOO_SLOW)
-        if unmet:
-            reasons[entry.name] = unmet[0]
-    return reasons
+        unmet[entry.name] += [TOO_SLOW] * (entry.probe and not probes)
+    return {name: reasons[0] for name, reasons in unmet.items() if reasons}
 
 
 def check_metric(config: RunConfig, name: str, mode: str) -> None:

@@ -33,9 +33,7 @@ def mcc(
     return matched_mean(correlation(s, z, discrete))
 
 
-def agreement(
-    locations: Float[torch.Tensor, "member d n"], groups: Sequence[Hashable]
-) -> Float64[torch.Tensor, " member"]:
+def agreement(locations: Float[torch.Tensor, "m d n"], groups: Sequence[Hashable]) -> Float64[torch.Tensor, " m"]:
     """Median MCC between a member's latents and those of the other members of its group; NaN in a group of one.
 
     One product of standardised latents per group, in float32, gives the correlations of all of its pairs.
@@ -58,16 +56,14 @@ def agreement(
 
 
 def active_units(
-    locations: Float[torch.Tensor, "member d n"], prior_variance: Float64[torch.Tensor, "member d"]
-) -> Int[torch.Tensor, " member"]:
+    locations: Float[torch.Tensor, "m d n"], prior_variance: Float64[torch.Tensor, "m d"]
+) -> Int[torch.Tensor, " m"]:
     """Number of latents whose location varies over points by more than 1 % of the prior's variance."""
     centred = locations - locations.mean(-1, keepdim=True)
     return (centred.square().mean(-1, dtype=torch.float64) > 0.01 * prior_variance).sum(1)
 
 
-def r2_linear(
-    s: Float64[torch.Tensor, "*world d n"], z: Float64[torch.Tensor, "member e n"]
-) -> Float64[torch.Tensor, " member"]:
+def r2_linear(s: Float64[torch.Tensor, "*w d n"], z: Float64[torch.Tensor, "m e n"]) -> Float64[torch.Tensor, " m"]:
     """R² of the least-squares map, with intercept, from all latents to each source, averaged over sources; at least 0.
     For rows that :func:`standardised` returned. Fitted on the first half of the points, scored on the second.
     """
@@ -81,8 +77,8 @@ def r2_linear(
 
 
 def r2_nonlinear(
-    sources: Float[torch.Tensor, "*world d n"], latents: Float[torch.Tensor, "member e n"]
-) -> Float64[torch.Tensor, " member"]:
+    sources: Float[torch.Tensor, "*w d n"], latents: Float[torch.Tensor, "m e n"]
+) -> Float64[torch.Tensor, " m"]:
     """R² of ridge regression on the standardised latents and on the kernel exp(−‖z − z'‖² / e) with 200 Nyström
     landmarks (Williams and Seeger, 2000), from 2,000 points of each half; leave-one-out error chooses the ridges.
     """

@@ -18,13 +18,13 @@ from imavae.metrics.identifiability import BATCH
 class _QR(NamedTuple):
     """J = QR at each point: columns of Q, entries of R, and where J has full column rank."""
 
-    q: list[Float64[torch.Tensor, "member o n"]]
-    r: dict[tuple[int, int], Float64[torch.Tensor, "member n"]]  # by row k and column j ≥ k
-    norms: list[Float64[torch.Tensor, "member n"]]  # of J's columns
-    full: Bool[torch.Tensor, "member n"]
+    q: list[Float64[torch.Tensor, "m o n"]]
+    r: dict[tuple[int, int], Float64[torch.Tensor, "m n"]]  # by row k and column j ≥ k
+    norms: list[Float64[torch.Tensor, "m n"]]  # of J's columns
+    full: Bool[torch.Tensor, "m n"]
 
 
-def _qr(jacobian: Float[torch.Tensor, "member o d n"]) -> _QR:
+def _qr(jacobian: Float[torch.Tensor, "m o d n"]) -> _QR:
     """Modified Gram-Schmidt, all points at once; R_kk is 1 where column k depends on the columns before it."""
     rounding = 16 * torch.finfo(jacobian.dtype).eps
     columns = list(jacobian.double().unbind(2))
@@ -46,12 +46,12 @@ def _qr(jacobian: Float[torch.Tensor, "member o d n"]) -> _QR:
 class Contrast(NamedTuple):
     """The local IMA contrast at each point."""
 
-    values: Float64[torch.Tensor, "member n"]  # c_IMA in nats; 0 where the Jacobian lacks full column rank
-    full: Bool[torch.Tensor, "member n"]  # True where it has full column rank
-    norms: Float64[torch.Tensor, "member d n"]  # ‖J_:k‖
+    values: Float64[torch.Tensor, "m n"]  # c_IMA in nats; 0 where the Jacobian lacks full column rank
+    full: Bool[torch.Tensor, "m n"]  # True where it has full column rank
+    norms: Float64[torch.Tensor, "m d n"]  # ‖J_:k‖
 
 
-def contrast(jacobian: Float[torch.Tensor, "member o d n"]) -> Contrast:
+def contrast(jacobian: Float[torch.Tensor, "m o d n"]) -> Contrast:
     """c_IMA at each point, by QR: Σ_k log(‖J_:k‖ / R_kk), where R_kk is the norm of the part of column k orthogonal to
     the columns before it. No term is negative.
     """
@@ -62,21 +62,19 @@ def contrast(jacobian: Float[torch.Tensor, "member o d n"]) -> Contrast:
     return Contrast(torch.where(full, ratio.log_(), 0), full, torch.stack(norms, 1))
 
 
-def mean_where(
-    values: Float64[torch.Tensor, "member n"], counted: Bool[torch.Tensor, "member n"]
-) -> Float64[torch.Tensor, " member"]:
+def mean_where(values: Float64[torch.Tensor, "m n"], counted: Bool[torch.Tensor, "m n"]) -> Float64[torch.Tensor, " m"]:
     """Mean over the counted points; NaN without any."""
     mean = torch.where(counted, values, 0).sum(1) / counted.sum(1).clamp_min(1)
     return torch.where(counted.any(1), mean, torch.nan)
 
 
-def pointwise_contrast(jacobian: Float[torch.Tensor, "*world o d n"]) -> Float64[torch.Tensor, "world n"]:
+def pointwise_contrast(jacobian: Float[torch.Tensor, "*w o d n"]) -> Float64[torch.Tensor, "world n"]:
     """c_IMA at each point; NaN where the Jacobian lacks full rank. A single world has length 1."""
     values, full, _ = contrast(jacobian.reshape(-1, *jacobian.shape[-3:]))
     return torch.where(full, values, torch.nan)
 
 
-def conformal_contrast(at: Contrast) -> Float64[torch.Tensor, " member"]:
+def conformal_contrast(at: Contrast) -> Float64[torch.Tensor, " m"]:
     """(d/2) log(tr(JᵀJ) / d) − ½ log det JᵀJ, averaged over the points of full rank (NaN without any): zero iff J is
     conformal, JᵀJ = c I.
 
@@ -96,7 +94,7 @@ class ColumnNorms(NamedTuple):
     variance_over_points: Any  # averaged over columns
 
 
-def column_norms(norms: Float64[torch.Tensor, "member d n"]) -> ColumnNorms:
+def column_norms(norms: Float64[torch.Tensor, "m d n"]) -> ColumnNorms:
     """Statistics of each member; NaN if a norm is not finite."""
     means = norms.mean(2)
     spread = (norms - means[..., None]).square_().mean((1, 2))  # torch's var takes three times as long
@@ -104,8 +102,8 @@ def column_norms(norms: Float64[torch.Tensor, "member d n"]) -> ColumnNorms:
 
 
 def amari(
-    jacobian: Float[torch.Tensor, "member o d n"], truth: Float[torch.Tensor, "*world o d n"]
-) -> Float64[torch.Tensor, "member n"]:
+    jacobian: Float[torch.Tensor, "m o d n"], truth: Float[torch.Tensor, "*w o d n"]
+) -> Float64[torch.Tensor, "m n"]:
     """Amari distance of decoder and true mixing at each point (Amari, Cichocki and Yang, NeurIPS 1995), in [0, 1]; NaN
     where one of the two lacks full rank. ``jacobian`` is J_g at the posterior's location, ``truth`` J_f at the source.
 
@@ -131,11 +129,11 @@ def amari(
 
 
 def inverse_variance(
-    square: Float[torch.Tensor, "member d n"],
-    slope: Float[torch.Tensor, "member d n"],
-    curvature: Float[torch.Tensor, "member d n"],
-    gamma: Float[torch.Tensor, " member"],
-) -> Float64[torch.Tensor, "member d n"]:
+    square: Float[torch.Tensor, "m d n"],
+    slope: Float[torch.Tensor, "m d n"],
+    curvature: Float[torch.Tensor, "m d n"],
+    gamma: Float[torch.Tensor, " m"],
+) -> Float64[torch.Tensor, "m d n"]:
     """1 / σ_k² = −(log p)''(μ_k) + γ²‖J_:k‖², in the unconstrained coordinate y.
 
     ``square`` = ‖J_:k‖² refers to the latent z; ``slope`` = dz/dy converts it; ``curvature`` = −(log p)''(y).
@@ -145,11 +143,11 @@ def inverse_variance(
 
 
 def batch_ratio(
-    jacobian: Float[torch.Tensor, "member o d batch"],
-    curvature: Float[torch.Tensor, "member d batch"],
-    variance: Float[torch.Tensor, "member d batch"],
-    gamma: Float[torch.Tensor, " member"],
-) -> Float64[torch.Tensor, "member d batch"]:
+    jacobian: Float[torch.Tensor, "m o d batch"],
+    curvature: Float[torch.Tensor, "m d batch"],
+    variance: Float[torch.Tensor, "m d batch"],
+    gamma: Float[torch.Tensor, " m"],
+) -> Float64[torch.Tensor, "m d batch"]:
     """Variance times the inverse variance by Jacobian and curvature, of the means over a batch; unconstrained."""
     square = jacobian.double().square().sum(1)
     return variance * inverse_variance(square, torch.ones_like(square), curvature, gamma)

@@ -87,14 +87,14 @@ class TrueDecoder(Network):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {}
 
-    def __call__(self, weights: Weights, x: Float[Tensor, "member i batch"]) -> Float[Tensor, "member o batch"]:
+    def __call__(self, weights: Weights, x: Float[Tensor, "member i n"]) -> Float[Tensor, "member o n"]:
         members, dim, batch = x.shape
         rows = self.mixing.forward(x.transpose(1, 2).reshape(-1, dim).double())
         return rows.to(x.dtype).view(members, batch, -1).transpose(1, 2)
 
     def jacobian(
-        self, weights: Weights, x: Float[Tensor, "member i batch"]
-    ) -> tuple[Float[Tensor, "member o batch"], Float[Tensor, "member o i batch"]]:
+        self, weights: Weights, x: Float[Tensor, "member i n"]
+    ) -> tuple[Float[Tensor, "member o n"], Float[Tensor, "member o i n"]]:
         members, dim, batch = x.shape
         rows = self.mixing.jacobian(x.transpose(1, 2).reshape(-1, dim).double())
         return self(weights, x), rows.to(x.dtype).view(members, batch, -1, dim).permute(0, 2, 3, 1)
@@ -143,14 +143,14 @@ class VAE:
         offsets = torch.split(table.gather(2, u[:, None].expand(-1, table.shape[1], -1)), self.dim, dim=1)
         return tuple(start + offset for start, offset in zip(self._start, offsets, strict=True))
 
-    def posterior(self, weights: Weights, x: Float[Tensor, "member o batch"]) -> Posterior:
+    def posterior(self, weights: Weights, x: Float[Tensor, "member o n"]) -> Posterior:
         """q(y|x)."""
         return from_encoding(self.encoder(weights, x), self.dim)
 
     def elbo(
         self,
         weights: Weights,
-        x: Float[Tensor, "member o batch"],
+        x: Float[Tensor, "member o n"],
         noise: Float[Tensor, "member d batch"],
         u: Int[Tensor, "member batch"] | None = None,
     ) -> Elbo:
@@ -161,7 +161,7 @@ class VAE:
     def elbo_at(
         self,
         weights: Weights,
-        x: Float[Tensor, "member o batch"],
+        x: Float[Tensor, "member o n"],
         q: Posterior,
         y: Float[Tensor, "member d batch"],
         theta: Theta,

@@ -80,9 +80,7 @@ def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
 
     Neither its files of observations are read, which may no longer exist, nor its plugins run: a file from elsewhere
     must not name code to execute. The caller loads the plugins of user-defined variants first (``load_plugins``).
-
-    Raises:
-        UserError: an unknown setting, perhaps of a user-defined variant.
+    Raises UserError for an unknown setting.
     """
     try:
         return build(kind, {**mapping, "plugins": ()})
@@ -94,8 +92,7 @@ def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
 def rows_of(model: Model, data: Any) -> Tensor:
     """Observations (n, o) in float64 from a tensor, an array or a frame; a frame's columns are found by their names.
 
-    Raises:
-        UserError: a column is missing, or the shape is another one.
+    Raises UserError for a missing column or another shape.
     """
     columns, observed = model.columns, model.config.data.observed
     if columns is not None and isinstance(data, pd.DataFrame) and data.columns.dtype != np.int64:

@@ -59,26 +59,11 @@ class _Model(ctypes.Structure):
 def chosen(config: RunConfig, device: torch.device) -> tuple[str, str]:
     """The step that trains a run on ``device``, compiled or autograd, and the reason in words.
 
-    Raises:
-        UserError: ``training.step=compiled`` where the step can't be compiled or does not support a setting.
+    Raises UserError for ``training.step=compiled`` where the step can't be compiled or does not support a setting.
     """
-    if config.training.step == "autograd":
-        return "autograd", "training.step=autograd"
-    reason = _unsupported(config, device)
-    if reason is None:
-        try:
-            library()
-            return "compiled", "float32 on a CPU"
-        except CompilationError as error:
-            reason = str(error)
-    if config.training.step == "compiled":
-        raise UserError(f"training.step=compiled can't be had: {reason}; set training.step=auto")
-    return "autograd", reason
-
-
-def _unsupported(config: RunConfig, device: torch.device) -> str | None:
-    """The setting that the compiled step does not support, or None."""
     model, training = config.model, config.training
+    if training.step == "autograd":
+        return "autograd", "training.step=autograd"
     parameters = getattr(model.prior, "parameters", "fixed")
     known = type(model.prior) in (UniformPrior, BetaPrior, GaussianPrior, LaplacePrior)
     refused = {
@@ -92,10 +77,16 @@ def _unsupported(config: RunConfig, device: torch.device) -> str | None:
         f"model.posterior={model.posterior}": model.posterior != "diagonal",
         f"model.kl={model.kl}": model.kl == "analytic",
     }
-    return next((f"{setting} needs autograd" for setting, true in refused.items() if true), None)
-
-
-# ------------------------------------------------------------------------------------------------ compilation
+    reason = next((f"{setting} needs autograd" for setting, true in refused.items() if true), None)
+    if reason is None:
+        try:
+            library()
+            return "compiled", "float32 on a CPU"
+        except CompilationError as error:
+            reason = str(error)
+    if training.step == "compiled":
+        raise UserError(f"training.step=compiled can't be had: {reason}; set training.step=auto")
+    return "autograd", reason
 
 
 class CompilationError(Exception):
@@ -107,10 +98,7 @@ def library() -> ctypes.CDLL:
     """The compiled step, loaded; it is compiled first if this machine has not done so yet.
 
     The file's name depends on the source, the compiler, its flags and the processor. Processes that start together
-    wait for the first of them.
-
-    Raises:
-        CompilationError: there is no compiler, or it fails.
+    wait for the first of them. Raises CompilationError if there is no compiler, or it fails.
     """
     names = [shlex.split(os.environ.get("CXX", "")), ["c++"], ["g++"], ["clang++"]]
     compiler = next((name for name in names if name and shutil.which(name[0])), None)
@@ -163,7 +151,7 @@ def _processor() -> bytes:
 def _cache() -> Path:
     """A folder of the user's that can be written, for compiled files; a private temporary one where there is none."""
     wanted = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError):
         folder = Path(wanted, "imavae")
         folder.mkdir(parents=True, exist_ok=True)
         if folder.is_absolute() and os.access(folder, os.W_OK | os.X_OK):
@@ -174,9 +162,6 @@ def _cache() -> Path:
 @functools.cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="imavae-")
-
-
-# ------------------------------------------------------------------------------------------------ training
 
 
 def thread_count() -> int:
@@ -207,9 +192,8 @@ def train_epoch(
     assert parameters == state.weights.shape[1], (parameters, state.weights.shape)  # noqa: S101
     moved = (state.weights, state.first, state.second)
     for tensor in (*moved, data.observations):
-        assert tensor.dtype == torch.float32, tensor.dtype  # noqa: S101
-        assert tensor.is_contiguous(), tensor.stride()  # noqa: S101
-        assert tensor.device.type == "cpu", tensor.device  # noqa: S101
+        sound = tensor.dtype == torch.float32 and tensor.is_contiguous() and tensor.device.type == "cpu"
+        assert sound, tensor  # noqa: S101
     assert data.observations.shape[2] == model.observed, data.observations.shape  # noqa: S101
     n, batch, steps = len(data), ensemble.config.training.batch_size, len(sizes)
     worlds, betas, alive = ensemble.world_of(state.active).tolist(), beta.tolist(), state.finite.tolist()
@@ -274,7 +258,7 @@ def _pieces(n: int, batch: int, dim: int) -> list[tuple[int, int, int]]:
 def _model(ensemble: Ensemble, decay: tuple[float, float]) -> _Model:
     model: VAE = ensemble.model
     encoder, decoder, prior = model.encoder, model.decoder, model.prior
-    assert isinstance(encoder, MLP), encoder  # noqa: S101  -- see _unsupported
+    assert isinstance(encoder, MLP), encoder  # noqa: S101  -- see chosen
     assert isinstance(decoder, MLP), decoder  # noqa: S101
     assert list(model.layout.shapes)[-1] == GAMMA, model.layout  # noqa: S101
     bounded = isinstance(prior, Uniform | Beta)

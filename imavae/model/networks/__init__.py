@@ -47,14 +47,12 @@ class Network(ABC):
         """Name and shape of each of one member's weights; the names begin with the network's prefix."""
 
     @abstractmethod
-    def __call__(
-        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
-    ) -> Float[torch.Tensor, "member o batch"]:
+    def __call__(self, weights: Weights, x: Float[torch.Tensor, "member i n"]) -> Float[torch.Tensor, "member o n"]:
         """Outputs of every member, each for its own inputs; no point of the batch may depend on another."""
 
     def jacobian(
-        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
-    ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o i batch"]]:
+        self, weights: Weights, x: Float[torch.Tensor, "member i n"]
+    ) -> tuple[Float[torch.Tensor, "member o n"], Float[torch.Tensor, "member o i n"]]:
         """Outputs, and J[m, o, i, b] = d out_o / d in_i: a forward-mode pass for each input."""
         columns, outputs = [], x
         for i in range(x.shape[1]):
@@ -139,9 +137,7 @@ class MLP(Network):
             shapes[f"{self.prefix}.{i}.bias"] = (outputs,)
         return shapes
 
-    def __call__(
-        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
-    ) -> Float[torch.Tensor, "member o batch"]:
+    def __call__(self, weights: Weights, x: Float[torch.Tensor, "member i n"]) -> Float[torch.Tensor, "member o n"]:
         activate, _ = ACTIVATIONS[self.activation]
         for i in range(self.n_layers):
             x = self._linear(weights, i, x)
@@ -150,8 +146,8 @@ class MLP(Network):
         return x
 
     def jacobian(
-        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
-    ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o i batch"]]:
+        self, weights: Weights, x: Float[torch.Tensor, "member i n"]
+    ) -> tuple[Float[torch.Tensor, "member o n"], Float[torch.Tensor, "member o i n"]]:
         # The tangents of all inputs go together. Those after the second map, W_1 diag(a'(x)) W_0, are linear in a'(x):
         # one product gives them.
         activate, derivative = ACTIVATIONS[self.activation]

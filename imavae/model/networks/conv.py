@@ -97,9 +97,7 @@ class Convolutions:
     def derivative(self, h: torch.Tensor) -> torch.Tensor:
         return ACTIVATIONS[self.activation][1](h, self.slope)
 
-    def __call__(
-        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
-    ) -> Float[torch.Tensor, "member o batch"]:
+    def __call__(self, weights: Weights, x: Float[torch.Tensor, "member i n"]) -> Float[torch.Tensor, "member o n"]:
         """Flat images of every member through its own layers."""
         side, outputs = math.isqrt(x.shape[1] // self.channels[0]), []
         for member, flat in enumerate(x):
@@ -113,9 +111,9 @@ class Convolutions:
     def with_tangents(
         self,
         weights: Weights,
-        x: Float[torch.Tensor, "member i batch"],
-        tangent: Float[torch.Tensor, "member i t batch"],
-    ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o t batch"]]:
+        x: Float[torch.Tensor, "member i n"],
+        tangent: Float[torch.Tensor, "member i t n"],
+    ) -> tuple[Float[torch.Tensor, "member o n"], Float[torch.Tensor, "member o t n"]]:
         """Outputs and their derivatives along tangents; a layer's derivative is the layer without its bias."""
         side, batch = math.isqrt(x.shape[1] // self.channels[0]), x.shape[2]
         results = []
@@ -153,9 +151,7 @@ class ConvEncoder(Network):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self.images.shapes | self.maps.shapes
 
-    def __call__(
-        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
-    ) -> Float[torch.Tensor, "member o batch"]:
+    def __call__(self, weights: Weights, x: Float[torch.Tensor, "member i n"]) -> Float[torch.Tensor, "member o n"]:
         return self.maps(weights, self.images.activate(self.images(weights, x)))
 
 
@@ -170,14 +166,12 @@ class ConvDecoder(Network):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return self.maps.shapes | self.images.shapes
 
-    def __call__(
-        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
-    ) -> Float[torch.Tensor, "member o batch"]:
+    def __call__(self, weights: Weights, x: Float[torch.Tensor, "member i n"]) -> Float[torch.Tensor, "member o n"]:
         return self.images(weights, self.images.activate(self.maps(weights, x)))
 
     def jacobian(
-        self, weights: Weights, x: Float[torch.Tensor, "member i batch"]
-    ) -> tuple[Float[torch.Tensor, "member o batch"], Float[torch.Tensor, "member o i batch"]]:
+        self, weights: Weights, x: Float[torch.Tensor, "member i n"]
+    ) -> tuple[Float[torch.Tensor, "member o n"], Float[torch.Tensor, "member o i n"]]:
         code, tangent = self.maps.jacobian(weights, x)
         tangent = tangent * self.images.derivative(code)[:, :, None]
         return self.images.with_tangents(weights, self.images.activate(code), tangent)
