@@ -94,13 +94,13 @@ class Evaluation:
             samples.append(model.prior.latent(y))
         # what is None in a chunk is so in all
         parts = (None if part[0] is None else torch.cat(part, 2) for part in zip(*posteriors, strict=True))
-        posterior = Posterior(*parts)
+        posterior = Posterior._make(parts)
         return cls(ensemble, weights, split, world, elbo, posterior, torch.cat(samples, 2), compared)
 
     def first(self, count: int) -> Evaluation:
         """The first points; the ELBO remains that of all points."""
         split, samples = self.split.first(count), self.samples[..., :count]
-        posterior = Posterior(*(part if part is None else part[..., :count] for part in self.posterior))
+        posterior = Posterior._make(part if part is None else part[..., :count] for part in self.posterior)
         return dataclasses.replace(self, split=split, posterior=posterior, samples=samples, compared=False)
 
     @cached_property

@@ -111,7 +111,6 @@ class VAE:
     prior_network: MLP | None = None  # of a conditional prior: from the segment, one-hot, to the parameters' offsets
     learned_prior: bool = False
     analytic: bool = False  # True: the KL divergence in closed form
-    full: bool = False  # True: a full posterior covariance
 
     @functools.cached_property
     def layout(self) -> Layout:
@@ -200,7 +199,6 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
         prior_network=MLP("prior", conditional, "tanh") if parameters == "conditional" else None,
         learned_prior=parameters == "learned",
         analytic=model.kl == "analytic",
-        full=model.posterior == "full",
     )
 
 

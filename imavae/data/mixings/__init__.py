@@ -1,4 +1,4 @@
-"""Ground-truth mixings x = f(s), one module each: its settings, and f with its inverse, its Jacobian and log |det J|.
+"""Ground-truth mixings x = f(s): the settings of each, and f with its inverse, its Jacobian and log |det J|.
 
 Arrays are (observation, dimension) in float64. To add a mixing, add a module here: a class of settings in the registry
 ``MIXINGS``, whose ``build(data, generator)`` returns a :class:`Mixing`. Here, too, are random matrices to build with.

@@ -131,7 +131,8 @@ class LinearOnTop(Mixing):
         return self.linear @ self.inner.jacobian(s)
 
     def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
-        return self.inner.log_det(s) + torch.linalg.slogdet(self.linear).logabsdet
+        constant: torch.Tensor = torch.linalg.slogdet(self.linear).logabsdet
+        return self.inner.log_det(s) + constant
 
 
 def linear_part(mixing: Mixing) -> Float64[torch.Tensor, "d d"] | None:
