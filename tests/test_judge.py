@@ -12,27 +12,25 @@ import pytest
 import yaml
 from scipy import stats
 
-from imavae.paper.judge import (
-    FAIL,
-    NOT_JUDGED,
-    NOT_PUBLISHED,
-    PASS,
-    Row,
-    compare,
-    correlation_tolerance,
-    tolerance,
-)
 from imavae.paper.quantities import (
     CONTRAST,
     ERROR,
+    FAIL,
     MCC,
     NEG_ELBO,
+    NOT_JUDGED,
+    NOT_PUBLISHED,
     NUMBERS,
+    PASS,
     RATIO,
+    Row,
     Summary,
+    compare,
+    correlation_tolerance,
     interval,
     summarise,
     table,
+    tolerance,
 )
 
 GAMMA_TABLES = ("moebius_gamma_uniform", "rotation_gamma_gaussian", "sprites_gamma")

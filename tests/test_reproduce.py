@@ -26,8 +26,20 @@ from imavae.errors import UserError
 from imavae.metrics.glossary import METRICS
 from imavae.paper import reproduce as library
 from imavae.paper.figures import FIGURES, PaperFigure, law_tolerance, with_linear_contrast, with_published_ratio
-from imavae.paper.judge import FAIL, NOT_JUDGED, NOT_PUBLISHED, PASS, frame, markdown_table, terminal_table
-from imavae.paper.quantities import LINEAR, RATIO, TRUTH, Study, table
+from imavae.paper.quantities import (
+    FAIL,
+    LINEAR,
+    NOT_JUDGED,
+    NOT_PUBLISHED,
+    PASS,
+    RATIO,
+    TRUTH,
+    Study,
+    frame,
+    markdown_table,
+    table,
+    terminal_table,
+)
 from imavae.paper.reproduce import difference, find
 from imavae.runs import folder
 from imavae.runs.ledger import Ledger

@@ -116,7 +116,7 @@ def reproduce(config: ReproduceConfig, studies: Sequence[StudyConfig], command: 
 
     ``command`` holds the words that repeat it. Raises as :func:`imavae.paper.reproduce.reproduce_figure` does.
     """
-    from imavae.paper.judge import terminal_table
+    from imavae.paper.quantities import terminal_table
     from imavae.paper.reproduce import reproduce_figure
     from imavae.report.summary import choices
     from imavae.report.tables import selection_table

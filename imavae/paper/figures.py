@@ -19,8 +19,7 @@ from imavae.errors import require_choice
 from imavae.metrics import ima
 from imavae.paper import draw
 from imavae.paper import quantities as q
-from imavae.paper.judge import NOT_JUDGED, Row, compare, correlation_tolerance
-from imavae.paper.quantities import Points, Quantity, Study, correlation, summarise, table
+from imavae.paper.quantities import Points, Quantity, Row, Study, compare, correlation, summarise, table
 from imavae.report.drawing import floats
 
 RECOVERY = (q.MCC, q.CONTRAST, q.NEG_ELBO)
@@ -61,16 +60,9 @@ class PaperFigure:
 
 
 def recovery(
-    points: Points = q.OVER_GAMMA,
-    published: str | None = None,
-    unjudged: Sequence[Quantity] = (),
-    truth: bool = False,
+    points: Points = q.OVER_GAMMA, published: str | None = None, unjudged: Sequence[Quantity] = (), truth: bool = False
 ) -> Kind:
-    """Return the kind that shows MCC and c_IMA over points by both estimators.
-
-    A ``published`` table is drawn and compared, except quantities that are ``unjudged``; only for points over γ².
-    ``truth`` adds the contrast of the mixing itself.
-    """
+    """Return the kind that shows MCC and c_IMA over points by both estimators: see its two functions."""
     return Kind(
         partial(rows_at_points, points=points, published=published, unjudged=unjudged),
         partial(draw.recovery, points=points, published=published, truth=truth),
@@ -93,7 +85,10 @@ def rows_at_points(
     published: str | None = None,
     unjudged: Sequence[Quantity] = (),
 ) -> list[Row]:
-    """Return a row per study, point and quantity, beside the published table of the first study over γ²."""
+    """Return a row per study, point and quantity, compared with the ``published`` table of the first study over γ².
+
+    Quantities that are ``unjudged`` have no verdict.
+    """
     rows = []
     for study in studies:
         known = table(published) if published and study is studies[0] else None
@@ -127,7 +122,7 @@ def rows_over_mixings(studies: Sequence[Study], contrast: str, published: str | 
         row = Row(study.name, point, f"{quantity.label}, ρ", ours, corrected=corrected)
         if known is not None:
             theirs = correlation(known.rows, contrast, quantity.column)
-            limit = correlation_tolerance(theirs.median, theirs.n, ours.n)
+            limit = q.correlation_tolerance(theirs.median, theirs.n, ours.n)
             row = dataclasses.replace(row, published=theirs, expected=theirs.median, tolerance=limit)
         rows.append(row)
     return rows
@@ -155,7 +150,7 @@ def rows_of_law(studies: Sequence[Study]) -> list[Row]:
             expected = 0.0 if gamma**2 > 0.999 * LAW_FROM[study.name] else None
             limit = law_tolerance(members, study.config.data.dim)
             row = _row(study, members, q.OVER_GAMMA.label(gamma), q.GAP_IMA)
-            rows.append(dataclasses.replace(row, expected=expected, tolerance=limit, unjudged=NOT_JUDGED))
+            rows.append(dataclasses.replace(row, expected=expected, tolerance=limit, unjudged=q.NOT_JUDGED))
     return rows
 
 

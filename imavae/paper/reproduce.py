@@ -19,8 +19,7 @@ from imavae.data.storage import write_text
 from imavae.errors import UserError, require
 from imavae.paper import draw
 from imavae.paper.figures import PaperFigure, paper_figure
-from imavae.paper.judge import FAIL, PASS, Row, frame, markdown_table
-from imavae.paper.quantities import Study
+from imavae.paper.quantities import FAIL, PASS, Row, Study, frame, markdown_table
 from imavae.report.display import clock
 from imavae.report.drawing import write
 from imavae.runs.folder import RunFolder, essence
