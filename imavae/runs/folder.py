@@ -188,12 +188,7 @@ def create(config: RunConfig, kind: str, name: str) -> LockedFolder:
 
 
 def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
-    """Open the folder to resume, ``config.name`` or the newest unfinished one, else the newest, with ``config``.
-
-    Raises:
-        UserError: there is no such folder; its state is damaged beyond its backup or of another version; another
-            process works in it; or its settings differ.
-    """
+    """Open the folder to resume, ``config.name`` or the newest unfinished one, else the newest, with ``config``."""
     base = Path(config.output_dir).resolve() / kind
     path = base / config.name if config.name else _newest(base, config, name)
     require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")

@@ -160,10 +160,6 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
     """Write the latents of a file; ``notify`` receives the rows so far and their total, if it is known.
 
     The output is written under another name and renamed once it is complete: an error leaves nothing behind.
-
-    Raises:
-        UserError: a bad checkpoint; a file without the model's columns, before anything is written; or a value that is
-            not finite, or outside [0, 1] in an image.
     """
     load_plugins(config.plugins)
     table = files.open_table(config.data.path)

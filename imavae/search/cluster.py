@@ -44,8 +44,7 @@ _early = False  # Ray was started ahead of the study that will use it
 def start(cluster: Cluster) -> bool:
     """Start Ray on this machine, or join the cluster at its address; return False if this process had done so before.
 
-    Raises:
-        UserError: no cluster answers at the address.
+    Raises UserError if no cluster answers at the address.
     """
     os.environ.update(RAY_ENVIRONMENT)
     warnings.filterwarnings("ignore", module=r"ray\.|optuna\.")
@@ -115,18 +114,19 @@ def expected_slots(cluster: Cluster) -> int:
 def slots(cluster: Cluster, nodes: Sequence[dict[str, float]]) -> int:
     """Trials that can run at once on nodes with these resources; a trial never spans two nodes.
 
-    Raises:
-        UserError: not one trial fits.
+    Raises UserError if not one trial fits.
     """
+
+    def whole(number: float) -> int:
+        return int(number + 1e-9)  # 1 / 0.1 or 0.3 / 0.1 may fall short of a whole number
+
     asked = {"CPU": cluster.cpus_per_trial, "GPU": cluster.gpus_per_trial, **(cluster.resources or {})}
     there = [{name: node.get(name, 0.0) for name in asked} for node in nodes]
     share, fitting = cluster.gpus_per_trial, 0
     for node in there:
-        fits = {name: _whole(node[name] / amount) for name, amount in asked.items() if amount}
-        if 0 < share < 1:
-            fits["GPU"] = _whole(node["GPU"]) * _whole(
-                1 / share
-            )  # each share is of one GPU: leftovers of two make none
+        fits = {name: whole(node[name] / amount) for name, amount in asked.items() if amount}
+        if 0 < share < 1:  # of one GPU: leftovers of two make none
+            fits["GPU"] = whole(node["GPU"]) * whole(1 / share)
         fitting += min(fits.values())
     needs, *offers = [", ".join(f"{amount:g} {name}" for name, amount in node.items()) for node in (asked, *there)]
     require(
@@ -136,10 +136,6 @@ def slots(cluster: Cluster, nodes: Sequence[dict[str, float]]) -> int:
         "lower cluster.cpus_per_trial, cluster.gpus_per_trial or cluster.resources",
     )
     return fitting
-
-
-def _whole(number: float) -> int:
-    return int(number + 1e-9)  # 1 / 0.1 or 0.3 / 0.1 may fall short of a whole number
 
 
 def _start(cluster: Cluster) -> None:
@@ -169,7 +165,7 @@ def _start(cluster: Cluster) -> None:
 
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes that start in the block."""
+    """Set variables for the processes that start in the block; those that threads set meanwhile stay."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -187,15 +183,11 @@ class _Probe:
 
 
 def _check_workers() -> None:
-    """Raise UserError unless the cluster runs a worker for this driver.
-
-    A cluster accepts a driver with the wrong token, but then ends each of its workers at once.
-    """
     import ray
     from ray.exceptions import RayActorError
 
     probe: Any = ray.remote(num_cpus=0)(_Probe).remote()
-    try:
+    try:  # a cluster accepts a driver with the wrong token, but then ends each of its workers at once
         ray.get(probe.__ray_ready__.remote())
     except RayActorError as error:
         reason = str(error).strip().splitlines()[-1]

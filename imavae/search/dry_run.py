@@ -8,8 +8,8 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import optuna
@@ -30,8 +30,7 @@ TIMED_STEPS = 200  # of an epoch, at most
 TIMED_IMAGES = 6000  # observations to render, at most
 
 
-@dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """An ensemble that was timed."""
 
     members: int
@@ -40,8 +39,7 @@ class Timing:
     validation: float  # seconds
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Size of a study, and its expected time if no trial and no member stops early."""
 
     points: list[Point]  # those of a sampler are what it would propose without knowing a score

@@ -1,8 +1,7 @@
 """Optuna's side of a study: the stored study, and the searcher through which Ray asks for trials.
 
-Ray's own Optuna adapter asks for one point per trial and reports one score. A trial here trains several points; this
-searcher hands them out with their numbers in Optuna's study, which are their numbers everywhere, and reports each
-point's score.
+Ray's own Optuna adapter knows one point and one score per trial. A trial here trains several points; this searcher
+hands them out with their numbers in Optuna's study, which are their numbers everywhere, and reports each one's score.
 """
 
 from __future__ import annotations
@@ -156,8 +155,8 @@ class Searcher(RaySearcher):
             else:
                 self._study.tell(number, result["scores"][i])
 
-    def save(self, checkpoint_path: str) -> None:
-        """Do nothing: Optuna's storage has everything."""
+    def save(self, checkpoint_path: str) -> None:  # Optuna's storage has everything
+        pass
 
     def _ask(self, fixed: Point) -> Numbered:
         """A new point; the sampler proposes what is not fixed."""

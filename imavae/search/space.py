@@ -57,7 +57,6 @@ class Condition:
     bound: Any
 
     def holds(self, point: Mapping[str, object]) -> bool:
-        """Return whether the point has the setting and its value passes the test."""
         return self.key in point and TESTS[self.test](point[self.key], self.bound)
 
     def __str__(self) -> str:
@@ -82,35 +81,32 @@ class Parameter:
         return self.values if self.type == "choice" else (self.low, self.high)
 
     def active(self, point: Mapping[str, object]) -> bool:
-        """Return whether the conditions hold, given the settings that the point has so far."""
+        """Whether the conditions hold, given the settings that the point has so far."""
         return all(condition.holds(point) for condition in self.when)
 
     def allows(self, value: object) -> bool:
-        """Return whether the value is in the interval or among the choices."""
         if self.type == "choice":
             return value in self.values
         return _is_number(value, self.type) and self.low <= cast(float, value) <= self.high
 
-    def distribution(self) -> optuna.distributions.BaseDistribution:
-        """Optuna's distribution."""
+    def distribution(self) -> Any:  # Optuna's
         if self.type == "choice":
             return optuna.distributions.CategoricalDistribution(self.values)
         kinds: Any = {"int": optuna.distributions.IntDistribution, "float": optuna.distributions.FloatDistribution}
-        return cast(optuna.distributions.BaseDistribution, kinds[self.type](self.low, self.high, log=self.log))
+        return kinds[self.type](self.low, self.high, log=self.log)
 
-    def suggest(self, trial: optuna.Trial) -> Value:
+    def suggest(self, trial: optuna.Trial) -> Any:
         """Value in Optuna's trial; sampled if the trial has none yet."""
         if self.type == "choice":
-            return cast(Value, trial.suggest_categorical(self.key, self.values))
+            return trial.suggest_categorical(self.key, self.values)
         kinds: Any = {"int": trial.suggest_int, "float": trial.suggest_float}
-        return cast(Value, kinds[self.type](self.key, self.low, self.high, log=self.log))
+        return kinds[self.type](self.key, self.low, self.high, log=self.log)
 
 
 def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
     """Parameters of a study, and the points that are known beforehand: a grid's, or those to start from.
 
-    Raises:
-        UserError: any mistake in the study that can be found before its first trial.
+    Raises UserError for any mistake in the study that can be found before its first trial.
     """
     from imavae.metrics.glossary import check_metric  # it imports torch; the samplers are needed without it
 
@@ -132,16 +128,15 @@ def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
         return parameters, grid(parameters)[: config.budget.trials]
     remedy = "only a grid ends by itself: set budget.trials=32"
     require(config.budget.trials is not None, "budget.trials is a number, but for a grid", "null", remedy)
-    check_pack(parameters, config.sampler.pack or 1)
+    if (config.sampler.pack or 1) > 1:
+        _check_pack(parameters)
     return parameters, points
 
 
 def parse(config: StudyConfig) -> list[Parameter]:
     """Parameters of ``config.search`` in the order of the file, each after those that its conditions name.
 
-    Raises:
-        UserError: an unknown key, type or field; an empty interval or list; a log interval that reaches 0; a value
-            that the setting refuses; a wrong condition; or a parameter that the sampler can't propose.
+    Raises UserError for a wrong parameter, a value that its setting refuses, or one that the sampler can't propose.
     """
     parameters, keys = [], set(keys_of(RunConfig))
     for key, leaf in flatten(config.search, is_leaf=lambda node: isinstance(node.get("type"), str)).items():
@@ -174,10 +169,6 @@ def start_points(config: StudyConfig, parameters: Sequence[Parameter]) -> list[P
     """Points of ``sampler.start_from``, which a study trains first: in the listed order, or an earlier study's best.
 
     A point may be partial: the sampler proposes the settings that it leaves out.
-
-    Raises:
-        UserError: a listed setting is not searched or can't have its value, there are more points than the budget
-            allows, or the earlier study is missing or knows none of the searched settings.
     """
     source, budget = config.sampler.start_from, config.budget.trials or 0
     if source is None:
@@ -232,18 +223,16 @@ def packs_of(
     return sorted([[number] for number in partial] + [[whole[i] for i in pack] for pack in together])
 
 
-def check_pack(parameters: Sequence[Parameter], pack: int) -> None:
-    """Raise UserError unless ``pack`` points of this space can train together."""
-    if pack == 1:
-        return
+def _check_pack(parameters: Sequence[Parameter]) -> None:
     keys = [parameter.key for parameter in parameters]
     rule = "sampler.pack > 1 needs a searched setting that may differ within an ensemble"
     remedy = f"search one of {', '.join(PER_MEMBER)}, or drop sampler.pack"
     require(any(key in PER_MEMBER for key in keys), rule, f"search of {', '.join(keys)}", remedy)
     rule = "with sampler.pack > 1, no setting of the whole ensemble depends on one of a single member"
-    for parameter in (parameter for parameter in parameters if parameter.key not in PER_MEMBER):
+    for parameter in parameters:
         names = [condition.key for condition in parameter.when if condition.key in PER_MEMBER]
-        require(not names, rule, f"{parameter.key} when {', '.join(names)}", "drop the condition, or sampler.pack")
+        got = f"{parameter.key} when {', '.join(names)}"
+        require(not names or parameter.key in PER_MEMBER, rule, got, "drop the condition, or sampler.pack")
 
 
 def _parameter(key: str, leaf: Mapping[str, Any]) -> Parameter:
@@ -273,25 +262,20 @@ def _is_number(value: object, kind: str) -> bool:
 
 
 def _conditions(name: str, when: Any) -> tuple[Condition, ...]:
-    """Conditions of the parameter ``name``. Raises UserError for a bound of the wrong type."""
     require(isinstance(when, Mapping), f"{name}.when is a mapping", repr(when), "nest it like the settings")
     found = []
     for key, value in flatten(when, is_leaf=lambda node: bool(node) and set(node) <= set(TESTS)).items():
         for test, bound in (value if isinstance(value, Mapping) else {"one_of": [value]}).items():
-            right, form = isinstance(bound, list), "a list"
-            if test != "one_of":
-                right, form = _is_number(bound, "float"), "a number"
-            require(right, f"{name}.when.{key}.{test} is {form}", repr(bound), "see search_spaces/ for examples")
+            listed = test == "one_of"
+            right = isinstance(bound, list) if listed else _is_number(bound, "float")
+            rule = f"{name}.when.{key}.{test} is {'a list' if listed else 'a number'}"
+            require(right, rule, repr(bound), "see search_spaces/ for examples")
             found.append(Condition(key, test, bound))
     return tuple(found)
 
 
 def _in_order(parameters: Sequence[Parameter]) -> list[Parameter]:
-    """Parameters, each after those that its conditions name, otherwise in the given order.
-
-    Raises:
-        UserError: a condition names a setting that is not searched, can't hold, or depends on itself.
-    """
+    """Parameters, each after those that its conditions name, otherwise in the given order."""
     by_key = {parameter.key: parameter for parameter in parameters}
     for name, condition in ((f"search.{p.key}.when", condition) for p in parameters for condition in p.when):
         key, remedy = condition.key, f"choose among {', '.join(by_key)}"
@@ -299,10 +283,8 @@ def _in_order(parameters: Sequence[Parameter]) -> list[Parameter]:
         other, got = by_key[key], f"{condition}, of {list(by_key[key].ends)}"
         numeric = other.type != "choice" or not any(isinstance(value, str) for value in other.values)
         require(numeric or condition.test == "one_of", f"{name} compares numbers", got, "use one_of: […]")
-        if condition.test == "one_of":
-            possible = any(other.allows(value) for value in condition.bound)
-        else:
-            possible = any(condition.holds({key: value}) for value in other.ends)
+        values = condition.bound if condition.test == "one_of" else other.ends
+        possible = any(other.allows(value) and condition.holds({key: value}) for value in values)
         require(possible, f"{name} can hold", got, "correct its bound")
     placed: dict[str, Parameter] = {}
     while len(placed) < len(parameters):
@@ -315,7 +297,6 @@ def _in_order(parameters: Sequence[Parameter]) -> list[Parameter]:
 
 
 def _check(config: StudyConfig, parameter: Parameter) -> None:
-    """Raise UserError if the setting refuses a value or the sampler can't propose the parameter."""
     name, sampler = f"search.{parameter.key}", config.sampler.name
     for value in parameter.ends:
         try:
@@ -354,18 +335,12 @@ def _best_points(source: str, parameters: Sequence[Parameter]) -> list[Point]:
 
 
 def tpe(settings: Sampler, _: Distributions, seed: int) -> optuna.samplers.BaseSampler:
-    """TPE with a joint model of each set of parameters that points have.
-
-    Points in training count as bad ones, so that proposals spread out.
-    """
-    startup = settings.startup
-    return optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=startup, multivariate=True, group=True, constant_liar=True
-    )
+    """TPE with a joint model of each set of parameters that points have."""
+    options: Any = {"multivariate": True, "group": True, "constant_liar": True}  # points in training count as bad
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup, **options)
 
 
-def cmaes(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSampler:
-    """CMA-ES."""
+def _cmaes(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.CmaEsSampler(seed=seed, consider_pruned_trials=True, warn_independent_sampling=False)
 
 
@@ -380,13 +355,12 @@ def quasi_random(settings: Sampler, distributions: Distributions, _: int) -> opt
     return sampler
 
 
-def uniform(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSampler:
-    """Independent random points."""
+def _uniform(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed)
 
 
 SAMPLERS.register(SamplerKind("tpe", tpe))
-SAMPLERS.register(SamplerKind("cmaes", cmaes, numbers_only=True, several_objectives=False))
+SAMPLERS.register(SamplerKind("cmaes", _cmaes, numbers_only=True, several_objectives=False))
 SAMPLERS.register(SamplerKind("qmc", quasi_random))
-SAMPLERS.register(SamplerKind("random", uniform))
-SAMPLERS.register(SamplerKind("grid", uniform))  # every combination of the choices: nothing is left to propose
+SAMPLERS.register(SamplerKind("random", _uniform))
+SAMPLERS.register(SamplerKind("grid", _uniform))  # every combination of the choices: nothing is left to propose

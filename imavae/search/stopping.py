@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from ray.tune.experiment import Trial
@@ -26,8 +26,7 @@ from imavae.training.checkpoint import SEAL
 Report = tuple[int, list[float], int]  # epoch, the point's scores, its members that still train
 
 
-@dataclass(frozen=True)
-class PointTrial:
+class PointTrial(NamedTuple):
     """The part of a Ray trial that its rules read, for a point."""
 
     trial_id: str
@@ -55,9 +54,8 @@ class Stopping(FIFOScheduler):
         new = [number for number, scores, alive in points if self._judge(number, result["epoch"], scores, alive)]
         if new:
             self._write(numbers)
-        left = [number for number, _, alive in points if alive and number not in self.stopped]
-        decision: str = TrialScheduler.CONTINUE if left or not new else TrialScheduler.STOP
-        return decision
+        left = any(alive and number not in self.stopped for number, _, alive in points)
+        return str(TrialScheduler.CONTINUE if left or not new else TrialScheduler.STOP)
 
     def catch_up(self, ledger: Ledger) -> None:
         """Show the rule what the points of an earlier driver have reported, by their checkpoints.

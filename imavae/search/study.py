@@ -34,15 +34,9 @@ def run_study(
 ) -> Ledger:
     """Run a study until its end or an interrupt; with ``config.resume``, continue an earlier one.
 
-    Args:
-        config: All settings.
-        notify: Called about once a second with the progress.
-        say: Called with each phase as it begins, and with notices about damage that was found on resuming.
-        rendering: Called with the progress of rendering images that are not in the cache.
-
-    Raises:
-        NoResultError: All trials failed.
-        UserError: A mistake in the configuration, an address that does not answer, or nothing that can be resumed.
+    Calls ``notify`` about once a second with the progress, ``say`` with each phase and with notices about damage that
+    was found on resuming, and ``rendering`` while images that are not in the cache are rendered. Raises NoResultError
+    if all trials failed.
     """
     parameters, points = check(config)
     name = config.study.replace("/", "-")

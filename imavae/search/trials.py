@@ -90,7 +90,6 @@ class Recorder(Callback):
         return Callback, ()  # Ray saves its callbacks; the copy is never used
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Note a trial whose worker has started, the first one or a successor."""
         if trial.trial_id not in self._trials:
             points = {number: dict(values) for number, values in trial.config["points"]}
             self._trials[trial.trial_id] = _Running(self._ledger.names.ensemble(min(points)), points)
@@ -119,7 +118,6 @@ class Recorder(Callback):
             trial.max_failures = trial.num_failures + RETRIES
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Record a trial that has ended or was stopped by the scheduler."""
         self._end(trial, self._record)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -155,7 +153,6 @@ class Recorder(Callback):
         return float(sum(t.result.get(name, 0) + t.past.get(name, 0) for t in trials for name in names))
 
     def snapshot(self) -> Snapshot:
-        """Progress of the study."""
         seconds, count = time.monotonic() - self._start, self._config.members.count
         trials, records = list(self._trials.values()), list(self._ledger.records)
         work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
@@ -227,9 +224,8 @@ def failure_reason(trial: Trial, folder: Path) -> str:
     """Why a trial of the study in ``folder`` has failed, in one line."""
     if shutil.disk_usage(folder).free < FULL_DISK:  # Ray's report may be missing then
         return "no space left on device"
-    report = Path(
-        (trial.storage and trial.error_file) or ""
-    )  # on the node where the trial ran; Ray copies it into the study's folder later
+    # On the node where the trial ran; Ray copies it into the study's folder later.
+    report = Path((trial.storage and trial.error_file) or "")
     lines = report.read_text(errors="replace").split("\n") if report.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "its worker has ended without a message")
 
@@ -301,10 +297,7 @@ def _plan(
 
 
 def _rename_damaged(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
-    """Rename damaged checkpoints and stop files of unfinished ensembles, with a notice.
-
-    An ensemble continues from its previous checkpoint then, or trains from its start.
-    """
+    """Rename damaged checkpoints and stop files; an ensemble continues from its previous checkpoint or its start."""
     checkpoints = [path for pack in packs if (path := ledger.names.ensemble(min(pack))).exists()]
     readers: dict[Path, Callable[[Path], object]] = dict.fromkeys(checkpoints, SEAL.read)
     for path, read in (readers | dict.fromkeys(ledger.names.stop_files(), read_stops)).items():
@@ -319,7 +312,6 @@ def _rename_damaged(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
 def _tuner(
     config: StudyConfig, searcher: Searcher, stopping: Stopping, slots: int, ledger: Ledger, recorder: Recorder
 ) -> Any:
-    """Ray's Tuner for the trials that are left."""
     objectives = [asdict(objective) for objective in config.objectives]
     base, folder, asked = to_mapping(base_of(config)), str(ledger.folder), config.cluster
     bound = tune.with_parameters(trainable, base=base, objectives=objectives, folder=folder)

@@ -27,13 +27,9 @@ STOPS = Seal(b"imavae note", 1, "stop file", REMEDY, REMEDY, OTHER_VERSION)
 
 
 def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dict[str, Any]], folder: str) -> None:
-    """Train the points of a trial in one ensemble; continue from its checkpoint if there is one.
+    """Train ``config["points"]``, (number, values) each, in one ensemble; continue from its checkpoint if there is one.
 
-    Args:
-        config: ``points``, a list of (number, point); a point has values by dotted key.
-        base: Settings that all points share.
-        objectives: The study's objectives; each report has every point's ``scores``, by objective.
-        folder: The study's folder. The cache of images is in its output folder.
+    All points share the settings ``base``. Each report has every point's ``scores``, by objective.
     """
     shared, names = run_config(base), RunFolder(Path(folder))
     torch.set_num_threads(shared.training.threads)
