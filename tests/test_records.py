@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import os
 import signal
@@ -340,6 +341,18 @@ def test_a_failed_trial_is_tried_again(tmp_path: Path) -> None:
     ledger.home.lock.release()
     folder = again(settings)
     assert (folder.stored, folder.notices) == ([], [])
+
+
+def test_a_folder_whose_end_fails_is_free_to_resume(tmp_path: Path) -> None:
+    class Full(Tracker):
+        def finish(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "no space left on device")
+
+    settings = config(tmp_path)
+    ledger = Ledger.start(settings, create(settings, "studies", "paper-tiny"), Full())
+    with pytest.raises(OSError, match="no space"):
+        ledger.close("finished")
+    assert not again(settings).state.finished
 
 
 def test_the_ensembles_of_points_are_remembered(tmp_path: Path) -> None:

@@ -133,11 +133,13 @@ class Ledger:
 
     def close(self, status: Status, files: Sequence[Path] = (), metrics: Mapping[str, float] | None = None) -> None:
         """End the tracked run and release the folder; ``finished`` means that nothing is left to train."""
-        self.tracker.finish(status, metrics or {}, files)
-        if status == "finished":
-            self.home.state.finished = True
-            self.home.save_state()
-        self.home.lock.release()
+        try:
+            self.tracker.finish(status, metrics or {}, files)
+            if status == "finished":
+                self.home.state.finished = True
+                self.home.save_state()
+        finally:
+            self.home.lock.release()  # also when the disk is full: this process may resume it
 
     def _take(self, stored: Stored) -> None:
         record, number = stored.trial, stored.trial.number
