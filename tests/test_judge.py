@@ -19,7 +19,6 @@ from imavae.paper.quantities import (
     MCC,
     NEG_ELBO,
     NOT_JUDGED,
-    NOT_PUBLISHED,
     NUMBERS,
     PASS,
     RATIO,
@@ -96,7 +95,7 @@ def test_a_row_passes_up_to_its_tolerance_and_fails_beyond(direction: int) -> No
 @pytest.mark.parametrize(
     ("median", "published", "verdict"),
     [
-        (0.5, None, NOT_PUBLISHED),
+        (0.5, None, NOT_JUDGED),
         (math.nan, Summary(20, 0.8, 0.7, 0.9), FAIL),
         (math.inf, Summary(20, 0.8, 0.7, 0.9), FAIL),
         (0.1, Summary(3, 0.8, 0.79, 0.81), NOT_JUDGED),

@@ -30,7 +30,6 @@ from imavae.paper.quantities import (
     FAIL,
     LINEAR,
     NOT_JUDGED,
-    NOT_PUBLISHED,
     PASS,
     RATIO,
     TRUTH,
@@ -218,7 +217,7 @@ def test_every_figure_is_read_judged_and_drawn(figure: PaperFigure, tmp_path: Pa
     verdicts = {row.verdict for row in rows}
     assert bool(verdicts & {PASS, FAIL}) == (figure.name in JUDGED)  # what was published, or is a law
     assert figure.name not in BESIDE or NOT_JUDGED in verdicts
-    assert figure.name in JUDGED | BESIDE or verdicts == {NOT_PUBLISHED}
+    assert figure.name in JUDGED | BESIDE or verdicts == {NOT_JUDGED}
 
 
 def test_the_published_ratio_takes_the_priors_curvature_as_one(tmp_path: Path) -> None:
@@ -265,7 +264,7 @@ def test_a_figure_is_judged_written_and_tracked(tmp_path: Path) -> None:
     home = store(study, members)
     found = library.reproduce_figure(config, [study], never, said.append)
     assert not found.passed
-    assert found.verdicts == {PASS: 14, FAIL: 1, NOT_PUBLISHED: 3}
+    assert found.verdicts == {PASS: 14, FAIL: 1, NOT_JUDGED: 3}
     assert found.folder == tmp_path / "reproduce" / "moebius_gamma"
     names = {"moebius_gamma.png", "table.md", "table.csv"}
     assert {path.name for path in found.folder.iterdir()} == names
@@ -371,7 +370,7 @@ def test_the_exit_code_says_whether_all_rows_agree(call: Callable[..., Outcome],
     home = store(config, like_published(config))
     outcome = call(*line, "pdf=true")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "15 PASS, 3 not published" in outcome.out
+    assert "15 PASS, 3 not judged" in outcome.out
     assert str(home) in outcome.out
     figure = tmp_path / "reproduce" / "moebius_gamma" / "moebius_gamma.pdf"
     assert figure.is_file()

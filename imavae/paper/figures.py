@@ -106,7 +106,7 @@ def rows_at_points(
 def rows_over_mixings(studies: Sequence[Study], contrast: str, published: str | None) -> list[Row]:
     """Return medians over mixings, and rank correlations with a contrast.
 
-    The −ELBO is not judged: the entropy depends on the distance of the poles, which was not published.
+    The −ELBO is not judged: the entropy depends on the distance of the poles, which is unknown.
     """
     [study] = studies
     known = table(published) if published else None
@@ -150,7 +150,7 @@ def rows_of_law(studies: Sequence[Study]) -> list[Row]:
             expected = 0.0 if gamma**2 > 0.999 * LAW_FROM[study.name] else None
             limit = law_tolerance(members, study.config.data.dim)
             row = _row(study, members, q.OVER_GAMMA.label(gamma), q.GAP_IMA)
-            rows.append(dataclasses.replace(row, expected=expected, tolerance=limit, unjudged=q.NOT_JUDGED))
+            rows.append(dataclasses.replace(row, expected=expected, tolerance=limit))
     return rows
 
 
@@ -266,7 +266,7 @@ _figures = (
         minutes=5,
         kind=over_mixings(q.LINEAR, "moebius_linear_map"),
         differs=estimators(
-            note="the −ELBO is not judged, since the entropy depends on the maps' poles, whose law was not published"
+            note="the −ELBO is not judged, since the entropy depends on the maps' poles, whose law is unknown"
         ),
     ),
     PaperFigure(
@@ -317,7 +317,7 @@ _figures = (
         ("paper/sprites_gamma",),
         minutes=29000,
         kind=recovery(published="sprites_gamma", unjudged=(q.NEG_ELBO,)),
-        differs=estimators(4, "the −ELBO is not judged, since how the images were drawn was not published"),
+        differs=estimators(4, "the −ELBO is not judged, since the law of the images is unknown"),
     ),
     PaperFigure(
         "sprites_learned_gamma",

@@ -53,7 +53,7 @@ CHANCE = 2 * stats.norm.sf(ERRORS)  # probability that a row that should pass fa
 IQR_OF_NORMAL = 1.349  # interquartile range over standard deviation
 RUNS_PER_FREEDOM = 2.72  # the variance of (q75 − q25) / 1.349 is 1.36 s² / m, that of a standard deviation s² / 2 ν
 FEWEST_RUNS = 5  # fewer published runs don't tell the spread
-PASS, FAIL, NOT_PUBLISHED, NOT_JUDGED = "PASS", "FAIL", "not published", "not judged"
+PASS, FAIL, NOT_JUDGED = "PASS", "FAIL", "not judged"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Summary(NamedTuple):
     median: float
     q25: float
     q75: float
-    low: float = np.nan  # of the median's 95 % interval, which was not published
+    low: float = np.nan  # of the median's 95 % interval, for our members alone
     high: float = np.nan
 
 
@@ -238,13 +238,12 @@ class Row:
     corrected: Summary | None = None  # our members, by the corrected estimator; None if both are the same
     expected: float | None = None  # value that `ours` is judged by; None if the row is not judged
     tolerance: float | None = None  # largest distance from it that passes
-    unjudged: str = NOT_PUBLISHED  # verdict of a row that is not judged
 
     @property
     def verdict(self) -> str:
-        """PASS, FAIL, or the reason for neither."""
+        """PASS, FAIL, or NOT_JUDGED."""
         if self.expected is None or self.tolerance is None:
-            return self.unjudged
+            return NOT_JUDGED
         return PASS if abs(self.ours.median - self.expected) <= self.tolerance else FAIL  # NaN fails
 
 
@@ -253,7 +252,7 @@ def compare(row: Row, published: Summary | None, draw: float = 0.0, worlds: int 
     if published is None:
         return row
     if published.n < FEWEST_RUNS or not comparable:
-        return dataclasses.replace(row, published=published, unjudged=NOT_JUDGED)
+        return dataclasses.replace(row, published=published)
     limit = tolerance(published, row.ours.n, draw, worlds)
     return dataclasses.replace(row, published=published, expected=published.median, tolerance=limit)
 
