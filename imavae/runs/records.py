@@ -11,8 +11,6 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
-import torch
-
 from imavae.config.settings import Objective
 from imavae.metrics.glossary import METRICS
 from imavae.model.vae import GAMMA
@@ -94,19 +92,14 @@ def member_rows(session: Session, point: int, trial: int) -> list[dict[str, Valu
     the history, so that a best state's criterion is the value that chose it.
     """
     ensemble, state = session.ensemble, session.state
-    rows = torch.tensor(session.members_of(point), device=ensemble.device)
-    probes = session.points[point].training.probes
+    rows = session.members_of(point)
+    evaluated = session.finals.get(point) or session.final(point)
     whole = {f"val/{metric.name}" for metric in METRICS if metric.curve == "all"}
-    evaluated = {}
-    for criterion in session.criteria:
-        weights = state.best[criterion].weights[rows]
-        val, test = (session.evaluate(split, weights, rows, probes) for split in ("val", "test"))
-        evaluated[criterion] = val | test
     fixed, log_gammas = session.points[0].model.precision == "fixed", ensemble.model.layout.views(state.frozen)[GAMMA]
     validations = {validation.epoch: validation for validation in state.history}
     criteria = sorted(session.criteria, reverse=True)
     table = []
-    for i, row in enumerate(rows.tolist()):
+    for i, row in enumerate(rows):
         gamma = ensemble.members[row].gamma if fixed else float(log_gammas[row].exp())
         status = "stopped" if state.status[row] == "running" else state.status[row]
         entry: dict[str, Value] = {"trial": trial, **session.axes(row), "gamma": gamma, "gamma_sq": gamma**2}

@@ -55,6 +55,9 @@ def render(config: RunConfig, rendering: Rendering | None) -> None:
         dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
 
 
+Finals = dict[str, dict[str, torch.Tensor]]  # criterion -> SPLIT/METRIC -> (member,), at the best states by it
+
+
 @dataclass
 class Session:
     """An ensemble of one or several points, which share all settings but gamma, learning rate and seeds."""
@@ -64,6 +67,7 @@ class Session:
     state: State
     cache: Cache  # of its images, if its observations are images
     stopped: set[int] = field(default_factory=set)  # points that the study's scheduler has stopped
+    finals: dict[int, Finals] = field(default_factory=dict)  # what a worker has evaluated of points that have ended
 
     @classmethod
     def start(cls, points: list[RunConfig], device: torch.device, cache: Cache | None = None) -> Session:
@@ -80,6 +84,7 @@ class Session:
         session = cls.start([checkpoint.stored_config(point, RunConfig) for point in content["points"]], device, cache)
         session.state = from_plain(content["state"], device)
         session.stopped = set(content.get("stopped", ()))
+        session.finals = content.get("finals", {})
         return session
 
     @classmethod
@@ -98,7 +103,7 @@ class Session:
         """Write the state to continue from and both best states of every member; see :func:`checkpoint.save`."""
         points = [to_mapping(point) for point in self.points]
         content = {"points": points, "state": to_plain(self.state), "stopped": sorted(self.stopped)}
-        checkpoint.save(path, "ensemble", content, keep)
+        checkpoint.save(path, "ensemble", {**content, "finals": self.finals}, keep)
 
     @functools.cached_property
     def data(self) -> dataset.Dataset:  # histories and best states need none
@@ -134,6 +139,20 @@ class Session:
         names = None if objectives is None else {objective.metric.removeprefix("val/") for objective in objectives}
         values = evaluate(self.ensemble, weights, rows, points, probes, names)
         return {f"{split}/{name}": value for name, value in values.items()}
+
+    def final(self, point: int) -> Finals:
+        """Every metric of a point's members on both splits, at their best states by each criterion."""
+        rows = torch.tensor(self.members_of(point), device=self.ensemble.device)
+        probes, finals = self.points[point].training.probes, Finals()
+        for criterion in self.criteria:
+            weights = self.state.best[criterion].weights[rows]
+            same = (name for name in finals if torch.equal(weights, self.state.best[name].weights[rows]))
+            if (name := next(same, None)) is not None:
+                finals[criterion] = finals[name]
+                continue
+            val, test = (self.evaluate(split, weights, rows, probes) for split in ("val", "test"))
+            finals[criterion] = val | test
+        return finals
 
     @property
     def criteria(self) -> tuple[str, ...]:

@@ -48,6 +48,8 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
     def report(session: Session) -> None:
         alive = [len(session.alive(i)) for i in range(len(points))]
         metrics = {"scores": session.scores(goals), "alive": alive, "epoch": session.state.epoch, **work}
+        if not any(alive):  # the driver would evaluate one trial after the other
+            session.finals = {point: session.final(point) for point in range(len(points))}
         session.save(checkpoint, keep=True)
         tune.report(metrics)
         stop_points(session)
