@@ -203,7 +203,7 @@ _figures = (
         "self_consistency",
         "posterior variance against its formula over γ²: the published rotation, and the MLP of the text",
         ("paper/rotation_gamma_gaussian", "paper/mlp_gamma_gaussian"),
-        minutes=19,
+        minutes=6,
         kind=Kind(
             partial(
                 rows_at_points,
@@ -231,21 +231,21 @@ _figures = (
         "moebius_gamma_gaussian",
         "the same with a Gaussian prior (small networks)",
         ("paper/moebius_gamma_gaussian_small",),
-        minutes=3,
+        minutes=1,
         kind=recovery(),
     ),
     PaperFigure(
         "mlp_gamma",
         "the same on an MLP mixing of uniform sources",
         ("paper/mlp_gamma_uniform",),
-        minutes=7,
+        minutes=4,
         kind=recovery(),
     ),
     PaperFigure(
         "gamma_mle",
         "γ² set to its most likely value after each epoch, and MCC and c_IMA on the way",
         ("paper/moebius_learned_gamma",),
-        minutes=2,
+        minutes=1,
         kind=LEARNED_GAMMA,
     ),
     PaperFigure(
