@@ -42,7 +42,7 @@ class LogisticSource(SourceSettings):
 
 @dataclass(frozen=True)
 class Logistic:
-    """The law: draws and log-density, in float64.
+    """The law: its draws, of shape (n, d), and its log-density, in float64.
 
     With segments (``data.n_segments`` above 1) it also needs ``scaled``, as in imavae/data/sources.py.
     """

@@ -115,7 +115,7 @@ def test_it_ends_as_if_it_had_not_been_broken_off(whole: Ledger, left: StudyConf
     resumed = run(left)
     assert tables(resumed) == tables(whole)
     assert told(resumed) == told(whole)
-    assert said == ["training"]  # the phase, and nothing else
+    assert len(said) == 1  # the phase, and no notice of damage
 
 
 def test_what_optuna_has_lost_it_is_told_again(whole: Ledger, left: StudyConfig) -> None:

@@ -335,7 +335,8 @@ def absent(config: RunConfig, truth: bool, probes: bool = False) -> dict[str, st
     """
     unmet = {entry.name: [need.reason for need in entry.needs if not need.holds(config, truth)] for entry in METRICS}
     for entry in METRICS:
-        unmet[entry.name] += [TOO_SLOW] * (entry.probe and not probes)
+        if entry.probe and not probes:
+            unmet[entry.name].append(TOO_SLOW)
     return {name: reasons[0] for name, reasons in unmet.items() if reasons}
 
 

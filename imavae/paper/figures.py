@@ -62,7 +62,11 @@ class PaperFigure:
 def recovery(
     points: Points = q.OVER_GAMMA, published: str | None = None, unjudged: Sequence[Quantity] = (), truth: bool = False
 ) -> Kind:
-    """Return the kind that shows MCC and c_IMA over points by both estimators: see its two functions."""
+    """Return the kind that shows MCC and c_IMA over points by both estimators.
+
+    A ``published`` table is drawn and compared, except quantities that are ``unjudged``; ``truth`` adds the contrast of
+    the mixing itself.
+    """
     return Kind(
         partial(rows_at_points, points=points, published=published, unjudged=unjudged),
         partial(draw.recovery, points=points, published=published, truth=truth),

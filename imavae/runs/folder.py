@@ -188,7 +188,10 @@ def create(config: RunConfig, kind: str, name: str) -> LockedFolder:
 
 
 def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
-    """Open the folder to resume, ``config.name`` or the newest unfinished one, else the newest, with ``config``."""
+    """Open the folder to resume, ``config.name`` or the newest unfinished one, else the newest, with ``config``.
+
+    Raises UserError if there is none, its settings differ, another process works in it, or its state can't be read.
+    """
     base = Path(config.output_dir).resolve() / kind
     path = base / config.name if config.name else _newest(base, config, name)
     require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")

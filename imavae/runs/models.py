@@ -159,7 +159,8 @@ class Encoded(NamedTuple):
 def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None]) -> Encoded:
     """Write the latents of a file; ``notify`` receives the rows so far and their total, if it is known.
 
-    The output is written under another name and renamed once it is complete: an error leaves nothing behind.
+    The output is written under another name and renamed once it is complete: an error leaves nothing behind. Raises
+    UserError for a bad checkpoint, missing columns, and values that are not finite, or outside [0, 1] in an image.
     """
     load_plugins(config.plugins)
     table = files.open_table(config.data.path)

@@ -55,7 +55,8 @@ def render(config: RunConfig, rendering: Rendering | None) -> None:
         dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
 
 
-Finals = dict[str, dict[str, torch.Tensor]]  # criterion -> SPLIT/METRIC -> (member,), at the best states by it
+# Metrics at the best states by each criterion: criterion -> SPLIT/METRIC -> (member,)
+Finals = dict[str, dict[str, torch.Tensor]]
 
 
 @dataclass
@@ -141,17 +142,20 @@ class Session:
         return {f"{split}/{name}": value for name, value in values.items()}
 
     def final(self, point: int) -> Finals:
-        """Every metric of a point's members on both splits, at their best states by each criterion."""
+        """Every metric of a point's members on both splits, at their best states by each criterion.
+
+        States that several criteria share, as after a single validation, are evaluated once.
+        """
         rows = torch.tensor(self.members_of(point), device=self.ensemble.device)
+        weights = {criterion: self.state.best[criterion].weights[rows] for criterion in self.criteria}
         probes, finals = self.points[point].training.probes, Finals()
         for criterion in self.criteria:
-            weights = self.state.best[criterion].weights[rows]
-            same = (name for name in finals if torch.equal(weights, self.state.best[name].weights[rows]))
-            if (name := next(same, None)) is not None:
-                finals[criterion] = finals[name]
-                continue
-            val, test = (self.evaluate(split, weights, rows, probes) for split in ("val", "test"))
-            finals[criterion] = val | test
+            known = [finals[name] for name in finals if torch.equal(weights[name], weights[criterion])]
+            if known:
+                finals[criterion] = known[0]
+            else:
+                val, test = (self.evaluate(split, weights[criterion], rows, probes) for split in ("val", "test"))
+                finals[criterion] = val | test
         return finals
 
     @property

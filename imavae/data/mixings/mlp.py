@@ -1,4 +1,4 @@
-"""Linear mixing x = W s, invertible MLP, and a linear map after another mixing, x = L f(s).
+"""The linear mixing x = W s, the invertible MLP, and a linear map after another mixing, x = L f(s).
 
 The MLP has square weights and the smooth leaky ReLU, a(h) = slope h + (1 - slope) log(1 + e^h).
 """
