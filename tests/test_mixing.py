@@ -18,6 +18,7 @@ from imavae.data.mixings import Mixing, Shifted, moved
 from imavae.data.mixings.flow import Flow, FlowMixing
 from imavae.data.mixings.mlp import MLP, LinearMixing, MLPMixing, linear_part
 from imavae.data.mixings.moebius import Moebius, MoebiusMixing
+from imavae.data.mixings.polar import PolarMixing
 from imavae.data.sources import BetaSource, GaussianSource, LaplaceSource, UniformSource
 from imavae.errors import UserError
 from imavae.metrics.ima import contrast
@@ -32,7 +33,17 @@ MOEBIUS = [
     SyntheticData(source=GaussianSource(mean=1.0, std=2.0)),
     SyntheticData(source=LaplaceSource(mean=1.0, scale=2.0)),
     SyntheticData(dim=2, source=BetaSource(low=3.0, high=4.0)),
+    SyntheticData(dim=3, mixing=MoebiusMixing(distance=1.4)),
+    SyntheticData(dim=2, mixing=MoebiusMixing(distance=1.05), source=UniformSource(low=0.0, high=3.0)),
+    SyntheticData(dim=3, mixing=MoebiusMixing(distance=None)),
 ]
+POLAR = [
+    SyntheticData(dim=2, mixing=PolarMixing()),
+    SyntheticData(dim=2, mixing=PolarMixing(stretch=0.9, turn=0.95), source=BetaSource(low=1.0, high=3.0)),
+    SyntheticData(dim=3, mixing=PolarMixing()),
+    SyntheticData(dim=3, mixing=PolarMixing(stretch=0.9, turn=0.95), source=UniformSource(low=-3.0, high=1.0), seed=2),
+]
+ORTHOGONAL_COLUMNS = [*MOEBIUS, *POLAR]
 ON_TOP = [
     SyntheticData(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=0.7)),
     SyntheticData(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=-0.95), source=BetaSource()),
@@ -40,6 +51,8 @@ ON_TOP = [
     SyntheticData(dim=5, mixing=MoebiusMixing(linear="unit_determinant"), seed=2),
     SyntheticData(dim=3, mixing=MoebiusMixing(linear="unit_columns")),
     SyntheticData(dim=4, mixing=MoebiusMixing(linear="unit_columns"), seed=2),
+    SyntheticData(dim=2, mixing=MoebiusMixing(linear="row_cosine", cosine=0.7)),
+    SyntheticData(dim=3, mixing=MoebiusMixing(linear="positive_unit_columns")),
 ]
 NONLINEAR = [
     SyntheticData(dim=2, mixing=MLPMixing(n_layers=2)),
@@ -48,6 +61,10 @@ NONLINEAR = [
     SyntheticData(dim=3, mixing=MLPMixing(n_layers=4, weights="uniform", slope=0.5)),
     SyntheticData(dim=3, mixing=MLPMixing(n_layers=3, weights="triangular")),
     SyntheticData(dim=5, mixing=MLPMixing(n_layers=2, weights="triangular", off_diagonal=2.0), seed=4),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=2, weights="positive")),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=3, gain=5.0)),
+    SyntheticData(dim=2, mixing=MLPMixing(n_layers=3, activation="leaky_tanh", gain=4.0)),
+    SyntheticData(dim=4, mixing=MLPMixing(n_layers=2, activation="leaky_tanh", slope=0.05), source=GaussianSource()),
     SyntheticData(dim=4, mixing=FlowMixing()),
     SyntheticData(dim=6, mixing=FlowMixing(n_layers=3, width=20), source=LaplaceSource(), seed=2),
     SyntheticData(dim=3, mixing=MLPMixing(n_layers=2), source=GaussianSource(std=30.0)),  # softplus far from zero, too
@@ -56,10 +73,11 @@ LINEAR = [
     SyntheticData(dim=3, mixing=MLPMixing(n_layers=1)),
     SyntheticData(dim=2, mixing=MLPMixing(n_layers=1, weights="uniform")),
     SyntheticData(dim=3, mixing=MLPMixing(n_layers=4, slope=1.0)),
+    SyntheticData(dim=3, mixing=MLPMixing(n_layers=3, activation="leaky_tanh", slope=1.0, gain=2.0)),
     SyntheticData(dim=3, mixing=LinearMixing()),
     SyntheticData(dim=4, mixing=LinearMixing(weights="general")),
 ]
-EVERY = [*MOEBIUS, *ON_TOP, *NONLINEAR, *LINEAR]
+EVERY = [*ORTHOGONAL_COLUMNS, *ON_TOP, *NONLINEAR, *LINEAR]
 every_mixing = pytest.mark.parametrize("data", EVERY, ids=lambda d: f"{d.dim}-{d.mixing}")
 
 
@@ -98,12 +116,34 @@ def test_a_point_does_not_depend_on_its_batch(data: SyntheticData) -> None:
         torch.testing.assert_close(function(s), alone, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("data", MOEBIUS, ids=lambda d: f"{d.dim}-{d.mixing}")
-def test_a_moebius_map_has_zero_contrast(data: SyntheticData) -> None:
+@pytest.mark.parametrize("data", ORTHOGONAL_COLUMNS, ids=lambda d: f"{d.dim}-{d.mixing}")
+def test_a_map_with_orthogonal_columns_has_zero_contrast(data: SyntheticData) -> None:
     mixing, s = world(data)
     values, full, _ = contrast(per_point(mixing.jacobian(s)))
     assert full.all()
     assert values.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("data", POLAR, ids=lambda d: f"{d.dim}-{d.mixing}")
+def test_polar_coordinates_are_not_conformal(data: SyntheticData) -> None:
+    mixing, s = world(data)
+    radius, *angles = mixing.jacobian(s).norm(dim=1).unbind(1)
+    assert radius.std() < 1e-12 * radius.mean()  # the radius changes at one rate
+    for angle in angles:
+        assert (angle / radius - 1).abs().max() > 0.1
+        assert angle.std() > 0.1 * angle.mean()
+
+
+def test_stretch_and_turn_are_the_share_of_radius_and_angle() -> None:
+    grid = torch.linspace(0, 1, 21, dtype=torch.float64)
+    s = torch.cartesian_prod(grid, grid, grid)
+    data = SyntheticData(mixing=PolarMixing(stretch=0.25, turn=0.75), source=UniformSource(low=0.0, high=1.0))
+    x = draw_mixing(data).forward(s).view(21, 21, 21, 3)
+    assert x.norm(dim=-1).aminmax() == pytest.approx((0.75, 1.25))
+    equator = x[0, :, 10] / 0.75  # over phi at theta = 0
+    assert (equator[1:] * equator[:-1]).sum(1).acos().sum().item() == pytest.approx(2 * math.pi * 0.75)
+    meridian = x[0, 10] / 0.75
+    assert (meridian[1:] * meridian[:-1]).sum(1).acos().sum().item() == pytest.approx(math.pi * 0.75)
 
 
 @pytest.mark.parametrize("data", NONLINEAR[:-1], ids=lambda d: f"{d.dim}-{d.mixing}")
@@ -171,6 +211,18 @@ def test_random_linear_maps_are_scaled_as_they_say_and_no_rotations(dim: int) ->
         assert linear_contrast(draws(draw)).median() > 0.01
 
 
+def test_the_originals_laws_of_entries_can_be_set() -> None:
+    entries = torch.stack([mixings.positive(3, stream(seed, "mixing")) for seed in range(400)])
+    assert 1 <= entries.min() < 1.05
+    assert 2.95 < entries.max() <= 3
+    assert entries.mean().item() == pytest.approx(2, abs=5 * math.sqrt(1 / 3 / entries.numel()))
+    columns = torch.stack([mixings.positive_unit_columns(3, stream(seed, "mixing")) for seed in range(400)])
+    assert columns.min() > 0
+    torch.testing.assert_close(columns.norm(dim=1), torch.ones(400, 3, dtype=torch.float64))
+    for draws in (entries, columns):
+        assert torch.linalg.cond(draws).max() < mixings.NEARLY_SINGULAR
+
+
 def linear_contrast(draws: Tensor) -> Tensor:
     """c_IMA of linear maps (n, d, d)."""
     values, full, _ = contrast(per_point(draws))
@@ -208,13 +260,16 @@ def test_a_linear_map_on_top_is_the_moebius_map_times_its_linear_part(data: Synt
 
 
 @pytest.mark.parametrize("cosine", [-0.9, 0.0, 0.5])
-def test_cosine_is_that_between_the_columns(cosine: float) -> None:
-    matrix = linear_part(draw_mixing(SyntheticData(dim=2, mixing=MoebiusMixing(linear="cosine", cosine=cosine))))
+@pytest.mark.parametrize("linear", ["cosine", "row_cosine"])
+def test_cosine_is_that_between_the_columns_or_the_rows(linear: Any, cosine: float) -> None:
+    matrix = linear_part(draw_mixing(SyntheticData(dim=2, mixing=MoebiusMixing(linear=linear, cosine=cosine))))
     assert matrix is not None
+    by_columns = linear == "cosine"
     gram = torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
-    torch.testing.assert_close(matrix.T @ matrix, gram)
-    # in closed form, c_IMA = -log sqrt(1 - cosine^2)
-    assert float(linear_contrast(matrix[None])) == pytest.approx(-0.5 * math.log(1 - cosine**2), abs=1e-12)
+    torch.testing.assert_close(matrix.T @ matrix if by_columns else matrix @ matrix.T, gram)
+    # in closed form; columns (1, cosine) and (0, sine) are less far from orthogonal than columns at that cosine
+    expected = -0.5 * math.log(1 - cosine**2) if by_columns else 0.5 * math.log(1 + cosine**2)
+    assert float(linear_contrast(matrix[None])) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("weights", ["orthogonal", "general"])
@@ -268,6 +323,33 @@ def test_a_random_pole_lies_at_its_distance_from_the_sources(source: Any) -> Non
         assert float((mixing.centre - middle).norm()) == pytest.approx(1.5 * half_diagonal)
 
 
+@pytest.mark.parametrize("dim", [2, 3])
+@pytest.mark.parametrize("distance", [1.001, 1.05, None])
+def test_a_random_pole_keeps_off_the_sources(dim: int, distance: float | None) -> None:
+    source, outside, nearest = UniformSource(low=1.0, high=3.0), [], []
+    for seed in range(300):
+        mixing = draw_mixing(SyntheticData(dim=dim, source=source, seed=seed, mixing=MoebiusMixing(distance=distance)))
+        assert isinstance(mixing, Moebius)
+        outside.append((mixing.centre - 2).abs() > 1)
+        nearest.append((mixing.centre - mixing.centre.clamp(1.0, 3.0)).norm())
+    assert min(nearest) > 0.05 * 2
+    assert min(nearest) < 0.8  # and no farther than need be
+    assert torch.stack(outside).all() == (distance is None)
+
+
+def test_components_of_a_pole_are_gaussian_outside_the_support() -> None:
+    data = SyntheticData(dim=3, mixing=MoebiusMixing(distance=None))  # on [-1/2, 1/2]: the original's law, |a_i| > 1/2
+    poles = [draw_mixing(dataclasses.replace(data, seed=seed)) for seed in range(1000)]
+    components = torch.stack([pole.centre for pole in poles if isinstance(pole, Moebius)]).flatten()
+    positive = components[components > 0]
+    assert len(positive) == pytest.approx(len(components) / 2, abs=5 * math.sqrt(len(components)) / 2)
+    tail = 0.5 * math.erfc(0.5 / math.sqrt(2))
+    for at in (0.75, 1.0, 2.0):
+        share = 0.5 * math.erfc(at / math.sqrt(2)) / tail
+        error = math.sqrt(share * (1 - share) / len(positive))
+        assert (positive > at).double().mean().item() == pytest.approx(share, abs=5 * error)
+
+
 def test_what_is_given_is_not_drawn() -> None:
     given = draw_mixing(SyntheticData(seed=5, mixing=PUBLISHED))
     assert isinstance(given, Moebius)
@@ -285,10 +367,11 @@ def test_entropy_of_the_published_moebius_data() -> None:
     assert float(values.std()) == pytest.approx(0.72, abs=0.02)
 
 
+@pytest.mark.parametrize("activation", ["leaky_relu", "leaky_tanh"])
 @pytest.mark.parametrize("slope", [0.05, 0.2, 1.0])
-def test_the_activation_is_inverted_far_from_zero(slope: float) -> None:
+def test_the_activation_is_inverted_far_from_zero(slope: float, activation: Any) -> None:
     eye = torch.eye(2, dtype=torch.float64)
-    mixing = MLP((eye, eye), slope)
+    mixing = MLP((eye, eye), slope, activation)
     s = torch.linspace(-1e3, 1e3, 402, dtype=torch.float64).view(-1, 2)
     torch.testing.assert_close(mixing.inverse(mixing.forward(s)), s, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(mixing.jacobian(s), pointwise_jacobian(mixing.forward, s), rtol=1e-11, atol=1e-12)
@@ -300,7 +383,10 @@ def test_the_activation_is_inverted_far_from_zero(slope: float) -> None:
         ({"dim": 3, "mixing": FlowMixing()}, "data.dim is even and above 2"),
         ({"dim": 2, "mixing": FlowMixing()}, "data.dim is even and above 2"),
         ({"dim": 3, "mixing": MoebiusMixing(linear="cosine")}, "data.dim is 2 for data.mixing.linear=cosine"),
+        ({"dim": 3, "mixing": MoebiusMixing(linear="row_cosine")}, "data.dim is 2 for data.mixing.linear=row_cosine"),
         ({"mixing": MoebiusMixing(cosine=0.5)}, "cosine is 0 unless linear=cosine"),
+        ({"dim": 4, "mixing": PolarMixing()}, "data.dim is 2 or 3"),
+        ({"mixing": PolarMixing(), "source": GaussianSource()}, "data.source lives on an interval"),
         ({"mixing": MoebiusMixing(matrix=((1.0, 0.0), (0.0, 1.0)))}, "matrix is orthogonal, 3 x 3"),
         ({"mixing": MoebiusMixing(centre=(0.0, 0.0, 0.0)), "source": LaplaceSource()}, "centre lies outside"),
     ],
@@ -318,6 +404,9 @@ def test_a_mixing_that_does_not_go_with_the_data_is_refused(values: dict[str, An
         (MLPMixing, {"off_diagonal": 0.0}, "off_diagonal > 0"),
         (MLPMixing, {"n_layers": 0}, "n_layers >= 1"),
         (MLPMixing, {"slope": 0.0}, "slope > 0"),
+        (MLPMixing, {"gain": 0.0}, "gain > 0"),
+        (PolarMixing, {"stretch": 1.0}, "stretch < 1"),
+        (PolarMixing, {"turn": 1.0}, "turn < 1"),
         (FlowMixing, {"n_layers": 1}, "n_layers >= 2"),
         (FlowMixing, {"width": 0}, "width >= 1"),
     ],

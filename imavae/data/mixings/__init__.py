@@ -82,6 +82,11 @@ def uniform(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"
     return _best_of_eight(lambda: _normed(2 * torch.rand(dim, dim, generator=generator, dtype=torch.float64) - 1))
 
 
+def positive(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
+    """A matrix of entries U(1, 3), drawn again while it is nearly singular."""
+    return _regular(lambda: 1 + 2 * torch.rand(dim, dim, generator=generator, dtype=torch.float64))
+
+
 def general(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
     """A matrix of Gaussian entries, scaled to |det| = 1; the best conditioned of eight draws."""
     return _unimodular(_best_of_eight(lambda: torch.randn(dim, dim, generator=generator, dtype=torch.float64)))
@@ -99,6 +104,11 @@ def unit_determinant(dim: int, generator: torch.Generator) -> Float64[torch.Tens
 def unit_columns(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
     """A matrix whose columns are random directions, uniform over the sphere; drawn again while nearly singular."""
     return _regular(lambda: _normed(torch.randn(dim, dim, generator=generator, dtype=torch.float64)))
+
+
+def positive_unit_columns(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
+    """A matrix of entries U(0, 1) with columns scaled to unit norm; drawn again while nearly singular."""
+    return _regular(lambda: _normed(torch.rand(dim, dim, generator=generator, dtype=torch.float64)))
 
 
 def triangular(dim: int, generator: torch.Generator, std: float) -> Float64[torch.Tensor, "d d"]:

@@ -1,6 +1,7 @@
 """The linear mixing x = W s, the invertible MLP, and a linear map after another mixing, x = L f(s).
 
-The MLP has square weights and the smooth leaky ReLU, a(h) = slope h + (1 - slope) log(1 + e^h).
+The MLP has square weights W_l. Its activation is the smooth leaky ReLU, a(h) = slope h + (1 - slope) log(1 + e^h), or
+the leaky tanh, a(h) = slope h + (1 - slope) tanh h. Both increase, so the MLP is invertible.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
 from imavae.config.registry import torch
-from imavae.data.mixings import Mixing, Shifted, general, orthogonal, triangular, uniform
+from imavae.data.mixings import Mixing, Shifted, general, orthogonal, positive, triangular, uniform
 
 NEWTON_STEPS = 100
+Activation = Literal["leaky_relu", "leaky_tanh"]
 
 
 @MIXINGS.register
@@ -39,25 +41,28 @@ class LinearMixing(MixingSettings):
 @MIXINGS.register
 @checked_dataclass(frozen=True)
 class MLPMixing(MixingSettings):
-    """x = W_L a(... a(W_1 s)), a(h) = slope h + (1 - slope) log(1 + e^h), the smooth leaky ReLU."""
+    """x = W_L a(... a(gain W_1 s)) where a is a smooth leaky ReLU or a leaky tanh."""
 
     name: str = "mlp"
     n_layers: Annotated[int, Field(ge=1, description="linear maps, with an activation between two of them")] = 2
     weights: Annotated[
-        Literal["orthogonal", "uniform", "triangular"],
-        Field(description="the maps: orthogonal, uniform entries, or lower triangular with a unit diagonal"),
+        Literal["orthogonal", "uniform", "positive", "triangular"],
+        Field(description="maps: orthogonal, U(-1, 1) entries, U(1, 3) entries, or lower triangular"),
     ] = "orthogonal"
-    slope: Annotated[
-        float, Field(gt=0, le=1, description="of the smooth leaky ReLU at minus infinity; 1: a linear mixing")
-    ] = 0.2
+    activation: Annotated[Activation, Field(description="smooth leaky ReLU, or slope h + (1 - slope) tanh h")] = (
+        "leaky_relu"
+    )
+    slope: Annotated[float, Field(gt=0, le=1, description="of the activation at minus infinity; 1: linear")] = 0.2
+    gain: Annotated[float, Field(gt=0, description="of the input of each activation: a larger one bends more")] = 1.0
     off_diagonal: Annotated[
         float, Field(gt=0, description="standard deviation below the unit diagonal of a triangular weight")
     ] = 1.0
 
     def build(self, data: SyntheticData, generator: torch.Generator) -> MLP:
         below = functools.partial(triangular, std=self.off_diagonal)
-        laws: dict[str, Any] = {"orthogonal": orthogonal, "uniform": uniform, "triangular": below}
-        return MLP(tuple(laws[self.weights](data.dim, generator) for _ in range(self.n_layers)), self.slope)
+        laws: dict[str, Any] = {"orthogonal": orthogonal, "uniform": uniform, "positive": positive, "triangular": below}
+        *inner, last = (laws[self.weights](data.dim, generator) for _ in range(self.n_layers))
+        return MLP((*(self.gain * weight for weight in inner), last), self.slope, self.activation)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class MLP(Mixing):
 
     weights: tuple[Float64[torch.Tensor, "d d"], ...]
     slope: float
+    activation: Activation = "leaky_relu"
 
     def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
         for weight in self.weights[:-1]:
@@ -97,14 +103,21 @@ class MLP(Mixing):
         return total
 
     def _activate(self, h: torch.Tensor) -> torch.Tensor:
+        if self.activation == "leaky_tanh":
+            return self.slope * h + (1 - self.slope) * torch.tanh(h)
         softplus = torch.nn.functional.softplus(h, threshold=40)  # the default threshold, 20, is off by 2e-9 there
         return self.slope * h + (1 - self.slope) * softplus
 
     def _derivative(self, h: torch.Tensor) -> torch.Tensor:
-        return self.slope + (1 - self.slope) * torch.sigmoid(h)
+        bent = 1 - torch.tanh(h).square() if self.activation == "leaky_tanh" else torch.sigmoid(h)
+        return self.slope + (1 - self.slope) * bent
 
     def _deactivate(self, y: torch.Tensor) -> torch.Tensor:
-        """The inverse of the activation, by Newton's method: it is increasing and convex, so any start converges."""
+        """The inverse of the activation, by Newton's method.
+
+        It converges: the leaky ReLU increases and is convex. The leaky tanh increases and is odd, |a(h)| <= |h|, and it
+        is concave where h > 0, so that the steps go from h = y away from zero, up to the solution.
+        """
         h = y
         for _ in range(NEWTON_STEPS):
             step = (self._activate(h) - y) / self._derivative(h)

@@ -7,6 +7,7 @@ equal norm, hence the IMA contrast is zero (Gresele et al., NeurIPS 2021).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -16,9 +17,11 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
 from imavae.config.registry import torch
-from imavae.data.mixings import Mixing, orthogonal, unit_columns, unit_determinant
+from imavae.data.mixings import Mixing, orthogonal, positive_unit_columns, unit_columns, unit_determinant
 from imavae.data.mixings.mlp import LinearOnTop
 from imavae.errors import require
+
+MARGIN = 0.05  # distance of the pole from the sources' box, in its widths
 
 
 @MIXINGS.register
@@ -36,21 +39,28 @@ class MoebiusMixing(MixingSettings):
         Field(description="a, the pole, outside the sources' support; null: drawn from data.seed"),
     ] = None
     distance: Annotated[
-        float, Field(gt=1, description="of a random pole from the sources' mean, in half-diagonals of their support")
+        Annotated[float, Field(gt=1)] | None,
+        Field(
+            description="of a random pole from the sources' mean, in half-diagonals of their support; null: a pole of "
+            "Gaussian components outside it"
+        ),
     ] = 2.5
     linear: Annotated[
-        Literal["none", "cosine", "unit_determinant", "unit_columns"],
-        Field(description="L: none, cosine (two dimensions), unit_determinant or unit_columns (both random)"),
+        Literal["none", "cosine", "row_cosine", "unit_determinant", "unit_columns", "positive_unit_columns"],
+        Field(
+            description="L: none, of unit columns or rows with a given cosine (two dimensions), or random, of unit "
+            "determinant, unit columns, or unit columns of U(0, 1) entries"
+        ),
     ] = "none"
-    cosine: Annotated[float, Field(gt=-1, lt=1, description="between the two columns of L, for linear=cosine")] = 0.0
+    cosine: Annotated[float, Field(gt=-1, lt=1, description="between the columns, or rows, of L")] = 0.0
 
     def check(self, data: SyntheticData) -> None:
         dim, source = data.dim, data.source
-        if self.linear == "cosine":
-            rule = "data.dim is 2 for data.mixing.linear=cosine"
+        if self.linear in ("cosine", "row_cosine"):
+            rule = f"data.dim is 2 for data.mixing.linear={self.linear}"
             require(dim == 2, rule, dim, "use unit_determinant or unit_columns in more dimensions")
         else:
-            rule = "data.mixing.cosine is 0 unless linear=cosine"
+            rule = "data.mixing.cosine is 0 unless linear=cosine or row_cosine"
             require(self.cosine == 0, rule, self.cosine, "set data.mixing.linear=cosine")
         middle, half_width = source.extent
         remedy = f"the pole lies beyond it: give {type(source).__name__} a property extent (middle, half-width)"
@@ -66,17 +76,13 @@ class MoebiusMixing(MixingSettings):
             rule = f"data.mixing.centre has {dim} numbers"
             require(len(self.centre) == dim, rule, self.centre, "one for each source; leave it null to draw it")
             low, high = middle - half_width, middle + half_width
-            beyond = math.hypot(*(max(low - a, a - high, 0) for a in self.centre))
             rule = f"data.mixing.centre lies outside the sources' box [{low:g}, {high:g}], by 5 % of its width"
             remedy = "the map has its pole there: move it away, or leave it null to draw it"
-            require(beyond > 0.05 * (high - low), rule, self.centre, remedy)
+            require(_outside(self.centre, data), rule, self.centre, remedy)
 
     def build(self, data: SyntheticData, generator: torch.Generator) -> Mixing:
         """Draw A, a and L, unless they are given."""
-        matrix = orthogonal(data.dim, generator)
-        direction = torch.randn(data.dim, generator=generator, dtype=torch.float64)
-        middle, half_diagonal = data.box
-        centre = middle + self.distance * half_diagonal * direction / direction.norm()
+        matrix, centre = orthogonal(data.dim, generator), self._draw_pole(data, generator)
         if self.matrix is not None:
             u, _, vh = torch.linalg.svd(torch.tensor(self.matrix, dtype=torch.float64))
             matrix = u @ vh  # the nearest orthogonal matrix: the given numbers are rounded
@@ -86,14 +92,41 @@ class MoebiusMixing(MixingSettings):
         match self.linear:
             case "none":
                 return inner
-            case "cosine":
-                columns = [[1.0, self.cosine], [0.0, math.sqrt(1 - self.cosine**2)]]
-                linear = torch.tensor(columns, dtype=torch.float64)
+            case "cosine" | "row_cosine":
+                rows = [[1.0, 0.0], [self.cosine, math.sqrt(1 - self.cosine**2)]]
+                linear = torch.tensor(rows, dtype=torch.float64)
+                linear = linear.T if self.linear == "cosine" else linear
             case "unit_determinant":
                 linear = unit_determinant(data.dim, generator)
             case "unit_columns":
                 linear = unit_columns(data.dim, generator)
+            case "positive_unit_columns":
+                linear = positive_unit_columns(data.dim, generator)
         return LinearOnTop(inner, linear)
+
+    def _draw_pole(self, data: SyntheticData, generator: torch.Generator) -> Float64[torch.Tensor, " d"]:
+        """A pole by the law of ``distance``, drawn again while it is too near to the sources.
+
+        Without a distance, its components are independent, of the law N(middle, width^2) outside the support.
+        """
+        middle, half_diagonal = data.box
+        while True:
+            normal = torch.randn(data.dim, generator=generator, dtype=torch.float64)
+            if self.distance is None:
+                while bool((inside := normal.abs() <= 0.5).any()):
+                    normal[inside] = torch.randn(int(inside.sum()), generator=generator, dtype=torch.float64)
+                centre = middle + 2 * half_diagonal / math.sqrt(data.dim) * normal
+            else:
+                centre = middle + self.distance * half_diagonal * normal / normal.norm()
+            if _outside(centre.tolist(), data):
+                return centre
+
+
+def _outside(centre: Sequence[float], data: SyntheticData) -> bool:
+    """Whether a pole is farther from the sources' box than the margin."""
+    middle, half_width = data.source.extent
+    beyond = math.hypot(*(max(abs(a - middle) - half_width, 0) for a in centre))
+    return beyond > MARGIN * 2 * half_width
 
 
 @dataclass(frozen=True)
