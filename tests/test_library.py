@@ -105,6 +105,30 @@ def test_the_champion_is_the_best_member(run: Results) -> None:
     assert np.array_equal(imavae.encode(run.folder, x).z, expected)
 
 
+def test_the_champion_of_several_is_the_best_and_each_report_has_its_own(tmp_path: Path) -> None:
+    """The last of three runs is the worst; the fourth has easier data. A resumed one keeps its model."""
+    data, easier = ({"n_obs": 1000, "dim": dim, "mixing": {"name": name}} for dim, name in ((3, "mlp"), (2, "linear")))
+    settings = {**TINY, "model": {"gamma": 20.0}, "output_dir": str(tmp_path), "tracking": {"name": "mlflow"}}
+    runs = [
+        imavae.train(settings, data=mixed, training={"max_epochs": epochs})
+        for epochs, mixed in ((8, data), (20, data), (2, data), (20, easier))
+    ]
+    first, best, last, easy = (result.ranked()[0].score or 0.0 for result in runs)
+    assert last < first < best < easy
+    addresses = [result.champion_address for result in runs]
+    assert addresses == [f"models:/train/{version}" for version in range(1, 5)]
+
+    def weights(address: str) -> torch.Tensor:
+        return torch.cat([weight.flatten() for weight in imavae.load_model(address, str(tmp_path)).weights.values()])
+
+    for result in runs:
+        assert result.champion_address in result.names.report.read_text()
+        assert torch.equal(weights(result.champion_address), weights(str(result.folder)))
+    assert torch.equal(weights("models:/train@champion"), weights(addresses[1]))
+    again = imavae.train(runs[2].config, resume=True, name=runs[2].folder.name)
+    assert (again.champion_address, again.config.name) == (addresses[2], None)
+
+
 def test_latents_are_those_of_the_plain_module(run: Results) -> None:
     model, x = run.champion, imavae.world(run.champion, "train").observations
     found = imavae.encode(model, torch.from_numpy(x))

@@ -133,7 +133,7 @@ def test_the_champion_is_the_best_member_of_the_best_trial(packed: Study, monkey
     members = ledger.results.members
     best = members.loc[members["trial"] == ledger.results.ranked()[0].number].sort_values("max val/mcc").iloc[-1]
     model = load_model(ledger.results.champion_address, settings.output_dir)
-    assert ledger.results.champion_address == "models:/paper-tiny@champion"
+    assert ledger.results.champion_address == "models:/paper-tiny/1"
     assert model.about["seed"] == best["seed"]
     assert model.gamma == pytest.approx(best["gamma"])
     x = torch.linspace(-0.1, 0.1, 6).view(2, 3)

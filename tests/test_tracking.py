@@ -44,6 +44,7 @@ OBJECTIVE = Objective("val/neg_elbo", "min", "mean")
 METRICS = ("val/mcc", "val/neg_elbo")
 SEEDS = (1, 2, 3)
 KINDS = ("study", "trial", "member")
+QUESTION = "a digest"
 
 
 def a_trial(number: int, epochs: int = 3, status: Status = "finished") -> TrialRecord:
@@ -273,7 +274,7 @@ def all_of_a_study(tracker: MLflowTracker, model: Path) -> None:
     tracker.start("grid", CONFIG, {"imavae.folder": str(model.parent)}, [OBJECTIVE])
     tracker.progress(a_trial(0, epochs=2))
     finish(tracker, a_trial(0))
-    tracker.log_model(model, 0, "1", {"val/mcc": 0.5}, champion=True)
+    tracker.log_model(model, a_trial(0), "1", {"val/mcc": 0.5}, QUESTION)
     tracker.finish("finished", {"seconds": 0.6}, [])
 
 
@@ -359,7 +360,7 @@ def test_an_alias_that_another_study_has_just_created_is_moved(
         set_alias(*arguments)
 
     monkeypatch.setattr(tracker._client, "set_registered_model_alias", late)
-    assert tracker.log_model(model, 0, "1", {}, champion=True) == "models:/paper-grid@champion"
+    assert tracker.log_model(model, a_trial(0), "1", {}, QUESTION) == "models:/paper-grid/1"
     assert len(tried) == 2
 
 
@@ -422,8 +423,8 @@ def test_the_champion_loads_by_mlflows_own_loader(output_dir: Path, monkeypatch:
     finish(tracker, a_trial(0))
     model = output_dir / "member.pt"
     model.write_text("3")
-    address = tracker.log_model(model, 0, "2", {"val/mcc": 0.9, "test/mcc": math.nan}, champion=True)
-    assert address == "models:/paper-grid@champion"
+    address = tracker.log_model(model, a_trial(0), "2", {"val/mcc": 0.9, "test/mcc": math.nan}, QUESTION)
+    assert address == "models:/paper-grid/1"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.tracking_uri(SETTINGS, output_dir))
     frame = pd.DataFrame([[1.0, 2.0]])
     np.testing.assert_array_equal(pyfunc.load_model(address).predict(frame), [[3.0, 6.0]])
@@ -436,9 +437,9 @@ def test_models_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) ->
     found = {}
     for seed, mcc in zip(SEEDS, (0.5, 0.9, 0.7), strict=True):
         paths[seed].write_text(f"weights {seed}")
-        found[seed] = tracker.log_model(paths[seed], 0, str(seed), {"val/mcc": mcc}, champion=False)
-    champion = tracker.log_model(paths[2], 0, "2", {"val/mcc": 0.9}, champion=True)
-    assert tracker.log_model(paths[2], 0, "2", {"val/mcc": 0.9}, champion=True) == champion
+        found[seed] = tracker.log_model(paths[seed], a_trial(0), str(seed), {"val/mcc": mcc})
+    champion = tracker.log_model(paths[2], a_trial(0), "2", {"val/mcc": 0.9}, QUESTION)
+    assert tracker.log_model(paths[2], a_trial(0), "2", {"val/mcc": 0.9}, QUESTION) == champion
     mlflow = client(output_dir)
     models = mlflow.search_logged_models(
         [experiment_id(output_dir)], order_by=[{"field_name": "metrics.val/mcc", "ascending": False}]
@@ -453,12 +454,56 @@ def test_models_are_ranked_by_their_metrics_and_stored_once(output_dir: Path) ->
     assert of_study.model_id == models[0].model_id
     for address, seed in {
         champion: 2,
-        "models:/paper-grid/1": 2,
+        "models:/paper-grid@champion": 2,
         found[1]: 1,
         f"runs:/{trial.info.run_id}": 2,
         f"runs:/{study.info.run_id}": 2,
     }.items():
         assert fetch_model(address, SETTINGS, output_dir).read_text() == f"weights {seed}"
+
+
+def crowned(output_dir: Path, study: str, score: float, question: str = QUESTION, **config: str) -> str:
+    """Track a study of one trial with this score, whose champion's file holds the study's name; return its address."""
+    tracker = opened(output_dir)
+    tracker.start(study, {**CONFIG, **config}, {"imavae.folder": study}, [OBJECTIVE])
+    trial = replace(a_trial(0), score=score)
+    finish(tracker, trial)
+    model = output_dir / f"{study}.pt"
+    model.write_text(study)
+    address = tracker.log_model(model, trial, "2", {"val/mcc": 0.9, "test/mcc": 0.8}, question)
+    tracker.finish("finished", {}, [])
+    return address
+
+
+def test_the_alias_is_at_the_best_score_of_its_question_and_an_address_never_moves(output_dir: Path) -> None:
+    def loaded(address: str) -> str:
+        return fetch_model(address, SETTINGS, output_dir).read_text()
+
+    champion = "models:/paper-grid@champion"
+    addresses = {}
+    # The smallest is best. The third study is worse, the fourth no better, and the fifth asks something else.
+    studies = [
+        ("a", -1.0, "a"),
+        ("b", -3.0, "b"),
+        ("c", -2.0, "b"),
+        ("d", -3.0, "b"),
+        ("e", -9.0, "b"),
+        ("f", -4.0, "f"),
+    ]
+    for study, score, best in studies:
+        addresses[study] = crowned(output_dir, study, score, "another" if study == "e" else QUESTION)
+        assert loaded(champion) == best
+    assert addresses == {study: f"models:/paper-grid/{n}" for n, study in enumerate("abcdef", 1)}
+    assert all(loaded(address) == study for study, address in addresses.items())
+    description = client(output_dir).get_model_version("paper-grid", "2").description or ""
+    assert all(part in description for part in ("b", "trial 0", "γ=10", "seed 2", "0.9", "0.8", "-3"))
+
+
+def test_a_study_with_a_name_of_its_own_has_its_own_model(output_dir: Path) -> None:
+    assert crowned(output_dir, "grid", -3.0) == "models:/paper-grid/1"
+    assert crowned(output_dir, "mine-2", -1.0, name="mine") == "models:/mine/1"
+    assert fetch_model("models:/mine@champion", SETTINGS, output_dir).read_text() == "mine-2"
+    assert fetch_model("models:/paper-grid@champion", SETTINGS, output_dir).read_text() == "grid"
 
 
 def test_without_sources_a_study_stands_for_its_model_of_lowest_neg_elbo(output_dir: Path) -> None:
@@ -467,7 +512,7 @@ def test_without_sources_a_study_stands_for_its_model_of_lowest_neg_elbo(output_
     for member, neg_elbo in {"1": 7.0, "2": -5.5, "3": -4.0}.items():
         path = output_dir / f"member{member}.pt"
         path.write_text(member)
-        tracker.log_model(path, 0, member, {"val/neg_elbo": neg_elbo, "val/kl": 1.0}, champion=False)
+        tracker.log_model(path, a_trial(0), member, {"val/neg_elbo": neg_elbo, "val/kl": 1.0})
     (study,) = runs(output_dir, "study")
     expected = {run.info.run_id: run.data.params["seed"] for run in runs(output_dir, "member")}
     for run_id, seed in {**expected, study.info.run_id: "2"}.items():
@@ -550,7 +595,7 @@ def test_no_tracking_leaves_nothing(tmp_path: Path) -> None:
     tracker.start("any", CONFIG, {})
     tracker.progress(a_trial(0))
     finish(tracker, a_trial(0))
-    assert tracker.log_model(tmp_path / "member.pt", 0, "1", {}, champion=True) == str(tmp_path / "member.pt")
+    assert tracker.log_model(tmp_path / "member.pt", a_trial(0), "1", {}, QUESTION) == str(tmp_path / "member.pt")
     tracker.finish("finished", {}, [])
     assert not list(tmp_path.iterdir())
 

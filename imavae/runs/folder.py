@@ -205,7 +205,8 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
     if from_backup:
         names.state.unlink(missing_ok=True)  # so that the damaged file does not become the backup
         notices.append(f"{names.state} was damaged or missing: its backup was used (no action is needed)")
-    state = State(to_mapping(config), state.files, state.created, points=state.points, champion=state.champion)
+    settings = {**to_mapping(config), "name": state.config["name"]}  # a resume names a folder, not a new study
+    state = State(settings, state.files, state.created, points=state.points, champion=state.champion)
     trials = _whole(names.record_dir.glob("trial-*.json"), lambda file: _read_record(file, path), notices)
     stored = [trial for trial in trials if trial.checkpoint is not None]  # a failed trial is tried again
     asked = list(_whole(names.record_dir.glob("ensemble-*.json"), lambda file: json.loads(PACKS.read(file)), notices))

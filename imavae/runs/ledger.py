@@ -7,6 +7,7 @@ tables grow by the rows of each trial, in the order in which trials end, and are
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 import yaml
 
 from imavae.config.mapping import to_mapping
-from imavae.config.settings import RunConfig
+from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.data.images import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
 from imavae.errors import Interrupted, require, resumable
@@ -48,7 +49,7 @@ class Ledger:
     @classmethod
     def start(cls, config: RunConfig, home: LockedFolder, tracker: Tracker) -> Ledger:
         """Start or continue the tracked run, and take over the trials that an earlier process has finished."""
-        mapping = to_mapping(config)
+        mapping = home.state.config
         write_text(home.names.config, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
         ledger = cls(config, home, tracker)
         objectives = ledger.results.objectives
@@ -121,9 +122,9 @@ class Ledger:
             if row is None:
                 continue
             save_member(file, *results.parts(record, row))
-            metrics, champion = final_metrics(row), place == 1
-            address = self.tracker.log_model(file, record.number, member_name(row), metrics, champion)
-            if champion:
+            question = self._question(record) if place == 1 else None
+            address = self.tracker.log_model(file, record, member_name(row), final_metrics(row), question)
+            if question:
                 self.home.state.champion = address
 
     def finish(self, files: Sequence[Path], metrics: Mapping[str, float] | None = None) -> None:
@@ -140,6 +141,14 @@ class Ledger:
                 self.home.save_state()
         finally:
             self.home.lock.release()  # also when the disk is full: this process may resume it
+
+    def _question(self, record: TrialRecord) -> str:
+        """Digest of what a trial's score answers: the objective, the data with their split, and the worlds."""
+        config = base_of(self.config) if isinstance(self.config, StudyConfig) else self.config
+        point = to_mapping(with_values(config, record.values))
+        about = dataclasses.asdict(self.results.objective), point["data"], point["members"]["data"]
+        files = [self.home.state.files[Path(file).name] for file in config.data.files]
+        return hashlib.sha256(json.dumps([*about, files], sort_keys=True).encode()).hexdigest()
 
     def _take(self, stored: Stored) -> None:
         record, number = stored.trial, stored.trial.number

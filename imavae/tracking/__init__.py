@@ -76,8 +76,13 @@ class Tracker:
     def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
         """Track a trial, with its ``members`` as in its record, and end its run; one that is complete is left alone."""
 
-    def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
-        """Store a member's model with the metrics that rank it; return the address that ``load_model`` takes."""
+    def log_model(
+        self, file: Path, trial: TrialRecord, member: str, metrics: Mapping[str, float], question: str | None = None
+    ) -> str:
+        """Store a member's model with the metrics that rank it; return the address that ``load_model`` takes.
+
+        Only the study's champion has a ``question``: trials with the same one have comparable scores.
+        """
         return str(file)
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
@@ -112,8 +117,10 @@ class Deferred(Tracker):
     def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
         self._tracker.finish_trial(trial, members)
 
-    def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
-        return self._tracker.log_model(file, trial, member, metrics, champion)
+    def log_model(
+        self, file: Path, trial: TrialRecord, member: str, metrics: Mapping[str, float], question: str | None = None
+    ) -> str:
+        return self._tracker.log_model(file, trial, member, metrics, question)
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
         self._tracker.finish(status, metrics, artifacts)

@@ -40,6 +40,7 @@ VIEW = "mlflow.sharedViewState.trials"  # tag of an experiment with the columns 
 CURVE = "curves/"  # begins the names of a trial's curves
 SYMBOLS = {"model.gamma": "γ", "model.hidden_factor": "h", "model.n_layers": "L"}  # in names of trials
 CHAMPION = "champion"  # alias of the best model
+QUESTION, SCORE = "imavae.question", "imavae.score"  # tags of a registered version
 LOADER_MODULE = "imavae.training.checkpoint"  # its `_load_pyfunc(path)` is called by MLflow's generic loader
 NEWEST_FIRST = ["attributes.start_time DESC"]
 FIGURE_SUFFIXES = (".png", ".pdf")  # files that are stored under figures/
@@ -98,7 +99,7 @@ class MLflowTracker(Tracker):
         ``members`` makes a run of each member of a study, too.
         """
         self._client = server.open_client(uri)
-        self._model = experiment.replace("/", "-").replace(":", "-")  # MLflow refuses / and : in names of models
+        self._model = _model_name(experiment)  # under which champions are registered
         location = None if artifacts is None else (artifacts / self._model).as_uri()
         kind = {"mlflow.experimentKind": "custom_model_development"}  # else the page opens on language models
         with ignoring("RESOURCE_ALREADY_EXISTS"):
@@ -129,6 +130,8 @@ class MLflowTracker(Tracker):
         resume: bool = False,
     ) -> None:
         self._name, self._config, self._objectives = name, config, objectives
+        if config.get("name"):
+            self._model = _model_name(config["name"])
         self._members = self._members or not config.get("search")
         self._open_study({**tags, "imavae.kind": "study"}, int(1000 * time.time()), resume)
 
@@ -246,17 +249,19 @@ class MLflowTracker(Tracker):
         self._client.set_terminated(run_id, "FAILED" if status == "diverged" else "FINISHED")
 
     @retried
-    def log_model(self, file: Path, trial: int, member: str, metrics: Mapping[str, float], champion: bool) -> str:
-        """See :class:`Tracker`. A champion is registered, and moves the alias ``champion`` of the study's model."""
+    def log_model(
+        self, file: Path, trial: TrialRecord, member: str, metrics: Mapping[str, float], question: str | None = None
+    ) -> str:
+        """See :class:`Tracker`. A champion is registered: its address is that of a version, which never moves."""
         from mlflow import pyfunc
         from mlflow.entities import LoggedModelStatus
         from mlflow.models import Model
 
-        tags = {"imavae.study": self._study, "imavae.trial": str(trial), "imavae.member": member}
+        tags = {"imavae.study": self._study, "imavae.trial": str(trial.number), "imavae.member": member}
         members = self._search(tags) if self._members else []
-        run = members[0].info.run_id if members else self._complete[trial]
+        run = members[0].info.run_id if members else self._complete[trial.number]
         found = self._client.search_logged_models([self._experiment], filter_for_tags(tags))
-        name = f"trial-{trial}-seed-{member}".replace("/", "-world-")
+        name = f"trial-{trial.number}-seed-{member}".replace("/", "-world-")
         model = found[0] if found else self._client.create_logged_model(self._experiment, name, run, tags)
         if model.status != LoggedModelStatus.READY:
             description = Model(model_id=model.model_id)  # for MLflow's generic loader; nothing is pickled
@@ -269,11 +274,10 @@ class MLflowTracker(Tracker):
             self._client.finalize_logged_model(model.model_id, "READY")
         # MLflow gives them to the run, too: they are older than the trial's own, so that it shows those.
         self._log(run, [(0, metrics)], model_id=model.model_id, later=-1)
-        if not champion:
+        if question is None:
             return f"models:/{model.model_id}"
         self._link(self._study, model.model_id)
-        scores = ", ".join(f"{key} {metrics[key]:.4g}" for key in RANKING if key in metrics)
-        return self._register_champion(model.model_id, run, f"{self._name}, trial {trial}, seed {member}: {scores}")
+        return self._register(model.model_id, run, trial, member, metrics, question)
 
     def _link(self, run_id: str, model_id: str) -> None:
         """Show a model on a run's page."""
@@ -283,22 +287,43 @@ class MLflowTracker(Tracker):
         if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
             self._client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
-    def _register_champion(self, model_id: str, run_id: str, description: str) -> str:
-        """Register a logged model once, move the alias ``champion`` to it, and return the alias' address."""
+    def _register(
+        self, model_id: str, run_id: str, trial: TrialRecord, member: str, metrics: Mapping[str, float], question: str
+    ) -> str:
+        """Register a champion once and return its version's address. The alias moves to it if its score is better."""
         with ignoring("RESOURCE_ALREADY_EXISTS"):
             self._client.create_registered_model(self._model)
         # Not "models:/ID", which MLflow would look up at its global address instead of the client's.
         location = self._client.get_logged_model(model_id).artifact_location
         versions = self._client.search_model_versions(f"name = '{self._model}'")
         version = next((known for known in versions if known.source == location), None)
+        goal, score = self._objectives[0], cast("float", trial.score)
         if version is None:
-            version = self._client.create_model_version(
-                self._model, location, run_id, model_id=model_id, description=description
+            scores = ", ".join(f"{key} {metrics[key]:.4g}" for key in RANKING if key in metrics)
+            description = (
+                f"{self._name}, {trial_name(trial)}, seed {member}: {scores}; "
+                f"{goal.aggregate} {goal.metric} of the trial {score:.4g}"
             )
-        with ignoring("BAD_REQUEST"):  # another study has just created the alias; now it can be moved
+            tags = {QUESTION: question, SCORE: repr(score)}
+            version = self._client.create_model_version(
+                self._model, location, run_id, tags, description=description, model_id=model_id
+            )
+        if self._leads(question, score):
+            with ignoring("BAD_REQUEST"):  # another study has just created the alias; now it can be moved
+                self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
             self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
-        self._client.set_registered_model_alias(self._model, CHAMPION, version.version)
-        return f"models:/{self._model}@{CHAMPION}"
+        return f"models:/{self._model}/{version.version}"
+
+    def _leads(self, question: str, score: float) -> bool:
+        """Return whether a score is better than that of the alias' version; not if that answers another question."""
+        best = self._client.get_registered_model(self._model).aliases.get(CHAMPION)
+        if best is None:
+            return True
+        tags = self._client.get_model_version(self._model, best).tags
+        if tags.get(QUESTION) != question:
+            return QUESTION not in tags  # it is of a release whose models can't be read any more
+        lead = score - float(tags[SCORE])
+        return lead > 0 if self._objectives[0].mode == "max" else lead < 0
 
     def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
         """See :class:`Tracker`. Figures go to ``figures/``. Unfinished trials are marked as killed until a resume."""
@@ -399,6 +424,11 @@ def first_page(uri: str) -> str:
     return path.replace("?", f"/{experiment.experiment_id}/runs?") + shared
 
 
+def _model_name(name: str) -> str:
+    """A name for a registered model: MLflow refuses / and : in it."""
+    return name.replace("/", "-").replace(":", "-")
+
+
 def trial_name(trial: TrialRecord) -> str:
     """Number and point of a trial: ``trial 23 · γ=67 h=40 L=3``."""
     names = {key: SYMBOLS.get(key, key.removesuffix(".name").rpartition(".")[2]) for key in trial.values}
@@ -437,7 +467,8 @@ def describe(config: Mapping[str, Any], model: str, best: _Tracked | None = None
   with quartiles (`curves/...`), and values at each member's best state (`val/...`, `test/...`). Its *Artifacts* have
   the table of its members.
 - **Artifacts** has the figures, all values (`members.csv`, `history.csv`) and the settings (`config.yaml`).
-- **Champion**: the registered model [{model}](#/models/{model}), alias `{CHAMPION}`.
+- **Champion**: a version of the registered model [{model}](#/models/{model}). Its alias `{CHAMPION}` is at the best
+  score of all studies with the same objective and data.
 """
     )
     return "\n\n".join(lines)
