@@ -79,7 +79,13 @@ def evaluated(
 
 
 def of_rows(at: RunConfig, flat: Tensor, split: Split, probes: bool = False) -> Values:
-    return evaluation.evaluate(ensemble([at], "cpu"), flat, torch.arange(len(flat)), split, probes)
+    return evaluation.evaluate(ensemble([at], "cpu"), flat, torch.arange(len(flat)), split, maps_of(at), probes)
+
+
+def maps_of(at: RunConfig) -> Callable[[], Tensor]:
+    """Random affine maps in the place of the fitted ones (test_linear.py)."""
+    worlds, dim, observed = len(at.members.data.seed or [1]), at.data.dim, at.data.observed
+    return lambda: 0.3 * normal(worlds, 3 * dim, observed + 1, seed=3)
 
 
 def best_matching(s: Tensor, z: Tensor) -> float:
@@ -116,6 +122,9 @@ def obvious(at: RunConfig, row: Tensor, split: Split, seed: int, world: int = 0)
     ratio = std.square() * (curvature + gamma**2 * in_y.square().sum(1))
     assert split.truth is not None
     truth = split.truth.jacobian[world].permute(2, 0, 1).double()
+    affine = maps_of(at)()[world]
+    ica, pca, guess = torch.tensor_split(x.double() @ affine[:, :-1].T + affine[:, -1], 3, 1)
+    left = (s - guess).square().sum(0) / (s - s.mean(0)).square().sum(0)
     log_px, c_truth = float(split.truth.log_px[world].mean()), float(np.mean([one_contrast(j) for j in truth]))
 
     def batch_ratio(at: slice) -> float:
@@ -131,6 +140,10 @@ def obvious(at: RunConfig, row: Tensor, split: Split, seed: int, world: int = 0)
         "mcc_mean": best_matching(s, location),
         "mcc_cdf": best_matching(s, prior.cdf(z, theta)),
         "mcc_batch": over_batches(n, lambda at: best_matching(s[at], z[at])),
+        "mcc_linear_ica": best_matching(s, ica),
+        "mcc_pca": best_matching(s, pca),
+        "r2_linear_world": (1 - left).clamp_min(0).mean(),
+        "nonlinear_gain": best_matching(s, z) - best_matching(s, ica),
         "r2_linear": linear_probe(location, s),
         "cima": np.mean([one_contrast(j) for j in jacobian]),
         "cima_batch": over_batches(n, lambda at: one_contrast(jacobian[at].mean(0))),
@@ -201,10 +214,10 @@ def test_probes_are_added_and_change_nothing(at: RunConfig) -> None:
 def test_a_validation_has_curves_at_the_first_points_and_objectives_over_all(at: RunConfig) -> None:
     split, flat, rows = split_of(at), random_members(at, [5, 6]), torch.arange(2)
     members = ensemble([dataclasses.replace(at, members=dataclasses.replace(at.members, seed=(5, 6)))], "cpu")
-    whole = evaluation.evaluate(members, flat, rows, split)
-    few = evaluation.evaluate(members, flat, rows, first(split, CURVE_POINTS))
+    whole = evaluation.evaluate(members, flat, rows, split, maps_of(at))
+    few = evaluation.evaluate(members, flat, rows, first(split, CURVE_POINTS), maps_of(at))
     for objectives in ((), ("mcc", "cima", "amari", "agreement")):
-        values = evaluation.evaluate(members, flat, rows, split, objectives=objectives)
+        values = evaluation.evaluate(members, flat, rows, split, maps_of(at), objectives=objectives)
         curves = {metric.name: metric.curve for metric in METRICS if metric.name in whole}
         curves |= dict.fromkeys(objectives, "all")
         assert list(values) == [name for name in whole if curves[name] != "none"]
@@ -259,7 +272,7 @@ def test_members_of_one_seed_share_their_noise_and_gamma_is_each_members_own() -
     at, wide = (dataclasses.replace(point(3, UNIFORM, gamma=g), members=POINTS[0].members) for g in (3.0, 30.0))
     one_seed = [dataclasses.replace(p, members=dataclasses.replace(p.members, seed=(4,))) for p in (at, wide)]
     split, flat = split_of(at), torch.cat([random_members(p, [1]) for p in one_seed])
-    values = evaluation.evaluate(ensemble(one_seed, "cpu"), flat, torch.arange(2), split)
+    values = evaluation.evaluate(ensemble(one_seed, "cpu"), flat, torch.arange(2), split, maps_of(at))
     for name, value in evaluated(wide, flat[1:], split, [4]).items():
         torch.testing.assert_close(values[name][1:], value, msg=name)
     assert values["gamma"].tolist() == pytest.approx([3.0, 30.0])

@@ -13,12 +13,13 @@ import torch
 
 from imavae import metrics
 from imavae.errors import UserError
-from imavae.metrics.glossary import METRICS
+from imavae.metrics.glossary import METRICS, OF_WORLDS
 from imavae.rng import stream
 from imavae.runs.session import Session
 from tests.helpers import GAUSSIAN, UNIFORM, config, normal, plain_model, theta_of, trained
 
 OWN = {"neg_elbo", "kl", "log_px_z", "gamma", "prior_variance"}  # a model's, no functions of arrays
+OWN |= {*OF_WORLDS, "nonlinear_gain"}  # a world's, from its training split: see test_linear.py
 
 
 def session_of(prior: dict[str, Any]) -> Session:

@@ -4,7 +4,7 @@ depend on its company.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from imavae.data.dataset import Split
 from imavae.metrics.forward import Evaluation
 from imavae.metrics.glossary import CURVE_POINTS, METRICS, AllMembers, absent
 from imavae.metrics.identifiability import AGREEMENT_POINTS, best_matching, correlation
+from imavae.metrics.linear import Maps
 from imavae.rng import stream
 from imavae.training.ensemble import EVALUATED_POINTS, Ensemble, evaluated
 
@@ -32,11 +33,12 @@ def evaluate(
     flat: Float[Tensor, "member parameter"],
     rows: Int[Tensor, " member"],
     split: Split,
+    maps: Callable[[], Maps],
     probes: bool = False,
     objectives: Collection[str] | None = None,
 ) -> dict[str, Float64[Tensor, " member"]]:
     """Compute every metric that the setting has over the whole split, for the members in ``rows`` with weights
-    ``flat``; with ``probes`` also the slow ones.
+    ``flat``; with ``probes`` also the slow ones. ``maps`` gives the linear maps of all worlds, if they are needed.
 
     With ``objectives``, metrics like ``mcc``, it is a validation during training: objectives and the metrics whose
     curve is over ``all`` points are computed as above, those whose curve is over the ``first`` points are estimated
@@ -60,7 +62,7 @@ def evaluate(
         noise = flat.new_empty(len(members[some]), ensemble.model.dim, len(split))
         for row, member in zip(noise, members[some], strict=True):
             row.normal_(generator=stream(member.seed, "evaluation", flat.device))
-        points = Evaluation.over(ensemble, flat[some], split, worlds[some], noise, compared)
+        points = Evaluation.over(ensemble, flat[some], split, worlds[some], noise, compared, maps)
         for metrics, at in ((whole, points), (first, points.first(CURVE_POINTS))):
             for metric in metrics:
                 if metric.across_members:  # of its input a copy is kept: a view would keep all points

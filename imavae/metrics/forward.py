@@ -18,7 +18,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from imavae.data.dataset import Split, Truth, chunk
-from imavae.metrics import identifiability, ima
+from imavae.metrics import identifiability, ima, linear
 from imavae.model.networks import Weights
 from imavae.model.priors import Theta
 from imavae.model.vae import GAMMA, Elbo, Posterior
@@ -70,6 +70,7 @@ class Evaluation:
     posterior: Posterior  # at each point
     samples: Float[Tensor, "member d n"]
     compared: bool  # True: ``local`` has the Amari distance
+    maps: Callable[[], linear.Maps] | None  # of all worlds, if ``linear`` is read
 
     @classmethod
     def over(
@@ -80,6 +81,7 @@ class Evaluation:
         world: Int[Tensor, " member"],
         noise: Float[Tensor, "member d n"],
         compared: bool = False,
+        maps: Callable[[], linear.Maps] | None = None,
     ) -> Evaluation:
         """Encode the points, sample with standard normal ``noise``, and decode."""
         model, weights = ensemble.model, ensemble.model.layout.views(flat)
@@ -95,7 +97,7 @@ class Evaluation:
         # what is None in a chunk is so in all
         parts = (None if part[0] is None else torch.cat(part, 2) for part in zip(*posteriors, strict=True))
         posterior = Posterior._make(parts)
-        return cls(ensemble, weights, split, world, elbo, posterior, torch.cat(samples, 2), compared)
+        return cls(ensemble, weights, split, world, elbo, posterior, torch.cat(samples, 2), compared, maps)
 
     def first(self, count: int) -> Evaluation:
         """The first points; the ELBO remains that of all points."""
@@ -159,6 +161,19 @@ class Evaluation:
         from imavae.metrics.disentanglement import DCI
 
         return DCI(*self.probe("dci").unbind(1))
+
+    @cached_property
+    def linear(self) -> linear.Reference:
+        """Scores of linear methods in each member's world: (member,), on the CPU."""
+        assert self.maps is not None  # noqa: S101  -- evaluate() has them
+        worlds, of = self.world.cpu().unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        scores = []
+        for world in worlds:
+            affine, s = self.maps()[world], self.split.sources[world].T.cpu()
+            blocks = (self.split.block(world[None], at)[0].cpu() for at, _ in _chunks(self.ensemble, self.split))
+            z = torch.cat([affine[:, :-1] @ x.double() for x in blocks], 1) + affine[:, -1:]
+            scores.append(linear.score(z, s, self.discrete))
+        return linear.Reference(*torch.tensor(scores, dtype=torch.float64)[of].T)
 
     @cached_property
     def local(self) -> Local:

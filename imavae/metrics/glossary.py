@@ -30,6 +30,8 @@ Direction = Literal["max", "min", "one", "none"]  # "one": best at 1; "none": ne
 Compute = Callable[[Any], "torch.Tensor"]  # of an Evaluation (of AllMembers for a metric across members): (member,)
 
 CURVE_POINTS = 512  # of the validation split, for a metric whose curve is over the first points
+NEARLY_LINEAR = 0.95  # a world in which linear ICA has a larger MCC is called nearly linear
+OF_WORLDS = ("mcc_linear_ica", "mcc_pca", "r2_linear_world")  # metrics that do not depend on the member
 TOO_SLOW = "slow: evaluate.py has it, and members.csv with training.probes=true"  # reason for a probe's absence
 
 
@@ -54,6 +56,10 @@ UNIFORM_SOURCES = Requirement(
         and isinstance(config.data.source, UniformSource)
         and not isinstance(config.model.prior, UniformPrior)
     ),
+)
+FEWER_NUMBERS = Requirement(
+    "images have more numbers than the rows on which a linear map would be fitted",
+    lambda config, _: not isinstance(config.data, SpritesData),
 )
 SEVERAL_SEEDS = Requirement("a single seed has no others to agree with", lambda config, _: len(config.members.seed) > 1)
 TRUTH = (
@@ -113,6 +119,7 @@ class AllMembers(NamedTuple):
     groups: list[tuple[int, int]]  # point and world of each member
 
 
+ICA = "[Hyvärinen 1999](https://doi.org/10.1109/72.761722), [scikit-learn](https://scikit-learn.org)"
 VAE = "[Kingma and Welling 2014](https://arxiv.org/abs/1312.6114)"
 TCL = "[Hyvärinen and Morioka 2016](https://arxiv.org/abs/1605.06336)"
 DCI = "[Eastwood and Williams 2018](https://openreview.net/forum?id=By-7dz-AZ)"
@@ -168,6 +175,28 @@ def mcc_batch(at: Evaluation) -> torch.Tensor:
     """Published estimator: mcc averaged over batches of 64 points; chance is 0.15 for d = 3."""
     sources, samples = identifiability.batches(at.sources), identifiability.batches(at.samples)
     return identifiability.mcc(sources, samples, at.discrete).mean(1)
+
+
+Metric("none", "as mcc_mean, of FastICA's components of x", ICA, needs=[SOURCES]).read(
+    "mcc_linear_ica",
+    "Linear reference: MCC of linear ICA, fitted on at most 20,000 points of the training split; "
+    "of 5 starts, the one with the largest negentropy",
+    "linear.mcc_linear_ica",
+)
+Metric("none", "as mcc_mean, of the principal components of x", needs=[SOURCES]).read(
+    "mcc_pca", "MCC of the first d principal components, fitted on the same points", "linear.mcc_pca"
+)
+Metric("none", "as r2_linear, ŝ an affine function of x", needs=[SOURCES, FEWER_NUMBERS]).read(
+    "r2_linear_world",
+    "R² of the best linear map from observations to sources, fitted on the same points: how linear the world is",
+    "linear.r2_linear_world",
+)
+
+
+@Metric("max", "mcc − mcc_linear_ica", needs=[SOURCES], floor=-1.0)
+def nonlinear_gain(at: Evaluation) -> torch.Tensor:
+    """Lead of mcc over linear ICA on the same points; without it, mcc is no evidence of nonlinear recovery."""
+    return mcc(at) - at.linear.mcc_linear_ica
 
 
 @Metric("max", "mean_k 1 − Σ(s_k − ŝ_k)² / Σ(s_k − s̄_k)²", **MATCHED)

@@ -68,12 +68,20 @@ def r2_linear(s: Float64[torch.Tensor, "*w d n"], z: Float64[torch.Tensor, "m e 
     For rows that :func:`standardised` returned. Fitted on the first half of the points, scored on the second.
     """
     fit, score = halves(z.shape[-1])
-    mean_s, mean_z = s[..., fit].mean(-1, keepdim=True), z[..., fit].mean(-1, keepdim=True)
-    centred = z[..., fit] - mean_z
+    slope, offset = least_squares(s[..., fit], z[..., fit])
+    return explained_variance(s[..., score], offset + slope @ z[..., score]).mean(-1).cpu()
+
+
+def least_squares(
+    s: Float64[torch.Tensor, "*w d n"], z: Float64[torch.Tensor, "*m e n"]
+) -> tuple[Float64[torch.Tensor, "*m d e"], Float64[torch.Tensor, "*m d 1"]]:
+    """Slope and offset of the best affine map from ``z`` to ``s``; rows of ``z`` have similar scales."""
+    mean_s, mean_z = s.mean(-1, keepdim=True), z.mean(-1, keepdim=True)
+    centred = z - mean_z
     # 1e-12 of the covariance is 1e-6 of a latent, float32's rounding: two equal latents count once
     inverse = torch.linalg.pinv(centred @ centred.mT, rtol=1e-12, hermitian=True)
-    slope = (s[..., fit] - mean_s) @ centred.mT @ inverse
-    return explained_variance(s[..., score], mean_s + slope @ (z[..., score] - mean_z)).mean(-1).cpu()
+    slope = (s - mean_s) @ centred.mT @ inverse
+    return slope, mean_s - slope @ mean_z
 
 
 def r2_nonlinear(

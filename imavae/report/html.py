@@ -136,6 +136,8 @@ def _answer_with_sources(members: pd.DataFrame, best: str, config: RunConfig) ->
     chances = "is no better than chance" if median <= 2 * chance else "does not recover the sources"
     verdict = _graded(median, "recovers the sources", "recovers the sources in part", chances)
     yield f"{best} {verdict}: {_spread('val/mcc', members, BEST_MCC)}."
+    if linear := summary.linear_sentence(members):
+        yield linear
     if median < PARTLY:
         yield f"Latents that are independent of the sources reach {chance:.3f} here."
     if lost := int(summary.diverged(members).sum()):

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from imavae.config.settings import Data, RunConfig, StudyConfig, base_of, with_values
+from imavae.metrics.glossary import NEARLY_LINEAR, OF_WORLDS
 from imavae.report.display import point_text
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO, at_best, metric_of
 from imavae.search.space import parse
@@ -35,6 +36,7 @@ Floats = NDArray[np.float64]
 AGREEMENT = at_best("val/agreement", "val/neg_elbo")  # takes the place of MCC where there are no sources
 CHOICES = ("a point", "a member of a point", "a member of any point")
 ORACLE = "val/mcc"
+LINEAR_ICA = {split: at_best(f"{split}/mcc_linear_ica", "val/mcc") for split in ("val", "test")}  # column by split
 
 
 class Criterion(NamedTuple):
@@ -80,11 +82,12 @@ def counted(members: pd.DataFrame, column: str) -> Floats:
     """A column's values as they enter an aggregate, (member,): a diverged member has the worst possible value.
 
     The worst is 0 for MCC and agreement, and +inf for −ELBO and c_IMA. Other missing values (of a test split that was
-    not evaluated) stay NaN.
+    not evaluated) stay NaN, and so do all values of a world, which do not depend on its members.
     """
     values = column_values(members, column)
     metric = metric_of(column)
-    values[diverged(members)] = 0.0 if "/mcc" in metric or "/agreement" in metric else np.inf
+    if not metric.endswith(OF_WORLDS):
+        values[diverged(members)] = 0.0 if "/mcc" in metric or "/agreement" in metric else np.inf
     return values
 
 
@@ -104,6 +107,37 @@ def quartiles(values: Floats) -> Quartiles:
 def median_of(members: pd.DataFrame, column: str) -> float:
     """Median of a column over members, diverged ones counted as the worst; NaN if the column is missing."""
     return quartiles(counted(members, column)).median if column in members else np.nan
+
+
+def linear_ica(members: pd.DataFrame, split: str = "val") -> Floats:
+    """MCC of linear ICA in each world of one trial's members, (world,); empty where it is unknown."""
+    column = LINEAR_ICA[split]
+    if column not in members:
+        return np.array([])
+    worlds = members["data.seed"] if "data.seed" in members else members["trial"]
+    return np.array(members.groupby(worlds)[column].median().dropna(), dtype=np.float64)
+
+
+def linear_sentence(members: pd.DataFrame) -> str:
+    """Compare the MCC of one trial's members with that of linear ICA, and say whether it is evidence of nonlinear
+    recovery; empty where linear ICA's is unknown.
+    """
+    return compared_with_linear(median_of(members, BEST_MCC), linear_ica(members))
+
+
+def compared_with_linear(mcc: float, worlds: Floats) -> str:
+    """:func:`linear_sentence` for a median ``mcc``, and the MCC of linear ICA in each world."""
+    if not len(worlds):
+        return ""
+    level, nearly, count = float(np.median(worlds)), int((worlds > NEARLY_LINEAR).sum()), len(worlds)
+    reached = f"Linear ICA reaches {level:.3f} here"
+    if count > 1:
+        reached += f" (median of {count} worlds, {worlds.min():.3f} to {worlds.max():.3f}; {nearly} nearly linear)"
+    elif nearly:
+        reached += ": this world is nearly linear"
+    if level > NEARLY_LINEAR or mcc <= level:
+        return f"{reached}, so this result is no evidence of nonlinear recovery."
+    return f"{reached}; the nonlinear gain is {mcc - level:.3f}."
 
 
 def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:

@@ -99,6 +99,7 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
     lost = diverged(members[members["trial"].isin(best["trial"])]).any()
     sources = has_sources(members)
     score, state = (BEST_MCC, "val/mcc") if sources else (summary.AGREEMENT, "val/neg_elbo")
+    linear = summary.LINEAR_ICA["val"] in members
     keys = [key for key in keys if key != "model.gamma"]
     names, rows = short_names(keys), []
     for point in best.to_dict("records"):
@@ -110,6 +111,8 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
         else:
             cells["parameters"] = "\n".join(f"{names[key]} {compact(point[key])}" for key in keys)
         cells["MCC" if sources else "agreement"] = fixed(spread.median)
+        if linear:
+            cells["linear ICA"] = fixed(quartiles(summary.linear_ica(group)).median)
         cells["quartiles"] = MISSING if np.isnan(spread.median) else f"{spread.low:.3f}–{spread.high:.3f}"
         cells["c_IMA"] = fixed(quartiles(counted(group, at_best("val/cima", state))).median, contrast=True)
         cells["−ELBO"] = fixed(summary.median_of(group, BEST_NEG_ELBO))
@@ -117,6 +120,7 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
             cells["seeds lost"] = f"{diverged(group).sum()}/{len(group)}"
         rows.append(cells)
     caption = "Medians over members: MCC at best val/mcc, c_IMA there, smallest −ELBO (nats)."
+    caption += "\nLinear ICA: its MCC on the same points, median over worlds." * linear
     if not sources:
         caption = f"{NO_SOURCES}\nMedians over members: smallest −ELBO (nats), agreement of seeds and c_IMA there."
     if lost:
@@ -161,6 +165,11 @@ def chosen_table(members: pd.DataFrame) -> Table:
         ]
     numbers = map(fixed, chosen_numbers(members).values())
     rows = [(*texts, number) for texts, number in zip(about, numbers, strict=True)]
+    worlds = summary.linear_ica(members, "test")
+    if len(worlds):
+        over = "the world" if len(worlds) == 1 else f"median of {len(worlds)} worlds"
+        rows.append(("linear ICA, test split", over, "no", fixed(float(np.median(worlds)))))
+        caption += f"\n{summary.linear_sentence(members)}"
     return Table(title, caption, columns, rows, columns[:-1])
 
 
@@ -174,6 +183,8 @@ def member_table(members: pd.DataFrame) -> Table:
         "c_IMA": at_best("val/cima", "val/mcc"),
         "−ELBO": BEST_NEG_ELBO,
     }
+    if summary.LINEAR_ICA["val"] in members:
+        shown["linear ICA"] = summary.LINEAR_ICA["val"]
     if not has_sources(members):
         caption = f"{NO_SOURCES}\nOn validation but for test −ELBO (nats); at the smallest −ELBO."
         shown = {
@@ -189,9 +200,10 @@ def member_table(members: pd.DataFrame) -> Table:
         values = [*summary.column_values(members, column), spread.median, spread.low, spread.high]
         *each, middle, low, high = (fixed(value, contrast=name == "c_IMA") for value in values)
         columns[name] = [*each, f"{middle}\n{low}\n{high}"]
+    caption += "\nA diverged member counts as the worst in the last row."
     return Table(
         f"Gamma {_shared(members, 'gamma')}, gamma² {_shared(members, 'gamma_sq')}: {len(members)} members",
-        f"{caption}\nA diverged member counts as the worst in the last row.",
+        f"{caption}\n{summary.linear_sentence(members)}".rstrip(),
         list(columns),
         list(zip(*columns.values(), strict=True)),
         ["status"],
@@ -217,6 +229,9 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
         rows.append((metric, *(compact(number, 4) for number in numbers)))
     over = f"medians over {len(values)} members, " if len(values) > 1 else ""
     caption = f"{over}gamma {', '.join(map(compact, gammas))}"
+    for linear in (str(column) for column in values if str(column).endswith("/mcc_linear_ica")):
+        mcc = summary.median(values, linear.replace("mcc_linear_ica", "mcc"))
+        caption += f"\n{summary.compared_with_linear(mcc, values[linear].unique())}"
     return Table(checkpoint, caption, ["metric", *columns], rows, ["metric"])
 
 

@@ -18,6 +18,7 @@ from imavae.data import dataset
 from imavae.data.images import Cache
 from imavae.data.images import Progress as Rendering
 from imavae.errors import require
+from imavae.metrics import linear
 from imavae.metrics.evaluate import evaluate
 from imavae.metrics.forward import shortened
 from imavae.metrics.glossary import METRICS
@@ -44,7 +45,7 @@ def training_step(config: RunConfig) -> tuple[str, str]:
 
 
 def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache:
-    """Return the image cache of an output folder; ``progress`` is called while images are rendered."""
+    """Return the cache of an output folder; ``progress`` is called while images are rendered."""
     return Cache(Path(output_dir).resolve() / "cache", progress)
 
 
@@ -66,7 +67,7 @@ class Session:
     points: list[RunConfig]
     ensemble: Ensemble
     state: State
-    cache: Cache  # of its images, if its observations are images
+    cache: Cache  # of its images, if its observations are images, and of its worlds' linear maps
     stopped: set[int] = field(default_factory=set)  # points that the study's scheduler has stopped
     finals: dict[int, Finals] = field(default_factory=dict)  # what a worker has evaluated of points that have ended
 
@@ -111,6 +112,11 @@ class Session:
         members = self.ensemble
         return dataset.make(self.points[0].data, members.worlds, members.dtype, members.device, self.cache)
 
+    @functools.cached_property
+    def linear_maps(self) -> linear.Maps:
+        """The maps that the linear reference of each world rests on."""
+        return linear.maps(self.data.train, self.cache.folder)
+
     def train(self, objectives: Sequence[Objective] = ()) -> Iterator[Progress]:
         """Train until every member has stopped; yields after each epoch. Validations compute ``objectives``, too."""
         validate = functools.partial(self.validate, objectives=objectives)
@@ -138,7 +144,7 @@ class Session:
         if split == "val":
             points = shortened(points, self.points[0].data.observed)
         names = None if objectives is None else {objective.metric.removeprefix("val/") for objective in objectives}
-        values = evaluate(self.ensemble, weights, rows, points, probes, names)
+        values = evaluate(self.ensemble, weights, rows, points, lambda: self.linear_maps, probes, names)
         return {f"{split}/{name}": value for name, value in values.items()}
 
     def final(self, point: int) -> Finals:

@@ -28,6 +28,7 @@ from imavae import tracking
 from imavae.config.mapping import build, flatten
 from imavae.config.settings import Members, Objective, Tracking
 from imavae.errors import require
+from imavae.metrics.glossary import NEARLY_LINEAR
 from imavae.tracking import Deferred, Finals, Row, Status, Tracker, TrialRecord, server
 from imavae.tracking.server import OUTAGE_CODES, filter_for_tags, ignoring, retried
 
@@ -44,6 +45,7 @@ QUESTION, SCORE = "imavae.question", "imavae.score"  # tags of a registered vers
 LOADER_MODULE = "imavae.training.checkpoint"  # its `_load_pyfunc(path)` is called by MLflow's generic loader
 NEWEST_FIRST = ["attributes.start_time DESC"]
 FIGURE_SUFFIXES = (".png", ".pdf")  # files that are stored under figures/
+LINEAR_ICA = "val/mcc_linear_ica"
 RANKING = ("val/mcc", "test/mcc", "val/neg_elbo", "test/neg_elbo")  # scores in a champion's description
 MAX_ENTITIES, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_RUNS = 1000, 100, 6000, 50_000  # MLflow's limits per call
 
@@ -153,6 +155,7 @@ class MLflowTracker(Tracker):
         scores = [f"metrics.`{objective.metric}`" for objective in self._objectives]
         columns = [
             *scores,
+            *([f"metrics.`{LINEAR_ICA}`"] if any(o.metric == "val/mcc" for o in self._objectives) else []),
             "tags.`imavae.best`",
             "tags.`imavae.status`",
             *(f"params.`{key}`" for key in searched or ["model.gamma"]),
@@ -454,7 +457,11 @@ def describe(config: Mapping[str, Any], model: str, best: _Tracked | None = None
         goal = config["objective"]
         extreme = "largest" if goal["mode"] == "max" else "smallest"
         if best is not None:
-            lines.append(f"**Answer**: {best.name}, {goal['metric']} {best.metrics[goal['metric']]:.4g}.")
+            linear = best.metrics.get(LINEAR_ICA)
+            compared = "" if linear is None else f"; linear ICA: {linear:.4g}"
+            if linear is not None and linear > NEARLY_LINEAR:
+                compared += ", so these data are nearly linear, and the answer is no evidence of nonlinear recovery"
+            lines.append(f"**Answer**: {best.name}, {goal['metric']} {best.metrics[goal['metric']]:.4g}{compared}.")
         lines.append(
             f"Searched: {', '.join(searched)}. The score of a trial is the {goal['aggregate']}, over its {members} "
             f"members, of each one's {extreme} {goal['metric']}."
