@@ -111,9 +111,9 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
         else:
             cells["parameters"] = "\n".join(f"{names[key]} {compact(point[key])}" for key in keys)
         cells["MCC" if sources else "agreement"] = fixed(spread.median)
+        cells["quartiles"] = MISSING if np.isnan(spread.median) else f"{spread.low:.3f}–{spread.high:.3f}"
         if linear:
             cells["linear ICA"] = fixed(quartiles(summary.linear_ica(group)).median)
-        cells["quartiles"] = MISSING if np.isnan(spread.median) else f"{spread.low:.3f}–{spread.high:.3f}"
         cells["c_IMA"] = fixed(quartiles(counted(group, at_best("val/cima", state))).median, contrast=True)
         cells["−ELBO"] = fixed(summary.median_of(group, BEST_NEG_ELBO))
         if lost:
