@@ -217,7 +217,7 @@ def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     ledger.crown()
     results, names = ledger.results, ledger.names
     plots = trial_plots_of(results)
-    files = draw_study(results.members, plots, names.figures, results.config.pdf)
+    files = draw_study(results, plots)
     if isinstance(results.config.data, SpritesData):
         session, weights = model_session(names.champion, cache_of(names.output_dir))
         panels = image_panels(session.ensemble, weights, torch.arange(1), session.data.val, 0)

@@ -22,8 +22,8 @@ from imavae.metrics import identifiability
 from imavae.metrics.evaluate import posterior_shapes
 from imavae.metrics.glossary import METRICS, SOURCES, TRUTH, absent
 from imavae.metrics.identifiability import BATCH
+from imavae.report.over_gamma import gamma_quantities
 from imavae.report.run_figures import run_figures
-from imavae.report.study_figures import gamma_quantities
 from imavae.report.summary import chosen_numbers
 from imavae.report.tables import best_trials, chosen_table, member_table
 from imavae.runs.ledger import run_point
@@ -249,7 +249,7 @@ def test_figures_are_drawn_without_sources_and_with_a_single_seed(seeds: list[in
     found = {file.stem for file in run_figures(points, names, [], ledger.results.history, tmp_path)}
     assert {"learning_curves", "posterior_variance"} <= found
     assert "latents" not in found
-    assert set(gamma_quantities(ledger.results.members)) == {"agreement_vs_gamma", "cima_vs_gamma"}
+    assert set(gamma_quantities(ledger.results)) == {"agreement_vs_gamma", "cima_vs_gamma"}
     output = console()
     output.print(
         member_table(ledger.results.members), best_trials(ledger.results.members, ledger.results.trials, [], "min")

@@ -12,12 +12,13 @@ from rich.console import RenderableType
 
 from imavae.config.settings import Objective, study_config
 from imavae.report.drawing import write
+from imavae.report.over_gamma import CONTRAST, MCC, OverGamma, draw_over_gamma
 from imavae.report.run_figures import learning_curves
-from imavae.report.study_figures import MCC, OverGamma, draw_over_gamma, gamma_quantities
 from imavae.report.summary import chosen_numbers, counted, quartiles
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.runs.folder import Stored
 from imavae.runs.results import Results
+from imavae.search.space import Parameter
 from imavae.tracking import TrialRecord
 from tests.helpers import console, text_of
 
@@ -205,56 +206,109 @@ def names(paths: list[Path]) -> set[str]:
 
 
 def test_figures_are_the_same_bytes_each_time(tmp_path: Path) -> None:
-    members, _ = study([10.0, 100.0], 20)  # few gammas: members are jittered
-    shown = OverGamma.of(members, MCC)
+    shown = OverGamma.of(*study([10.0, 100.0], 20), MCC)
     first, again = (write({"mcc": draw_over_gamma(shown)}, tmp_path / name, pdf=True) for name in "ab")
     assert names(first) == {"mcc"}
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
 
 
-def test_a_figure_over_gamma_has_each_gammas_quartiles_by_both_protocols() -> None:
-    members, _ = study([10.0, 100.0], 20)
+def test_a_figure_over_gamma_has_each_trials_quartiles_by_both_protocols() -> None:
+    members, trials = study([10.0, 100.0, 10.0], 20)
     members.loc[3, "status"] = "diverged"
-    groups = OverGamma.of(members, MCC).groups
-    assert groups["x"].tolist() == pytest.approx([1e2, 1e4])
-    for n in (0, 1):
+    shown = OverGamma.of(members, trials, MCC)
+    assert shown.trials["x"].tolist() == pytest.approx([1e2, 1e4, 1e2])
+    assert shown.trials["lost"].tolist() == [1, 0, 0]
+    assert shown.trials["early"].tolist() == (trials["status"] == "stopped").tolist()
+    for n in range(3):
         group = members[members["trial"] == n]
         expected = quartiles(counted(group, "max val/mcc"))  # of which one member counts as 0
-        assert tuple(groups.loc[n, ["low", "median", "high"]]) == pytest.approx(tuple(expected))
+        assert tuple(shown.trials.loc[n, ["low", "median", "high"]]) == pytest.approx(tuple(expected))
         paper = quartiles(counted(group, "val/mcc at min val/neg_elbo"))
-        assert groups.loc[n, "paper"] == pytest.approx(paper.median)
+        assert shown.trials.loc[n, "paper"] == pytest.approx(paper.median)
 
 
-def test_members_of_many_gammas_are_grouped_with_their_neighbours() -> None:
-    members, _ = study([float(gamma) for gamma in range(3, 63)], 4)
-    shown = OverGamma.of(members, MCC)
-    assert not shown.each
-    assert len(shown.groups) == 12
-    assert shown.groups["x"].is_monotonic_increasing
-    first = members[members["gamma"] < 8]  # five gammas in each group
-    assert shown.groups.loc[0, "median"] == pytest.approx(first["max val/mcc"].median())
+def test_values_near_one_are_shown_by_their_distance_from_it_and_others_as_they_are() -> None:
+    members, trials = study([100.0, 1000.0], 20)
+    good = members.assign(**{"val/mcc at min val/neg_elbo": 0.94})
+    good["max val/mcc"] = 0.95 + members["seed"] / 500
+    near = OverGamma.of(good, trials, MCC)
+    assert near.flipped
+    assert near.quantity.log
+    assert near.trials["median"].tolist() == pytest.approx([0.05 - 10.5 / 500] * 2)
+    assert near.trials["paper"].tolist() == pytest.approx([0.06] * 2)
+    assert draw_over_gamma(near).axes[0].yaxis.get_inverted()
+    good.loc[3, "status"] = "diverged"
+    good.loc[7, "max val/mcc"] = 0.7
+    far = OverGamma.of(good, trials, MCC)
+    assert not far.flipped
+    assert far.limits is not None
+    assert 0.6 < far.limits[0] < 0.7
+    assert 0.99 < far.limits[1] < 1.01
 
 
-def members_of(case: str) -> pd.DataFrame:
-    """Members with little to show."""
+def test_values_below_the_floor_of_a_contrast_are_counted() -> None:
+    members, trials = study([100.0, 1000.0], 4)
+    members.loc[[1, 6], "val/cima at max val/mcc"] = [0.0, -1e-12]
+    shown = OverGamma.of(members, trials, CONTRAST)
+    assert shown.floored == 2
+    assert "2" in shown.note
+    assert (shown.members["y"] > 0).all()
+
+
+WIDTH = Parameter("model.hidden_factor", "int", 5, 40)
+DEPTH = Parameter("model.n_layers", "choice", values=(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["choice", "float"])
+def test_trials_are_connected_where_they_differ_in_gamma_alone_and_only_on_a_grid(kind: str) -> None:
+    gamma = Parameter("model.gamma", "choice", values=(3.0, 30.0))
+    gamma = gamma if kind == "choice" else Parameter("model.gamma", "float", 3.0, 30.0)
+    members, trials = study([3.0, 3.0, 30.0, 30.0], 4)
+    trials = trials.assign(**{"model.n_layers": [2, 3, 2, 3]})
+    found = OverGamma.of(members, trials, MCC, [gamma, DEPTH]).trials
+    assert found["line"].nunique() == (2 if kind == "choice" else 4)
+    assert (found["line"][0] == found["line"][2]) == (kind == "choice")
+    assert found["line"][0] != found["line"][1]
+
+
+def test_colour_and_shape_tell_two_parameters_of_a_trial() -> None:
+    members, trials = study([float(gamma) for gamma in range(3, 63)], 4)
+    trials["training.batch_size"] = np.where(trials["trial"] % 2, 64, 128)
+    batch = Parameter("training.batch_size", "choice", values=(64, 128))
+    shown = OverGamma.of(members, trials, MCC, [batch, WIDTH, DEPTH])
+    widths = trials["model.hidden_factor"]
+    assert len(shown.colours) == 3  # a third of the widths each
+    assert shown.trials.groupby("colour", observed=True)["trial"].count().sum() == 60
+    order = [widths[shown.trials["colour"] == colour].max() for colour in shown.colours]
+    assert order == sorted(order)
+    assert shown.trials.groupby("shape", observed=True)["model.n_layers"].nunique().tolist() == [1, 1, 1]
+    one = OverGamma.of(members, trials.assign(**{"model.n_layers": 2}), MCC, [DEPTH])
+    assert (list(one.colours), list(one.shapes)) == ([""], [""])
+    some = trials.assign(**{"model.n_layers": np.where(trials["trial"] % 2, 2.0, np.nan)})  # a conditional parameter
+    assert len(OverGamma.of(members, some, MCC, [DEPTH]).colours) == 2
+
+
+def study_of(case: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Members and trials with little to show."""
     match case:
         case "one member":
-            return study([10.0], 1)[0]
+            return study([10.0], 1)
         case "all diverged before their first validation":
-            members, _ = study([float(gamma) for gamma in range(20, 40)], 2)
+            members, trials = study([float(gamma) for gamma in range(20, 40)], 2)
             lost = [column for column in members if " at " in str(column)]
-            return members.drop(columns=lost).assign(status="diverged", **{"max val/mcc": np.nan})
+            return members.drop(columns=lost).assign(status="diverged", **{"max val/mcc": np.nan}), trials
         case _:
-            members, _ = study([10.0, 100.0], 3)
+            members, trials = study([10.0, 100.0], 3)
             members["max val/mcc"] = [np.nan, np.inf] * 3
             members["val/cima at max val/mcc"] = [np.inf, 0.0] * 3
-            return members
+            return members, trials
 
 
 @pytest.mark.parametrize("case", ["one member", "all diverged before their first validation", "NaN and infinity"])
 def test_figures_over_gamma_are_drawn_however_little_there_is_to_show(case: str, tmp_path: Path) -> None:
-    figures = {file: draw_over_gamma(shown) for file, shown in gamma_quantities(members_of(case)).items()}
-    assert names(write(figures, tmp_path, pdf=True)) == {"mcc_vs_gamma", "cima_vs_gamma"}
+    shown = {quantity.title: OverGamma.of(*study_of(case), quantity) for quantity in (MCC, CONTRAST)}
+    figures = {str(n): draw_over_gamma(one) for n, one in enumerate(shown.values())}
+    assert names(write(figures, tmp_path, pdf=True)) == {"0", "1"}
 
 
 @pytest.mark.parametrize("seeds", [1, 12])

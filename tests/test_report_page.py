@@ -24,8 +24,9 @@ from imavae.config.data import SyntheticData
 from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
 from imavae.errors import Interrupted, UserError
 from imavae.metrics.identifiability import mcc
+from imavae.report.display import compact
 from imavae.report.html import answer, write_report
-from imavae.report.study_figures import MCC, OverGamma, gamma_sections
+from imavae.report.over_gamma import MCC, OverGamma, gamma_sections
 from imavae.report.summary import chance_mcc
 from imavae.runs.folder import Stored, create
 from imavae.runs.ledger import Ledger
@@ -278,24 +279,28 @@ def test_a_page_has_every_trial_and_what_is_known_of_the_study(tmp_path: Path) -
     assert "make ui" not in reader.codes
 
 
-def test_every_member_tells_its_trial_seed_and_value() -> None:
+def test_every_member_and_every_trial_tells_what_it_is(tmp_path: Path) -> None:
     records = four()
     for row in records[0].members[:3]:
         row["status"] = "diverged"
-    for row in records[1].members[:2]:
-        row["status"] = "stopped"
-    members = pd.DataFrame([row for record in records for row in record.members])
-    section, _ = gamma_sections(members, {record.number: record.values for record in records})
-    dots = [trace for trace in section.figure.data if trace.hoverinfo == "text"]
-    assert [len(trace.x) for trace in dots] == [75, 2, 3]
-    texts = [text for trace in dots for text in trace.text]
-    for member in members.to_dict("records"):
+    records[1] = dataclasses.replace(records[1], status="stopped")
+    found = results_of(settings(tmp_path), records)
+    section, _ = gamma_sections(found)
+    texts = [text for trace in section.figure.data if trace.hoverinfo == "text" for text in trace.text]
+    assert len(texts) == 4 * 20 + 4
+    for member in found.members.to_dict("records"):
         mine = f"trial {member['trial']}, seed {member['seed']}<br>"
         [text] = [text for text in texts if text.startswith(mine)]
         assert f"{member['status']} after {member['epochs']} epochs" in text
         assert ("MCC" in text) == (member["status"] != "diverged")
-    medians = next(trace for trace in section.figure.data if trace.name == "median, best val/mcc")
-    assert list(medians.y) == pytest.approx(OverGamma.of(members, MCC).groups["median"].tolist())
+    shown = OverGamma.of(found.members, found.trials, MCC)
+    for trial in shown.trials.to_dict("records"):
+        [text] = [text for text in texts if text.startswith(f"trial {trial['trial']}<br>")]
+        parts = (compact(trial["median"]), compact(trial["low"]), f"{trial['status']} after", "n_layers=")
+        assert all(part in text for part in parts)
+    trials = [trace for trace in section.figure.data if trace.error_y.array is not None]
+    symbols = {symbol for trace in trials for symbol in trace.marker.symbol if "open" in symbol}
+    assert len(symbols) == 1  # of the trial that was stopped
 
 
 # ---- the command

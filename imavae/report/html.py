@@ -30,7 +30,8 @@ from imavae.tracking import Value, provenance
 if TYPE_CHECKING:
     import pandas as pd
 
-    from imavae.report.study_figures import Section, TrialPlot
+    from imavae.report.interactive import Section
+    from imavae.report.study_figures import TrialPlot
 
 RECOVERED, PARTLY = 0.95, 0.8  # thresholds of a median MCC or agreement
 BEST = 10  # rows of the table of best trials
@@ -61,10 +62,9 @@ def write_report(
     environment.filters |= {"clock": clock, "numbers": _numbers, "picture": _picture}
     sections: list[Section] = []
     if isinstance(results.config, StudyConfig) and results.ranked():
-        from imavae.report import study_figures  # a run does without its imports: Optuna, Plotly and scikit-learn
+        from imavae.report import over_gamma, study_figures  # a run does without Optuna, Plotly and scikit-learn
 
-        points = {record.number: record.values for record in results.records}
-        sections += study_figures.gamma_sections(results.members, points)
+        sections += over_gamma.gamma_sections(results)
         sections += study_figures.trial_sections(study_figures.trial_plots_of(results) if plots is None else plots)
     pictures = sorted(results.names.figures.glob("*.png"))
     if sections:  # the other pictures have an interactive form

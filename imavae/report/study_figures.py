@@ -2,8 +2,8 @@
 
 Optuna draws what concerns trials (history, importances, contour, slices, parallel coordinates, Pareto fronts), from a
 study in memory (:func:`optuna_study`). So a grid, a resumed study and a study of several objectives look the same.
-Metrics over gamma are drawn here (:class:`OverGamma`): Optuna shows one score per trial, and the spread over seeds, the
-diverged members and the two protocols of selection would be lost.
+Metrics over gamma are drawn by :mod:`imavae.report.over_gamma`: Optuna shows one score per trial, and the spread over
+seeds, the diverged members and the two protocols of selection would be lost.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -27,25 +26,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
-from plotly.graph_objects import Figure as PlotlyFigure
-from plotly.graph_objects import Scatter
 
 from imavae.config.settings import WORST_SCORE, StudyConfig
 from imavae.report import drawing, summary
-from imavae.report.display import compact, point_text, short_names
-from imavae.report.drawing import BLUE, INK, VERMILLION, floats
+from imavae.report.display import short_names
+from imavae.report.drawing import BLUE, VERMILLION, floats
+from imavae.report.interactive import Section, dressed
+from imavae.report.over_gamma import GAMMA, draw_over_gamma, gamma_quantities
 from imavae.report.summary import Floats
-from imavae.runs.records import BEST_MCC, at_best
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse
-from imavae.tracking import Value, member_name
 
 COST = "training steps of all members"  # a column of the table of trials
-GAMMA, WIDTH = "model.gamma", "model.hidden_factor"
+WIDTH = "model.hidden_factor"
 ENOUGH_TRIALS = 4  # fewer trials have no importances, contour, parallel coordinates or cost
 LOG_RATIO = 20  # an axis whose largest positive value is more than this times its smallest is logarithmic
-GROUPS = 12  # members of more gammas than this are drawn in so many groups of neighbouring gammas
-CONTRAST_FLOOR = 1e-8  # lower end of the log axis of c_IMA: smaller values are rounding errors
 HISTORY, SLICE, PARALLEL = "plot_optimization_history", "plot_slice", "plot_parallel_coordinate"
 IMPORTANCES, CONTOUR, FRONT = "plot_param_importances", "plot_contour", "plot_pareto_front"
 READINGS = {  # how to read a figure, by the function of Optuna that draws it
@@ -56,23 +51,6 @@ READINGS = {  # how to read a figure, by the function of Optuna that draws it
     CONTOUR: "Interpolated between the trials (dots), which differ in other parameters, too.",
     FRONT: "No trial is better than one on the front in one respect without being worse in the other.",
 }
-FAILED, EARLY = "diverged, counted as worst", "member that stopped early"
-MARKERS: dict[str, dict[str, Any]] = {  # of Plotly, by the kind of a member
-    "member": {"color": BLUE, "opacity": 0.5},
-    EARLY: {"color": BLUE, "symbol": "triangle-down-open"},
-    FAILED: {"color": INK, "symbol": "x-thin", "line": {"color": INK, "width": 2}},
-}
-
-
-class Section(NamedTuple):
-    """An interactive figure under its heading."""
-
-    heading: str
-    reading: str  # how to read the figure
-    figure: PlotlyFigure
-
-
-# ---- figures over trials, by Optuna
 
 
 @dataclass(frozen=True)
@@ -267,7 +245,7 @@ def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
     for plot in plots:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # some of these figures are experimental
-            figure = _look(getattr(optuna_plotly, plot.function)(plot.study, **plot.options))
+            figure = dressed(getattr(optuna_plotly, plot.function)(plot.study, **plot.options))
         if plot.function == FRONT:
             for trace in figure.data:  # Optuna colours both kinds of trials by their numbers
                 best = trace.marker.colorbar.title.text == "Best Trial"
@@ -290,157 +268,7 @@ def without_outliers(scores: Floats, mode: str) -> Floats:
     return np.clip(scores, *((fence, None) if mode == "max" else (None, fence)))
 
 
-# ---- metrics of members over gamma
-
-
-class Quantity(NamedTuple):
-    """A metric that is drawn over gamma: columns at the best val/mcc, and at the smallest val/neg_elbo."""
-
-    name: str
-    title: str
-    chosen: str
-    paper: str
-    log: bool = False
-
-
-MCC = Quantity("MCC", "Recovery of the sources over γ²", BEST_MCC, at_best("val/mcc", "val/neg_elbo"))
-SEEDS = Quantity("agreement of seeds", "Agreement of seeds over γ²", summary.AGREEMENT, summary.AGREEMENT)
-CIMA = [at_best("val/cima", criterion) for criterion in ("val/mcc", "val/neg_elbo")]
-CONTRAST = Quantity("c_IMA (nats)", "Local IMA contrast over γ²", CIMA[0], CIMA[1], log=True)
-
-
-@dataclass(frozen=True)
-class OverGamma:
-    """A quantity of all members that have a finite gamma, over gamma squared.
-
-    Members of up to ``GROUPS`` gammas are grouped by gamma, others in groups of neighbouring gammas.
-    """
-
-    quantity: Quantity
-    members: pd.DataFrame  # a row per member: what it is, x, y, at (x, or beside it to hide others less) and kind
-    groups: pd.DataFrame  # a row per group: x, low, median and high (quartiles of y), and paper (the other protocol's)
-    each: bool  # whether each gamma is a group
-    lines: Sequence[tuple[str, str, str]]  # column of groups, name and colour of each line
-
-    @classmethod
-    def of(cls, members: pd.DataFrame, quantity: Quantity) -> OverGamma:
-        """Collect a quantity from rows of ``members.csv``: y is at the best val/mcc, or else the smallest −ELBO."""
-        members, sources = members[np.isfinite(floats(members["gamma_sq"]))], summary.has_sources(members)
-        failed = summary.diverged(members)
-        x, floor = floats(members["gamma_sq"]), CONTRAST_FLOOR if quantity.log else -np.inf
-        columns = (quantity.chosen if sources else quantity.paper, quantity.paper)
-        y, paper = (np.maximum(summary.counted(members, column), floor) for column in columns)
-        gammas = np.unique(x)
-        rows = []
-        for group in np.array_split(gammas, min(len(gammas), GROUPS)) if len(gammas) else ():
-            inside = (x >= group[0]) & (x <= group[-1])
-            middle = float(np.exp(np.median(np.log(x[inside]))))
-            rows.append((middle, *summary.quartiles(y[inside]), summary.quartiles(paper[inside]).median))
-        table = drawing.finite_or_nan(np.array(rows, dtype=np.float64).reshape(-1, 5))
-        groups = pd.DataFrame(table, columns=["x", "low", "median", "high", "paper"])
-        gap = 0.08 * float(np.diff(np.log10(gammas)).min(initial=1.0)) if len(gammas) <= GROUPS else 0.0
-        at = x * 10 ** np.random.default_rng(0).uniform(-gap, gap, len(x))
-        kind = np.select([failed, ~np.isfinite(y), members["status"] == "stopped"], [FAILED, "", EARLY], "member")
-        lines = [("median", "median, best val/mcc", BLUE), ("paper", "median, smallest −ELBO", VERMILLION)]
-        if not sources:
-            lines = [("median", "median, smallest −ELBO", BLUE)]
-        about = [key for key in ("trial", "seed", "data.seed", "status", "epochs") if key in members]
-        members = members[about].assign(x=x, y=y, at=at, kind=kind)
-        return cls(quantity, members, groups, len(gammas) <= GROUPS, lines)
-
-    @property
-    def sound(self) -> pd.DataFrame:
-        """The members that have a value."""
-        return self.members[self.members["kind"].isin(["member", EARLY])]
-
-    @property
-    def failed(self) -> pd.DataFrame:
-        """The members that diverged; they count as the worst."""
-        return self.members[self.members["kind"] == FAILED]
-
-
-def gamma_quantities(members: pd.DataFrame) -> dict[str, OverGamma]:
-    """The quantities that a study shows over gamma, by the names of their files."""
-    file, quantity = ("mcc_vs_gamma", MCC) if summary.has_sources(members) else ("agreement_vs_gamma", SEEDS)
-    return {file: OverGamma.of(members, quantity), "cima_vs_gamma": OverGamma.of(members, CONTRAST)}
-
-
-def draw_over_gamma(shown: OverGamma) -> Figure:
-    """Draw members, quartiles and medians over gamma by Matplotlib; diverged members at the worst end of the axis."""
-    figure, log = drawing.new_figure(shown.quantity.title), shown.quantity.log
-    axes, sound, failed = figure.subplots(), shown.sound, shown.failed
-    if not len(sound):
-        drawing.write_on(axes, "no finite value")
-    if len(shown.members):
-        axes.set(xscale="log", yscale="log" if log else "linear")
-        axes.margins(0.08)
-        x, groups = shown.groups["x"], shown.groups
-        axes.scatter(sound["at"], sound["y"], s=9, color=BLUE, alpha=0.4, linewidths=0, label="member")
-        if shown.each:
-            axes.vlines(x, groups["low"], groups["high"], color=BLUE, linewidth=5, alpha=0.4, label="quartiles")
-        else:
-            axes.fill_between(x, groups["low"], groups["high"], color=BLUE, alpha=0.18, lw=0, label="quartiles nearby")
-        for (column, name, colour), stroke in zip(shown.lines, ("-o", "--D"), strict=False):
-            axes.plot(x, groups[column], stroke, color=colour, linewidth=1.6, markersize=5, mec="white", label=name)
-        if len(failed):
-            worst, place = np.full(len(failed), 0.98 if log else 0.02), axes.get_xaxis_transform()
-            axes.plot(failed["x"], worst, "x", color=INK, ms=5, transform=place, label=f"{FAILED} ({len(failed)})")
-        if not log:
-            axes.set_ylim(-0.03, 1.03)
-        drawing.legend(figure, *axes.get_legend_handles_labels())
-    drawing.dress(axes, "γ² (decoder precision)", f"{shown.quantity.name}, validation split")
-    return figure
-
-
-def gamma_sections(members: pd.DataFrame, points: Mapping[int, Mapping[str, Value]]) -> Iterator[Section]:
-    """Draw the quantities over gamma by Plotly, as far as members have values; ``points`` are the searched values of
-    each trial, by its number.
-    """
-    reading = "Each dot is a member: hover over it to see its trial and seed. Click a name in the legend to hide it."
-    for shown in gamma_quantities(members).values():
-        if len(shown.sound):
-            yield Section(f"{shown.quantity.name} over γ²", reading, _plot_over_gamma(shown, points))
-
-
-def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]) -> PlotlyFigure:
-    name, log = shown.quantity.name, shown.quantity.log
-    figure, worst = _look(PlotlyFigure()), 2 * shown.sound["y"].max() if log else 0.0
-    for kind, marker in MARKERS.items():
-        members: list[Any] = shown.members[shown.members["kind"] == kind].to_dict("records")
-        texts = []
-        for member in members:
-            lines = [
-                f"trial {member['trial']}, seed {member_name(member)}",
-                "" if kind == FAILED else f"{name} {compact(member['y'])}",
-                f"γ² {compact(member['x'])}",
-                f"{member['status']} after {member['epochs']} epochs",
-                *point_text({key: v for key, v in points[member["trial"]].items() if key != GAMMA}).split(" "),
-            ]
-            texts.append("<br>".join(escape(line) for line in lines if line))
-        if members:
-            y = [worst if kind == FAILED else member["y"] for member in members]
-            where = {"x": [member["at"] for member in members], "y": y, "text": texts, "hoverinfo": "text"}
-            label = f"{kind} ({len(members)})" if kind == FAILED else kind
-            figure.add_trace(Scatter(**where, mode="markers", name=label, marker={"size": 7, **marker}))
-    for (column, label, colour), dash in zip(shown.lines, ("solid", "dash"), strict=False):
-        where = {"x": shown.groups["x"].tolist(), "y": shown.groups[column].tolist(), "hoverinfo": "skip"}
-        line = {"color": colour, "width": 2, "dash": dash}
-        figure.add_trace(Scatter(**where, mode="lines+markers", name=label, line=line, marker={"size": 8}))
-    figure.update_xaxes(title="γ² (decoder precision)", type="log", exponentformat="power", dtick=1)
-    figure.update_yaxes(title=f"{name}, validation split", exponentformat="power")
-    return figure.update_yaxes(type="log", dtick=1) if log else figure.update_yaxes(range=[-0.03, 1.03])
-
-
-def _look(figure: PlotlyFigure) -> PlotlyFigure:
-    """Give a Plotly figure the common look."""
-    legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0}
-    font, margin = {"family": drawing.FONT, "size": 13, "color": INK}, {"l": 10, "r": 10, "t": 30, "b": 10}
-    figure.update_layout(template="simple_white", height=460, width=None, title=None, hovermode="closest")
-    figure.update_layout(font=font, legend=legend, margin=margin)
-    return figure.update_xaxes(automargin=True).update_yaxes(automargin=True)
-
-
-def draw_study(members: pd.DataFrame, plots: Sequence[TrialPlot], folder: Path, pdf: bool = False) -> list[Path]:
-    """Draw all figures of a study into a folder, and return the files."""
-    over_gamma = {file: draw_over_gamma(shown) for file, shown in gamma_quantities(members).items()}
-    return drawing.write(over_gamma | draw_trial_plots(plots), folder, pdf)
+def draw_study(results: Results, plots: Sequence[TrialPlot]) -> list[Path]:
+    """Draw all figures of a study into its folder, and return the files."""
+    figures = {file: draw_over_gamma(shown) for file, shown in gamma_quantities(results).items()}
+    return drawing.write(figures | draw_trial_plots(plots), results.names.figures, results.config.pdf)
