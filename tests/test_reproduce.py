@@ -264,7 +264,7 @@ def test_a_figure_is_judged_written_and_tracked(tmp_path: Path) -> None:
     home = store(study, members)
     found = library.reproduce_figure(config, [study], never, said.append)
     assert not found.passed
-    assert found.verdicts == {PASS: 14, FAIL: 1, NOT_JUDGED: 3}
+    assert found.verdicts == {PASS: 14, FAIL: 1, NOT_JUDGED: 4}
     assert found.folder == tmp_path / "reproduce" / "moebius_gamma"
     names = {"moebius_gamma.png", "table.md", "table.csv"}
     assert {path.name for path in found.folder.iterdir()} == names
@@ -370,7 +370,7 @@ def test_the_exit_code_says_whether_all_rows_agree(call: Callable[..., Outcome],
     home = store(config, like_published(config))
     outcome = call(*line, "pdf=true")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "15 PASS, 3 not judged" in outcome.out
+    assert "15 PASS, 4 not judged" in outcome.out
     assert str(home) in outcome.out
     figure = tmp_path / "reproduce" / "moebius_gamma" / "moebius_gamma.pdf"
     assert figure.is_file()

@@ -23,7 +23,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from imavae.paper import quantities as q
 from imavae.paper.quantities import ELBO_L_IMA, ELBO_LOG_PX, Points, Quantity, Study, Table, summarise, table
 from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, finite_or_nan, floats
-from imavae.report.summary import Floats, quartiles
+from imavae.report.summary import Floats, column_values, quartiles
 
 WIDTH = 5.5  # inches: the text of a NeurIPS page
 GREEN, ORANGE, PURPLE = "#009E73", "#E69F00", "#CC79A7"  # of Okabe and Ito
@@ -50,6 +50,7 @@ class Look:
 PUBLISHED = Look("published", VERMILLION, "D", "--", hollow=True)
 OURS = Look("ours, published estimator", BLUE, "o", "-")
 CORRECTED = Look("ours, corrected estimator", GREEN, "s", ":")
+LINEAR_ICA = Look("linear ICA", INK, "_", "-.")
 PRIOR_LOOKS = ((BLUE, "o", "-"), (ORANGE, "^", "--"), (PURPLE, "s", ":"))
 
 
@@ -67,6 +68,7 @@ def recovery(studies: Sequence[Study], points: Points, published: str | None, tr
         _medians(one, CORRECTED, points, study.members, quantity.best, aside)
         if published is not None:
             _published(one, table(published), quantity)
+    _medians(axes[0], LINEAR_ICA, points, study.members, q.LINEAR_ICA.column)
     if truth:
         x = points.positions(study.members)
         medians = [summarise(members, q.TRUTH).median for _, members in points.groups(study.members)]
@@ -87,6 +89,7 @@ def by_prior(studies: Sequence[Study], points: Points) -> Figure:
         for look, (prior, members) in zip(itertools.cycle(PRIOR_LOOKS), priors, strict=False):
             label = f"{prior} prior".replace("gaussian", "Gaussian")
             _medians(one, Look(label, *look), points, members, quantity.best)
+    _medians(axes[0], LINEAR_ICA, points, study.members, q.LINEAR_ICA.column)
     _legend(figure, axes)
     return figure
 
@@ -105,6 +108,7 @@ def over_contrast(studies: Sequence[Study], contrast: str, published: str | None
             _dots(one, study.members, contrast, quantity.best, CORRECTED)
         _dots(one, study.members, contrast, quantity.column, OURS)
         one.set_xlabel(rf"$c_{{\mathrm{{IMA}}}}$ of the {'linear map' if contrast == q.LINEAR else 'mixing'} (nats)")
+    _dots(axes[0], study.members, contrast, q.LINEAR_ICA.column, LINEAR_ICA)
     _legend(figure, axes)
     return figure
 
@@ -132,6 +136,9 @@ def self_consistency(studies: Sequence[Study]) -> Figure:
             _published(one, known, q.NEG_ELBO, -ENTROPY)
         else:
             _published(one, known, quantity)
+    for look, members in ((looks[0], rotation), (looks[2], mlp)):
+        look = dataclasses.replace(look, label=f"{look.label.partition(',')[0]}, linear ICA", marker="_", line="-.")
+        _medians(axes[3], look, q.OVER_GAMMA, members, q.LINEAR_ICA.column)
     if axes[0].get_ylim()[1] > WIDE_RATIO:
         axes[0].set_yscale("log")
     _legend(figure, axes, columns=2)
@@ -174,6 +181,8 @@ def over_epochs(studies: Sequence[Study]) -> Figure:
         one.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0)
         one.plot(x, middle, color=BLUE, linewidth=1.4, label="median and quartiles, corrected estimators")
     axes[0].plot([], [], color=GREY, linewidth=0.5, label="a member")
+    level = summarise(study.members, q.LINEAR_ICA.column).median
+    axes[1].axhline(level, color=INK, linewidth=1, linestyle="-.", label="linear ICA")
     _legend(figure, axes)
     return figure
 
@@ -237,7 +246,7 @@ def _marks(axes: Axes, look: Look, x: Floats, y: Floats, bars: Floats) -> None:
 
 def _dots(axes: Axes, rows: pd.DataFrame, x: str, y: str, look: Look) -> None:
     face = "none" if look.hollow else look.colour
-    places = floats(rows[x]), floats(rows[y])
+    places = floats(rows[x]), column_values(rows, y)
     axes.plot(*places, look.marker, color=look.colour, mfc=face, ms=3, mew=0.7, alpha=0.75, label=look.label)
 
 

@@ -32,7 +32,7 @@ from rich.table import Table as RichTable
 from scipy import stats
 
 from imavae.config.settings import StudyConfig
-from imavae.report.display import MISSING, compact
+from imavae.report.display import MISSING, compact, point_text
 from imavae.report.drawing import floats
 from imavae.report.summary import Floats, counted, quartiles
 from imavae.report.tables import plain_table
@@ -98,6 +98,7 @@ class Quantity(NamedTuple):
 
 
 MCC = Quantity("MCC", "MCC", f"val/mcc_batch {AT}", f"val/mcc {AT}", limits=(0.0, 1.02))
+LINEAR_ICA = Quantity("linear ICA", "MCC", f"val/mcc_linear_ica {AT}")  # MCC of each world
 CONTRAST = Quantity("c_IMA", r"$c_{\mathrm{IMA}}$ (nats)", f"val/cima_batch {AT}", f"val/cima {AT}", log=True)
 NEG_ELBO = Quantity("−ELBO", "−ELBO (nats)", BEST_NEG_ELBO)
 ERROR = Quantity("x error", r"mean of $(g(\mu(x)) - x)^2$", f"val/mse_obs {AT}", log=True)
@@ -168,6 +169,27 @@ def summarise(members: pd.DataFrame, column: str) -> Summary:
     worlds = np.array(members["data.seed"]) if "data.seed" in members else np.arange(len(members))
     low, median, high = quartiles(values)
     return Summary(int(keep.sum()), median, low, high, *interval(values[keep], worlds[keep]))
+
+
+def linear_rows(study: Study) -> list[Row]:
+    """Return a row of linear ICA's MCC over the worlds of each setting of the data, not judged."""
+    column = LINEAR_ICA.column
+    if column not in study.members:
+        return []
+    keys = [key for key in study.keys if key.startswith("data.")]
+    seeds = ["data.seed"] if "data.seed" in study.members else []
+    known = study.members.dropna(subset=column)
+    known = known.drop_duplicates(keys + seeds) if keys + seeds else known.head(1)
+    groups = known.groupby(keys, sort=False) if keys else [((), known)]
+    return [
+        Row(
+            study.name,
+            point_text(dict(zip(keys, key, strict=True))) or "all",
+            LINEAR_ICA.label,
+            summarise(group, column),
+        )
+        for key, group in groups
+    ]
 
 
 def interval(values: Floats, units: np.ndarray) -> tuple[float, float]:
@@ -317,7 +339,7 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 def _cells(row: Row) -> dict[str, str]:
     """Return the cells of a row by column; medians have three or four digits, numbers around them one less."""
     nats = row.quantity == NEG_ELBO.label
-    fine = row.quantity in (MCC.label, RATIO.label)
+    fine = row.quantity in (MCC.label, LINEAR_ICA.label, RATIO.label)
 
     def show(value: float, digits: int = 4 if nats else 3) -> str:
         whole = nats and 1000 <= abs(value) < math.inf  # powers of ten would hide differences: images have 1e4 nats

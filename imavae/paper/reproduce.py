@@ -19,7 +19,7 @@ from imavae.data.storage import write_text
 from imavae.errors import UserError, require
 from imavae.paper import draw
 from imavae.paper.figures import PaperFigure, paper_figure
-from imavae.paper.quantities import FAIL, PASS, Row, Study, frame, markdown_table
+from imavae.paper.quantities import FAIL, PASS, Row, Study, frame, linear_rows, markdown_table
 from imavae.report.display import clock
 from imavae.report.drawing import write
 from imavae.runs.folder import RunFolder, essence
@@ -72,7 +72,7 @@ def reproduce_figure(
     figure = paper_figure(config.figure or "")
     wanted = [dataclasses.replace(one, resume=False, name=None if one.resume else one.name) for one in wanted]
     studies = [figure.kind.derive(_study(one, config.plot_only, run, report)) for one in wanted]
-    rows = figure.kind.rows(studies)
+    rows = figure.kind.rows(studies) + [row for study in studies for row in linear_rows(study)]
     notes = [figure.differs, *(f"{study.name}: {_intervals(study)}." for study in studies)]
     found = Reproduction(figure, studies, rows, notes, Path(config.output_dir).resolve() / "reproduce" / figure.name)
     with matplotlib.rc_context(fname=draw.STYLE):

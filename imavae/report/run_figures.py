@@ -32,13 +32,14 @@ def run_figures(
     history: pd.DataFrame,
     folder: Path,
     pdf: bool = False,
+    linear_ica: Sequence[float] = (),
 ) -> list[Path]:
     """Draw one point's members, at their best states on the validation split, into a folder; return the files.
 
     Without sources, latents have no figure, and ``val/agreement`` takes the place of ``val/mcc`` in ``history`` (rows
-    of ``history.csv``), if there are several seeds.
+    of ``history.csv``), if there are several seeds. ``linear_ica`` has the MCC of linear ICA in each world.
     """
-    figures = {"learning_curves": learning_curves(history), "posterior_variance": _variances(shapes, names)}
+    figures = {"learning_curves": learning_curves(history, linear_ica), "posterior_variance": _variances(shapes, names)}
     if shapes.sources.shape[1]:
         figures["latents"] = _latents(shapes, names, factors)
     if history["val/gamma"].nunique() > 1:
@@ -52,8 +53,8 @@ def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path
     return drawing.write(figures, folder, pdf)
 
 
-def learning_curves(history: pd.DataFrame) -> Figure:
-    """Draw the score and −ELBO of each member over epochs, with its best value."""
+def learning_curves(history: pd.DataFrame, linear_ica: Sequence[float] = ()) -> Figure:
+    """Draw the score and −ELBO of each member over epochs, with its best value, and linear ICA's in each world."""
     figure = drawing.new_figure("Learning curves of the members", 9.6, 4.0)
     left, right = figure.subplots(1, 2)
     score = "val/mcc" if "val/mcc" in history else "val/agreement"
@@ -81,7 +82,9 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     handles, labels = right.get_legend_handles_labels()
     if many:
         handles, labels = handles[:1], [f"each of {len(curves)} members"]
-    legend(figure, [*handles, *left.plot([], [], "o", color=INK, markersize=4)], [*labels, "best value"])
+    marks = left.plot([], [], "o", color=INK, markersize=4)
+    marks += [left.axhline(level, color=INK, linewidth=1, linestyle="-.") for level in linear_ica][:1]
+    legend(figure, [*handles, *marks], [*labels, "best value", "linear ICA"][: len(handles + marks)])
     return figure
 
 

@@ -1,0 +1,116 @@
+"""What tables, figures and the answer say of linear ICA: it stands beside every MCC, per world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from imavae.config.settings import run_config, study_config
+from imavae.paper.quantities import NOT_JUDGED, Study, linear_rows
+from imavae.report.html import answer
+from imavae.report.run_figures import learning_curves
+from imavae.report.summary import LINEAR_ICA, compared_with_linear, counted, linear_ica
+from imavae.report.tables import best_trials, chosen_table, member_table, metric_table
+from imavae.runs.folder import Stored
+from imavae.runs.results import Results
+from imavae.tracking import TrialRecord
+
+LEVELS = {4: 0.61, 9: 0.97, 11: 0.63}  # of linear ICA, by data.seed
+
+
+def members(trial: int = 0, lost: bool = True, **columns: Any) -> pd.DataFrame:
+    """Two members in each of three worlds; one diverged before its first validation."""
+    worlds = [seed for seed in LEVELS for _ in range(2)]
+    reference = np.array([LEVELS[seed] for seed in worlds])
+    rows = pd.DataFrame(
+        {
+            "trial": trial,
+            "seed": [1, 2] * 3,
+            "data.seed": worlds,
+            "gamma": 10.0,
+            "gamma_sq": 100.0,
+            "status": "finished",
+            "epochs": 30,
+            "max val/mcc": np.linspace(0.7, 0.8, 6),
+            "min val/neg_elbo": 1.0,
+            "val/mcc at min val/neg_elbo": 0.7,
+            "test/mcc at max val/mcc": 0.72,
+            **{f"{split}/mcc_linear_ica at {state}": reference + 0.001 * (split == "test")
+               for split in ("val", "test") for state in ("max val/mcc", "min val/neg_elbo")},
+            **columns,
+        }
+    )  # fmt: skip
+    if lost:
+        rows["status"] = rows["status"].where(rows.index != 1, "diverged")
+        rows.loc[1, [column for column in rows.columns.astype(str) if "/mcc" in column]] = np.nan
+    return rows
+
+
+def test_each_world_has_one_value_whichever_members_diverged() -> None:
+    assert linear_ica(members()).tolist() == list(LEVELS.values())
+    assert linear_ica(members(), "test") == pytest.approx([0.611, 0.971, 0.631])
+    known = counted(members(), LINEAR_ICA["val"])
+    assert known[0] == LEVELS[4]
+    assert np.isnan(known[1])
+    assert counted(members(), "max val/mcc")[1] == 0
+    before = members().drop(columns=[column for column in members().columns.astype(str) if "linear" in column])
+    assert not len(linear_ica(before))  # results of an earlier version, or without sources
+
+
+def test_a_result_is_compared_by_its_gain_and_by_how_linear_its_world_is() -> None:
+    cases = [(0.9, 0.6), (0.6, 0.6), (0.99, 0.96)]
+    beats, equals, nearly = (compared_with_linear(mcc, np.array([level])) for mcc, level in cases)
+    assert "0.600" in beats
+    assert "0.300" in beats
+    assert "0.300" not in equals
+    assert len({text.replace("0.600", "").replace("0.960", "") for text in (beats, equals, nearly)}) == 3
+    several = compared_with_linear(0.9, np.array([*LEVELS.values()]))
+    assert all(f"{number:.3f}" in several for number in (0.61, 0.63, 0.97))
+    assert compared_with_linear(0.9, np.array([])) == ""
+
+
+def test_tables_have_it_beside_the_mcc() -> None:
+    frame = pd.concat([members(0), members(1, False)], ignore_index=True)
+    trials = pd.DataFrame({"trial": [0, 1], "score": [0.7, 0.75], "status": "finished", "epochs": 30})
+    best = best_trials(frame, trials, [], "max")
+    assert [row[best.columns.index("linear ICA")] for row in best.rows] == ["0.630", "0.630"]
+    each = member_table(members())
+    column = [row[each.columns.index("linear ICA")] for row in each.rows]
+    assert column[:4] == ["0.610", "–", "0.970", "0.970"]
+    assert "0.631" in [row[-1] for row in chosen_table(members()).rows]
+    values = pd.DataFrame({"gamma": 10.0, "test/mcc": [0.7], "test/mcc_linear_ica": [0.98]})
+    assert "0.980" in metric_table(values, "model.pt").caption
+
+
+def test_the_answer_compares_with_it(tmp_path: Path) -> None:
+    record = TrialRecord(0, {}, "finished", 0.75, [], cast(Any, members(lost=False).to_dict("records")))
+    stored = (Stored(record, None, 0),)
+    said = answer(Results(tmp_path, run_config({"members": {"seed": [1, 2], "data": {"seed": [*LEVELS]}}}), stored))
+    assert any("0.630" in sentence for sentence in said)
+
+
+def test_learning_curves_have_a_line_per_world() -> None:
+    epoch = np.arange(5, 55, 5)
+    history = pd.DataFrame({"seed": 1, "epoch": epoch, "val/mcc": 1 - 1 / epoch, "val/neg_elbo": 1 / epoch})
+    with_lines, without = learning_curves(history, [0.6, 0.9]), learning_curves(history)
+    levels = [line.get_ydata() for line in with_lines.axes[0].lines[len(without.axes[0].lines) :]]
+    assert np.array(levels, dtype=np.float64).tolist() == [[0.6, 0.6], [0.9, 0.9]]
+
+
+@pytest.mark.parametrize("searched", [True, False])
+def test_a_figure_of_the_paper_has_a_row_per_setting_of_its_data(searched: bool) -> None:
+    search = {"model": {"gamma": {"type": "choice", "values": [10.0, 31.0]}}}
+    other = {"data": {"dim": {"type": "choice", "values": [2, 3]}}} if searched else {}
+    settings = {"search": search | other, "sampler": {"name": "grid"}, "study": "own"}
+    frame = pd.concat([members(0), members(1, False)], ignore_index=True)
+    frame = frame.assign(**{"model.gamma": frame["trial"] * 21.0 + 10, "data.dim": frame["trial"] + 2})
+    study = Study(study_config(settings), Path(), frame, pd.DataFrame(), 1.0)
+    rows = linear_rows(study)
+    assert [(row.ours.n, row.ours.median) for row in rows] == [(3, 0.63)] * (2 if searched else 1)
+    assert {row.verdict for row in rows} == {NOT_JUDGED}
+    before = Study(study.config, Path(), frame[["trial", "seed"]], pd.DataFrame(), 1.0)
+    assert linear_rows(before) == []
