@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imavae.report.summary import CHOICES, choices, selection_metrics
+from imavae.report.summary import CHOICES, choices, preferred, selection_metrics
 from imavae.report.tables import selection_table
 from tests.helpers import console, text_of
 
@@ -88,10 +88,25 @@ def test_a_single_seed_has_no_agreement_to_choose_by() -> None:
     assert "regret/neg_elbo/a point" in selection_metrics(table)
 
 
-def test_the_table_says_whom_to_trust_in_80_columns() -> None:
+def test_the_table_has_every_kind_of_choice_in_80_columns() -> None:
     output = console()
     output.print(selection_table(choices(hand_made(), TRIALS, ["model.gamma"])))
     text = text_of(output)
     assert max(map(len, text.splitlines())) <= 80
-    assert "For a point trust val/neg_elbo." in " ".join(text.split())
     assert all(choice in text for choice in CHOICES)
+
+
+def regrets(neg_elbo: list[float], agreement: list[float]) -> pd.DataFrame:
+    """Choices of one kind."""
+    return pd.DataFrame({"regret by val/neg_elbo": neg_elbo, "regret by val/agreement": agreement})
+
+
+def test_a_criterion_is_advised_from_enough_choices_and_if_its_worst_one_is_better_too() -> None:
+    small, large = [0.01] * 9 + [0.05], [0.03] * 9 + [0.08]
+    assert preferred(regrets(small, large)) == "val/neg_elbo"
+    assert preferred(regrets(large, small)) == "val/agreement"
+    assert preferred(regrets(small[1:], large[1:])) is None  # nine choices
+    assert preferred(regrets([*small[1:], 0.29], large)) is None  # better in the median, worse at worst
+    assert preferred(regrets(small, small)) is None
+    assert preferred(regrets(small, [value + 0.005 for value in small])) is None
+    assert preferred(regrets(small, [np.nan] * 10)) is None  # a single seed has no agreement

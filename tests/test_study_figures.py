@@ -119,9 +119,9 @@ def test_each_objective_has_its_own_importances() -> None:
 def test_a_grid_has_importances_and_a_log_axis() -> None:
     gamma = Parameter("model.gamma", "choice", values=(3.0, 30.0, 300.0))
     layers = Parameter("model.n_layers", "choice", values=(2, 3))
-    rows = [(g, n) for g in (3.0, 30.0, 300.0) for n in (2, 3)]
+    rows = [(g, n) for g in (3.0, 30.0, 300.0) for n in (2, 3)] * 4
     trials = pd.DataFrame(rows, columns=["model.gamma", "model.n_layers"])
-    trials = trials.assign(trial=range(6), status="finished", score=np.log(trials["model.gamma"]))
+    trials = trials.assign(trial=range(24), status="finished", score=np.log(trials["model.gamma"]))
     found = {plot.file: plot for plot in trial_plots(trials, [gamma, layers], MCC)}
     assert shares(found["importances"])["γ²"] > 0.9
     distribution = found["contour"].study.trials[0].distributions["γ²"]
@@ -162,7 +162,31 @@ def test_a_very_bad_score_does_not_flatten_the_others() -> None:
     limits = plot.ranges["y"]
     assert limits is not None
     assert limits[1] < 1
-    assert plot.hidden == 1
+    assert plot.note.startswith("1 ")
+    sections = {section.heading: section for section in trial_sections([plot])}
+    assert plot.note in sections[plot.title].reading
+    assert "1 " in plots(trials, ENERGY)["parallel_coordinates"].note
+    assert not any(plot.note for plot in plots(trials[:4], ENERGY).values())
+
+
+def test_scores_near_one_are_drawn_as_their_distance_from_it_on_a_log_axis() -> None:
+    score = 1 - np.geomspace(1e-4, 0.09, 30)
+    found = plots(points(30).assign(score=score))
+    history = found["optimisation_history"]
+    assert [trial.values[0] for trial in history.study.trials] == pytest.approx(1 - score)
+    assert history.ranges["y"] is None
+    [figure] = draw_trial_plots([history]).values()
+    assert figure.axes[0].get_yscale() == "log"
+    [section] = trial_sections([history])
+    assert section.figure.layout.yaxis.type == "log"
+    score[3] = 0.89
+    assert plots(points(30).assign(score=score))["optimisation_history"].ranges["y"] is not None
+
+
+def test_a_contour_needs_enough_trials_to_interpolate_between() -> None:
+    trials = points(40).assign(score=np.arange(40.0))
+    assert "contour" in plots(trials)
+    assert "contour" not in plots(trials[:12])
 
 
 # ---- fronts and costs
@@ -240,11 +264,11 @@ CASES = {
     ),
     "a parameter that no trial has": (
         points(9).assign(score=np.arange(9.0)).drop(columns=["model.slope", COST]),
-        {*FIRST, "importances", "parallel_coordinates", "contour"},
+        {*FIRST, "importances", "parallel_coordinates"},
     ),
     "infinite scores": (
         points(9).assign(score=[0.1, 1e12, np.inf, -np.inf, 0.4, 0.5, 0.6, 0.7, 0.8]),
-        {*FIRST, "importances", "parallel_coordinates", "contour", "score_vs_cost"},
+        {*FIRST, "importances", "parallel_coordinates", "score_vs_cost"},
     ),
 }
 

@@ -50,12 +50,12 @@ SHARED_SUPPORT = Requirement(
     "prior and source have different supports", lambda config, _: support(config) == config.data.support
 )
 UNIFORM_SOURCES = Requirement(
-    "the prior's CDF maps onto the sources only if they are uniform and the prior is not",
-    lambda config, _: (
-        isinstance(config.data, DrawnData)
-        and isinstance(config.data.source, UniformSource)
-        and not isinstance(config.model.prior, UniformPrior)
-    ),
+    "the sources are not drawn from a uniform distribution, onto which a prior's CDF maps",
+    lambda config, _: isinstance(config.data, DrawnData) and isinstance(config.data.source, UniformSource),
+)
+OTHER_PRIOR = Requirement(
+    "the prior is uniform: its CDF is linear and changes no correlation",
+    lambda config, _: not isinstance(config.model.prior, UniformPrior),
 )
 FEWER_NUMBERS = Requirement(
     "images have more numbers than the rows on which a linear map would be fitted",
@@ -164,7 +164,9 @@ def mcc_mean(at: Evaluation) -> torch.Tensor:
     return identifiability.matched_mean(at.correlation(at.standardised_locations))
 
 
-@Metric("max", "max_π (1/d) Σ_k |corr(s_k, F_p(z_π(k)))|", TCL, needs=[SOURCES, UNIFORM_SOURCES], floor=0.0)
+@Metric(
+    "max", "max_π (1/d) Σ_k |corr(s_k, F_p(z_π(k)))|", TCL, needs=[SOURCES, UNIFORM_SOURCES, OTHER_PRIOR], floor=0.0
+)
 def mcc_cdf(at: Evaluation) -> torch.Tensor:
     """As mcc, with samples mapped through the prior's CDF; for uniform sources under another prior."""
     return identifiability.matched_mean(at.correlation(identifiability.standardised(at.cdf)))

@@ -142,7 +142,8 @@ def draw_over_gamma(shown: OverGamma) -> Figure:
         drawing.write_on(axes, "no finite value")
     if len(members):
         axes.set(xscale="log", yscale="log" if quantity.log else "linear")
-        axes.margins(0.08)
+        axes.set_xlim(members["x"].min() / 2, members["x"].max() * 2)
+        axes.margins(y=0.08)
         handles = axes.plot(sound["x"], sound["y"], ".", color=GREY, alpha=0.5, markeredgewidth=0, label="member")
         for line in (group.sort_values("x") for _, group in trials.groupby("line") if len(group) > 1):
             colour = SEED_COLOURS[shown.colours.index(line["colour"].iloc[0])]
@@ -168,7 +169,6 @@ def draw_over_gamma(shown: OverGamma) -> Figure:
             worst = np.full(len(failed), 0.98 if quantity.log and not shown.flipped else 0.02)
             label = f"{FAILED} ({len(failed)})"
             handles += axes.plot(failed["x"], worst, "x", color=INK, markersize=5, transform=place, label=label)
-        axes.set_xlim(members["x"].min() / 2, members["x"].max() * 2)
         if shown.limits:
             axes.set_ylim(*shown.limits)
         if shown.flipped:

@@ -29,17 +29,18 @@ from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 
 from imavae.config.settings import WORST_SCORE, StudyConfig
 from imavae.report import drawing, summary
-from imavae.report.display import short_names
+from imavae.report.display import compact, short_names
 from imavae.report.drawing import BLUE, VERMILLION, floats
 from imavae.report.interactive import Section, dressed
-from imavae.report.over_gamma import GAMMA, draw_over_gamma, gamma_quantities
+from imavae.report.over_gamma import GAMMA, NEAR_ONE, draw_over_gamma, gamma_quantities
 from imavae.report.summary import Floats
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse
 
 COST = "training steps of all members"  # a column of the table of trials
 WIDTH = "model.hidden_factor"
-ENOUGH_TRIALS = 4  # fewer trials have no importances, contour, parallel coordinates or cost
+ENOUGH_TRIALS = 4  # fewer trials have no importances, parallel coordinates or cost
+ENOUGH_FOR_CONTOUR = 20  # a contour interpolates: between fewer trials it would be made up
 LOG_RATIO = 20  # an axis whose largest positive value is more than this times its smallest is logarithmic
 HISTORY, SLICE, PARALLEL = "plot_optimization_history", "plot_slice", "plot_parallel_coordinate"
 IMPORTANCES, CONTOUR, FRONT = "plot_param_importances", "plot_contour", "plot_pareto_front"
@@ -63,7 +64,7 @@ class TrialPlot:
     study: optuna.Study
     options: Mapping[str, Any]  # further arguments of the function
     ranges: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)  # of x and y; None: logarithmic
-    hidden: int = 0  # outliers out of these ranges
+    note: str = ""  # what it leaves out or moves
 
 
 def trial_plots_of(results: Results) -> list[TrialPlot]:
@@ -87,14 +88,22 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
     moved = [p for p in parameters if p.key in trials and trials[p.key].nunique(dropna=False) > 1]
     if not len(trials):
         return
-    clipped = trials.assign(**{goal: without_outliers(floats(trials[goal]), mode) for goal, mode in goals.items()})
+    # Scores near 1 are drawn as their distance from it, on a logarithmic axis.
+    near = {
+        g: f"1 − {g}" for g, mode in goals.items() if mode == "max" and trials[g].between(NEAR_ONE, 1, "neither").all()
+    }
+    trials = trials.assign(**{goal: 1 - trials[goal].astype(float) for goal in near}).rename(columns=near)
+    goals = {near.get(goal, goal): "min" if goal in near else mode for goal, mode in goals.items()}
+    linear = [goal for goal in goals if goal not in near.values()]
+    clipped = trials.assign(**{goal: without_outliers(floats(trials[goal]), goals[goal]) for goal in linear})
     outside = {goal: int((clipped[goal] != trials[goal]).sum()) for goal in goals}
 
     def ranged(file: str, title: str, function: str, **axes: str) -> TrialPlot:
         study = optuna_study(trials, moved, {goal: goals.get(goal, "min") for goal in axes.values()})
         options = {"target_names": list(axes.values())} if function == FRONT else {"target_name": axes["y"]}
-        ranges = {side: _range(clipped[goal]) for side, goal in axes.items()}
-        return TrialPlot(file, title, function, study, options, ranges, sum(outside.get(g, 0) for g in axes.values()))
+        ranges = {s: _range(clipped[goal]) if goal in (*linear, COST) else None for s, goal in axes.items()}
+        hidden = sum(outside.get(goal, 0) for goal in axes.values())
+        return TrialPlot(file, title, function, study, options, ranges, f"{hidden} worse not shown" * (hidden > 0))
 
     first = next(iter(goals))
     yield ranged("optimisation_history", "Optimisation history", HISTORY, y=first)
@@ -104,8 +113,10 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
         return
     for n, (goal, mode) in enumerate(goals.items(), 1):
         number, named, study = f"_{n}" * (n > 1), {"target_name": goal}, optuna_study(clipped, moved, {goal: mode})
+        fence = clipped[goal].min() if mode == "max" else clipped[goal].max()
+        note = f"{outside[goal]} worse drawn as {compact(fence)}" if outside[goal] else ""
         if len(moved) > 1:
-            yield TrialPlot(f"parallel_coordinates{number}", f"All trials: {goal}", PARALLEL, study, named)
+            yield TrialPlot(f"parallel_coordinates{number}", f"All trials: {goal}", PARALLEL, study, named, note=note)
         if len(moved) > 1 and trials[goal].nunique() > 1:
             scaled = optuna_study(trials, moved, {goal: mode}, search_scale=True)
             evaluator = Importances(scaled)
@@ -115,10 +126,10 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
             names, order = _labels(moved), list(evaluator.shares)
             numbers = [p.key for p in moved if trials[p.key].dtype.kind in "if" and trials[p.key].nunique() > 1]
             numbers.sort(key=lambda key: (key != GAMMA, key != WIDTH, order.index(names[key])))
-            if len(numbers) > 1:
+            if len(numbers) > 1 and len(trials) >= ENOUGH_FOR_CONTOUR:
                 pair = [names[key] for key in numbers[:2]]
                 title, options = f"{goal} over {pair[0]} and {pair[1]}", {"params": pair, **named}
-                yield TrialPlot(f"contour{number}", title, CONTOUR, study, options)
+                yield TrialPlot(f"contour{number}", title, CONTOUR, study, options, note=note)
         if COST in trials and trials[COST].nunique() > 1:
             yield ranged(f"score_vs_cost{number}", f"{goal} against cost", FRONT, x=COST, y=goal)
     for n, (x, y) in enumerate(combinations(goals, 2), 1):
@@ -221,7 +232,7 @@ def _restyle(figure: Figure, plot: TrialPlot) -> None:
             old.remove()
         for place in ("center", "left"):
             axes.set_title("", loc=place)
-        note = f"{plot.hidden} worse not shown" if plot.hidden and axes is main else ""
+        note = plot.note if axes is main else ""
         x_label = axes.get_xlabel().replace("Hyperparameter Importance", "importance")
         drawing.dress(axes, x_label, axes.get_ylabel(), note)
     if plot.function == IMPORTANCES:
@@ -255,7 +266,7 @@ def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
             figure.update_layout(margin={"l": 70})
         for side, limits in plot.ranges.items():
             getattr(figure, f"update_{side}axes")(type="linear" if limits else "log", range=limits)
-        yield Section(plot.title, READINGS[plot.function], figure)
+        yield Section(plot.title, f"{READINGS[plot.function]} {plot.note}", figure)
 
 
 def without_outliers(scores: Floats, mode: str) -> Floats:

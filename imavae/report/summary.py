@@ -36,6 +36,8 @@ Floats = NDArray[np.float64]
 AGREEMENT = at_best("val/agreement", "val/neg_elbo")  # takes the place of MCC where there are no sources
 CHOICES = ("a point", "a member of a point", "a member of any point")
 ORACLE = "val/mcc"
+ENOUGH_CHOICES = 10  # fewer choices of a kind advise nothing
+CLOSE_REGRETS = 0.01  # regrets that differ by less do not favour a criterion
 LINEAR_ICA = {split: at_best(f"{split}/mcc_linear_ica", "val/mcc") for split in ("val", "test")}  # column by split
 
 
@@ -240,6 +242,22 @@ def _chosen(rivals: pd.DataFrame) -> dict[str, float]:
     return found | {
         f"regret by {name}": oracle - found[f"MCC by {name}"] for name in BLIND if f"MCC by {name}" in found
     }
+
+
+def preferred(group: pd.DataFrame) -> str | None:
+    """The criterion to advise, from rows of one kind of choice: its regret is smaller in the median and at worst.
+
+    None from fewer than ``ENOUGH_CHOICES`` choices, or if no criterion leads in both, or by too little to matter.
+    """
+    regrets = {name: column_values(group, f"regret by {name}") for name in BLIND}
+    if len(group) < ENOUGH_CHOICES or np.isnan(list(regrets.values())).any():
+        return None
+    losses = {name: np.array([np.median(values), values.max()]) for name, values in regrets.items()}
+    for name, loss in losses.items():
+        leads = [other - loss for rival, other in losses.items() if rival != name]
+        if all((lead >= 0).all() and lead.max() > CLOSE_REGRETS for lead in leads):
+            return name
+    return None
 
 
 def selection_metrics(table: pd.DataFrame) -> dict[str, float]:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 NO_SOURCES = "There are no sources, hence no MCC: states and members are chosen by val/neg_elbo."
 COLUMN_PER_PARAMETER = 2  # up to this many searched parameters besides gamma have a column each; more share one
-CLOSE_REGRETS = 0.01  # regrets that differ by less do not favour a criterion
 
 
 @dataclass(frozen=True)
@@ -236,8 +235,8 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
 
 
 def selection_table(chosen: pd.DataFrame) -> Table:
-    """Medians over the choices of each kind (:func:`imavae.report.summary.choices`), and which criterion to trust."""
-    rows, verdicts = [], []
+    """Medians over the choices of each kind (:func:`imavae.report.summary.choices`), and what they advise."""
+    rows, advice = [], []
     for choice, group in chosen.groupby("choice", sort=False):
         fewest, most = group["among"].min(), group["among"].max()
         regrets = {name: summary.median(group, f"regret by {name}") for name in summary.BLIND}
@@ -250,16 +249,15 @@ def selection_table(chosen: pd.DataFrame) -> Table:
                 worst = group[f"regret by {name}"].max()
                 cells.append(f"{fixed(summary.median(group, f'MCC by {name}'))}\n({fixed(regret)}, {fixed(worst)})")
         rows.append(cells)
-        if not np.isnan(list(regrets.values())).any():
-            best = min(regrets, key=regrets.__getitem__)
-            close = max(regrets.values()) - regrets[best] < CLOSE_REGRETS
-            verdicts.append(f"For {choice} {'either will do' if close else f'trust {best}'}.")
+        if best := summary.preferred(group):
+            advice.append(f"For {choice}, prefer {best}.")
     caption = (
         "Test MCC of what each criterion chooses, median over choices; in brackets the regret against val/mcc, "
-        "the oracle: median, worst. "
+        f"the oracle: median, worst. A criterion is advised from {summary.ENOUGH_CHOICES} choices of a kind on, if it "
+        "loses less both in the median and at worst. "
     )
     columns = ["chosen", "among", "choices", ORACLE, *summary.BLIND]
-    return Table("Choosing without ground truth", caption + " ".join(verdicts), columns, rows, ["chosen"])
+    return Table("Choosing without ground truth", caption + " ".join(advice), columns, rows, ["chosen"])
 
 
 def space_table(parameters: Sequence[Parameter]) -> Table:

@@ -251,8 +251,6 @@ def train(
             with patch("ray.air._internal.usage.tag_callbacks"):  # it imports MLflow, for statistics that are off
                 _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
         recorder.close()
-        at_once = min(slots, searcher.n_trials or 1)
-        ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
     except KeyboardInterrupt as error:
         ledger.interrupted = interruption_of(error)
         recorder.abandon()
@@ -263,6 +261,9 @@ def train(
             recorder.close()  # write what has finished
         ledger.close("failed")
         raise
+    finally:
+        at_once = min(slots, recorder.n_trials or 1)
+        ledger.work_seconds = recorder.total("train_seconds", "validate_seconds") / at_once
 
 
 def _plan(
