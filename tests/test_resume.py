@@ -99,6 +99,7 @@ def broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ledger = run(config(folder), two_have_ended_and_one_is_recorded)
     assert ledger.interrupted is not None
+    assert ledger.work_seconds > 0
     assert 0 < len(ledger.records) < 8
     return folder
 

@@ -101,8 +101,13 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
     def ranged(file: str, title: str, function: str, **axes: str) -> TrialPlot:
         study = optuna_study(trials, moved, {goal: goals.get(goal, "min") for goal in axes.values()})
         options = {"target_names": list(axes.values())} if function == FRONT else {"target_name": axes["y"]}
-        ranges = {s: _range(clipped[goal]) if goal in (*linear, COST) else None for s, goal in axes.items()}
-        hidden = sum(outside.get(goal, 0) for goal in axes.values())
+        inside = {goal: trials[goal][clipped[goal] == trials[goal]] for goal in axes.values()}
+        ranges = {s: _range(inside[goal]) if goal in (*linear, COST) else None for s, goal in axes.items()}
+        hidden = sum(
+            int((~trials[goal].between(*limits)).sum())
+            for limits, goal in zip(ranges.values(), inside, strict=True)
+            if limits
+        )
         return TrialPlot(file, title, function, study, options, ranges, f"{hidden} worse not shown" * (hidden > 0))
 
     first = next(iter(goals))
