@@ -12,6 +12,7 @@ import pytest
 from imavae.config.settings import run_config, study_config
 from imavae.paper.quantities import NOT_JUDGED, Study, linear_rows
 from imavae.report.html import answer
+from imavae.report.over_gamma import CONTRAST, MCC, OverGamma, draw_over_gamma
 from imavae.report.run_figures import learning_curves
 from imavae.report.summary import LINEAR_ICA, compared_with_linear, counted, linear_ica
 from imavae.report.tables import best_trials, chosen_table, member_table, metric_table
@@ -22,7 +23,7 @@ from imavae.tracking import TrialRecord
 LEVELS = {4: 0.61, 9: 0.97, 11: 0.63}  # of linear ICA, by data.seed
 
 
-def members(trial: int = 0, lost: bool = True, **columns: Any) -> pd.DataFrame:
+def members(trial: int = 0, lost: bool = True) -> pd.DataFrame:
     """Two members in each of three worlds; one diverged before its first validation."""
     worlds = [seed for seed in LEVELS for _ in range(2)]
     reference = np.array([LEVELS[seed] for seed in worlds])
@@ -41,7 +42,6 @@ def members(trial: int = 0, lost: bool = True, **columns: Any) -> pd.DataFrame:
             "test/mcc at max val/mcc": 0.72,
             **{f"{split}/mcc_linear_ica at {state}": reference + 0.001 * (split == "test")
                for split in ("val", "test") for state in ("max val/mcc", "min val/neg_elbo")},
-            **columns,
         }
     )  # fmt: skip
     if lost:
@@ -114,3 +114,16 @@ def test_a_figure_of_the_paper_has_a_row_per_setting_of_its_data(searched: bool)
     assert {row.verdict for row in rows} == {NOT_JUDGED}
     before = Study(study.config, Path(), frame[["trial", "seed"]], pd.DataFrame(), 1.0)
     assert linear_rows(before) == []
+
+
+@pytest.mark.parametrize("mcc", [0.75, 0.95])  # the second is drawn as its distance from 1
+def test_the_figure_over_gamma_has_its_level_within_its_axis(mcc: float) -> None:
+    reached = np.linspace(mcc, mcc + 0.03, 6)
+    frame = members(lost=False).assign(**{"max val/mcc": reached, "val/mcc at min val/neg_elbo": reached})
+    trials = pd.DataFrame({"trial": [0], "score": [mcc], "status": "finished", "epochs": 30})
+    shown = OverGamma.of(frame, trials, MCC)
+    assert shown.linear_ica == pytest.approx(0.37 if mcc > 0.9 else 0.63)
+    axes = draw_over_gamma(shown).axes[0]
+    assert [shown.linear_ica] * 2 in [list(np.array(line.get_ydata(), dtype=np.float64)) for line in axes.lines]
+    assert min(axes.get_ylim()) < shown.linear_ica < max(axes.get_ylim())
+    assert np.isnan(OverGamma.of(frame, trials, CONTRAST).linear_ica)

@@ -73,6 +73,7 @@ class OverGamma:
     colours: Sequence[str]  # what each colour stands for; one empty text if colours show nothing
     shapes: Sequence[str]
     floored: int  # number of values below CONTRAST_FLOOR, which are drawn there
+    linear_ica: float  # the same quantity of linear ICA, median over worlds; NaN without any
 
     @classmethod
     def of(
@@ -101,12 +102,13 @@ class OverGamma:
         found = found.assign(early=found["status"] == "stopped", colour=colour, shape=shape, line=line)
         each["y"] = drawing.finite_or_nan(np.where(lost, np.nan, floats(each["y"])))
         found[DRAWN] = drawing.finite_or_nan(found[DRAWN].to_numpy(dtype=np.float64))
+        linear_ica = summary.median(members, summary.LINEAR_ICA["val"]) if quantity is MCC else np.nan
         flipped = not quantity.log and bool(min(each["y"].min(), found[DRAWN].min(axis=None)) > NEAR_ONE)
         if flipped:
             quantity = quantity._replace(name=f"1 − {quantity.name}", log=True)
-            each["y"], found[DRAWN] = 1 - each["y"], 1 - found[DRAWN]
+            each["y"], found[DRAWN], linear_ica = 1 - each["y"], 1 - found[DRAWN], 1 - linear_ica
         colours, shapes = list(colour.cat.categories), list(shape.cat.categories)
-        return cls(quantity, flipped, each, found, colours, shapes, int((raw < floor).sum()))
+        return cls(quantity, flipped, each, found, colours, shapes, int((raw < floor).sum()), linear_ica)
 
     @property
     def note(self) -> str:
@@ -116,7 +118,8 @@ class OverGamma:
     @property
     def limits(self) -> tuple[float, float] | None:
         """The axis, where it is not logarithmic: where the data are; None without any."""
-        values = np.concatenate([floats(self.members["y"]), *self.trials[DRAWN].to_numpy(dtype=np.float64).T])
+        trials = self.trials[DRAWN].to_numpy(dtype=np.float64).ravel()
+        values = np.concatenate([floats(self.members["y"]), trials, [self.linear_ica]])
         values = values[np.isfinite(values)]
         if self.quantity.log or not values.size:
             return None
@@ -169,6 +172,8 @@ def draw_over_gamma(shown: OverGamma) -> Figure:
             worst = np.full(len(failed), 0.98 if quantity.log and not shown.flipped else 0.02)
             label = f"{FAILED} ({len(failed)})"
             handles += axes.plot(failed["x"], worst, "x", color=INK, markersize=5, transform=place, label=label)
+        if np.isfinite(shown.linear_ica):
+            handles += [axes.axhline(shown.linear_ica, color=INK, linewidth=1, linestyle="-.", label="linear ICA")]
         if shown.limits:
             axes.set_ylim(*shown.limits)
         if shown.flipped:
@@ -245,6 +250,9 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
         marker = {"size": 9, "color": colour, "symbol": symbol}
         name = key or "median of a trial"
         figure.add_trace(Scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=key, marker=marker))
+    if np.isfinite(shown.linear_ica):
+        stroke: dict[str, Any] = {"color": INK, "width": 1.5, "dash": "dashdot"}
+        figure.add_hline(shown.linear_ica, line=stroke, name="linear ICA", showlegend=True)
     figure.update_xaxes(title="γ² (decoder precision)", type="log", exponentformat="power", dtick=1)
     figure.update_yaxes(title=f"{shown.quantity.name}, validation split", exponentformat="power")
     if log:
