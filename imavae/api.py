@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imavae.config.data import SpritesData
 from imavae.config.mapping import build, plain
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.data import dataset
@@ -29,7 +28,7 @@ from imavae.errors import require, require_choice, resumable
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
 from imavae.report.display import Display, Observer
-from imavae.runs.ledger import Ledger, run_point
+from imavae.runs.ledger import WINNERS, Ledger, run_point
 from imavae.runs.models import model_session
 from imavae.runs.records import best_member
 from imavae.runs.results import Results, load_results
@@ -209,10 +208,33 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     return figures
 
 
+def _champion_figures(results: Results) -> list[Path]:
+    """Draw the champion of a study and the learning curves of its best trials, as far as there are any."""
+    from imavae.metrics.evaluate import image_panels, posterior_shapes
+    from imavae.report import drawing
+    from imavae.report.run_figures import champion_figures, image_figures, trial_curves
+
+    names, pdf, history, files = results.names, results.config.pdf, results.history, list[Path]()
+    curves: dict[int, list[Any]] = {
+        record.number: history[history["trial"] == record.number].to_dict("records")
+        for record in results.ranked()[:WINNERS]
+    }
+    if curves := {number: rows for number, rows in curves.items() if rows}:
+        files += drawing.write({"best_trials": trial_curves(curves)}, names.figures, pdf)
+    if names.champion.is_file():  # not if all members of the best trial diverged
+        session, weights = model_session(names.champion, cache_of(names.output_dir))
+        ensemble, val, one = session.ensemble, session.data.val, torch.arange(1)
+        if session.points[0].data.has_sources:
+            factors = [factor.name for factor in session.points[0].data.source_factors]
+            files += champion_figures(posterior_shapes(ensemble, weights, one, val), factors, names.figures, pdf)
+        if val.images is not None:
+            panels = image_panels(ensemble, weights, one, val, 0)
+            files += image_figures(panels, ["champion"], 0, names.figures, pdf)
+    return files
+
+
 def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     """Store the models of a finished study, draw its figures, write its report, and track all of it."""
-    from imavae.metrics.evaluate import image_panels
-    from imavae.report.run_figures import image_figures
     from imavae.report.study_figures import draw_study, trial_plots_of
     from imavae.report.summary import choices, chosen_numbers, searched, selection_metrics
 
@@ -220,10 +242,7 @@ def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     results, names = ledger.results, ledger.names
     plots = trial_plots_of(results)
     files = draw_study(results, plots)
-    if isinstance(results.config.data, SpritesData):
-        session, weights = model_session(names.champion, cache_of(names.output_dir))
-        panels = image_panels(session.ensemble, weights, torch.arange(1), session.data.val, 0)
-        files += image_figures(panels, ["champion"], 0, names.figures, results.config.pdf)
+    files += _champion_figures(results)
     chosen = choices(results.members, results.trials, searched(results))
     if len(chosen):
         write_text(names.selection, chosen.to_csv(index=False))

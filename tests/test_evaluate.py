@@ -195,6 +195,20 @@ def test_every_metric_is_the_obvious_one(at: RunConfig, members: int) -> None:
 
 
 @each_point
+def test_the_latents_of_a_figure_are_matched_with_their_sources(at: RunConfig) -> None:
+    split, flat = split_of(at, n=600), random_members(at, [5, 6])
+    at = dataclasses.replace(at, members=dataclasses.replace(at.members, seed=(11, 12)))
+    shapes = evaluation.posterior_shapes(ensemble([at], "cpu"), flat, torch.arange(2), split)
+    for m in range(2):
+        locations = plain_model(at, flat[m]).encode(split.observations[0])
+        s, z = shapes.sources[m], shapes.latents[m]
+        table = np.corrcoef(s.numpy(), z.numpy())[: len(s), len(s) :]
+        np.testing.assert_allclose(shapes.correlation[m], table, atol=1e-9)
+        assert np.abs(np.diag(table)).mean() == pytest.approx(best_matching(split.sources[0], locations))
+        torch.testing.assert_close(z.sum(0), locations.sum(1))  # the same latents, in another order
+
+
+@each_point
 def test_probes_are_added_and_change_nothing(at: RunConfig) -> None:
     split, flat = split_of(at, n=400), random_members(at, [5, 6])
     final, probed = (evaluated(at, flat, split, [5, 6], probes) for probes in (False, True))

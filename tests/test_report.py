@@ -13,13 +13,13 @@ from rich.console import RenderableType
 from imavae.config.settings import Objective, study_config
 from imavae.report.drawing import write
 from imavae.report.over_gamma import CONTRAST, MCC, OverGamma, draw_over_gamma
-from imavae.report.run_figures import learning_curves
+from imavae.report.run_figures import learning_curves, trial_curves
 from imavae.report.summary import chosen_numbers, counted, quartiles
 from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table
 from imavae.runs.folder import Stored
 from imavae.runs.results import Results
 from imavae.search.space import Parameter
-from imavae.tracking import TrialRecord
+from imavae.tracking import Row, TrialRecord
 from tests.helpers import console, text_of
 
 KEYS = ["model.gamma", "model.hidden_factor", "model.n_layers"]
@@ -323,6 +323,35 @@ def test_learning_curves_of_one_member_or_many(seeds: int) -> None:
     figure = learning_curves(history)
     drawn = [line for line in figure.axes[0].lines if np.size(line.get_xdata()) == len(epoch)]
     assert len(drawn) == seeds
+
+
+def curves_of(trials: int, best: float) -> dict[int, list[Row]]:
+    """Histories of trials of three members: val/mcc rises to ``best``."""
+    return {
+        trial: [
+            {"seed": seed, "epoch": epoch, "val/mcc": best - (0.5 + seed / 10) / epoch, "val/neg_elbo": -float(epoch)}
+            for seed in (1, 2, 3)
+            for epoch in range(1, 100, 7)
+        ]
+        for trial in range(trials)
+    }
+
+
+@pytest.mark.parametrize(("best", "log"), [(0.99, True), (0.8, False)])
+def test_the_best_trials_have_the_median_of_their_members_over_epochs(best: float, log: bool) -> None:
+    left, right = trial_curves(curves_of(2, best)).axes
+    expected = best - 0.7 / np.arange(1, 100, 7)
+    for axes, values in ((left, 1 - expected if log else expected), (right, -np.arange(1.0, 100, 7))):
+        assert len(axes.lines) == 2
+        np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), values)
+    assert left.get_yscale() == ("log" if log else "linear")
+    assert left.yaxis.get_inverted() == log  # the best is at the top either way
+
+
+def test_trials_without_sources_and_of_one_seed_have_curves_of_neg_elbo_alone() -> None:
+    rows = [{key: value for key, value in row.items() if key != "val/mcc"} for row in curves_of(1, 0.9)[0]]
+    left, right = trial_curves({0: rows}).axes
+    assert (len(left.lines), len(right.lines)) == (0, 1)
 
 
 def test_the_front_has_a_row_per_trial() -> None:

@@ -78,11 +78,12 @@ def evaluate(
 
 class PosteriorShapes(NamedTuple):
     """Latent k is matched with source k. Variances refer to the unconstrained y and keep the latents' own order; so do
-    the latents where the sources are unknown (``sources`` has no rows then).
+    the latents where the sources are unknown (``sources`` and ``correlation`` have no rows then).
     """
 
     sources: Float[Tensor, "member s n"]
     latents: Float[Tensor, "member d n"]  # posterior locations on the prior's support
+    correlation: Float[Tensor, "member s d"]  # of these sources with these latents; 0 with a constant one
     variance: Float[Tensor, "member d m"]  # of the posterior, at the first m points: those with Jacobians
     formula: Float[Tensor, "member d m"]  # σ_k² by :func:`ima.inverse_variance`
 
@@ -97,11 +98,12 @@ def posterior_shapes(
     noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
     points = Evaluation.over(ensemble, flat, few, world, noise)
     latents, (variance, inverse, _) = points.locations.cpu(), points.variances
+    table = points.correlation(points.standardised_locations).nan_to_num().cpu()
     if ensemble.config.data.has_sources:
-        tables = points.correlation(points.standardised_locations).abs().nan_to_num().cpu().numpy()
-        order = torch.tensor([best_matching(table)[1].tolist() for table in tables])
+        order = torch.tensor([best_matching(one)[1].tolist() for one in table.abs().numpy()])
         latents = torch.take_along_dim(latents, order[:, :, None], dim=1)
-    return PosteriorShapes(sources.cpu(), latents, variance.cpu(), 1 / inverse.cpu())
+        table = torch.take_along_dim(table, order[:, None], dim=2)
+    return PosteriorShapes(sources.cpu(), latents, table, variance.cpu(), 1 / inverse.cpu())
 
 
 class ImagePanels(NamedTuple):

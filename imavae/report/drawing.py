@@ -21,6 +21,7 @@ from imavae.report.display import compact
 from imavae.report.summary import Floats
 
 BLUE, VERMILLION, GREY, FAINT, INK = "#0072B2", "#D55E00", "#9AA5B1", "#52606D", "#1F2933"
+NEAR_ONE = 0.9  # an MCC is drawn as 1 − MCC, on a log axis, if all values are above this
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"  # of the HTML report
 SEED_COLOURS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 RECOVERED, PARTLY = 0.95, 0.8  # thresholds of a median MCC or agreement
 BEST = 10  # rows of the table of best trials
+PICTURES = ("champion_latents", "champion_correlations", "best_trials", "reconstructions", "traversals")  # of a study
 PIXELS_PER_INCH, DPI = 100, 150  # of a picture on the page, and in its file
 PLOTLY = {  # sendChartToCloud would upload the data
     "responsive": True,
@@ -68,7 +69,7 @@ def write_report(
         sections += study_figures.trial_sections(study_figures.trial_plots_of(results) if plots is None else plots)
     pictures = sorted(results.names.figures.glob("*.png"))
     if sections:  # the other pictures have an interactive form
-        pictures = [path for path in pictures if path.stem in ("reconstructions", "traversals")]
+        pictures = [path for name in PICTURES for path in pictures if path.stem == name]
     page = environment.get_template("report.html.j2").render(
         results=results,
         config=results.config,

@@ -20,7 +20,7 @@ from plotly.graph_objects import Scatter
 from imavae.config.settings import StudyConfig
 from imavae.report import drawing, summary
 from imavae.report.display import compact, point_text, short_names
-from imavae.report.drawing import FAINT, GREY, INK, SEED_COLOURS, floats
+from imavae.report.drawing import FAINT, GREY, INK, NEAR_ONE, SEED_COLOURS, floats
 from imavae.report.interactive import Section, dressed
 from imavae.runs.records import BEST_MCC, at_best
 from imavae.runs.results import Results
@@ -29,7 +29,6 @@ from imavae.tracking import Value, member_name
 
 GAMMA = "model.gamma"
 CONTRAST_FLOOR = 1e-8  # lower end of the log axis of c_IMA: smaller values are rounding errors
-NEAR_ONE = 0.9  # an MCC is drawn as 1 − MCC, on a log axis, if all values are above this
 MANY = 4  # a number with more values than this is shown by its third of them
 SHAPES = {"o": "circle", "s": "square", "^": "triangle-up", "D": "diamond", "v": "triangle-down"}  # Matplotlib, Plotly
 SPREAD = ["low", "median", "high"]

@@ -1,9 +1,12 @@
-"""Figures of a run: learning curves, latents against sources, posterior variances, gamma over time, and images."""
+"""Figures of members: learning curves, latents against sources, posterior variances, gamma over time, and images.
+
+A run has them of all its members, a study of its champion, beside the learning curves of its best trials.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +18,16 @@ from matplotlib.ticker import MaxNLocator
 
 from imavae.metrics.evaluate import ENDS, ImagePanels, PosteriorShapes
 from imavae.report import drawing
-from imavae.report.drawing import BLUE, FAINT, GREY, INK, SEED_COLOURS, VERMILLION, dress, floats, legend
+from imavae.report.drawing import BLUE, FAINT, GREY, INK, NEAR_ONE, SEED_COLOURS, VERMILLION, dress, floats, legend
+from imavae.report.summary import Floats
+from imavae.tracking import QUARTILES, Row, quartile_curves
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LABELS = {"val/mcc": "MCC", "val/agreement": "agreement of seeds", "val/neg_elbo": "−ELBO (nats)"}
 MAX_MEMBERS = 8  # members that a figure of latents, variances or images shows
+MAX_WRITTEN = 12  # sources up to which a table of correlations has numbers
 CELL, GAP = 0.85, 0.08  # size of an image in inches, and the share of it that is left white between two
 
 
@@ -45,6 +51,44 @@ def run_figures(
     if history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
     return drawing.write(figures, folder, pdf)
+
+
+def champion_figures(shapes: PosteriorShapes, factors: list[str], folder: Path, pdf: bool = False) -> list[Path]:
+    """Draw a study's champion: its latents over the sources, and all of their correlations; return the files."""
+    figures = {"champion_latents": _latents(shapes, ["champion"], factors)}
+    figures["champion_correlations"] = _correlations(shapes.correlation[0].double().numpy(), factors)
+    return drawing.write(figures, folder, pdf)
+
+
+def trial_curves(histories: Mapping[int, Sequence[Row]]) -> Figure:
+    """Draw the median score and −ELBO over members, with quartiles, over epochs: a line per trial, by its number.
+
+    A member that has stopped counts with its last value. Where all trials end near an MCC of 1, the axis is 1 − MCC.
+    """
+    figure = drawing.new_figure("Learning curves of the best trials", 9.6, 4.0)
+    left, right = figure.subplots(1, 2)
+    score = next((name for name in ("val/mcc", "val/agreement") for rows in histories.values() if name in rows[0]), "")
+    curves = {n: list(quartile_curves(rows, [score, "val/neg_elbo"])) for n, rows in histories.items()}
+    ends = [rows[-1][1].get(score, np.nan) for rows in curves.values() if rows]
+    near = score == "val/mcc" and min(ends, default=0.0) > NEAR_ONE
+    for axes, name in ((left, score), (right, "val/neg_elbo")):
+        flip = near and axes is left
+        if not name:
+            drawing.write_on(axes, "no sources, and a single seed")
+        for colour, (number, rows) in zip(SEED_COLOURS, curves.items() if name else (), strict=False):
+            epoch = [epoch for epoch, row in rows if name in row]
+            values = {q: floats([row[name + q] for _, row in rows if name in row]) for q in QUARTILES}
+            middle, low, high = (1 - value if flip else value for value in values.values())
+            axes.plot(epoch, middle, color=colour, linewidth=1.4, label=f"trial {number}")
+            axes.fill_between(epoch, low, high, color=colour, alpha=0.15, linewidth=0)
+        if flip:
+            axes.set_yscale("log")
+            axes.invert_yaxis()
+        label = f"{'1 − ' * flip}{LABELS[name]}, validation split" if name else ""
+        dress(axes, "epoch", label, "medians and quartiles" * (axes is right))
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
+    legend(figure, *right.get_legend_handles_labels())
+    return figure
 
 
 def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path, pdf: bool = False) -> list[Path]:
@@ -90,11 +134,33 @@ def learning_curves(history: pd.DataFrame, linear_ica: Sequence[float] = ()) -> 
 
 def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> Figure:
     members, dim = min(len(names), MAX_MEMBERS), shapes.sources.shape[1]
-    figure = drawing.new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.45 * members + 0.9)
+    figure = drawing.new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.55 * members + 1.0)
     for (m, k), axes in np.ndenumerate(figure.subplots(members, dim, squeeze=False, sharex="col")):
-        axes.plot(shapes.sources[m, k], shapes.latents[m, k], ".", color=BLUE, markersize=1.5, alpha=0.5)
-        dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "")
+        match = float(shapes.correlation[m, k, k])
+        latent = -shapes.latents[m, k] if match < 0 else shapes.latents[m, k]
+        axes.plot(shapes.sources[m, k], latent, ".", color=BLUE, markersize=1.5, alpha=0.5)
+        note = f"{'−z' if match < 0 else 'z'}, |r| {abs(match):.3f}"
+        dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "", note)
         axes.tick_params(labelsize=7)
+    return figure
+
+
+def _correlations(table: Floats, factors: list[str]) -> Figure:
+    """A cell per source and latent, (s, d), with the sign of each latent such that it rises with its source."""
+    table = table * np.where(np.diag(table) < 0, -1, 1)
+    side = 0.62 * len(table)
+    figure = drawing.new_figure("Correlations of the champion", side + 2.2, side + 1.7)
+    axes = figure.subplots()
+    image = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
+    if len(table) <= MAX_WRITTEN:
+        for (s, z), value in np.ndenumerate(table):
+            axes.text(z, s, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else INK)
+    dress(axes, "latent that is matched with it", "source")
+    places = range(len(table))
+    axes.set_xticks(places, factors, rotation=90 if max(map(len, factors)) > 3 else 0)
+    axes.set_yticks(places, factors)
+    axes.grid(visible=False)
+    figure.colorbar(image, ticks=[-1, 0, 1])
     return figure
 
 

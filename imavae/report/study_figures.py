@@ -30,9 +30,9 @@ from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 from imavae.config.settings import WORST_SCORE, StudyConfig
 from imavae.report import drawing, summary
 from imavae.report.display import compact, short_names
-from imavae.report.drawing import BLUE, VERMILLION, floats
+from imavae.report.drawing import BLUE, NEAR_ONE, VERMILLION, floats
 from imavae.report.interactive import Section, dressed
-from imavae.report.over_gamma import GAMMA, NEAR_ONE, draw_over_gamma, gamma_quantities
+from imavae.report.over_gamma import GAMMA, draw_over_gamma, gamma_quantities
 from imavae.report.summary import Floats
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse
@@ -271,7 +271,7 @@ def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
             figure.update_layout(margin={"l": 70})
         for side, limits in plot.ranges.items():
             getattr(figure, f"update_{side}axes")(type="linear" if limits else "log", range=limits)
-        yield Section(plot.title, f"{READINGS[plot.function]} {plot.note}", figure)
+        yield Section(plot.title, f"{READINGS[plot.function]} {plot.note}{'.' * bool(plot.note)}", figure)
 
 
 def without_outliers(scores: Floats, mode: str) -> Floats:
