@@ -187,7 +187,7 @@ def resuming(command: Sequence[str], name: str) -> list[str]:
 def _run_figures(results: Results, session: Session) -> list[Path]:
     from imavae.metrics.evaluate import image_panels, posterior_shapes
     from imavae.report.run_figures import image_figures, run_figures
-    from imavae.report.summary import linear_ica
+    from imavae.report.summary import linear_mcc
 
     history, folder = results.history, results.names.figures
     if not len(history):
@@ -197,7 +197,7 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
     factors = [factor.name for factor in results.config.data.source_factors]
     shapes = posterior_shapes(ensemble, session.best_weights, rows, val)
-    levels = linear_ica(results.members).tolist()
+    levels = linear_mcc(results.members).tolist()
     figures = run_figures(shapes, names, factors, history, folder, results.config.pdf, levels)
     if val.images is not None:
         [record] = results.records

@@ -14,7 +14,7 @@ from imavae.paper.quantities import NOT_JUDGED, Study, linear_rows
 from imavae.report.html import answer
 from imavae.report.over_gamma import CONTRAST, MCC, OverGamma, draw_over_gamma
 from imavae.report.run_figures import learning_curves
-from imavae.report.summary import LINEAR_ICA, compared_with_linear, counted, linear_ica
+from imavae.report.summary import LINEAR_ICA, compared_with_linear, counted, linear_mcc
 from imavae.report.tables import best_trials, chosen_table, member_table, metric_table
 from imavae.runs.folder import Stored
 from imavae.runs.results import Results
@@ -51,26 +51,28 @@ def members(trial: int = 0, lost: bool = True) -> pd.DataFrame:
 
 
 def test_each_world_has_one_value_whichever_members_diverged() -> None:
-    assert linear_ica(members()).tolist() == list(LEVELS.values())
-    assert linear_ica(members(), "test") == pytest.approx([0.611, 0.971, 0.631])
-    known = counted(members(), LINEAR_ICA["val"])
+    assert linear_mcc(members()).tolist() == list(LEVELS.values())
+    assert linear_mcc(members(), "test") == pytest.approx([0.611, 0.971, 0.631])
+    known = counted(members(), LINEAR_ICA)
     assert known[0] == LEVELS[4]
     assert np.isnan(known[1])
     assert counted(members(), "max val/mcc")[1] == 0
     before = members().drop(columns=[column for column in members().columns.astype(str) if "linear" in column])
-    assert not len(linear_ica(before))  # results of an earlier version, or without sources
+    assert not len(linear_mcc(before))  # results of an earlier version, or without sources
 
 
 def test_a_result_is_compared_by_its_gain_and_by_how_linear_its_world_is() -> None:
-    cases = [(0.9, 0.6), (0.6, 0.6), (0.99, 0.96)]
-    beats, equals, nearly = (compared_with_linear(mcc, np.array([level])) for mcc, level in cases)
+    none, level = np.array([]), np.array([0.6])
+    beats, equals = (compared_with_linear(mcc, level, none) for mcc in (0.9, 0.6))
+    nearly = compared_with_linear(0.99, np.array([0.96]), none)
     assert "0.600" in beats
     assert "0.300" in beats
     assert "0.300" not in equals
     assert len({text.replace("0.600", "").replace("0.960", "") for text in (beats, equals, nearly)}) == 3
-    several = compared_with_linear(0.9, np.array([*LEVELS.values()]))
+    assert "0.200" in compared_with_linear(0.9, level, np.array([0.7]))  # over the better of the two
+    several = compared_with_linear(0.9, np.array([*LEVELS.values()]), none)
     assert all(f"{number:.3f}" in several for number in (0.61, 0.63, 0.97))
-    assert compared_with_linear(0.9, np.array([])) == ""
+    assert compared_with_linear(0.9, none, none) == ""
 
 
 def test_tables_have_it_beside_the_mcc() -> None:

@@ -101,7 +101,7 @@ class OverGamma:
         found = found.assign(early=found["status"] == "stopped", colour=colour, shape=shape, line=line)
         each["y"] = drawing.finite_or_nan(np.where(lost, np.nan, floats(each["y"])))
         found[DRAWN] = drawing.finite_or_nan(found[DRAWN].to_numpy(dtype=np.float64))
-        linear_ica = summary.median(members, summary.LINEAR_ICA["val"]) if quantity is MCC else np.nan
+        linear_ica = summary.median(members, summary.LINEAR_ICA) if quantity is MCC else np.nan
         flipped = not quantity.log and bool(min(each["y"].min(), found[DRAWN].min(axis=None)) > NEAR_ONE)
         if flipped:
             quantity = quantity._replace(name=f"1 − {quantity.name}", log=True)

@@ -38,7 +38,7 @@ CHOICES = ("a point", "a member of a point", "a member of any point")
 ORACLE = "val/mcc"
 ENOUGH_CHOICES = 10  # fewer choices of a kind advise nothing
 CLOSE_REGRETS = 0.01  # regrets that differ by less do not favour a criterion
-LINEAR_ICA = {split: at_best(f"{split}/mcc_linear_ica", "val/mcc") for split in ("val", "test")}  # column by split
+LINEAR_ICA = at_best("val/mcc_linear_ica", "val/mcc")
 
 
 class Criterion(NamedTuple):
@@ -111,9 +111,9 @@ def median_of(members: pd.DataFrame, column: str) -> float:
     return quartiles(counted(members, column)).median if column in members else np.nan
 
 
-def linear_ica(members: pd.DataFrame, split: str = "val") -> Floats:
-    """MCC of linear ICA in each world of one trial's members, (world,); empty where it is unknown."""
-    column = LINEAR_ICA[split]
+def linear_mcc(members: pd.DataFrame, split: str = "val", method: str = "linear_ica") -> Floats:
+    """MCC of linear ICA, or of ``pca``, in each world of one trial's members, (world,); empty where it is unknown."""
+    column = at_best(f"{split}/mcc_{method}", "val/mcc")
     if column not in members:
         return np.array([])
     worlds = members["data.seed"] if "data.seed" in members else members["trial"]
@@ -121,25 +121,28 @@ def linear_ica(members: pd.DataFrame, split: str = "val") -> Floats:
 
 
 def linear_sentence(members: pd.DataFrame) -> str:
-    """Compare the MCC of one trial's members with that of linear ICA, and say whether it is evidence of nonlinear
-    recovery; empty where linear ICA's is unknown.
+    """Compare the MCC of one trial's members with that of linear methods, and say whether it is evidence of nonlinear
+    recovery; empty where that of linear ICA is unknown.
     """
-    return compared_with_linear(median_of(members, BEST_MCC), linear_ica(members))
+    return compared_with_linear(median_of(members, BEST_MCC), linear_mcc(members), linear_mcc(members, method="pca"))
 
 
-def compared_with_linear(mcc: float, worlds: Floats) -> str:
-    """:func:`linear_sentence` for a median ``mcc``, and the MCC of linear ICA in each world."""
-    if not len(worlds):
+def compared_with_linear(mcc: float, ica: Floats, pca: Floats) -> str:
+    """:func:`linear_sentence` for a median ``mcc``, and the MCC of linear ICA and of PCA in each world."""
+    if not len(ica):
         return ""
-    level, nearly, count = float(np.median(worlds)), int((worlds > NEARLY_LINEAR).sum()), len(worlds)
-    reached = f"Linear ICA reaches {level:.3f} here"
+    level, other = quartiles(ica).median, quartiles(pca).median
+    nearly, count = int((ica > NEARLY_LINEAR).sum()), len(ica)
+    reached, best = f"Linear ICA reaches {level:.3f} here", level
     if count > 1:
-        reached += f" (median of {count} worlds, {worlds.min():.3f} to {worlds.max():.3f}; {nearly} nearly linear)"
-    elif nearly:
+        reached += f" (median of {count} worlds, {ica.min():.3f} to {ica.max():.3f}; {nearly} nearly linear)"
+    if other > level:  # by the chance that the principal axes are those of the sources
+        reached, best = f"{reached}, and PCA {other:.3f}", other
+    if count == 1 and nearly:
         reached += ": this world is nearly linear"
-    if level > NEARLY_LINEAR or mcc <= level:
+    if level > NEARLY_LINEAR or mcc <= best:
         return f"{reached}, so this result is no evidence of nonlinear recovery."
-    return f"{reached}; the nonlinear gain is {mcc - level:.3f}."
+    return f"{reached}; this result exceeds that by {mcc - best:.3f}."
 
 
 def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:

@@ -98,7 +98,7 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
     lost = diverged(members[members["trial"].isin(best["trial"])]).any()
     sources = has_sources(members)
     score, state = (BEST_MCC, "val/mcc") if sources else (summary.AGREEMENT, "val/neg_elbo")
-    linear = summary.LINEAR_ICA["val"] in members
+    linear = summary.LINEAR_ICA in members
     keys = [key for key in keys if key != "model.gamma"]
     names, rows = short_names(keys), []
     for point in best.to_dict("records"):
@@ -112,7 +112,7 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
         cells["MCC" if sources else "agreement"] = fixed(spread.median)
         cells["quartiles"] = MISSING if np.isnan(spread.median) else f"{spread.low:.3f}–{spread.high:.3f}"
         if linear:
-            cells["linear ICA"] = fixed(quartiles(summary.linear_ica(group)).median)
+            cells["linear ICA"] = fixed(quartiles(summary.linear_mcc(group)).median)
         cells["c_IMA"] = fixed(quartiles(counted(group, at_best("val/cima", state))).median, contrast=True)
         cells["−ELBO"] = fixed(summary.median_of(group, BEST_NEG_ELBO))
         if lost:
@@ -164,11 +164,12 @@ def chosen_table(members: pd.DataFrame) -> Table:
         ]
     numbers = map(fixed, chosen_numbers(members).values())
     rows = [(*texts, number) for texts, number in zip(about, numbers, strict=True)]
-    worlds = summary.linear_ica(members, "test")
-    if len(worlds):
-        over = "the world" if len(worlds) == 1 else f"median of {len(worlds)} worlds"
-        rows.append(("linear ICA, test split", over, "no", fixed(float(np.median(worlds)))))
-        caption += f"\n{summary.linear_sentence(members)}"
+    for method, name in (("linear_ica", "linear ICA"), ("pca", "PCA")):
+        worlds = summary.linear_mcc(members, "test", method)
+        if len(worlds):
+            over = "the world" if len(worlds) == 1 else f"median of {len(worlds)} worlds"
+            rows.append((f"{name}, test split", over, "no", fixed(float(np.median(worlds)))))
+    caption = f"{caption}\n{summary.linear_sentence(members)}".rstrip()
     return Table(title, caption, columns, rows, columns[:-1])
 
 
@@ -182,8 +183,8 @@ def member_table(members: pd.DataFrame) -> Table:
         "c_IMA": at_best("val/cima", "val/mcc"),
         "−ELBO": BEST_NEG_ELBO,
     }
-    if summary.LINEAR_ICA["val"] in members:
-        shown["linear ICA"] = summary.LINEAR_ICA["val"]
+    if summary.LINEAR_ICA in members:
+        shown["linear ICA"] = summary.LINEAR_ICA
     if not has_sources(members):
         caption = f"{NO_SOURCES}\nOn validation but for test −ELBO (nats); at the smallest −ELBO."
         shown = {
@@ -228,9 +229,11 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
         rows.append((metric, *(compact(number, 4) for number in numbers)))
     over = f"medians over {len(values)} members, " if len(values) > 1 else ""
     caption = f"{over}gamma {', '.join(map(compact, gammas))}"
-    for linear in (str(column) for column in values if str(column).endswith("/mcc_linear_ica")):
-        mcc = summary.median(values, linear.replace("mcc_linear_ica", "mcc"))
-        caption += f"\n{summary.compared_with_linear(mcc, values[linear].unique())}"
+    for split in ("train", "val", "test"):
+        columns_of = (summary.column_values(values, f"{split}/mcc_{name}") for name in ("linear_ica", "pca"))
+        ica, pca = (np.unique(column[~np.isnan(column)]) for column in columns_of)
+        sentence = summary.compared_with_linear(summary.median(values, f"{split}/mcc"), ica, pca)
+        caption = f"{caption}\n{sentence}".rstrip()
     return Table(checkpoint, caption, ["metric", *columns], rows, ["metric"])
 
 
