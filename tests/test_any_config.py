@@ -31,6 +31,7 @@ MIXINGS = [
     {"name": "mlp", "weights": "triangular"},
     {"name": "linear"},
     {"name": "flow"},
+    {"name": "ar_flow"},
 ]
 SOURCES = [*({"name": name} for name in ("uniform", "gaussian", "laplace", "beta")), {"name": "beta", "alpha": 0.5}]
 PRIORS = [

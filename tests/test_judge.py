@@ -16,6 +16,8 @@ from imavae.paper.quantities import (
     CONTRAST,
     ERROR,
     FAIL,
+    LAST,
+    LAST_NEG_ELBO,
     MCC,
     NEG_ELBO,
     NOT_JUDGED,
@@ -32,8 +34,15 @@ from imavae.paper.quantities import (
     tolerance,
 )
 
-GAMMA_TABLES = ("moebius_gamma_uniform", "rotation_gamma_gaussian", "sprites_gamma")
+GAMMA_TABLES = (
+    "moebius_gamma_gaussian",
+    "moebius_gamma_uniform",
+    "moebius_priors_dimensions",
+    "rotation_gamma_gaussian",
+    "sprites_gamma",
+)
 QUANTITIES = {quantity.column for quantity in (MCC, CONTRAST, NEG_ELBO, ERROR, RATIO)}
+QUANTITIES |= {quantity.column for quantity in (MCC.at(LAST), CONTRAST.at(LAST), LAST_NEG_ELBO)}
 
 
 def row(median: float, n: int = 20) -> Row:
@@ -54,24 +63,27 @@ def test_every_table_has_its_origin_and_every_origin_its_table() -> None:
     for name in origins:
         known = table(name)
         assert len(known.rows) > 0
-        assert all(deviation > 0 for deviation in known.draw.values())
+        dims = known.rows["dim"].unique() if "dim" in known.rows else [3]
+        assert all(known.deviation(quantity, dim) > 0 for quantity in known.draw for dim in dims)
 
 
 @pytest.mark.parametrize("name", GAMMA_TABLES)
 def test_every_published_row_is_found_and_passes_its_own_judgement(name: str) -> None:
     for entry in table(name).rows.to_dict("records"):
-        gamma_sq, quantity = float(entry["gamma_sq"]), str(entry["quantity"])
-        found = table(name).spread(gamma_sq, quantity)
+        quantity = str(entry["quantity"])
+        at = {str(key): value for key, value in entry.items() if key in ("gamma_sq", "prior", "dim")}
+        found = table(name).spread(quantity, at)
         assert quantity in QUANTITIES
         assert found is not None
         assert found.q25 <= found.median <= found.q75
-        assert table(name).spread(gamma_sq * (1 + 1e-9), quantity) == found  # a gamma is stored, not its square
+        rounded = at | {"gamma_sq": at["gamma_sq"] * (1 + 1e-9)}  # a gamma is stored, not its square
+        assert table(name).spread(quantity, rounded) == found
         assert compare(row(found.median), found).verdict == (PASS if found.n >= 5 else NOT_JUDGED)
 
 
 def test_what_was_not_published_is_not_there() -> None:
-    assert table("moebius_gamma_uniform").spread(1e6, "min val/neg_elbo") is None
-    assert table("moebius_gamma_uniform").spread(1e5, "val/mse_obs at min val/neg_elbo") is None
+    assert table("moebius_gamma_uniform").spread("min val/neg_elbo", {"gamma_sq": 1e6}) is None
+    assert table("moebius_gamma_uniform").spread("val/mse_obs at min val/neg_elbo", {"gamma_sq": 1e5}) is None
 
 
 def test_a_table_of_runs_gives_their_quartiles() -> None:
@@ -99,7 +111,7 @@ def test_a_row_passes_up_to_its_tolerance_and_fails_beyond(direction: int) -> No
         (math.nan, Summary(20, 0.8, 0.7, 0.9), FAIL),
         (math.inf, Summary(20, 0.8, 0.7, 0.9), FAIL),
         (0.1, Summary(3, 0.8, 0.79, 0.81), NOT_JUDGED),
-        (0.15, table("moebius_gamma_uniform").spread(1e4, MCC.column), FAIL),  # chance is no pass
+        (0.15, table("moebius_gamma_uniform").spread(MCC.column, {"gamma_sq": 1e4}), FAIL),  # chance is no pass
     ],
 )
 def test_a_verdict(median: float, published: Summary | None, verdict: str) -> None:

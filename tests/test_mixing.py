@@ -15,7 +15,8 @@ from imavae.config.data import MixingSettings, SyntheticData
 from imavae.data import dataset, mixings
 from imavae.data.dataset import build_source, draw_mixing
 from imavae.data.mixings import Mixing, Shifted, moved
-from imavae.data.mixings.flow import Flow, FlowMixing
+from imavae.data.mixings.ar_flow import AutoregressiveMixing
+from imavae.data.mixings.flow import Coupling, Flow, FlowMixing
 from imavae.data.mixings.mlp import MLP, LinearMixing, MLPMixing, linear_part
 from imavae.data.mixings.moebius import Moebius, MoebiusMixing
 from imavae.data.mixings.polar import PolarMixing
@@ -67,6 +68,8 @@ NONLINEAR = [
     SyntheticData(dim=4, mixing=MLPMixing(n_layers=2, activation="leaky_tanh", slope=0.05), source=GaussianSource()),
     SyntheticData(dim=4, mixing=FlowMixing()),
     SyntheticData(dim=6, mixing=FlowMixing(n_layers=3, width=20), source=LaplaceSource(), seed=2),
+    SyntheticData(dim=4, mixing=AutoregressiveMixing()),
+    SyntheticData(dim=6, mixing=AutoregressiveMixing(n_layers=3, width=5), source=GaussianSource(), seed=2),
     SyntheticData(dim=3, mixing=MLPMixing(n_layers=2), source=GaussianSource(std=30.0)),  # softplus far from zero, too
 ]
 LINEAR = [
@@ -288,10 +291,21 @@ def test_a_flows_halves_alternate_and_reach_each_other() -> None:
     mixing, s = world(data, n=200)
     assert isinstance(mixing, Shifted)
     assert isinstance(mixing.inner, Flow)
-    assert [layer.swapped for layer in mixing.inner.layers] == [False, True]
+    assert [layer.swapped for layer in mixing.inner.layers if isinstance(layer, Coupling)] == [False, True]
     jacobian = mixing.jacobian(s)
     assert jacobian[:, 2:, 2:].mul(1 - torch.eye(2, dtype=torch.float64)).abs().max() == 0  # b is scaled by itself only
     assert (jacobian[:, :2].abs().amin((1, 2)) > 1e-6).double().mean() > 0.95  # the second layer mixes all into a
+    assert mixing.log_det(s).std() > 0.01  # the volume's change depends on s
+
+
+def test_every_layer_of_the_autoregressive_flow_changes_the_same_half() -> None:
+    mixing, s = world(SyntheticData(dim=4, mixing=AutoregressiveMixing()), n=200)
+    jacobian = mixing.jacobian(s)
+    off = 1 - torch.eye(2, dtype=torch.float64)
+    assert jacobian[:, :2, 2:].abs().max() == 0  # a depends on a alone,
+    assert jacobian[:, :2, :2].mul(off).abs().max() == 0  # each dimension on itself
+    assert jacobian[:, 2:, 2:].mul(off).abs().max() == 0  # b is scaled by itself only
+    assert (jacobian[:, 2:, :2].abs().amin((1, 2)) > 1e-9).all()
     assert mixing.log_det(s).std() > 0.01  # the volume's change depends on s
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import optuna
 import pytest
+from mlflow import MlflowClient
 
-from imavae.config.settings import StudyConfig, base_of, study_config
+from imavae.config.settings import StudyConfig, Tracking, base_of, study_config
 from imavae.errors import UserError
 from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.session import Session
@@ -162,6 +163,38 @@ def test_a_finished_study_is_reported_again(whole: Ledger, tmp_path: Path) -> No
     again = run(config(tmp_path), resume=True)
     assert tables(again) == tables(whole)
     assert json.loads((again.folder / "study.json").read_text().partition("\n")[2])["finished"]
+
+
+def in_mlflow(settings: StudyConfig) -> tuple[list[str], dict[int, float]]:
+    """The statuses of all studies' runs, and the score of each trial's, in MLflow's database."""
+    client = MlflowClient(f"sqlite:///{settings.output_dir}/mlflow.db")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments, max_results=1000)
+    trials = [run for run in runs if "imavae.trial" in run.data.tags]
+    assert all(run.info.status in ("FINISHED", "KILLED") for run in trials)
+    assert len({run.data.tags["imavae.trial"] for run in trials}) == len(trials)
+    scores = {int(run.data.tags["imavae.trial"]): run.data.metrics["val/mcc"] for run in trials}
+    return [run.info.status for run in runs if run not in trials], scores
+
+
+def test_a_study_without_a_tracker_is_tracked_when_it_is_resumed(whole: Ledger, tmp_path: Path) -> None:
+    """Its trials are not trained again, and doing so twice adds nothing."""
+    shutil.copytree(whole.folder.parent.parent, tmp_path, dirs_exist_ok=True)
+    settings = dataclasses.replace(config(tmp_path), resume=True, tracking=Tracking())
+    for _ in range(2):
+        again = run(settings)
+        assert tables(again) == tables(whole)
+        statuses, scores = in_mlflow(settings)
+        assert statuses == ["FINISHED"]
+        assert scores == {record.number: pytest.approx(record.score) for record in whole.records}
+
+
+def test_an_interrupted_study_without_a_tracker_is_tracked_whole(whole: Ledger, left: StudyConfig) -> None:
+    settings = dataclasses.replace(left, tracking=Tracking())
+    assert tables(run(settings)) == tables(whole)
+    statuses, scores = in_mlflow(settings)
+    assert statuses == ["FINISHED"]
+    assert scores.keys() == {record.number for record in whole.records}
 
 
 def test_a_grid_goes_on_in_the_packs_that_it_began_with(tmp_path: Path) -> None:

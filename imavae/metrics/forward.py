@@ -19,6 +19,7 @@ from torch import Tensor
 
 from imavae.data.dataset import Split, Truth, chunk
 from imavae.metrics import identifiability, ima, linear
+from imavae.metrics.identifiability import BATCH
 from imavae.model.networks import Weights
 from imavae.model.priors import Theta
 from imavae.model.vae import GAMMA, Elbo, Posterior
@@ -40,7 +41,7 @@ def shortened(split: Split, observed: int, numbers: int | None = None) -> Split:
 
 
 class Local(NamedTuple):
-    """Functions of the decoder's Jacobian at each of m points, or of each batch of 64 of them."""
+    """Functions of the decoder's Jacobian at each of m points, or of each of their batches."""
 
     contrast: ima.Contrast
     batch_jacobian: Float[Tensor, "member o d batch"]
@@ -104,6 +105,10 @@ class Evaluation:
         split, samples = self.split.first(count), self.samples[..., :count]
         posterior = Posterior._make(part if part is None else part[..., :count] for part in self.posterior)
         return dataclasses.replace(self, split=split, posterior=posterior, samples=samples, compared=False)
+
+    def batch(self, points: int) -> int:
+        """The batch size of the published estimators on so many points: that of training in multiples of 64."""
+        return max(1, min(self.ensemble.config.training.batch_size, points) // BATCH) * BATCH
 
     @cached_property
     def gamma(self) -> Float[Tensor, " member"]:
@@ -189,7 +194,9 @@ class Evaluation:
                 distance = (ima.amari(jacobian, truth[self.world if len(truth) > 1 else 0]),)
             terms.append((*ima.contrast(jacobian), ima.batch_mean(jacobian), ima.batch_mean(unconstrained), *distance))
         values, full, norms, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
-        return Local(ima.Contrast(values, full, norms), *rest)
+        size = self.batch(len(few)) // BATCH  # a chunk may be smaller than a batch
+        means = (ima.batch_mean(part, size) for part in rest[:2])
+        return Local(ima.Contrast(values, full, norms), *means, *rest[2:])
 
     @cached_property
     def column_norms(self) -> ima.ColumnNorms:
@@ -202,7 +209,8 @@ class Evaluation:
         variance, mean = self.posterior.variance()[..., at], self.posterior.mean[..., at]
         curvature, square = prior.curvature(mean, self._theta(at)), self.local.contrast.norms.square()
         inverse = ima.inverse_variance(square, prior.slope(mean), curvature, self.gamma)
-        batches = self.local.batch_unconstrained, ima.batch_mean(curvature), ima.batch_mean(variance)
+        size = self.batch(variance.shape[2])
+        batches = self.local.batch_unconstrained, ima.batch_mean(curvature, size), ima.batch_mean(variance, size)
         return Variances(variance, inverse, ima.batch_ratio(*batches, self.gamma))
 
     @cached_property

@@ -174,8 +174,11 @@ def mcc_cdf(at: Evaluation) -> torch.Tensor:
 
 @Metric("max", "mean over batches of mcc", GAP, **MATCHED)
 def mcc_batch(at: Evaluation) -> torch.Tensor:
-    """Published estimator: mcc averaged over batches of 64 points; chance is 0.15 for d = 3."""
-    sources, samples = identifiability.batches(at.sources), identifiability.batches(at.samples)
+    """Published estimator: mcc averaged over batches of training.batch_size points (in multiples of 64); chance is 0.15
+    for d = 3 and 64 points.
+    """
+    size = at.batch(len(at.split))
+    sources, samples = identifiability.batches(at.sources, size), identifiability.batches(at.samples, size)
     return identifiability.mcc(sources, samples, at.discrete).mean(1)
 
 
@@ -255,7 +258,7 @@ def cima(at: Evaluation) -> torch.Tensor:
 
 @Metric("min", "mean over batches of c_IMA(mean J)", GAP, "nats")
 def cima_batch(at: Evaluation) -> torch.Tensor:
-    """Published estimator: the contrast of the mean Jacobian of 64 points."""
+    """Published estimator: the contrast of the mean Jacobian of a batch, as for mcc_batch."""
     batch = ima.contrast(at.local.batch_jacobian)
     return ima.mean_where(batch.values, batch.full)
 
@@ -308,7 +311,7 @@ def self_consistency(at: Evaluation) -> torch.Tensor:
 
 @Metric("one", "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)", GAP)
 def self_consistency_batch(at: Evaluation) -> torch.Tensor:
-    """Published estimator: the formula with the mean Jacobian of 64 points."""
+    """Published estimator: the formula with the mean Jacobian of a batch, as for mcc_batch."""
     return at.variances.batch_ratio.mean((1, 2))
 
 

@@ -21,7 +21,7 @@ AGREEMENT_POINTS = 20_000  # at most: the locations of all members are kept unti
 PROBE_POINTS = 2000  # at most, to fit a nonlinear probe, and as many to score it: more change little
 ENUMERATED = 4  # largest dimension in which all matchings are tried
 LANDMARKS = 200  # of the kernel of the nonlinear probe
-BATCH = 64  # points per batch of the published estimators
+BATCH = 64  # points per batch of the published estimators, unless training batches are larger
 
 
 def mcc(
@@ -185,10 +185,10 @@ def standardised(a: torch.Tensor) -> torch.Tensor:
     return rows if bool(varies.all()) else torch.where(varies, rows, 0)
 
 
-def batches(a: Float[torch.Tensor, "*m d n"]) -> Float[torch.Tensor, "*m batch d size"]:
-    """Whole batches of 64 points, of which the published estimators take the mean."""
-    count = a.shape[-1] // BATCH
-    return a[..., : count * BATCH].reshape(*a.shape[:-1], count, BATCH).transpose(-3, -2).contiguous()
+def batches(a: Float[torch.Tensor, "*m d n"], size: int = BATCH) -> Float[torch.Tensor, "*m batch d size"]:
+    """Whole batches of ``size`` points, of which the published estimators take the mean."""
+    count = a.shape[-1] // size
+    return a[..., : count * size].reshape(*a.shape[:-1], count, size).transpose(-3, -2).contiguous()
 
 
 def ranks(a: torch.Tensor) -> torch.Tensor:

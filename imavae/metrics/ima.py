@@ -153,7 +153,7 @@ def batch_ratio(
     return variance * inverse_variance(square, torch.ones_like(square), curvature, gamma)
 
 
-def batch_mean(a: Float[torch.Tensor, "*k n"]) -> Float[torch.Tensor, "*k batch"]:
-    """Means over whole batches of 64 points."""
-    batches = a.shape[-1] // BATCH
-    return a[..., : batches * BATCH].reshape(*a.shape[:-1], batches, BATCH).mean(dim=-1)
+def batch_mean(a: Float[torch.Tensor, "*k n"], size: int = BATCH) -> Float[torch.Tensor, "*k batch"]:
+    """Means over whole batches of ``size`` points."""
+    batches = a.shape[-1] // size
+    return a[..., : batches * size].reshape(*a.shape[:-1], batches, size).mean(dim=-1)

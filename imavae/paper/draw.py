@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter, NullLocator
 
 from imavae.paper import quantities as q
-from imavae.paper.quantities import ELBO_L_IMA, ELBO_LOG_PX, Points, Quantity, Study, Table, summarise, table
+from imavae.paper.quantities import Points, Quantity, Study, summarise, table
 from imavae.report.drawing import BLUE, GREY, INK, VERMILLION, finite_or_nan, floats
 from imavae.report.summary import Floats, column_values, quartiles
+from imavae.runs.records import metric_of
 
 WIDTH = 5.5  # inches: the text of a NeurIPS page
 GREEN, ORANGE, PURPLE = "#009E73", "#E69F00", "#CC79A7"  # of Okabe and Ito
@@ -67,7 +68,7 @@ def recovery(studies: Sequence[Study], points: Points, published: str | None, tr
         _medians(one, OURS, points, study.members, quantity.column, -aside)
         _medians(one, CORRECTED, points, study.members, quantity.best, aside)
         if published is not None:
-            _published(one, table(published), quantity)
+            _published(one, table(published).where(quantity.column, {}))
     _medians(axes[0], LINEAR_ICA, points, study.members, q.LINEAR_ICA.column)
     if truth:
         x = points.positions(study.members)
@@ -78,19 +79,29 @@ def recovery(studies: Sequence[Study], points: Points, published: str | None, tr
     return figure
 
 
-def by_prior(studies: Sequence[Study], points: Points) -> Figure:
-    """Draw corrected MCC and c_IMA over points, with a series per prior."""
-    [study] = studies
-    figure, axes = _panels(1, 2, 2.3, SHOWN)
-    for one, quantity in zip(axes, SHOWN, strict=True):
-        _points_axis(one, points, study.members)
-        one.set_xticks(points.positions(study.members))
+def by_prior(studies: Sequence[Study]) -> Figure:
+    """Draw MCC and c_IMA at the last validation over γ², by the published estimator, with a series per prior.
+
+    A column of panels is a study of one number of sources. Published medians have hollow marks.
+    """
+    figure, panels = _panels(2, len(studies), 1.6, [quantity for quantity in SHOWN for _ in studies])
+    known = table("moebius_priors_dimensions")
+    for one, (quantity, study) in zip(panels, itertools.product(SHOWN, studies), strict=True):
+        dim, column = study.config.data.dim, quantity.at(q.LAST).column
+        _points_axis(one, dataclasses.replace(q.OVER_GAMMA, axis="γ²"))
         priors = study.members.groupby("model.prior.name", sort=False)
-        for look, (prior, members) in zip(itertools.cycle(PRIOR_LOOKS), priors, strict=False):
-            label = f"{prior} prior".replace("gaussian", "Gaussian")
-            _medians(one, Look(label, *look), points, members, quantity.best)
-    _medians(axes[0], LINEAR_ICA, points, study.members, q.LINEAR_ICA.column)
-    _legend(figure, axes)
+        for look, (prior, members) in zip(PRIOR_LOOKS, priors, strict=True):
+            name = {"gaussian": "Gaussian", "laplace": "Laplace"}.get(prior, prior)
+            _medians(one, Look(f"{name} prior, ours", *look), q.OVER_GAMMA, members, column)
+            there = known.where(column, {"prior": prior, "dim": dim})
+            colour, marker, _ = look
+            _published(one, there, Look(f"{name} prior, published", colour, marker, "none", hollow=True))
+        if quantity is q.MCC:
+            _medians(one, LINEAR_ICA, q.OVER_GAMMA, study.members, q.LINEAR_ICA.column)
+            one.set_title(f"d = {dim}")
+        if study is not studies[0]:
+            one.set_ylabel("")
+    _legend(figure, panels)
     return figure
 
 
@@ -108,21 +119,25 @@ def over_contrast(studies: Sequence[Study], contrast: str, published: str | None
             _dots(one, study.members, contrast, quantity.best, CORRECTED)
         _dots(one, study.members, contrast, quantity.column, OURS)
         one.set_xlabel(rf"$c_{{\mathrm{{IMA}}}}$ of the {'linear map' if contrast == q.LINEAR else 'mixing'} (nats)")
+        if contrast == q.MIXING:
+            one.set_xscale("log")
     _dots(axes[0], study.members, contrast, q.LINEAR_ICA.column, LINEAR_ICA)
     _legend(figure, axes)
     return figure
 
 
 def self_consistency(studies: Sequence[Study]) -> Figure:
-    """Draw variance ratio, reconstruction error, ELBO gap and MCC over γ² of the rotation and of the MLP."""
+    """Draw variance ratio, reconstruction error and its inverse, the most likely γ², ELBO gap, MCC and c_IMA over γ² of
+    the rotation and of the MLP.
+    """
     rotation, mlp = (study.members for study in studies)
     looks = (
         Look("rotation, published estimator", BLUE, "o", "-"),
         Look("rotation, corrected", GREEN, "s", ":"),
         Look("MLP mixing, corrected", ORANGE, "^", "-."),
     )
-    shown = (q.RATIO, q.ERROR, q.GAP, q.MCC)
-    figure, axes = _panels(2, 2, 1.9, shown)
+    shown = (q.RATIO, q.ERROR, q.PRECISION, q.GAP, *SHOWN)
+    figure, axes = _panels(2, 3, 1.9, shown)
     known = table("rotation_gamma_gaussian")
     for one, quantity in zip(axes, shown, strict=True):
         _points_axis(one, q.OVER_GAMMA)
@@ -132,13 +147,16 @@ def self_consistency(studies: Sequence[Study]) -> Figure:
         _medians(one, looks[2], q.OVER_GAMMA, mlp, quantity.best)
         if quantity is q.RATIO:
             one.axhline(1, color=GREY, linewidth=0.8)
-        if quantity is q.GAP:  # the −ELBO was published
-            _published(one, known, q.NEG_ELBO, -ENTROPY)
+        if quantity is q.PRECISION:  # the error was published
+            _published(one, known.where(q.ERROR.column, {}), by=lambda error: 1 / error)
+            one.plot(*[[10, 1e6]] * 2, color=GREY, linewidth=0.8, label="γ²")
+        elif quantity is q.GAP:  # the −ELBO was published
+            _published(one, known.where(q.NEG_ELBO.column, {}), by=lambda neg_elbo: neg_elbo - ENTROPY)
         else:
-            _published(one, known, quantity)
+            _published(one, known.where(quantity.column, {}))
     for look, members in ((looks[0], rotation), (looks[2], mlp)):
         look = dataclasses.replace(look, label=f"{look.label.partition(',')[0]}, linear ICA", marker="_", line="-.")
-        _medians(axes[3], look, q.OVER_GAMMA, members, q.LINEAR_ICA.column)
+        _medians(axes[4], look, q.OVER_GAMMA, members, q.LINEAR_ICA.column)
     if axes[0].get_ylim()[1] > WIDE_RATIO:
         axes[0].set_yscale("log")
     _legend(figure, axes, columns=2)
@@ -146,11 +164,12 @@ def self_consistency(studies: Sequence[Study]) -> Figure:
 
 
 def elbo_gap(studies: Sequence[Study]) -> Figure:
-    """Draw ELBO* over γ² with its two candidate limits: our two mixings, and the published curve."""
-    figure, axes = _panels(1, 3, 2.2)
-    titles = ("ours, triangular MLP", "ours, Möbius map", "published, triangular MLP")
+    """Draw ELBO* over γ² with its two candidate limits: our two mixings, and two published curves."""
+    figure, axes = _panels(2, 2, 1.9)
+    titles = ("ours, triangular MLP", "ours, Möbius map", "published, triangular MLP", "published, zero contrast")
     limits = [[float(np.median(floats(s.members[f"val/{n} {q.AT}"]))) for n in ("log_px", "l_ima")] for s in studies]
-    for one, title, (log_px, l_ima) in zip(axes, titles, [*limits, (ELBO_LOG_PX, ELBO_L_IMA)], strict=True):
+    limits += [[q.ELBO_LOG_PX, q.ELBO_L_IMA], [q.ELBO_CONFORMAL] * 2]
+    for one, title, (log_px, l_ima) in zip(axes, titles, limits, strict=True):
         one.axhline(log_px, color=INK, linewidth=0.9, linestyle="-.", label=r"$E[\log p(x)]$")
         one.axhline(l_ima, color=GREEN, linewidth=1.2, linestyle=":", label=r"$E[L_{\mathrm{IMA}}]$")
         _points_axis(one, dataclasses.replace(q.OVER_GAMMA, axis="γ²"))
@@ -162,27 +181,40 @@ def elbo_gap(studies: Sequence[Study]) -> Figure:
     x, mean, std = (floats(known[name]) for name in ("log10_gamma_sq", "elbo_mean", "elbo_std"))
     curve = dataclasses.replace(PUBLISHED, label="ELBO*, published (mean, standard deviation)")
     _marks(axes[2], curve, 10**x * BESIDE, mean, std)
-    axes[0].set_ylabel("nats")
+    conformal = table("elbo_gap_ima_class").rows
+    curve = dataclasses.replace(PUBLISHED, label="ELBO*, published")
+    _marks(axes[3], curve, *(floats(conformal[name]) for name in ("gamma_sq", "elbo_star")))
+    for one in axes[::2]:
+        one.set_ylabel("nats")
     _legend(figure, axes, columns=2)
     return figure
 
 
-def over_epochs(studies: Sequence[Study]) -> Figure:
-    """Draw γ², MCC and c_IMA over the epochs: each member, and medians with quartiles."""
+def over_epochs(
+    studies: Sequence[Study], quantities: Sequence[Quantity], corrected: bool = True, published: str | None = None
+) -> Figure:
+    """Draw quantities over the epochs: each member, and medians with quartiles; and published means with deviations."""
     [study] = studies
-    history = study.history.assign(**{"val/gamma_sq": study.history["val/gamma"] ** 2})
-    figure, axes = _panels(1, 3, 2.1, (q.GAMMA, *SHOWN))
-    for one, column in zip(axes, ("val/gamma_sq", "val/mcc", "val/cima"), strict=True):
+    history = study.history.assign(**{"val/gamma": study.history["val/gamma"] ** 2})
+    figure, axes = _panels(1, len(quantities), 2.1, quantities)
+    for one, quantity in zip(axes, quantities, strict=True):
+        column = metric_of(quantity.best if corrected else quantity.column)
         one.set_xlabel("epoch")
         for _, curve in history.groupby("seed"):
             one.plot(floats(curve["epoch"]), floats(curve[column]), color=GREY, linewidth=0.5, alpha=0.6)
         by_epoch = {epoch: quartiles(floats(group[column])) for epoch, group in history.groupby("epoch")}
         x, (low, middle, high) = floats(list(by_epoch)), np.array(list(by_epoch.values())).T
         one.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0)
-        one.plot(x, middle, color=BLUE, linewidth=1.4, label="median and quartiles, corrected estimators")
+        label = f"median and quartiles, {'corrected' if corrected else 'published'} estimators"
+        one.plot(x, middle, color=BLUE, linewidth=1.4, label=label)
+        if quantity is q.MCC:
+            level = summarise(study.members, q.LINEAR_ICA.column).median
+            one.axhline(level, color=INK, linewidth=1, linestyle="-.", label="linear ICA")
+        if published is not None:
+            known, name = table(published).rows, column.removeprefix("val/")
+            look = dataclasses.replace(PUBLISHED, label="published (mean, standard deviation)")
+            _marks(one, look, *(floats(known[key]) for key in ("epoch", f"{name}_mean", f"{name}_std")))
     axes[0].plot([], [], color=GREY, linewidth=0.5, label="a member")
-    level = summarise(study.members, q.LINEAR_ICA.column).median
-    axes[1].axhline(level, color=INK, linewidth=1, linestyle="-.", label="linear ICA")
     _legend(figure, axes)
     return figure
 
@@ -230,14 +262,16 @@ def _medians(
     _marks(axes, look, x, median, np.nan_to_num(bars))
 
 
-def _published(axes: Axes, known: Table, quantity: Quantity, shift: float = 0.0) -> None:
-    """Draw the published medians and quartiles of a quantity over γ², with ``shift`` added to them."""
-    rows = known.rows[known.rows["quantity"] == quantity.column].sort_values("gamma_sq")
-    x, middle, low, high = (floats(rows[key]) for key in ("gamma_sq", "median", "q25", "q75"))
-    _marks(axes, PUBLISHED, x * BESIDE, middle + shift, np.abs(np.array([low, high]) + shift - (middle + shift)))
+def _published(
+    axes: Axes, rows: pd.DataFrame, look: Look = PUBLISHED, by: Callable[[Floats], Floats] = lambda value: value
+) -> None:
+    """Draw published medians and quartiles over γ²; the monotone function ``by`` is applied to them."""
+    rows = rows.sort_values("gamma_sq")
+    middle, *quartiles = (by(floats(rows[key])) for key in ("median", "q25", "q75"))
+    _marks(axes, look, floats(rows["gamma_sq"]) * BESIDE, middle, np.abs(np.sort(quartiles, axis=0) - middle))
 
 
-def _marks(axes: Axes, look: Look, x: Floats, y: Floats, bars: Floats) -> None:
+def _marks(axes: Axes, look: Look, x: Floats, y: Floats, bars: Floats | None = None) -> None:
     face = "white" if look.hollow else look.colour
     axes.errorbar(
         x, y, bars, label=look.label, color=look.colour, marker=look.marker, mfc=face, ls=look.line, elinewidth=0.8

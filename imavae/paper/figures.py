@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from imavae.config.data import SyntheticData
-from imavae.data.dataset import draw_mixing
+from imavae.data.dataset import draw_mixing, world
 from imavae.data.mixings.mlp import linear_part
 from imavae.errors import require_choice
 from imavae.metrics import ima
@@ -24,15 +24,17 @@ from imavae.report.drawing import floats
 
 RECOVERY = (q.MCC, q.CONTRAST, q.NEG_ELBO)
 BATCH_MCC = {2: 0.13, 3: 0.15, 4: 0.16}  # MCC of independent Gaussian latents over 64 points, by dimension
+CONTRAST_POINTS = 64  # at which the published contrast of a mixing takes the mean of its Jacobian
 LAW_SHARE = 0.1  # of the contrast, or of a nat per dimension, that the gap may be
 LAW_FROM = {"elbo_gap_triangular": 1e3, "elbo_gap_moebius": 1e5}  # γ² from which on the law is judged
 CONFORMAL = 1e-3  # nats: a mixing of less contrast has none
 
 
-def estimators(dim: int = 3, note: str = "") -> str:
+def estimators(dim: int = 3, note: str = "", batch: int = 64) -> str:
     """Return what differs in both estimators, and why; ``note`` is added after a semicolon."""
+    chance = BATCH_MCC[dim] * (64 / batch) ** 0.5
     return (
-        f"The published MCC is averaged over batches of 64, where {dim} dimensions have {BATCH_MCC[dim]} by chance, "
+        f"The published MCC is averaged over batches of {batch}, where {dim} dimensions have {chance:.2g} by chance, "
         "and the published c_IMA is the contrast of a batch's mean Jacobian, which hides what differs from point to "
         "point. The corrected ones take the MCC over the whole split, where chance is near 0, and average points' "
         f"contrasts{note and '; '}{note}."
@@ -73,12 +75,12 @@ def recovery(
     )
 
 
-def over_mixings(contrast: str, published: str | None = None) -> Kind:
+def over_mixings(contrast: str, published: str | None = None, unjudged: Sequence[Quantity] = ()) -> Kind:
     """Return the kind that shows MCC and c_IMA over a contrast of the mixing, which differs between members."""
     return Kind(
-        partial(rows_over_mixings, contrast=contrast, published=published),
+        partial(rows_over_mixings, contrast=contrast, published=published, unjudged=unjudged),
         partial(draw.over_contrast, contrast=contrast, published=published),
-        *([with_linear_contrast] if contrast == q.LINEAR else []),
+        with_linear_contrast if contrast == q.LINEAR else with_mixing_contrast,
     )
 
 
@@ -89,40 +91,51 @@ def rows_at_points(
     published: str | None = None,
     unjudged: Sequence[Quantity] = (),
 ) -> list[Row]:
-    """Return a row per study, point and quantity, compared with the ``published`` table of the first study over γ².
+    """Return a row per study, point and quantity, compared with the ``published`` table.
 
     Quantities that are ``unjudged`` have no verdict.
     """
     rows = []
+    known = table(published) if published else None
     for study in studies:
-        known = table(published) if published and study is studies[0] else None
         for key, members in points.groups(study.members):
             worlds = members["data.seed"].nunique() if "data.seed" in members else 1
             for quantity in quantities:
                 row = _row(study, members, points.label(*key), quantity)
                 if known is not None:
-                    spread = known.spread(float(key[0]) ** 2, quantity.column)
-                    row = compare(row, spread, known.draw.get(quantity.column, 0.0), worlds, quantity not in unjudged)
+                    spread = known.spread(quantity.column, points.published(key))
+                    deviation = known.deviation(quantity.column, study.config.data.dim)
+                    row = compare(row, spread, deviation, worlds, quantity not in unjudged)
                 rows.append(row)
     return rows
 
 
-def rows_over_mixings(studies: Sequence[Study], contrast: str, published: str | None) -> list[Row]:
-    """Return medians over mixings, and rank correlations with a contrast.
+def rows_of_consistency(studies: Sequence[Study]) -> list[Row]:
+    """Return the rows of the rotation, judged, and of the MLP."""
+    rotation, mlp = studies
+    rows = partial(rows_at_points, points=q.OVER_GAMMA, quantities=(q.RATIO, q.ERROR, q.NEG_ELBO, q.MCC, q.CONTRAST))
+    return rows([rotation], published="rotation_gamma_gaussian") + rows([mlp])
 
-    The −ELBO is not judged: the entropy depends on the distance of the poles, which is unknown.
+
+def rows_over_mixings(
+    studies: Sequence[Study], contrast: str, published: str | None, unjudged: Sequence[Quantity] = ()
+) -> list[Row]:
+    """Return medians over mixings, ``unjudged`` ones without verdict, and rank correlations with a contrast.
+
+    A published table has the runs that finished: ours are compared without the members that diverged.
     """
     [study] = studies
     known = table(published) if published else None
+    members = study.members if known is None else study.members[study.members["status"] != "diverged"]
     rows = []
     for quantity in RECOVERY:
-        row = _row(study, study.members, "all mixings", quantity)
+        row = _row(study, members, "all mixings", quantity)
         if known is not None:
-            row = compare(row, known.column(quantity.column), comparable=quantity is not q.NEG_ELBO)
+            row = compare(row, known.column(quantity.column), comparable=quantity not in unjudged)
         rows.append(row)
-    point = "with map's" if contrast == q.LINEAR else "with truth's"
+    point = "with map's" if contrast == q.LINEAR else "with mixing's"
     for quantity in (q.MCC, q.CONTRAST):
-        ours, corrected = (correlation(study.members, contrast, name) for name in (quantity.column, quantity.best))
+        ours, corrected = (correlation(members, contrast, name) for name in (quantity.column, quantity.best))
         row = Row(study.name, point, f"{quantity.label}, ρ", ours, corrected=corrected)
         if known is not None:
             theirs = correlation(known.rows, contrast, quantity.column)
@@ -177,7 +190,8 @@ def _row(study: Study, members: pd.DataFrame, point: str, quantity: Quantity) ->
 
 def with_published_ratio(study: Study) -> Study:
     """Add the variance ratio of the published sweep, which takes the prior's curvature as 1 although its variance v is
-    learned: ratio · (1 + γ²‖J‖²) / (1/v + γ²‖J‖²), with the mean norm of the Jacobian's columns.
+    learned: ratio · (1 + γ²‖J‖²) / (1/v + γ²‖J‖²), with the mean norm of the Jacobian's columns; and the most likely
+    γ², the inverse of the reconstruction error.
     """
     members = study.members
     ratio, norm, variance = (
@@ -185,39 +199,56 @@ def with_published_ratio(study: Study) -> Study:
     )
     steep = floats(members["gamma_sq"]) * norm**2
     published = {q.RATIO.column: ratio * (1 + steep) / (1 / variance + steep)}
+    published[q.PRECISION.column] = 1 / floats(members[q.ERROR.column])
     return dataclasses.replace(study, members=members.assign(**published))
 
 
 def with_linear_contrast(study: Study) -> Study:
     """Add the contrast of the linear map that ends each member's mixing, as in the published table."""
-    contrasts, data = {}, study.config.data
+
+    def contrast(data: SyntheticData) -> float:
+        matrix = linear_part(draw_mixing(data))
+        return np.nan if matrix is None else float(ima.contrast(matrix[None, ..., None]).values[0, 0])
+
+    return _by_world(study, q.LINEAR, contrast)
+
+
+def with_mixing_contrast(study: Study) -> Study:
+    """Add the contrast of each member's mixing as in the published table, of its mean Jacobian at 64 sources."""
+
+    def contrast(data: SyntheticData) -> float:
+        drawn = world(data)
+        mean = drawn.mixing.jacobian(drawn.sources[:CONTRAST_POINTS]).mean(0)
+        return float(ima.contrast(mean[None, ..., None]).values[0, 0])
+
+    return _by_world(study, q.MIXING, contrast)
+
+
+def with_last_validation(study: Study) -> Study:
+    """Add the metrics at each member's last validation, and the number of sources."""
+    axes = [name for name in ("trial", "data.seed", "seed") if name in study.history]
+    last = study.history.sort_values("epoch").groupby(axes).tail(1).set_index(axes).filter(like="val/")
+    members = study.members.join(last.add_suffix(f" {q.LAST}"), on=axes)
+    return dataclasses.replace(study, members=members.assign(**{"data.dim": study.config.data.dim}))
+
+
+def _by_world(study: Study, column: str, value: Callable[[SyntheticData], float]) -> Study:
+    """Add a column with a value of each member's world."""
+    data, worlds = study.config.data, study.members["data.seed"]
     if not isinstance(data, SyntheticData):
         raise TypeError(f"data of the kind {data.kind} have no mixing")
-    for seed in study.members["data.seed"].unique():
-        matrix = linear_part(draw_mixing(dataclasses.replace(data, seed=int(seed))))
-        if matrix is not None:
-            contrasts[seed] = float(ima.contrast(matrix[None, ..., None]).values[0, 0])
-    linear = {q.LINEAR: study.members["data.seed"].map(contrasts)}
-    return dataclasses.replace(study, members=study.members.assign(**linear))
+    values = {seed: value(dataclasses.replace(data, seed=int(seed))) for seed in worlds.unique()}
+    return dataclasses.replace(study, members=study.members.assign(**{column: worlds.map(values)}))
 
 
-LEARNED_GAMMA = Kind(rows_at_states, draw.over_epochs)
+LEARNED_GAMMA = Kind(rows_at_states, partial(draw.over_epochs, quantities=(q.GAMMA, *draw.SHOWN)))
 _figures = (
     PaperFigure(
         "self_consistency",
         "posterior variance against its formula over γ²: the published rotation, and the MLP of the text",
         ("paper/rotation_gamma_gaussian", "paper/mlp_gamma_gaussian"),
         minutes=6,
-        kind=Kind(
-            partial(
-                rows_at_points,
-                points=q.OVER_GAMMA,
-                quantities=(q.RATIO, q.ERROR, q.NEG_ELBO, q.MCC, q.CONTRAST),
-                published="rotation_gamma_gaussian",
-            ),
-            draw.self_consistency,
-            with_published_ratio,
-        ),
+        kind=Kind(rows_of_consistency, draw.self_consistency, with_published_ratio),
         differs="The published ratio takes the norms of a batch's mean Jacobian, and the prior's curvature as that "
         "of a standard normal although its variance was learned; the corrected one takes each point's Jacobian and "
         "the learned variance. The text describes an MLP mixing, but the published −ELBO tends to 4.257 nats, "
@@ -233,10 +264,11 @@ _figures = (
     ),
     PaperFigure(
         "moebius_gamma_gaussian",
-        "the same with a Gaussian prior (small networks)",
-        ("paper/moebius_gamma_gaussian_small",),
-        minutes=1,
-        kind=recovery(),
+        "the same with a Gaussian prior",
+        ("paper/moebius_gamma_gaussian",),
+        minutes=9,
+        kind=recovery(published="moebius_gamma_gaussian"),
+        differs=estimators(batch=512),
     ),
     PaperFigure(
         "mlp_gamma",
@@ -268,7 +300,7 @@ _figures = (
         "MCC and c_IMA on 100 Möbius maps with a linear map on top, over the linear map's contrast",
         ("paper/moebius_linear_map",),
         minutes=5,
-        kind=over_mixings(q.LINEAR, "moebius_linear_map"),
+        kind=over_mixings(q.LINEAR, "moebius_linear_map", unjudged=(q.NEG_ELBO,)),
         differs=estimators(
             note="the −ELBO is not judged, since the entropy depends on the maps' poles, whose law is unknown"
         ),
@@ -290,18 +322,35 @@ _figures = (
     ),
     PaperFigure(
         "priors_dimensions",
-        "MCC and c_IMA under uniform, beta and Gaussian priors in 2, 3, 5 and 10 dimensions",
-        ("paper/moebius_priors",),
+        "MCC and c_IMA over γ² under uniform, Gaussian and Laplace priors in 2, 3, 5 and 10 dimensions",
+        tuple(f"paper/moebius_priors_{dim}" for dim in (2, 3, 5, 10)),
         minutes=6,
-        kind=Kind(partial(rows_at_points, points=q.OVER_PRIOR), partial(draw.by_prior, points=q.OVER_DIMENSION)),
+        kind=Kind(
+            partial(
+                rows_at_points,
+                points=q.OVER_PRIOR,
+                quantities=(*(quantity.at(q.LAST) for quantity in draw.SHOWN), q.LAST_NEG_ELBO),
+                published="moebius_priors_dimensions",
+            ),
+            draw.by_prior,
+            with_last_validation,
+        ),
+        differs=estimators(
+            note="the published values, at the last validation, rest on its first 320 points; at most 250 epochs of "
+            "100 batches were trained, some of the runs ended earlier"
+        ),
     ),
     PaperFigure(
         "ar_flow",
-        "MCC and c_IMA on 100 random coupling flows, over the contrast of the flow",
+        "MCC and c_IMA on 100 random autoregressive flows, over the contrast of the flow",
         ("paper/ar_flow",),
         minutes=4,
-        kind=over_mixings(q.TRUTH),
-        differs=estimators(4),
+        kind=over_mixings(q.MIXING, "ar_flow"),
+        differs=estimators(
+            4,
+            "the contrast of a flow is that of its mean Jacobian at 64 sources, as published, and members that "
+            "diverged are left out, since the published table has the 67 of 100 runs that finished",
+        ),
     ),
     PaperFigure(
         "sprites",
@@ -321,7 +370,22 @@ _figures = (
         ("paper/sprites_gamma",),
         minutes=29000,
         kind=recovery(published="sprites_gamma", unjudged=(q.NEG_ELBO,)),
-        differs=estimators(4, "the −ELBO is not judged, since the law of the images is unknown"),
+        differs=estimators(4, "the −ELBO is not judged, since the law of the images is unknown", batch=512),
+    ),
+    PaperFigure(
+        "sprites_epochs",
+        "MCC and c_IMA over the epochs at γ² = 1, with all of the published training: for a GPU",
+        ("paper/sprites_epochs",),
+        minutes=5800,
+        kind=Kind(
+            partial(rows_at_points, points=q.OVER_GAMMA, published="sprites_gamma", unjudged=(q.NEG_ELBO,)),
+            partial(draw.over_epochs, quantities=draw.SHOWN, corrected=False, published="sprites_over_epochs"),
+        ),
+        differs=estimators(
+            4,
+            "of the curve, means and standard deviations were published, which are drawn and not judged",
+            batch=512,
+        ),
     ),
     PaperFigure(
         "sprites_learned_gamma",

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,8 +40,10 @@ from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 from imavae.search.space import parse
 
 NUMBERS = Path(__file__).with_name("numbers")
-ELBO_LOG_PX, ELBO_L_IMA = 14.851, 7.779  # published E[log p(x)] and E[L_IMA] of elbo_gap_triangular_mlp, in nats
+ELBO_LOG_PX, ELBO_L_IMA = 14.857, 7.785  # published E[log p(x)] and E[L_IMA] of elbo_gap_triangular_mlp, in nats
+ELBO_CONFORMAL = 0.392  # published E[log p(x)] = E[L_IMA] of elbo_gap_ima_class
 AT = f"at {BEST_NEG_ELBO}"  # the paper's protocol: metrics are read at the smallest validation −ELBO
+LAST = "at the last validation"  # the state of a member's last row of history.csv
 GAMMA_AXIS = "γ² (precision of the decoder)"
 STATES = {"min −ELBO": AT, "max MCC": f"at {BEST_MCC}"}
 RESAMPLES = 2000
@@ -101,6 +103,7 @@ MCC = Quantity("MCC", "MCC", f"val/mcc_batch {AT}", f"val/mcc {AT}", limits=(0.0
 LINEAR_ICA = Quantity("linear ICA", "MCC", f"val/mcc_linear_ica {AT}")  # MCC of each world
 CONTRAST = Quantity("c_IMA", r"$c_{\mathrm{IMA}}$ (nats)", f"val/cima_batch {AT}", f"val/cima {AT}", log=True)
 NEG_ELBO = Quantity("−ELBO", "−ELBO (nats)", BEST_NEG_ELBO)
+LAST_NEG_ELBO = NEG_ELBO._replace(column=f"val/neg_elbo {LAST}")
 ERROR = Quantity("x error", r"mean of $(g(\mu(x)) - x)^2$", f"val/mse_obs {AT}", log=True)
 RATIO = Quantity(  # its first column is derived: see figures.with_published_ratio
     "σ² ratio",
@@ -108,11 +111,16 @@ RATIO = Quantity(  # its first column is derived: see figures.with_published_rat
     f"val/self_consistency_published {AT}",
     f"val/self_consistency {AT}",
 )
+PRECISION = Quantity(  # derived, too: the most likely γ² of what was trained at another one
+    "1 / x error", "most likely γ²,\n1 / mean of $(g(\\mu(x)) - x)^2$", f"val/precision {AT}", log=True
+)
 GAP = Quantity("ELBO gap", "$E[\\log p(x)] -$ ELBO\n(nats)", f"val/gap_log_px {AT}", log=True)
 GAP_IMA = Quantity("IMA gap", r"$E[L_{\mathrm{IMA}}] -$ ELBO* (nats)", f"val/gap_ima {AT}")
 GAMMA = Quantity("gamma", GAMMA_AXIS, f"val/gamma {AT}", log=True)
 TRUTH = f"val/cima_truth {AT}"  # contrast of the mixing
 LINEAR = "cima_of_linear_map"  # contrast of a mixing's linear map, derived: see figures.with_linear_contrast
+MIXING = "mixing_cima"  # contrast of the mixing by the published estimator, derived: see figures.with_mixing_contrast
+PUBLISHED = {"model.gamma": "gamma_sq", "model.prior.name": "prior", "data.dim": "dim"}  # setting -> published column
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,11 @@ class Points:
         """Return values of the keys and members of each point."""
         return list(members.groupby(list(self.keys), sort=not self.kinds))
 
+    def published(self, key: Sequence[Any]) -> dict[str, Any]:
+        """Return the columns of a published table that identify the point with these values of the keys."""
+        pairs = zip(self.keys, key, strict=True)
+        return {PUBLISHED[name]: float(at) ** 2 if name == "model.gamma" else at for name, at in pairs}
+
     def positions(self, members: pd.DataFrame) -> Floats:
         """Return the position of each point on the axis, (point,)."""
         values = [key[0] for key, _ in self.groups(members)]
@@ -142,8 +155,9 @@ OVER_GAMMA = Points(
 OVER_COSINE = Points(
     ("data.mixing.cosine",), "cos θ={:g}".format, r"$\cos\theta$ between the columns of the linear map"
 )
-OVER_DIMENSION = Points(("data.dim",), "d={}".format, "number of sources, d")
-OVER_PRIOR = Points(("model.prior.name", "data.dim"), "{}, d={}".format, kinds=True)
+OVER_PRIOR = Points(
+    ("data.dim", "model.prior.name", "model.gamma"), lambda d, prior, gamma: f"d={d} {prior} {OVER_GAMMA.label(gamma)}"
+)
 OVER_TRANSFORM = Points(("data.transform",), str, "map of the factors", kinds=True)
 
 
@@ -226,12 +240,24 @@ class Table:
     """A published table, by the column names of ``members.csv``."""
 
     rows: pd.DataFrame
-    draw: dict[str, float]  # quantity -> standard deviation of its median over draws of the data; see origins.yaml
+    draw: dict[str, float | dict[int, float]]  # see :meth:`deviation`, and origins.yaml
 
-    def spread(self, gamma_sq: float, quantity: str) -> Summary | None:
-        """Return the published numbers of a quantity at one γ², or None."""
-        near = np.isclose(self.rows["gamma_sq"], gamma_sq, rtol=1e-6)
-        found = self.rows[near & (self.rows["quantity"] == quantity)]
+    def deviation(self, quantity: str, dim: int) -> float:
+        """Return the standard deviation of a quantity's median over draws of the data."""
+        draw = self.draw.get(quantity, 0.0)
+        return draw[dim] if isinstance(draw, dict) else draw
+
+    def where(self, quantity: str, at: Mapping[str, Any]) -> pd.DataFrame:
+        """Return the rows of a quantity where other columns, as ``gamma_sq``, have these values."""
+        found = self.rows[self.rows["quantity"] == quantity]
+        for name, value in at.items():
+            near = found[name] == value if isinstance(value, str) else np.isclose(found[name], value, rtol=1e-6)
+            found = found[near]
+        return found
+
+    def spread(self, quantity: str, at: Mapping[str, Any]) -> Summary | None:
+        """Return the published numbers of the first of these rows, or None."""
+        found = self.where(quantity, at)
         rows = found[["n", "median", "q25", "q75"]].itertuples(index=False)
         return next((Summary(*row) for row in rows), None)
 
@@ -312,6 +338,7 @@ def terminal_table(rows: Sequence[Row], title: str) -> RichTable:
     for row in rows:
         cells = _cells(row)
         cells |= {name: cells[name].replace(" (", "\n").rstrip(")") for name in ("published", "ours")}
+        cells["at"] = cells["at"].replace(" ", "\n")
         table.add_row(*(cells[name] for name in heads), style="bold" if row.verdict == FAIL else None)
     return table
 

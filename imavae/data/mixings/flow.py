@@ -8,6 +8,7 @@ r lies within (-1, 1), so a layer scales no source by more than e. Arrays are (o
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -52,7 +53,7 @@ class FlowMixing(MixingSettings):
 
 
 @dataclass(frozen=True)
-class Coupling:
+class Coupling(Mixing):
     """One layer: the network that reads a and gives r(a) and t(a)."""
 
     hidden: Float64[torch.Tensor, "width h"]  # W
@@ -85,6 +86,23 @@ class Coupling:
         rate, move = self.read(s[:, given])
         return self.joined(s[:, given], s[:, changed] * rate.exp() + move)
 
+    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        given, changed = self.halves(x.shape[1])
+        rate, move = self.read(x[:, given])
+        return self.joined(x[:, given], (x[:, changed] - move) * (-rate).exp())
+
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+        given, changed = self.halves(s.shape[1])
+        scale = self.read(s[:, given])[0].exp()
+        rates, moves = self.derivatives(s[:, given])
+        jacobian = torch.eye(s.shape[1], dtype=s.dtype, device=s.device).repeat(len(s), 1, 1)
+        jacobian[:, changed, changed] = scale.diag_embed()
+        jacobian[:, changed, given] = (scale * s[:, changed])[:, :, None] * rates + moves
+        return jacobian
+
+    def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
+        return self.read(s[:, self.halves(s.shape[1])[0]])[0].sum(1)
+
     def joined(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Both halves along the second axis, each at its position."""
         return torch.cat((b, a) if self.swapped else (a, b), 1)
@@ -92,9 +110,9 @@ class Coupling:
 
 @dataclass(frozen=True)
 class Flow(Mixing):
-    """x = f_L(... f_1(s)) of coupling layers f_l. Its Jacobian is a product of triangular matrices."""
+    """x = f_L(... f_1(s)) of layers f_l."""
 
-    layers: tuple[Coupling, ...]
+    layers: tuple[Mixing, ...]
 
     def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
         for layer in self.layers:
@@ -102,29 +120,20 @@ class Flow(Mixing):
         return s
 
     def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        s = x
         for layer in reversed(self.layers):
-            given, changed = layer.halves(s.shape[1])
-            rate, move = layer.read(s[:, given])
-            s = layer.joined(s[:, given], (s[:, changed] - move) * (-rate).exp())
-        return s
+            x = layer.inverse(x)
+        return x
 
     def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
-        jacobian = torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand(len(s), -1, -1)
-        for layer in self.layers:
-            given, changed = layer.halves(s.shape[1])
-            scale = layer.read(s[:, given])[0].exp()
-            rates, moves = layer.derivatives(s[:, given])
-            through_a = (scale * s[:, changed])[:, :, None] * rates + moves
-            lower = through_a @ jacobian[:, given] + scale[:, :, None] * jacobian[:, changed]
-            jacobian = layer.joined(jacobian[:, given], lower)
-            s = layer.forward(s)
+        jacobian = self.layers[0].jacobian(s)
+        for before, layer in itertools.pairwise(self.layers):
+            s = before.forward(s)
+            jacobian = layer.jacobian(s) @ jacobian
         return jacobian
 
     def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         total = s.new_zeros(len(s))
         for layer in self.layers:
-            given, _ = layer.halves(s.shape[1])
-            total = total + layer.read(s[:, given])[0].sum(1)
+            total = total + layer.log_det(s)
             s = layer.forward(s)
         return total
