@@ -91,7 +91,7 @@ def by_prior(studies: Sequence[Study]) -> Figure:
         _points_axis(one, dataclasses.replace(q.OVER_GAMMA, axis="γ²"))
         priors = study.members.groupby("model.prior.name", sort=False)
         for look, (prior, members) in zip(PRIOR_LOOKS, priors, strict=True):
-            name = {"gaussian": "Gaussian", "laplace": "Laplace"}.get(prior, prior)
+            name = {"gaussian": "Gaussian", "laplace": "Laplace"}.get(str(prior), str(prior))
             _medians(one, Look(f"{name} prior, ours", *look), q.OVER_GAMMA, members, column)
             there = known.where(column, {"prior": prior, "dim": dim})
             colour, marker, _ = look

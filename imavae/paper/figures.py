@@ -266,7 +266,7 @@ _figures = (
         "moebius_gamma_gaussian",
         "the same with a Gaussian prior",
         ("paper/moebius_gamma_gaussian",),
-        minutes=9,
+        minutes=25,
         kind=recovery(published="moebius_gamma_gaussian"),
         differs=estimators(batch=512),
     ),
@@ -324,7 +324,7 @@ _figures = (
         "priors_dimensions",
         "MCC and c_IMA over γ² under uniform, Gaussian and Laplace priors in 2, 3, 5 and 10 dimensions",
         tuple(f"paper/moebius_priors_{dim}" for dim in (2, 3, 5, 10)),
-        minutes=6,
+        minutes=13,
         kind=Kind(
             partial(
                 rows_at_points,
@@ -344,7 +344,7 @@ _figures = (
         "ar_flow",
         "MCC and c_IMA on 100 random autoregressive flows, over the contrast of the flow",
         ("paper/ar_flow",),
-        minutes=4,
+        minutes=6,
         kind=over_mixings(q.MIXING, "ar_flow"),
         differs=estimators(
             4,
