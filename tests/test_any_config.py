@@ -29,6 +29,8 @@ MIXINGS = [
     {"name": "moebius", "matrix": [[1.0, 0.0], [0.0, 1.0]], "centre": [1.0, 2.0]},
     {"name": "mlp"},
     {"name": "mlp", "weights": "triangular"},
+    {"name": "mlp", "activation": "leaky_tanh", "gain": 4.0},
+    {"name": "polar"},
     {"name": "linear"},
     {"name": "flow"},
     {"name": "ar_flow"},
