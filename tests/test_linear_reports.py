@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imavae.config.settings import run_config, study_config
+from imavae.config.settings import Objective, run_config, study_config
 from imavae.paper.quantities import NOT_JUDGED, Study, linear_rows
 from imavae.report.html import answer
 from imavae.report.over_gamma import CONTRAST, MCC, OverGamma, draw_over_gamma
 from imavae.report.run_figures import learning_curves
-from imavae.report.summary import LINEAR_ICA, compared_with_linear, counted, linear_mcc
-from imavae.report.tables import best_trials, chosen_table, member_table, metric_table
+from imavae.report.summary import CHOICES, LINEAR_ICA, choices, compared_with_linear, counted, linear_mcc
+from imavae.report.tables import best_trials, chosen_table, front_table, member_table, metric_table, selection_table
 from imavae.runs.folder import Stored
 from imavae.runs.results import Results
 from imavae.tracking import TrialRecord
@@ -40,6 +40,7 @@ def members(trial: int = 0, lost: bool = True) -> pd.DataFrame:
             "min val/neg_elbo": 1.0,
             "val/mcc at min val/neg_elbo": 0.7,
             "test/mcc at max val/mcc": 0.72,
+            "test/mcc at min val/neg_elbo": 0.71,
             **{f"{split}/mcc_linear_ica at {state}": reference + 0.001 * (split == "test")
                for split in ("val", "test") for state in ("max val/mcc", "min val/neg_elbo")},
         }
@@ -85,6 +86,16 @@ def test_tables_have_it_beside_the_mcc() -> None:
     assert column[:4] == ["0.610", "–", "0.970", "0.970"]
     assert "0.631" in [row[-1] for row in chosen_table(members()).rows]
     values = pd.DataFrame({"gamma": 10.0, "test/mcc": [0.7], "test/mcc_linear_ica": [0.98]})
+    records = [
+        TrialRecord(n, {}, "finished", 0.7, [], cast(Any, members(lost=False).to_dict("records")), {"val/cima": 0.1})
+        for n in range(2)
+    ]
+    front = front_table(records, [Objective(), Objective(metric="val/cima", mode="min")], [])
+    assert [row[front.columns.index("linear ICA")] for row in front.rows] == ["0.630", "0.630"]
+    chosen = choices(frame, trials, [])
+    per_world = chosen[chosen["choice"] == CHOICES[1]]["MCC of linear ICA"]
+    assert sorted(per_world.dropna().unique()) == pytest.approx([0.611, 0.631, 0.971])
+    assert "0.631" in selection_table(chosen).caption
     assert "0.980" in metric_table(values, "model.pt").caption
 
 

@@ -38,7 +38,7 @@ CHOICES = ("a point", "a member of a point", "a member of any point")
 ORACLE = "val/mcc"
 ENOUGH_CHOICES = 10  # fewer choices of a kind advise nothing
 CLOSE_REGRETS = 0.01  # regrets that differ by less do not favour a criterion
-LINEAR_ICA = at_best("val/mcc_linear_ica", "val/mcc")
+LINEAR_ICA, LINEAR_ICA_TEST = (at_best(f"{split}/mcc_linear_ica", "val/mcc") for split in ("val", "test"))
 
 
 class Criterion(NamedTuple):
@@ -193,7 +193,8 @@ def searched(results: Results) -> list[str]:
 
 
 def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Selection table: a row per choice with the number of candidates and each criterion's test MCC and regret.
+    """Selection table: a row per choice with the number of candidates, each criterion's test MCC and regret, and linear
+    ICA's test MCC, median over candidates.
 
     Args:
         members: rows of ``members.csv`` of all trials.
@@ -212,6 +213,7 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
     seeds = ["data.seed"] if "data.seed" in members else []
     joined = members.drop(columns=[key for key in keys if key in members]).merge(points[["trial", *keys]], on="trial")
     columns = {column for criterion in SELECTION.values() for column in (criterion.column, criterion.mcc)}
+    columns.add(LINEAR_ICA_TEST)
     used = dict.fromkeys(["trial", "status", *keys, *seeds, *sorted(columns & {*joined})])
     joined = joined[[*used]]  # rows of many columns are slow to read one by one
     sound = joined[~diverged(joined)]  # a diverged member is never a candidate
@@ -231,6 +233,7 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
             if choice == CHOICES[1]:
                 row["point"] = point_text({key: first[key] for key in keys if key not in world})
             rows.append({**row, "choice": choice, "among": len(rivals), **_chosen(rivals)})
+            rows[-1]["MCC of linear ICA"] = median(rivals, LINEAR_ICA_TEST)
     return pd.DataFrame(rows)
 
 

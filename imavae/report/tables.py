@@ -130,9 +130,14 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
 
 def front_table(front: Sequence[TrialRecord], objectives: Sequence[Objective], keys: Sequence[str]) -> Table:
     """A row per trial of the Pareto front, best by the first objective first."""
+    import pandas as pd
+
     rows = []
-    for record in front:
+    linear = [quartiles(summary.linear_mcc(pd.DataFrame(record.members))).median for record in front]
+    known = not np.isnan(linear).all()
+    for record, level in zip(front, linear, strict=True):
         values = [compact(score, 4) for score in (record.score, *record.further.values())]
+        values += [fixed(level)] * known
         point = point_text({key: record.values[key] for key in keys if key in record.values})
         rows.append((str(record.number), *values, point))
     caption = (
@@ -140,6 +145,7 @@ def front_table(front: Sequence[TrialRecord], objectives: Sequence[Objective], k
         "at the states with the best of the first."
     )
     names = [f"{o.aggregate} {o.metric} {'↑' if o.mode == 'max' else '↓'}" for o in objectives]
+    names += ["linear ICA"] * known
     return Table(f"Pareto front: {len(front)} trials", caption, ["trial", *names, "parameters"], rows, ["parameters"])
 
 
@@ -259,6 +265,9 @@ def selection_table(chosen: pd.DataFrame) -> Table:
         f"the oracle: median, worst. A criterion is advised from {summary.ENOUGH_CHOICES} choices of a kind on, if it "
         "loses less both in the median and at worst. "
     )
+    linear = summary.median(chosen, "MCC of linear ICA")
+    if not np.isnan(linear):
+        caption += f"Linear ICA has {fixed(linear)}. "
     columns = ["chosen", "among", "choices", ORACLE, *summary.BLIND]
     return Table("Choosing without ground truth", caption + " ".join(advice), columns, rows, ["chosen"])
 
