@@ -63,7 +63,7 @@ def test_every_table_has_its_origin_and_every_origin_its_table() -> None:
     for name in origins:
         known = table(name)
         assert len(known.rows) > 0
-        dims = known.rows["dim"].unique() if "dim" in known.rows else [3]
+        dims = known.rows["dim"].unique().tolist() if "dim" in known.rows else [3]
         assert all(known.deviation(quantity, dim) > 0 for quantity in known.draw for dim in dims)
 
 
