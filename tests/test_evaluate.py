@@ -134,6 +134,9 @@ def obvious(at: RunConfig, row: Tensor, split: Split, seed: int, world: int = 0)
     left = (s - guess).square().sum(0) / (s - s.mean(0)).square().sum(0)
     log_px, c_truth = float(split.truth.log_px[world].mean()), float(np.mean([one_contrast(j) for j in truth]))
 
+    low, high = at.data.support or (-0.5, 0.5)
+    inside = ((s > low + 0.1 * (high - low)) & (s < high - 0.1 * (high - low))).all(1)
+
     def batch_ratio(rows: slice) -> float:
         precision = curvature[rows].mean(0) + gamma**2 * in_y[rows].mean(0).square().sum(0)
         return float((std[rows].square().mean(0) * precision).mean())
@@ -168,6 +171,9 @@ def obvious(at: RunConfig, row: Tensor, split: Split, seed: int, world: int = 0)
         "gap_ima": log_px - c_truth + kl - log_px_z,
         "mse_obs": (model(x) - x).square().mean(),
         "mse_source": (model.encode(model.decode(s)) - s).square().mean(),
+        "mse_obs_interior": (model(x) - x)[inside].square().mean(),
+        "mse_source_interior": (model.encode(model.decode(s)) - s)[inside].square().mean(),
+        "latent_correlation": np.abs(np.corrcoef(location.T)[np.triu_indices(dim, 1)]).mean(),
         "gamma": gamma,
         "prior_variance": prior.variance(theta).double().mean(),
         "active_units": (location.var(0) > 0.01 * prior.variance(theta).squeeze()).sum(),

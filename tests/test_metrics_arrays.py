@@ -53,7 +53,7 @@ def by_hand(session: Session, row: int, neg_elbo: float) -> dict[str, float]:
     curvature = architecture.prior.curvature(y, theta)
     assert split.truth is not None
     truth = split.truth.jacobian[0].permute(2, 0, 1)
-    norms = metrics.column_norms(jacobian)
+    norms, inside = metrics.column_norms(jacobian), (np.abs(s) < 0.8 * 0.5).all(1)
     dci = metrics.dci(s, location)
     exact = metrics.likelihoods(split.truth.log_px[0], metrics.cima_pointwise(truth), neg_elbo)
     return {
@@ -84,6 +84,9 @@ def by_hand(session: Session, row: int, neg_elbo: float) -> dict[str, float]:
         **exact._asdict(),
         "mse_obs": metrics.mse(model(x), x),
         "mse_source": metrics.mse(model.encode(model.decode(split.sources[0])), s),
+        "mse_obs_interior": metrics.mse(model(x)[inside], x[inside]),
+        "mse_source_interior": metrics.mse(model.encode(model.decode(split.sources[0]))[inside], s[inside]),
+        "latent_correlation": metrics.latent_correlation(location),
     }
 
 

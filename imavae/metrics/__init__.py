@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "active_units", "agreement", "amari", "cima", "cima_batch", "cima_pointwise", "column_norms", "conformal_contrast",
-    "dci", "likelihoods", "mcc", "mcc_batch", "mcc_spearman", "mig", "mse", "r2_linear", "r2_nonlinear",
-    "rank_deficient", "sap", "self_consistency", "self_consistency_batch",
+    "dci", "latent_correlation", "likelihoods", "mcc", "mcc_batch", "mcc_spearman", "mig", "mse", "r2_linear",
+    "r2_nonlinear", "rank_deficient", "sap", "self_consistency", "self_consistency_batch",
 ]  # fmt: skip
 
 

@@ -89,6 +89,11 @@ def active_units(z: Values, prior_variance: Values = 1.0) -> int:
     return int(identifiability.active_units(points.T[None], variance))
 
 
+def latent_correlation(z: Values) -> float:
+    """Mean absolute correlation between two of the latents ``z`` (n, d), d ≥ 2; it needs no sources."""
+    return float(identifiability.latent_correlation(identifiability.standardised(_points("z", z).T[None])))
+
+
 def dci(s: Values, z: Values, discrete: Sequence[bool] = ()) -> disentanglement.DCI:
     """Disentanglement, completeness and informativeness (Eastwood and Williams, ICLR 2018), from random forests that
     predict each source from all latents; each in [0, 1] with chance near 0, NaN if no source varies. Arguments as for

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from imavae.data.dataset import Split, Truth, chunk
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 VALIDATED = 2**25  # numbers at most in the images of a validation
 DIFFERENTIATED = 2**22  # and in those at which Jacobians are taken
+INTERIOR = 0.8  # share of a support's half-width that counts as its interior
 
 
 def shortened(split: Split, observed: int, numbers: int | None = None) -> Split:
@@ -227,23 +228,46 @@ class Evaluation:
 
     @cached_property
     def mse_obs(self) -> Float64[Tensor, " member"]:
-        decoder = self.ensemble.model.decoder
-        return self._mean_square(
-            lambda at: decoder(self.weights, self.locations[..., at]) - self.split.block(self.world, at)
-        )
+        return self._mean_square(self._error_of_x)
+
+    @cached_property
+    def mse_obs_interior(self) -> Float64[Tensor, " member"]:
+        return self._mean_square(self._error_of_x, self.interior)
 
     @cached_property
     def mse_source(self) -> Float64[Tensor, " member"]:
-        model = self.ensemble.model
+        return self._mean_square(self._error_of_s)
 
-        def difference(at: slice) -> Tensor:
-            s = chunk(self.split.sources, self.world, at)
-            return model.prior.latent(model.posterior(self.weights, model.decoder(self.weights, s)).mean) - s
+    @cached_property
+    def mse_source_interior(self) -> Float64[Tensor, " member"]:
+        return self._mean_square(self._error_of_s, self.interior)
 
-        return self._mean_square(difference)
+    @cached_property
+    def interior(self) -> Bool[Tensor, "member n"]:
+        """Points whose sources are all nearer to the middle of their support than ``INTERIOR`` of its half-width."""
+        support = self.ensemble.config.data.support
+        assert support is not None  # noqa: S101  -- the metrics that need it are absent then
+        middle, half = (support[0] + support[1]) / 2, (support[1] - support[0]) / 2
+        inside: Tensor = ((self.split.sources - middle).abs() < INTERIOR * half).all(-1)
+        return inside[self.world]
 
-    def _mean_square(self, difference: Callable[[slice], Tensor]) -> Float64[Tensor, " member"]:
-        """Mean over points and dimensions."""
+    def _error_of_x(self, at: slice) -> Float[Tensor, "member o m"]:
+        decoder = self.ensemble.model.decoder
+        return decoder(self.weights, self.locations[..., at]) - self.split.block(self.world, at)
+
+    def _error_of_s(self, at: slice) -> Float[Tensor, "member d m"]:
+        model, s = self.ensemble.model, chunk(self.split.sources, self.world, at)
+        return model.prior.latent(model.posterior(self.weights, model.decoder(self.weights, s)).mean) - s
+
+    def _mean_square(
+        self, difference: Callable[[slice], Tensor], kept: Bool[Tensor, "member n"] | None = None
+    ) -> Float64[Tensor, " member"]:
+        """Mean over the points, or those that are kept (NaN if there are none), and dimensions."""
+        if kept is not None:
+            parts = [
+                difference(at).square().mean(1).double() * kept[:, at] for at, _ in _chunks(self.ensemble, self.split)
+            ]
+            return torch.cat(parts, 1).sum(1) / kept.sum(1)
         parts = [
             difference(at).square().mean((1, 2)).double() * share for at, share in _chunks(self.ensemble, self.split)
         ]

@@ -7,6 +7,7 @@ one with the same decorator, :class:`Metric`. Importing this module does not imp
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -56,6 +57,10 @@ UNIFORM_SOURCES = Requirement(
 OTHER_PRIOR = Requirement(
     "the prior is uniform: its CDF is linear and changes no correlation",
     lambda config, _: not isinstance(config.model.prior, UniformPrior),
+)
+BOUNDED = Requirement(
+    "the sources have no bounded support",
+    lambda config, _: config.data.support is not None and all(map(math.isfinite, config.data.support)),
 )
 FEWER_NUMBERS = Requirement(
     "images have more numbers than the rows on which a linear map would be fitted",
@@ -225,6 +230,12 @@ def agreement(at: AllMembers) -> torch.Tensor:
     return identifiability.agreement(at.locations, at.groups)
 
 
+@Metric("min", "mean over k < l of |corr(μ_k(x), μ_l(x))|")
+def latent_correlation(at: Evaluation) -> torch.Tensor:
+    """Mean absolute correlation of two latents' locations."""
+    return identifiability.latent_correlation(at.standardised_locations)
+
+
 Metric("max", "Σ_l ρ_l (1 − H(P_l·))", DCI, **PROBED).read(
     "dci_disentanglement",
     "Degree to which each latent codes at most one source (random forests)",
@@ -342,10 +353,16 @@ def gap_ima(at: Evaluation) -> torch.Tensor:
 Metric("min", "mean (g(μ(x)) − x)²", GAP, "observation²", curve="first").read(
     "mse_obs", "Squared error per dimension of the reconstruction from the posterior's location"
 )
+Metric("min", "mean (g(μ(x)) − x)², |s| < 0.8 w/2", GAP, "observation²", needs=[SOURCES, BOUNDED]).read(
+    "mse_obs_interior", "As mse_obs, without points that have a source near an end of its support, of width w"
+)
 Metric("min", "mean (μ(g(s)) − s)²", GAP, "source²", needs=[SOURCES, OWN_SCALE, SHARED_SUPPORT]).read(
     "mse_source",
     "Squared error per dimension of the sources, decoded and encoded again; if prior and source share a support",
 )
+Metric(
+    "min", "mean (μ(g(s)) − s)², |s| < 0.8 w/2", GAP, "source²", needs=[SOURCES, OWN_SCALE, SHARED_SUPPORT, BOUNDED]
+).read("mse_source_interior", "As mse_source, without points that have a source near an end of its support")
 Metric("none", "γ", unit="1 / observation", curve="all").read(
     "gamma", "Square root of the decoder's precision; changes if model.precision is learned or mle"
 )

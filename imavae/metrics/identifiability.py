@@ -63,6 +63,12 @@ def active_units(
     return (centred.square().mean(-1, dtype=torch.float64) > 0.01 * prior_variance).sum(1)
 
 
+def latent_correlation(z: Float64[torch.Tensor, "m d n"]) -> Float64[torch.Tensor, " m"]:
+    """Mean absolute correlation of two different latents, of rows that :func:`standardised` returned."""
+    table, dim = (z @ z.mT).abs(), z.shape[1]
+    return (table.sum((1, 2)) - table.diagonal(dim1=1, dim2=2).sum(1)) / (dim * (dim - 1))
+
+
 def r2_linear(s: Float64[torch.Tensor, "*w d n"], z: Float64[torch.Tensor, "m e n"]) -> Float64[torch.Tensor, " m"]:
     """R² of the least-squares map, with intercept, from all latents to each source, averaged over sources; at least 0.
     For rows that :func:`standardised` returned. Fitted on the first half of the points, scored on the second.
