@@ -140,7 +140,7 @@ def self_consistency(studies: Sequence[Study]) -> Figure:
     figure, axes = _panels(2, 3, 1.9, shown)
     known = table("rotation_gamma_gaussian")
     for one, quantity in zip(axes, shown, strict=True):
-        _points_axis(one, q.OVER_GAMMA)
+        _points_axis(one, dataclasses.replace(q.OVER_GAMMA, axis="γ²"))
         _medians(one, looks[0], q.OVER_GAMMA, rotation, quantity.column)
         if quantity.corrected is not None:
             _medians(one, looks[1], q.OVER_GAMMA, rotation, quantity.corrected)
