@@ -60,7 +60,7 @@ def test_sprites_are_trained_tracked_evaluated_and_read_back(rendered: list[int]
         assert (run.folder / "figures" / f"{name}.png").stat().st_size > 5000
 
     model = run.champion
-    [pixels] = (tmp_path / "cache").iterdir()
+    [pixels] = (tmp_path / "cache").glob("sprites-*.npy")
     x = torch.from_numpy(np.load(pixels)[:5] / 255).float()
     with torch.no_grad():
         z = model.encode(x)
@@ -85,7 +85,7 @@ def test_a_truncated_cache_is_rendered_again(rendered: list[int], tmp_path: Path
         return bytes(data.val.block(torch.tensor([0]), slice(None)).numpy())
 
     first = world()
-    [path] = (tmp_path / "cache").iterdir()
+    [path] = (tmp_path / "cache").glob("sprites-*.npy")
     whole = path.read_bytes()
     assert world() == first
     assert sum(rendered) == 640
