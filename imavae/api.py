@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -25,6 +26,7 @@ from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, over
 from imavae.data import dataset
 from imavae.data.storage import write_text
 from imavae.errors import require, require_choice, resumable
+from imavae.metrics.forward import shortened
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
 from imavae.report.display import Display, Observer
@@ -199,10 +201,11 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     shapes = posterior_shapes(ensemble, session.best_weights, rows, val)
     levels = linear_mcc(results.members).tolist()
     figures = run_figures(shapes, names, factors, history, folder, results.config.pdf, levels)
+    [record] = results.records
+    best = best_member(record.members)
+    shown = 0 if best is None else record.members.index(best)
+    figures.append(_write_latents(results, session, session.best_weights[shown : shown + 1], shown))
     if val.images is not None:
-        [record] = results.records
-        best = best_member(record.members)
-        shown = 0 if best is None else record.members.index(best)
         panels = image_panels(ensemble, session.best_weights, rows, val, shown)
         figures += image_figures(panels, names, shown, folder, results.config.pdf)
     return figures
@@ -224,6 +227,7 @@ def _champion_figures(results: Results) -> list[Path]:
     if names.champion.is_file():  # not if all members of the best trial diverged
         session, weights = model_session(names.champion, cache_of(names.output_dir))
         ensemble, val, one = session.ensemble, session.data.val, torch.arange(1)
+        files.append(_write_latents(results, session, weights, 0))
         if session.points[0].data.has_sources:
             factors = [factor.name for factor in session.points[0].data.source_factors]
             files += champion_figures(posterior_shapes(ensemble, weights, one, val), factors, names.figures, pdf)
@@ -231,6 +235,16 @@ def _champion_figures(results: Results) -> list[Path]:
             panels = image_panels(ensemble, weights, one, val, 0)
             files += image_figures(panels, ["champion"], 0, names.figures, pdf)
     return files
+
+
+def _write_latents(results: Results, session: Session, weights: torch.Tensor, row: int) -> Path:
+    """Write the table of the latents of one member, the best."""
+    from imavae.metrics.evaluate import latent_rows
+
+    split = shortened(session.data.val, session.points[0].data.observed)
+    rows = pd.DataFrame(latent_rows(session.ensemble, weights, row, split))
+    write_text(results.names.latents, rows.to_csv(index=False))
+    return results.names.latents
 
 
 def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:

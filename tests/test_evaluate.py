@@ -436,3 +436,24 @@ def test_any_number_of_points_will_do(n: int) -> None:
     values, expected = evaluated(at, flat, split, [11]), obvious(at, flat[0], split, 11)
     for name in ("neg_elbo", "mcc_batch", "cima", "mse_source"):
         assert float(values[name]) == pytest.approx(expected[name], rel=1e-9), name
+
+
+@each_point
+def test_the_rows_of_the_latents_add_up_to_the_members_metrics(at: RunConfig) -> None:
+    split, flat, row = split_of(at), random_members(at, [5, 6]), 1
+    at = dataclasses.replace(at, members=dataclasses.replace(at.members, seed=(5, 6)))
+    rows = evaluation.latent_rows(ensemble([at], "cpu"), flat[row:], row, split)
+    values = of_rows(at, flat, split)
+    names = ["kl", "mcc_mean", "active_units", "self_consistency", "column_norm"]
+    expected = {name: float(values[name][row]) for name in names}
+    column = {name: np.array([entry[name] for entry in rows]) for name in rows[0] if name != "source"}
+    found = {
+        "kl": column["kl"].sum(),
+        "mcc_mean": np.abs(column["correlation"]).mean(),
+        "active_units": column["active"].sum(),
+        "self_consistency": np.exp(np.log(column["variance"] / column["formula"]).mean()),
+        "column_norm": column["column_norm"].mean(),
+    }
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert column["latent"].tolist() == list(range(1, at.data.dim + 1))
+    assert sorted(entry["source"] for entry in rows) == sorted(factor.name for factor in at.data.source_factors)

@@ -76,6 +76,13 @@ def test_a_runs_tables_are_those_of_its_folder(run: Results) -> None:
     assert again.config == run_config({**TINY, "output_dir": run.config.output_dir, "tracking": {"name": "none"}})
 
 
+def test_the_table_of_latents_is_that_of_the_best_member(run: Results) -> None:
+    best = max(run.members.to_dict("records"), key=lambda row: row["max val/mcc"])
+    assert run.latents["latent"].tolist() == [1, 2, 3]
+    assert run.latents["correlation"].abs().mean() == pytest.approx(best["val/mcc_mean at max val/mcc"], abs=1e-6)
+    assert run.latents["kl"].sum() == pytest.approx(best["val/kl at max val/mcc"], rel=1e-5)
+
+
 @pytest.mark.parametrize("by", ["val/mcc", "val/neg_elbo"])
 def test_each_member_is_a_model_with_the_numbers_of_its_row(run: Results, by: str) -> None:
     column = {"val/mcc": "max val/mcc", "val/neg_elbo": "min val/neg_elbo"}[by]

@@ -86,7 +86,7 @@ def active_units(z: Values, prior_variance: Values = 1.0) -> int:
     """
     points = _points("z", z)
     variance = _expanded("prior_variance", prior_variance, points)[..., 0]
-    return int(identifiability.active_units(points.T[None], variance))
+    return int(identifiability.active(points.T[None], variance).sum())
 
 
 def latent_correlation(z: Values) -> float:

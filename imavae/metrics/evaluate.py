@@ -4,7 +4,7 @@ depend on its company.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from imavae.data.dataset import Split
 from imavae.metrics.forward import Evaluation
 from imavae.metrics.glossary import CURVE_POINTS, METRICS, AllMembers, absent
-from imavae.metrics.identifiability import AGREEMENT_POINTS, best_matching, correlation
+from imavae.metrics.identifiability import AGREEMENT_POINTS, active, best_matching, correlation
 from imavae.metrics.linear import Maps
 from imavae.rng import stream
 from imavae.training.ensemble import EVALUATED_POINTS, Ensemble, evaluated
@@ -59,9 +59,7 @@ def evaluate(
     parts: dict[str, list[Tensor]] = {metric.name: [] for metric in (*whole, *first)}
     for start in range(0, len(flat), block):
         some = slice(start, start + block)
-        noise = flat.new_empty(len(members[some]), ensemble.model.dim, len(split))
-        for row, member in zip(noise, members[some], strict=True):
-            row.normal_(generator=stream(member.seed, "evaluation", flat.device))
+        noise = _noise(flat, [member.seed for member in members[some]], ensemble.model.dim, len(split))
         points = Evaluation.over(ensemble, flat[some], split, worlds[some], noise, compared, maps)
         for metrics, at in ((whole, points), (first, points.first(CURVE_POINTS))):
             for metric in metrics:
@@ -74,6 +72,47 @@ def evaluate(
     for name in (name for name in values if METRICS[name].across_members):
         values[name] = METRICS[name].compute(AllMembers(values[name], groups))
     return {name: value.double().cpu() for name, value in values.items()}
+
+
+def _noise(flat: Tensor, seeds: Sequence[int], dim: int, n: int) -> Float[Tensor, "member d n"]:
+    """Standard normal noise of the posteriors, on the device of ``flat``: the same for a seed at each call."""
+    noise = flat.new_empty(len(seeds), dim, n)
+    for row, seed in zip(noise, seeds, strict=True):
+        row.normal_(generator=stream(seed, "evaluation", flat.device))
+    return noise
+
+
+@torch.no_grad()
+def latent_rows(
+    ensemble: Ensemble, flat: Float[Tensor, "1 parameter"], row: int, split: Split
+) -> list[dict[str, int | float | str]]:
+    """Describe each latent of the member ``row`` with weights ``flat``, over a split.
+
+    Returns a mapping per latent: its number, from 1; where the sources are known, the matched ``source`` and the
+    ``correlation`` of its location with it; the geometric means of the posterior's ``variance`` and of its ``formula``,
+    both in the unconstrained coordinate; the mean ``column_norm``; its term ``kl`` of the KL divergence, from one
+    posterior sample per point (nats); and 1 if it is ``active``, else 0.
+    """
+    world = ensemble.world_of(torch.tensor([row], device=ensemble.device))
+    noise = _noise(flat, [ensemble.members[row].seed], ensemble.model.dim, len(split))
+    at = Evaluation.over(ensemble, flat, split, world, noise)
+    y = at.posterior.sample(noise)
+    columns = {
+        "variance": at.variances.posterior.log().mean(2).exp(),
+        "formula": (-at.variances.inverse_formula.log().mean(2)).exp(),
+        "column_norm": at.local.contrast.norms.mean(2),
+        "kl": -(at.posterior.entropy() + ensemble.model.prior.log_prob(y, at.theta())).mean(2),
+        "active": active(at.locations, at.prior_variance_of_latents).int(),
+    }
+    rows: list[dict[str, int | float | str]] = [{"latent": k + 1} for k in range(ensemble.model.dim)]
+    if ensemble.config.data.has_sources:
+        factors, table = ensemble.config.data.source_factors, at.correlation(at.standardised_locations)[0].cpu()
+        for s, z in zip(*best_matching(table.nan_to_num().abs().numpy()), strict=True):
+            rows[z] |= {"source": factors[s].name, "correlation": float(table[s, z])}
+    for name, values in columns.items():
+        for entry, value in zip(rows, values[0].tolist(), strict=True):
+            entry[name] = value
+    return rows
 
 
 class PosteriorShapes(NamedTuple):

@@ -135,11 +135,11 @@ class Evaluation:
     @cached_property
     def cdf(self) -> Float[Tensor, "member d n"]:
         """Of the prior at the samples."""
-        return self.ensemble.model.prior.cdf(self.samples, self._theta())
+        return self.ensemble.model.prior.cdf(self.samples, self.theta())
 
     @cached_property
     def prior_variance_of_latents(self) -> Float64[Tensor, "member d"]:
-        variance = self.ensemble.model.prior.variance(self._theta()).double()
+        variance = self.ensemble.model.prior.variance(self.theta()).double()
         return (variance.mean(2) if variance.ndim else variance).expand(self.samples.shape[:2])
 
     @cached_property
@@ -208,7 +208,7 @@ class Evaluation:
         """The posterior's variances at the points that have Jacobians, compared with their formula."""
         at, prior = slice(self.local.contrast.full.shape[1]), self.ensemble.model.prior
         variance, mean = self.posterior.variance()[..., at], self.posterior.mean[..., at]
-        curvature, square = prior.curvature(mean, self._theta(at)), self.local.contrast.norms.square()
+        curvature, square = prior.curvature(mean, self.theta(at)), self.local.contrast.norms.square()
         inverse = ima.inverse_variance(square, prior.slope(mean), curvature, self.gamma)
         size = self.batch(variance.shape[2])
         batches = self.local.batch_unconstrained, ima.batch_mean(curvature, size), ima.batch_mean(variance, size)
@@ -273,7 +273,7 @@ class Evaluation:
         ]
         return torch.stack(parts).sum(0)
 
-    def _theta(self, at: slice = slice(None)) -> Theta:
+    def theta(self, at: slice = slice(None)) -> Theta:
         """The prior's parameters at some of the points."""
         u = self.split.segments
         return self.ensemble.model.theta(self.weights, None if u is None else u[self.world, at])

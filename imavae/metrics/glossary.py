@@ -377,7 +377,7 @@ def prior_variance(at: Evaluation) -> torch.Tensor:
 @Metric("none", "#{k : Var μ_k(x) > 0.01 Var p(z_k)}", ACTIVE, "latents", curve="first")
 def active_units(at: Evaluation) -> torch.Tensor:
     """Number of latents in use."""
-    return identifiability.active_units(at.locations, at.prior_variance_of_latents)
+    return identifiability.active(at.locations, at.prior_variance_of_latents).sum(1)
 
 
 def absent(config: RunConfig, truth: bool, probes: bool = False) -> dict[str, str]:

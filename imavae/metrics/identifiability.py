@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64
 from numpy.typing import NDArray
 
 from imavae.config.registry import torch
@@ -55,12 +55,12 @@ def agreement(locations: Float[torch.Tensor, "m d n"], groups: Sequence[Hashable
     return result
 
 
-def active_units(
+def active(
     locations: Float[torch.Tensor, "m d n"], prior_variance: Float64[torch.Tensor, "m d"]
-) -> Int[torch.Tensor, " m"]:
-    """Number of latents whose location varies over points by more than 1 % of the prior's variance."""
+) -> Bool[torch.Tensor, "m d"]:
+    """Latents whose location varies over points by more than 1 % of the prior's variance."""
     centred = locations - locations.mean(-1, keepdim=True)
-    return (centred.square().mean(-1, dtype=torch.float64) > 0.01 * prior_variance).sum(1)
+    return torch.gt(centred.square().mean(-1, dtype=torch.float64), 0.01 * prior_variance)
 
 
 def latent_correlation(z: Float64[torch.Tensor, "m d n"]) -> Float64[torch.Tensor, " m"]:

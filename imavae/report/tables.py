@@ -80,6 +80,8 @@ def result_tables(results: Results, top: int = 5) -> Iterator[Table]:
     if len(results.objectives) > 1:
         yield front_table(results.front(), results.objectives, keys)
     yield chosen_table(results.winners)
+    if len(results.latents):
+        yield latent_table(results.latents)
     chosen = summary.choices(results.members, results.trials, keys)
     if len(chosen):
         yield selection_table(chosen)
@@ -214,6 +216,31 @@ def member_table(members: pd.DataFrame) -> Table:
         list(zip(*columns.values(), strict=True)),
         ["status"],
         bold=len(members),
+    )
+
+
+def latent_table(latents: pd.DataFrame) -> Table:
+    """The latents of the best member; each with the source that it is matched with, where sources are known."""
+    shown = {
+        "correlation": "correlation",
+        "variance of y": "variance",
+        "its formula": "formula",
+        "column norm": "column_norm",
+        "KL": "kl",
+    }
+    columns = {"latent": [f"{number}" for number in latents["latent"]]}
+    if "source" in latents:
+        columns["source"] = [MISSING if isinstance(name, float) else str(name) for name in latents["source"]]
+    for name, column in shown.items():
+        if column in latents:
+            columns[name] = [compact(value, 3) for value in latents[column]]
+    columns["active"] = ["yes" if value else "no" for value in latents["active"]]
+    return Table(
+        "Latents of the best member",
+        "On validation; y is the unconstrained latent. Geometric means of variances; KL in nats.",
+        list(columns),
+        list(zip(*columns.values(), strict=True)),
+        ["source", "active"],
     )
 
 

@@ -56,6 +56,7 @@ class RunFolder:
         self.history = path / "history.csv"  # a row per member and validation
         self.summary = path / "summary.json"  # metrics of the whole study and its cost
         self.selection = path / "selection.csv"  # choice of each selection criterion
+        self.latents = path / "latents.csv"  # a row per latent of the best member
         self.report = path / "report.html"
         self.figures = path / "figures"
         self.ray = path / "ray"  # Ray's logs

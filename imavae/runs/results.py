@@ -94,6 +94,14 @@ class Results:
         return pd.DataFrame() if empty else pd.read_csv(path, engine="pyarrow")
 
     @property
+    def latents(self) -> pd.DataFrame:
+        """A row per latent of the best member, over the validation split: ``latents.csv``; empty until it is written.
+
+        Its columns are those of :func:`imavae.metrics.evaluate.latent_rows`.
+        """
+        return pd.read_csv(self.names.latents) if self.names.latents.is_file() else pd.DataFrame()
+
+    @property
     def trials(self) -> pd.DataFrame:
         """A row per trial: trial, score, status, epochs, scores by further objectives, searched settings.
 
