@@ -252,7 +252,7 @@ def test_a_trial_has_its_score_and_a_curve_of_val_mcc(page: Page, study: Path) -
     # A row is there twice: its name and its values. The study and its trials are shown without a click.
     name = re.compile("^trial 1 · γ=.* · gamma_uniform$")
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name))
-    score = page.locator(f"""[row-id="{row.get_attribute("row-id")}"] [col-id*="val/mcc"]""")
+    score = page.locator(f"""[row-id="{row.get_attribute("row-id")}"] [col-id="metrics.`val/mcc`"]""")
     expect(score).not_to_be_empty()
     assert float(score.inner_text()) == pytest.approx(members["max val/mcc"].median(), rel=1e-12)
     page.get_by_role("gridcell").get_by_role("link", name=name).click()
