@@ -93,7 +93,8 @@ def test_a_study_outlives_an_absence_of_its_tracking_server(
     assert faults(tmp_path) == []
     (study,) = studies(tmp_path)
     stored = [path for path in (tmp_path / "mlartifacts").rglob("*") if path.is_file()]
-    files = [study / name for name in ("report.html", "members.csv", "history.csv", "selection.csv", "champion.pt")]
+    tables = ("members.csv", "history.csv", "latents.csv", "selection.csv")
+    files = [study / name for name in ("report.html", "champion.pt", *tables)]
     files += [*study.glob("checkpoints/winner-*.pt"), *study.glob("figures/*")]
     once = {path.name: 1 for path in files}
     assert Counter(path.name for path in stored) == once | {
