@@ -122,6 +122,12 @@ def test_a_world_is_fitted_once_and_other_rows_are_another_world(
     assert len(fits) == 6
 
 
+def test_a_cache_that_cannot_be_written_changes_nothing(tmp_path: Path) -> None:
+    train = world_of(MOEBIUS).train
+    (tmp_path / "cache").write_text("a file in the folder's place")
+    assert torch.equal(maps(train, tmp_path / "cache"), maps(train, tmp_path / "folder"))
+
+
 def test_observations_that_lack_a_dimension_have_a_finite_reference(tmp_path: Path) -> None:
     world = world_of(LINEAR)
     flat = [

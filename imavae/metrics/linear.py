@@ -68,9 +68,10 @@ def maps(train: Split, folder: Path) -> Maps:
             known = np.load(file)
         if known is None:
             known = _fit(x.double(), s.double(), least_squares=train.images is None)
-            folder.mkdir(parents=True, exist_ok=True)
-            with written_whole(file) as opened:
-                np.save(opened, known)
+            with suppress(OSError):  # a full or read-only disk: the next process fits them again
+                folder.mkdir(parents=True, exist_ok=True)
+                with written_whole(file) as opened:
+                    np.save(opened, known)
         found.append(torch.from_numpy(known))
     return torch.stack(found)
 
