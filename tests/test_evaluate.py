@@ -119,7 +119,7 @@ def obvious(at: RunConfig, row: Tensor, split: Split, seed: int, world: int = 0)
     q = model.architecture.posterior(model.weights, x.T[None])
     y, location = q.sample(noise[None])[0].T, model.encode(x)
     z = prior.latent(y)
-    jacobian = pointwise_jacobian(model.decode, location)
+    jacobian, sampled = (pointwise_jacobian(model.decode, at) for at in (location, z))
     norms, in_y = jacobian.norm(dim=1), jacobian * prior.slope(mean)[:, None]
     curvature = prior.curvature(mean, theta)
     kl = (-q.entropy()[0].T - prior.log_prob(y, theta)).sum(1).mean()
@@ -156,7 +156,7 @@ def obvious(at: RunConfig, row: Tensor, split: Split, seed: int, world: int = 0)
         "nonlinear_gain": best_matching(s, z) - best_matching(s, ica),
         "r2_linear": linear_probe(location, s),
         "cima": np.mean([one_contrast(j) for j in jacobian]),
-        "cima_batch": over_batches(at, n, lambda rows: one_contrast(jacobian[rows].mean(0))),
+        "cima_batch": over_batches(at, n, lambda rows: one_contrast(sampled[rows].mean(0))),
         "rank_deficient": 0.0,
         "cima_truth": c_truth,
         "column_norm": norms.mean(),
@@ -326,7 +326,7 @@ def test_single_precision_agrees_with_double(at: RunConfig) -> None:
     # the noise is another one in another precision, so the metrics of samples are left out
     exact = evaluated(at, flat, split)
     rounded = evaluated(at, flat.float(), first(split, 1400, torch.float32))
-    plain = ("mcc_mean", "r2_linear", "agreement", "cima", "cima_batch", "cima_truth", "column_norm", "amari")
+    plain = ("mcc_mean", "r2_linear", "agreement", "cima", "cima_truth", "column_norm", "amari")
     for name in (*plain, "self_consistency", "mse_obs", "mse_source", "active_units", "gamma", "log_px", "l_ima"):
         torch.testing.assert_close(rounded[name], exact[name], rtol=2e-4, atol=2e-5, msg=name)
 

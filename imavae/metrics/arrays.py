@@ -132,7 +132,7 @@ def cima_pointwise(jacobian: Values) -> NDArray[np.float64]:
 
 def cima_batch(jacobian: Values) -> float:
     """:func:`cima` of the mean Jacobian of 64 points, averaged over whole batches: the published estimator (Reizinger
-    et al., NeurIPS 2022), for comparison only. It lies below :func:`cima`.
+    et al., NeurIPS 2022), at posterior samples, for comparison only. It lies below :func:`cima`.
     """
     points = _jacobian("jacobian", jacobian)
     _require_batch(points)

@@ -36,19 +36,20 @@ def evaluate(
     maps: Callable[[], Maps],
     probes: bool = False,
     objectives: Collection[str] | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, Float64[Tensor, " member"]]:
     """Compute every metric that the setting has over the whole split, for the members in ``rows`` with weights
     ``flat``; with ``probes`` also the slow ones. ``maps`` gives the linear maps of all worlds, if they are needed.
 
     With ``objectives``, metrics like ``mcc``, it is a validation during training: objectives and the metrics whose
     curve is over ``all`` points are computed as above, those whose curve is over the ``first`` points are estimated
-    there, and all others are left out.
+    there, and all others are left out. ``only`` names the metrics that are computed, by default all of these.
 
     A member's posterior noise is drawn from its seed alone, the same at each call: two validations differ in the
     weights only. Returns float64 tensors on the CPU.
     """
     missing = absent(ensemble.config, split.truth is not None, probes)
-    whole, first = [metric for metric in METRICS if metric.name not in missing], []
+    whole, first = [m for m in METRICS if m.name not in missing and (only is None or m.name in only)], []
     if objectives is not None:
         first = [metric for metric in whole if metric.curve == "first" and metric.name not in objectives]
         whole = [metric for metric in whole if metric.curve == "all" or metric.name in objectives]

@@ -42,10 +42,9 @@ def shortened(split: Split, observed: int, numbers: int | None = None) -> Split:
 
 
 class Local(NamedTuple):
-    """Functions of the decoder's Jacobian at each of m points, or of each of their batches."""
+    """Functions of the decoder's Jacobian at the locations of m points, or of each of their batches."""
 
     contrast: ima.Contrast
-    batch_jacobian: Float[Tensor, "member o d batch"]
     batch_unconstrained: Float[Tensor, "member o d batch"]  # by the unconstrained coordinate
     amari: Float64[Tensor, "member m"] | None = None  # if asked for
 
@@ -193,11 +192,26 @@ class Evaluation:
             if self.compared:
                 truth = self.truth.jacobian[..., at]
                 distance = (ima.amari(jacobian, truth[self.world if len(truth) > 1 else 0]),)
-            terms.append((*ima.contrast(jacobian), ima.batch_mean(jacobian), ima.batch_mean(unconstrained), *distance))
-        values, full, norms, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
-        size = self.batch(len(few)) // BATCH  # a chunk may be smaller than a batch
-        means = (ima.batch_mean(part, size) for part in rest[:2])
-        return Local(ima.Contrast(values, full, norms), *means, *rest[2:])
+            terms.append((*ima.contrast(jacobian), ima.batch_mean(unconstrained), *distance))
+        values, full, norms, means, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
+        return Local(ima.Contrast(values, full, norms), self._over_batches(means, len(few)), *rest)
+
+    @cached_property
+    def batch_jacobian(self) -> Float[Tensor, "member o d batch"]:
+        """Mean of the decoder's Jacobian over each batch of posterior samples, as published."""
+        decoder, few = (
+            self.ensemble.model.decoder,
+            shortened(self.split, self.ensemble.config.data.observed, DIFFERENTIATED),
+        )
+        parts = [
+            ima.batch_mean(decoder.jacobian(self.weights, self.samples[..., at])[1])
+            for at, _ in _chunks(self.ensemble, few)
+        ]
+        return self._over_batches(torch.cat(parts, -1), len(few))
+
+    def _over_batches(self, means: Float[Tensor, "*k part"], points: int) -> Float[Tensor, "*k batch"]:
+        """Means over batches, from those over 64 points: a chunk may be smaller than a batch."""
+        return ima.batch_mean(means, self.batch(points) // BATCH)
 
     @cached_property
     def column_norms(self) -> ima.ColumnNorms:

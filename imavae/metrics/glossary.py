@@ -269,8 +269,8 @@ def cima(at: Evaluation) -> torch.Tensor:
 
 @Metric("min", "mean over batches of c_IMA(mean J)", GAP, "nats")
 def cima_batch(at: Evaluation) -> torch.Tensor:
-    """Published estimator: the contrast of the mean Jacobian of a batch, as for mcc_batch."""
-    batch = ima.contrast(at.local.batch_jacobian)
+    """Published estimator: the contrast of the mean Jacobian at the posterior samples of a batch, as for mcc_batch."""
+    batch = ima.contrast(at.batch_jacobian)
     return ima.mean_where(batch.values, batch.full)
 
 

@@ -98,7 +98,10 @@ def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path
 
 
 def learning_curves(history: pd.DataFrame, linear_ica: Sequence[float] = ()) -> Figure:
-    """Draw the score and −ELBO of each member over epochs, with its best value, and linear ICA's in each world."""
+    """Draw the score and −ELBO of each member over epochs, with its best value, and linear ICA's in each world.
+
+    Curves of the training split are dotted.
+    """
     figure = drawing.new_figure("Learning curves of the members", 9.6, 4.0)
     left, right = figure.subplots(1, 2)
     score = "val/mcc" if "val/mcc" in history else "val/agreement"
@@ -112,9 +115,11 @@ def learning_curves(history: pd.DataFrame, linear_ica: Sequence[float] = ()) -> 
             epoch, value = floats(curve["epoch"]), drawing.finite_or_nan(floats(curve[column]))
             colour, width, alpha = (BLUE, 0.8, 0.5) if many else (SEED_COLOURS[n], 1.3, 0.9)
             axes.plot(epoch, value, color=colour, linewidth=width, alpha=alpha, label=f"seed {seed}")
+            if (seen := column.replace("val/", "train/")) in curve:
+                axes.plot(epoch, floats(curve[seen]), color=colour, linewidth=0.8, alpha=alpha, linestyle=":")
             if np.isfinite(value).any():
                 axes.plot(epoch[best(value)], value[best(value)], "o", color=colour, markersize=4)
-        dress(axes, "epoch", f"{LABELS[column]}, validation split")
+        dress(axes, "epoch", LABELS[column])
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
     left.set_ylim(-0.02, 1.02)
     everything, epoch = floats(history["val/neg_elbo"]), floats(history["epoch"])
@@ -127,8 +132,10 @@ def learning_curves(history: pd.DataFrame, linear_ica: Sequence[float] = ()) -> 
     if many:
         handles, labels = handles[:1], [f"each of {len(curves)} members"]
     marks = left.plot([], [], "o", color=INK, markersize=4)
+    marks += left.plot([], [], ":", color=INK, linewidth=0.8)
     marks += [left.axhline(level, color=INK, linewidth=1, linestyle="-.") for level in linear_ica][:1]
-    legend(figure, [*handles, *marks], [*labels, "best value", "linear ICA"][: len(handles + marks)])
+    labels = [*labels, "best value", "training split", "linear ICA"]
+    legend(figure, [*handles, *marks], labels[: len(handles + marks)])
     return figure
 
 

@@ -8,6 +8,8 @@ seeds, the diverged members and the two protocols of selection would be lost.
 
 from __future__ import annotations
 
+import math
+import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +32,7 @@ from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 from imavae.config.settings import WORST_SCORE, StudyConfig
 from imavae.report import drawing, summary
 from imavae.report.display import compact, short_names
-from imavae.report.drawing import BLUE, NEAR_ONE, VERMILLION, floats
+from imavae.report.drawing import BLUE, INK, NEAR_ONE, VERMILLION, floats
 from imavae.report.interactive import Section, dressed
 from imavae.report.over_gamma import GAMMA, draw_over_gamma, gamma_quantities
 from imavae.report.summary import Floats
@@ -65,6 +67,7 @@ class TrialPlot:
     options: Mapping[str, Any]  # further arguments of the function
     ranges: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)  # of x and y; None: logarithmic
     note: str = ""  # what it leaves out or moves
+    linear_ica: float = math.nan  # on the y axis; NaN for no line
 
 
 def trial_plots_of(results: Results) -> list[TrialPlot]:
@@ -74,14 +77,25 @@ def trial_plots_of(results: Results) -> list[TrialPlot]:
     columns = ["score", *(objective.metric for objective in results.objectives[1:])]
     trials = results.trials.rename(columns=dict(zip(columns, goals, strict=True)))
     trials[COST] = trials["trial"].map(summary.member_steps(results.records, results.config))
-    return list(trial_plots(trials, parse(results.config), goals))
+    linear_ica = {
+        goal: summary.median(results.members, summary.LINEAR_ICA)
+        for goal, objective in zip(goals, results.objectives, strict=True)
+        if objective.metric == "val/mcc"
+    }
+    return list(trial_plots(trials, parse(results.config), goals, linear_ica))
 
 
-def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Mapping[str, str]) -> Iterator[TrialPlot]:
+def trial_plots(
+    trials: pd.DataFrame,
+    parameters: Sequence[Parameter],
+    goals: Mapping[str, str],
+    linear_ica: Mapping[str, float] = types.MappingProxyType({}),
+) -> Iterator[TrialPlot]:
     """The figures over trials that have something to show.
 
     ``trials`` has a row per trial: ``trial``, ``status``, the searched parameters (NaN where one does not apply), the
     cost if known, and the ``goals``: scores with their better directions, of which the first one ranks the trials.
+    ``linear_ica`` has the value of linear ICA for those that are an MCC.
     """
     values = trials[list(goals)].to_numpy(dtype=np.float64)
     trials = trials[(np.abs(values) < WORST_SCORE).all(axis=1) & (trials["status"] != "failed")]
@@ -94,6 +108,7 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
     }
     trials = trials.assign(**{goal: 1 - trials[goal].astype(float) for goal in near}).rename(columns=near)
     goals = {near.get(goal, goal): "min" if goal in near else mode for goal, mode in goals.items()}
+    linear_ica = {near.get(goal, goal): 1 - level if goal in near else level for goal, level in linear_ica.items()}
     linear = [goal for goal in goals if goal not in near.values()]
     clipped = trials.assign(**{goal: without_outliers(floats(trials[goal]), goals[goal]) for goal in linear})
     outside = {goal: int((clipped[goal] != trials[goal]).sum()) for goal in goals}
@@ -102,13 +117,16 @@ def trial_plots(trials: pd.DataFrame, parameters: Sequence[Parameter], goals: Ma
         study = optuna_study(trials, moved, {goal: goals.get(goal, "min") for goal in axes.values()})
         options = {"target_names": list(axes.values())} if function == FRONT else {"target_name": axes["y"]}
         inside = {goal: trials[goal][clipped[goal] == trials[goal]] for goal in axes.values()}
+        level = linear_ica.get(axes["y"], math.nan)
+        inside[axes["y"]] = pd.concat([inside[axes["y"]], pd.Series([level]).dropna()]).rename(axes["y"])
         ranges = {s: _range(inside[goal]) if goal in (*linear, COST) else None for s, goal in axes.items()}
         hidden = sum(
             int((~trials[goal].between(*limits)).sum())
             for limits, goal in zip(ranges.values(), inside, strict=True)
             if limits
         )
-        return TrialPlot(file, title, function, study, options, ranges, f"{hidden} worse not shown" * (hidden > 0))
+        note = f"{hidden} worse not shown" * (hidden > 0)
+        return TrialPlot(file, title, function, study, options, ranges, note, level)
 
     first = next(iter(goals))
     yield ranged("optimisation_history", "Optimisation history", HISTORY, y=first)
@@ -252,7 +270,10 @@ def _restyle(figure: Figure, plot: TrialPlot) -> None:
                 axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
             for label in axes.get_yticklabels():
                 label.set_bbox({"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75})
-    if len(shown) > 1:
+    if np.isfinite(plot.linear_ica):
+        lines = [axes.axhline(plot.linear_ica, color=INK, linewidth=1, linestyle="-.") for axes in panels]
+        shown["linear ICA"] = lines[0]
+    if len(shown) > 1 or "linear ICA" in shown:
         drawing.legend(figure, list(shown.values()), list(shown))
 
 
@@ -269,9 +290,13 @@ def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
                 trace.marker = {"color": VERMILLION if best else BLUE, "size": 9 if best else 7}
         if plot.function == PARALLEL:
             figure.update_layout(margin={"l": 70})
+        reading = [READINGS[plot.function]]
+        if np.isfinite(plot.linear_ica):
+            figure.add_hline(plot.linear_ica, line={"color": INK, "width": 1.5, "dash": "dashdot"})
+            reading.append("The horizontal line is linear ICA.")
         for side, limits in plot.ranges.items():
             getattr(figure, f"update_{side}axes")(type="linear" if limits else "log", range=limits)
-        yield Section(plot.title, f"{READINGS[plot.function]} {plot.note}{'.' * bool(plot.note)}", figure)
+        yield Section(plot.title, " ".join([*reading, *[f"{plot.note}."] * bool(plot.note)]), figure)
 
 
 def without_outliers(scores: Floats, mode: str) -> Floats:

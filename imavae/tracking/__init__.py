@@ -24,7 +24,8 @@ Status = Literal["finished", "stopped", "failed"]
 
 PROGRESS_PERIOD = 5.0  # seconds between two updates of a running trial's curves, and of a study's
 PACKAGES = ("imavae", "torch", "numpy", "scipy", "ray", "optuna", "hydra-core", "mlflow")
-CURVES = ("val/mcc", "val/neg_elbo", "val/cima", "val/gamma")  # tracked over epochs, as the objectives
+# Tracked over epochs, as the objectives.
+CURVES = ("val/mcc", "val/neg_elbo", "val/cima", "val/gamma", "train/mcc", "train/neg_elbo")
 QUARTILES = {"": 0.5, "/q25": 0.25, "/q75": 0.75}  # suffix of a curve's name -> quantile
 
 

@@ -376,7 +376,11 @@ class MLflowTracker(Tracker):
         """The epochs that the run has not got yet."""
         metrics = dict.fromkeys([*(objective.metric for objective in self._objectives), *tracking.CURVES])
         curves = tracking.quartile_curves(trial.history, list(metrics), after=run.epoch)
-        return [(epoch, {CURVE + name.removeprefix("val/"): v for name, v in row.items()}) for epoch, row in curves]
+        quartiles = {f"{name}/{end}" for name in ("train/mcc", "train/neg_elbo") for end in ("q25", "q75")}  # too many
+        return [
+            (epoch, {CURVE + name.removeprefix("val/"): v for name, v in row.items() if name not in quartiles})
+            for epoch, row in curves
+        ]
 
     def _search(self, tags: Mapping[str, str], status: str = "") -> list[Run]:
         """Runs with all of these tags and this status, newest first."""
