@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from imavae.config.mapping import build, plain
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
-from imavae.data import dataset
+from imavae.data import dataset, tables
 from imavae.data.storage import write_text
 from imavae.errors import require, require_choice, resumable
 from imavae.metrics.forward import shortened
@@ -48,13 +48,30 @@ Array = NDArray[np.floating[Any]]
 Watcher = Observer | Literal[True] | None
 
 
-def train(config: RunConfig | Mapping[str, Any] | None = None, *, progress: Watcher = None, **settings: Any) -> Results:
+def train(
+    x: Any = None,
+    config: RunConfig | Mapping[str, Any] | None = None,
+    *,
+    sources: Any = None,
+    segments: Any = None,
+    groups: Any = None,
+    progress: Watcher = None,
+    **settings: Any,
+) -> Results:
     """Train the members (seeds) of one point as one ensemble; evaluate, save and report them.
 
-    ``train(model={"gamma": 30}, members={"seed": [1, 2, 3]})`` changes some of the defaults.
+    ``train(model={"gamma": 30}, members={"seed": [1, 2, 3]})`` changes some of the defaults;
+    ``train(frame, model={"gamma": 3})`` trains on your own observations.
 
     Args:
+        x: observations, a row each: an array, a tensor, a frame (pandas, polars, Arrow) or a torch Dataset, of whose
+            items, if they are tuples, the first is the observation. They are written to a file in ``OUTPUT_DIR/data``,
+            named after its content, which ``data=file`` then reads. May be left out: a first argument that is a
+            configuration is taken for ``config``.
         config: settings to start from; by default the defaults, without tracking.
+        sources: (n, data.dim) true sources of the observations, if they are known.
+        segments: (n,) labels of any type, the auxiliary variable u; or the name of the column of ``x`` that has them.
+        groups: (n,) labels, likewise: observations of one group are never in different splits.
         progress: True shows a progress bar; an observer receives the progress.
         settings: fields of :class:`imavae.config.settings.RunConfig`, nested mappings, over those of ``config``.
 
@@ -65,12 +82,20 @@ def train(config: RunConfig | Mapping[str, Any] | None = None, *, progress: Watc
         UserError: a setting that does not exist or breaks a rule, or data that can't be used.
         KeyboardInterrupt: it was interrupted; ``resume=True`` continues from its last validation.
     """
+    config, data = _given(x, config, settings, sources=sources, segments=segments, groups=groups)
     base = {"tracking": {"name": "none"}} if config is None else plain(config)
-    return train_point(run_config(overridden(base, plain(settings))), _observer(progress))
+    return train_point(run_config(overridden(overridden(base, data), plain(settings))), _observer(progress))
 
 
 def tune(
-    config: StudyConfig | RunConfig | Mapping[str, Any] | None = None, *, progress: Watcher = None, **settings: Any
+    x: Any = None,
+    config: StudyConfig | RunConfig | Mapping[str, Any] | None = None,
+    *,
+    sources: Any = None,
+    segments: Any = None,
+    groups: Any = None,
+    progress: Watcher = None,
+    **settings: Any,
 ) -> Results:
     """Run a study: search a space of settings, with an ensemble of seeds at every point.
 
@@ -79,6 +104,10 @@ def tune(
     composes: ``python scripts/tune.py search=NAME --cfg job`` prints the mapping that this function takes.
 
     Args:
+        x: your own observations, as for :func:`train`.
+        sources: of ``x``.
+        segments: of ``x``.
+        groups: of ``x``.
         config: settings to start from; a run's become the base that all points share.
         progress: True shows a live display; an observer receives the progress.
         settings: fields of :class:`imavae.config.settings.StudyConfig`, nested mappings, over those of ``config``;
@@ -91,7 +120,8 @@ def tune(
         UserError: a setting that does not exist or breaks a rule, data that can't be used, or no trial has a result.
         KeyboardInterrupt: it was interrupted; ``resume=True`` continues it.
     """
-    study = study_config(overridden(plain(config or {}), plain(settings)))
+    config, data = _given(x, config, settings, sources=sources, segments=segments, groups=groups)
+    study = study_config(overridden(overridden(plain(config or {}), data), plain(settings)))
     remedy = "use python scripts/tune.py dry_run=true"
     require(not study.dry_run, "dry_run is for the command", study.dry_run, remedy)
     return tune_study(study, _observer(progress))
@@ -316,6 +346,20 @@ def world(of: Model | RunConfig, split: str = "test") -> World:
         np.array(rows.truth.jacobian[0].permute(2, 0, 1)) if rows.truth else np.zeros((0, o, config.data.dim)),
         np.array(rows.truth.log_px[0]) if rows.truth else np.zeros(0),
     )
+
+
+def _given(
+    x: Any, config: RunConfig | Mapping[str, Any] | None, settings: Mapping[str, Any], **labels: Any
+) -> tuple[RunConfig | Mapping[str, Any] | None, dict[str, Any]]:
+    """The configuration to start from, and the settings of observations ``x``, which are written to a file."""
+    if x is None or isinstance(x, (RunConfig, Mapping)):
+        require(x is None or config is None, "the settings to start from are given once", "two", "drop one of them")
+        found = [name for name, value in labels.items() if value is not None]
+        require(not found, "sources, segments and groups belong to observations x", found, "give x, too")
+        return config if x is None else x, {}
+    base = plain(config or {})
+    output_dir = settings.get("output_dir", base.get("output_dir", RunConfig.output_dir))
+    return config, {"data": tables.written(Path(output_dir) / "data", x, **labels)}
 
 
 def _observer(progress: Watcher) -> Observer:

@@ -261,6 +261,9 @@ class FileData(Data):
     columns: Annotated[tuple[str, ...], Field(description="names (0, 1, ... of an .npy); null: all")] = FROM_FILE
     sources_path: Annotated[str | None, Field(description="file of their sources, data.dim columns, if known")] = None
     segment_column: Annotated[str | None, Field(description="labels of any type: the observations' segments")] = None
+    group_column: Annotated[
+        str | None, Field(description="labels of any type: rows that share one are never in different splits")
+    ] = None
     standardise: Annotated[bool, Field(description="scale columns by mean and std of the training split")] = True
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Float64, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from imavae.config.data import Data, DrawnData, FileData, SourceSettings, SpritesData, SyntheticData
+from imavae.config.data import SMALLEST_SPLIT, Data, DrawnData, FileData, SourceSettings, SpritesData, SyntheticData
 from imavae.data import sprites, tables
 from imavae.data.images import Cache, Images, Progress
 from imavae.data.mixings import Mixing, Shifted
@@ -136,13 +136,14 @@ def _make(
     cache: Cache,
     stamps: tuple[tables.Stamp, ...],  # noqa: ARG001  -- they differ once a file has changed
 ) -> Dataset:
-    sizes = data.sizes
+    file = _read(data) if isinstance(data, FileData) else None
+    orders = [_order(data, seed) for seed in seeds]
+    sizes = [min(map(len, parts)) for parts in zip(*orders, strict=True)]  # they differ only with groups
     known = (False, True, True)  # the training split needs no truth
     splits = [_empty(data, len(seeds), n, truth, dtype, device) for n, truth in zip(sizes, known, strict=True)]
-    file = _read(data) if isinstance(data, FileData) else None
     mixings, scalings, images = [], [], []
-    for number, seed in enumerate(seeds):
-        order = torch.split(torch.randperm(data.n_obs, generator=stream(seed, "split")), list(sizes))
+    for number, (seed, parts) in enumerate(zip(seeds, orders, strict=True)):
+        order = [part[:size] for part, size in zip(parts, sizes, strict=True)]
         progress = functools.partial(_report, cache.progress, number, len(seeds))
         drawn = file or _draw(replace(data, seed=seed), torch.cat(order), Cache(cache.folder, progress))
         if isinstance(data, FileData) and data.standardise:
@@ -158,6 +159,22 @@ def _make(
         splits = [replace(split, images=whole.rows(part)) for split, part in zip(splits, at, strict=True)]
     train, val, test = splits
     return Dataset(tuple(mixings), train, val, test, tuple(scalings))
+
+
+def _order(data: Data, seed: int) -> tuple[Int[Tensor, " m"], ...]:
+    """The rows of each split of one world. Groups are shuffled, and stay whole: a split ends where a group does."""
+    generator = stream(seed, "split")
+    if not isinstance(data, FileData) or data.group_column is None:
+        return torch.split(torch.randperm(data.n_obs, generator=generator), list(data.sizes))
+    groups = torch.from_numpy(tables.labels(data.path, data.group_column, data.n_obs, "data.group_column"))
+    place = torch.randperm(int(groups.max()) + 1, generator=generator)[groups]
+    ends = place.bincount().cumsum(0)
+    wanted = torch.tensor(data.sizes).cumsum(0)[:2, None]
+    first, last = ends[(ends - wanted).abs().argmin(1)].tolist()
+    sizes = [first, last - first, data.n_obs - last]
+    rule, got = f"each split has at least {SMALLEST_SPLIT} rows of whole groups", f"{sizes} of {len(ends)} groups"
+    require(min(sizes) >= SMALLEST_SPLIT, rule, got, "use smaller groups, or change data.train and data.val")
+    return torch.split(torch.argsort(place, stable=True), sizes)
 
 
 def _draw(data: Data, order: Int[Tensor, " n"], cache: Cache) -> _Rows:

@@ -8,10 +8,12 @@ is 1). This module imports neither torch nor pandas: files are checked before th
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import compute, csv, parquet
 
 from imavae.config.data import READERS, Reader
+from imavae.data.storage import written_whole
 from imavae.errors import UserError, require, require_choice
 
 Floats = NDArray[np.float64]
@@ -122,13 +125,13 @@ def read(path: str, columns: Sequence[str] | None, rows: int, key: str = "data.p
     return values
 
 
-def labels(path: str, column: str, rows: int | None = None) -> NDArray[np.int64]:
+def labels(path: str, column: str, rows: int | None = None, key: str = "data.segment_column") -> NDArray[np.int64]:
     """The first rows of a column of labels of any type, as positions in the sorted list of all labels.
 
     Raises UserError if there is no such column, or a label is missing.
     """
     table = open_table(path)
-    require_choice(column, table.numeric, f"data.segment_column (of {path})")
+    require_choice(column, table.numeric, f"{key} (of {path})")
     with _readable(table.path, table.key):
         if table.path.suffix == ".npy":
             read: Any = pa.chunked_array([np.load(path, mmap_mode="r")[:, int(column)]])
@@ -139,7 +142,7 @@ def labels(path: str, column: str, rows: int | None = None) -> NDArray[np.int64]
     values = read.combine_chunks().slice(0, rows)
     blank = compute.equal(values.cast(pa.string()), "").fill_null(True).to_numpy(zero_copy_only=False)
     got = f"no label in row {int(np.argmax(blank)) + 1} of column {column!r} of {path}"
-    require(not blank.any(), "data.segment_column labels every row", got, "drop or fill such rows")
+    require(not blank.any(), f"{key} labels every row", got, "drop or fill such rows")
     encoded = values.dictionary_encode()
     position = np.argsort(np.argsort(np.array(encoded.dictionary.to_pylist())))
     return np.asarray(position[encoded.indices.to_numpy()], dtype=np.int64)
@@ -155,14 +158,17 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(filled.get(key), str):
             filled[key] = str(Path(filled[key]).resolve())
     columns, label, limit = filled.get("columns"), filled.get("segment_column"), filled.get("n_obs")
-    if not (columns is None or isinstance(columns, (list, tuple))) or not (label is None or isinstance(label, str)):
+    labelled = {key: filled[key] for key in ("segment_column", "group_column") if isinstance(filled.get(key), str)}
+    typed = all(name is None or isinstance(name, str) for name in (label, filled.get("group_column")))
+    if not typed or not isinstance(columns, (list, tuple, NoneType)):
         return filled  # of the wrong type: the settings' own check says so
     table = open_table(filled["path"])
-    if label is not None:
-        require_choice(label, table.numeric, f"data.segment_column (of {table.path})")
-        rule, remedy = "data.segment_column is none of data.columns", "labels are no observations: leave it out"
-        require(label not in (columns or ()), rule, f"{label} of {table.path}", remedy)
-    names = pick(table, [name for name in table.numeric if name != label] if columns is None else columns)
+    for key, column in labelled.items():
+        require_choice(column, table.numeric, f"data.{key} (of {table.path})")
+        rule, remedy = f"data.{key} is none of data.columns", "labels are no observations: leave it out"
+        require(column not in (columns or ()), rule, f"{column} of {table.path}", remedy)
+    free = [name for name in table.numeric if name not in labelled.values()]
+    names = pick(table, free if columns is None else columns)
     limit = limit if isinstance(limit, int) else None
     rows = _survey(table.path, table.key, names, limit, stamp(table.path))
     got = f"{limit} of {rows} in {table.path}"
@@ -184,6 +190,76 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 READERS.register(Reader("file", resolved))
+
+
+def written(
+    folder: Path, x: Any, sources: Any = None, segments: Any = None, groups: Any = None, name: str = "x"
+) -> dict[str, Any]:
+    """Write observations in memory, and their labels, to a file of a folder; return the settings that read it.
+
+    The file is named after its content, so equal observations are written once and a resumed run finds them. Labels are
+    (n,), or the name of a column of ``x``. Raises UserError for observations that are no table of numbers.
+    """
+    table = arrow_of(x, name)
+    settings: dict[str, Any] = {"kind": "file"}
+    for key, labels in (("segment", segments), ("group", groups)):
+        if labels is None:
+            continue
+        column = labels
+        if not isinstance(labels, str):
+            column = next(label for label in (key, f"{key} label", f"_{key}") if label not in table.column_names)
+            values = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+            rule, got = f"{key}s has a label for each row of {name}", f"shape {values.shape} for {table.num_rows} rows"
+            require(values.shape == (table.num_rows,), rule, got, "give one label for each observation")
+            table = table.append_column(column, pa.array(values, from_pandas=True))
+        settings[f"{key}_column"] = column
+    buffer = pa.BufferOutputStream()
+    parquet.write_table(table.replace_schema_metadata(None), buffer)
+    content = buffer.getvalue()
+    path = folder.resolve() / f"{name}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            file.write(content)
+    if sources is not None:
+        settings["sources_path"] = written(folder, sources, name="sources")["path"]
+    return settings | {"path": str(path)}
+
+
+def arrow_of(x: Any, name: str = "x") -> pa.Table:
+    """A frame (pandas, polars, Arrow) or an array with its columns named 0, 1, ... as a table of Arrow.
+
+    Raises UserError as :func:`numbers` does, or for a column of several types.
+    """
+    if not hasattr(x, "__arrow_c_stream__"):
+        values = numbers(x, name)
+        rule, remedy = f"{name} has the shape (n, d)", "reshape it: a row is an observation"
+        require(values.ndim == 2, rule, f"shape {values.shape}", remedy)
+        return pa.table({str(column): values[:, column] for column in range(values.shape[1])})
+    try:
+        return pa.Table.from_pandas(x, preserve_index=False) if hasattr(x, "iloc") else pa.table(x)
+    except (ValueError, TypeError, pa.ArrowException) as error:
+        reason = "; ".join(map(str, error.args))
+        raise UserError(f"`{name} is a table` must hold, but {reason}; give each column one name and type") from None
+
+
+def numbers(x: Any, name: str = "x") -> NDArray[Any]:
+    """An array, a tensor, nested lists or a torch Dataset as an array of numbers; the first of a Dataset's tuples.
+
+    Text is parsed. Raises UserError for anything else.
+    """
+    if hasattr(x, "__getitem__") and not hasattr(x, "__array__") and not isinstance(x, (list, tuple)):
+        items = [x[row] for row in range(len(x))] if hasattr(x, "__len__") else list(x)
+        x = np.stack([numbers(item[0] if isinstance(item, tuple) else item, name) for item in items])
+    try:
+        values = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+        native = values.dtype.kind in "biuf" and values.itemsize <= 8
+        return (
+            values if native else values.astype(np.float64, casting="unsafe" if values.dtype.kind in "fOUS" else "safe")
+        )
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"`{name} is an array of numbers` must hold, but it isn't ({reason}); give numbers") from None
 
 
 def stamp(path: str | Path) -> Stamp:
@@ -219,10 +295,23 @@ def _raw_blocks(table: Table, columns: Sequence[str]) -> Iterator[Floats]:
     else:
         batches = parquet.ParquetFile(table.path).iter_batches(size, columns=list(columns), use_threads=False)
     for batch in batches:
-        block = np.empty((len(columns), batch.num_rows))
-        for row, name in zip(block, columns, strict=True):
-            row[:] = batch.column(name).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)  # null: NaN
-        yield block
+        yield floats(batch, columns)
+
+
+def floats(batch: Any, columns: Sequence[str]) -> Floats:
+    """Some columns of a table or batch of Arrow as numbers, (column, row); a missing one is NaN.
+
+    Raises UserError for a column that can't be converted.
+    """
+    block = np.empty((len(columns), batch.num_rows))
+    for row, name in zip(block, columns, strict=True):
+        try:
+            values = batch.column(name).cast(pa.float64(), safe=False)
+        except pa.ArrowException as error:
+            rule, got = "columns are numbers", f"column {name!r} ({error})"
+            raise UserError(f"`{rule}` must hold, but got {got}; convert it, or leave it out") from None
+        row[:] = values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+    return block
 
 
 def _csv_reader(path: Path, types: dict[str, Any] | None) -> Any:

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pyarrow import csv, parquet
 from torch import Tensor
 
@@ -126,13 +126,13 @@ class Latents(NamedTuple):
     error: Array  # (n,)
 
 
-def encode(model: Model | str | Path, x: ArrayLike | Tensor) -> Latents:
+def encode(model: Model | str | Path, x: Any) -> Latents:
     """Return the latents of observations.
 
     Args:
         model: a model, or its address as for :func:`imavae.load_model`.
-        x: (n, o) finite numbers, raw rows as in the model's data. Of a frame with named columns, the columns that the
-            model was trained on are used, in any order.
+        x: (n, o) finite numbers, raw rows as in the model's data: what :func:`imavae.train` takes. Of a frame with
+            named columns, the columns that the model was trained on are used, in any order.
 
     Returns:
         NumPy arrays ``z`` (n, d), ``std`` (n, d) and ``error`` (n,).

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from imavae.config.mapping import build, to_mapping
 from imavae.config.settings import RunConfig
+from imavae.data import tables
 from imavae.data.dataset import Scaling
 from imavae.data.storage import Seal
 from imavae.errors import UserError, require
@@ -92,15 +92,21 @@ def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
 def rows_of(model: Model, data: Any) -> Tensor:
     """Observations (n, o) in float64 from a tensor, an array or a frame; a frame's columns are found by their names.
 
-    Raises UserError for a missing column or another shape.
+    Columns without names, 0, 1, ..., are those of the model in its order. Raises UserError for a missing column,
+    another shape, and what is no number.
     """
     columns, observed = model.columns, model.config.data.observed
-    if columns is not None and isinstance(data, pd.DataFrame) and data.columns.dtype != np.int64:
-        missing = [name for name in columns if name not in data]
-        got = f"no {', '.join(missing)}"
-        require(not missing, "the frame has the model's columns", got, "rename its columns")
-        data = data[list(columns)]
-    x = (data.detach().cpu() if isinstance(data, Tensor) else torch.tensor(np.asarray(data))).double()
+    if hasattr(data, "__arrow_c_stream__"):
+        frame = tables.arrow_of(data)
+        names = frame.column_names
+        if columns is not None and names != [str(number) for number in range(observed)]:
+            missing = [name for name in columns if name not in names]
+            got = f"no {', '.join(missing)}"
+            require(not missing, "the frame has the model's columns", got, "rename its columns")
+            names = list(columns)
+        x = torch.from_numpy(tables.floats(frame, names).T)
+    else:
+        x = torch.from_numpy(np.array(tables.numbers(data), dtype=np.float64, order="C"))
     fits, rule = x.ndim == 2 and x.shape[1] == observed, f"observations have the shape (n, {observed})"
     require(fits, rule, f"shape {tuple(x.shape)}", "reshape it: a row is an observation")
     return x
