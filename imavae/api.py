@@ -184,7 +184,7 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
     def notify(snapshot: Snapshot) -> None:
         announce()
         observer.snapshot(snapshot)
-        last = snapshot.finished + snapshot.running == snapshot.trials_total
+        last = snapshot.finished + len(snapshot.running) == snapshot.trials_total
         if last and FIGURES not in sys.modules:  # with what it needs, that takes seconds
             threading.Thread(target=importlib.import_module, args=(FIGURES,)).start()
 

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 FULL_DISK = ("no space left on device", "disk is full", "disk quota exceeded")
@@ -30,9 +30,13 @@ def require_choice(value: str, valid: Iterable[str], what: str) -> None:
     """Raise :class:`UserError` unless ``value`` is one of the ``valid`` values of ``what``; suggest the nearest."""
     valid = list(valid)
     if value not in valid:
-        near = difflib.get_close_matches(value, valid, n=3, cutoff=0.6)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(valid)}"
-        raise UserError(f"`{what}` must be one of {', '.join(valid)}, but got {value!r}; {hint}")
+        raise UserError(f"`{what}` must be one of {', '.join(valid)}, but got {value!r}; {nearest_of(value, valid)}")
+
+
+def nearest_of(value: str, valid: Sequence[str]) -> str:
+    """A hint that names the nearest of the valid values, or all of them if none is near."""
+    near = difflib.get_close_matches(value, valid, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(valid)}"
 
 
 def is_full_disk(error: BaseException | None) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from imavae.report.display import Display, clock, compact, point_text, short_names
-from imavae.search.trials import Snapshot
+from imavae.search.trials import RunningTrial, Snapshot
 from tests.helpers import console, text_of
 
 
@@ -19,8 +19,9 @@ def snapshot(seconds: float, finished: int, best: float | None, **more: object) 
     base = Snapshot(
         trials_total=32,
         finished=finished,
-        running=2,
-        members_stopped=31,
+        running=[RunningTrial(n, {"model.gamma": 10.0 + n}, 15, 7, 0.25) for n in (20, 21)],
+        stopped=31,
+        members=8,
         best_score=best,
         best_point={"model.gamma": 98.21, "model.n_layers": 3},
         member_steps_per_s=31_234.0,
@@ -45,7 +46,7 @@ def test_in_a_pipe_a_line_is_printed_only_when_something_has_changed() -> None:
             display.snapshot(snapshot(seconds, finished, best))
     assert text_of(output).splitlines() == [
         "0:01 best val/mcc 0.500 at gamma=98.2 n_layers=3",
-        "0:05 1/32 trials, 2 running, 31 early stops, 31,234 member-steps/s, 2:10 left",
+        "0:05 1/32 trials, 2 running, 31 stopped early, 31,234 member-steps/s, 2:10 left",
         "0:09 best val/mcc 0.600 at gamma=98.2 n_layers=3",
     ]
 
@@ -77,6 +78,8 @@ def test_the_display_holds_in_80_columns_and_without_colour(terminal: bool, monk
         assert part in text
     if terminal:
         assert "967 left" in text
+        assert "7/8" in text  # of a running trial's members
+        assert "gamma=31" in text
 
 
 def test_the_display_is_imported_without_the_slow_libraries() -> None:

@@ -164,7 +164,7 @@ def test_best_trials_come_first_and_of_equal_ones_the_earlier(mode: str, order: 
 def test_best_trials_show_the_point_and_the_medians() -> None:
     trials = pd.DataFrame({"trial": [0], "score": [0.6], "status": ["finished"], "model.n_layers": [3]})
     row = rows_of(shown(best_trials(hand_made(), trials, ["model.gamma", "model.n_layers"], "max")))[0]
-    assert row == ["0", "100", "1e4", "3", "0.600", "0.375–0.750", "0.2500", "-4.500", "1/4"]
+    assert row == ["0", "0.600", "0.375–0.750", "100", "1e4", "3", "0.2500", "−4.500", "1/4"]
 
 
 def test_best_trials_say_so_when_there_are_none() -> None:

@@ -100,6 +100,7 @@ class Reader(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.text, self.styles, self.loads, self.codes = "", "", list[str](), list[str]()
+        self.ids, self.links = list[str](), list[str]()
         self.tags: list[str] = []
         self._open: list[str] = []
         self.feed(page)
@@ -107,8 +108,13 @@ class Reader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """A tag opens."""
         self.tags.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
         self._open.append(tag)
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        addresses = [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        if tag == "a":  # loads nothing until a click
+            self.links += addresses
+        else:
+            self.loads += addresses
         if tag == "code":
             self.codes.append("")
 
@@ -249,6 +255,8 @@ def test_a_page_loads_nothing_and_what_users_wrote_is_text(tmp_path: Path) -> No
     written = page(found, command=command)
     reader = Reader(written)
     assert [load[:22] for load in reader.loads] == ["data:image/png;base64,"]
+    assert {link.removeprefix("#") for link in reader.links if link.startswith("#")} <= set(reader.ids)
+    assert {link for link in reader.links if not link.startswith("#")} == {"config.yaml", "members.csv", "history.csv"}
     assert {"link", "iframe", "object", "base"}.isdisjoint(reader.tags)
     assert not re.search(r"@import|url\(", reader.styles)
     assert "width=device-width" in written

@@ -201,7 +201,7 @@ def test_a_grid_goes_on_in_the_packs_that_it_began_with(tmp_path: Path) -> None:
     gamma = {"type": "choice", "values": [1.0, 10.0, 100.0]}
     grid = {"search": {"model": {"gamma": gamma, "n_layers": LAYERS}}, "scheduler": {"name": "none"}}
     settings = config(tmp_path, **grid, sampler={"name": "grid"}, budget={}, cluster={"cpus": 2})
-    first = run(settings, lambda snapshot: snapshot.running > 0)
+    first = run(settings, lambda snapshot: bool(snapshot.running))
     assert first.interrupted is not None
     second = run(settings, resume=True, cluster=dataclasses.replace(settings.cluster, cpus=1))
     files = sorted(path.name for path in (second.folder / "checkpoints").glob("*.pt"))

@@ -165,7 +165,6 @@ def test_a_very_bad_score_does_not_flatten_the_others() -> None:
     assert plot.note.startswith("1 ")
     sections = {section.heading: section for section in trial_sections([plot])}
     assert plot.note in sections[plot.title].reading
-    assert "1 " in plots(trials, ENERGY)["parallel_coordinates"].note
     assert not any(plot.note for plot in plots(trials[:4], ENERGY).values())
 
 
@@ -234,14 +233,14 @@ def test_every_figure_is_drawn_and_can_be_explored(tmp_path: Path) -> None:
     trials["val/neg_elbo"] = trials["model.hidden_factor"] / 10 - trials["score"]
     trials.loc[[3, 5], "status"] = ["stopped", "failed"]
     found = plots(trials, MCC | ENERGY)
-    each = {"importances", "parallel_coordinates", "contour", "score_vs_cost"}
+    each = {"importances", "contour", "score_vs_cost"}
     assert set(found) == FIRST | each | {f"{name}_2" for name in each} | {"pareto_front"}
     figures = [section.figure for section in trial_sections(list(found.values()))]
     assert len(figures) == len(found)
     scores = trials.drop(index=5)["score"].tolist()
     history = figures[list(found).index("optimisation_history")]
     assert list(history.data[0].y) == pytest.approx(scores)
-    few = [found[name] for name in ("importances", "contour", "parallel_coordinates", "score_vs_cost", *FIRST)]
+    few = [found[name] for name in ("importances", "contour", "score_vs_cost", *FIRST)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         files = write(draw_trial_plots(few), tmp_path)
@@ -253,22 +252,22 @@ CASES = {
     "one trial": (points(1).assign(score=0.5), {"optimisation_history"}),
     "no trial with a score": (points(6).assign(score=np.nan), set()),
     "all failed": (points(6).assign(score=0.5, status="failed"), set()),
-    "a constant score": (points(9).assign(score=0.5), {*FIRST, "parallel_coordinates", "score_vs_cost"}),
+    "a constant score": (points(9).assign(score=0.5), {*FIRST, "score_vs_cost"}),
     "one parameter": (
         points(9).assign(score=np.arange(9.0))[["trial", "status", "score", "model.gamma", COST]],
         {*FIRST, "score_vs_cost"},
     ),
     "no number but one, and no cost": (
         points(9).assign(score=np.arange(9.0))[["trial", "status", "score", "model.n_layers", "model.activation"]],
-        {*FIRST, "importances", "parallel_coordinates"},
+        {*FIRST, "importances"},
     ),
     "a parameter that no trial has": (
         points(9).assign(score=np.arange(9.0)).drop(columns=["model.slope", COST]),
-        {*FIRST, "importances", "parallel_coordinates"},
+        {*FIRST, "importances"},
     ),
     "infinite scores": (
         points(9).assign(score=[0.1, 1e12, np.inf, -np.inf, 0.4, 0.5, 0.6, 0.7, 0.8]),
-        {*FIRST, "importances", "parallel_coordinates", "score_vs_cost"},
+        {*FIRST, "importances", "score_vs_cost"},
     ),
 }
 

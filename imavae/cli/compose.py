@@ -30,7 +30,7 @@ from imavae.config.data import MIXINGS, SOURCES
 from imavae.config.mapping import Settings, default_of, fields_of, flatten, nearest, nest, nodes_of
 from imavae.config.registry import load_plugins
 from imavae.config.settings import NETWORKS, PRIORS, Cluster, Model, RunConfig, StudyConfig, Tracking, Training
-from imavae.errors import UserError
+from imavae.errors import UserError, nearest_of
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -227,8 +227,8 @@ def _explain(error: Exception, command: Command[C]) -> str:
     path = (isinstance(error, MissingConfigException) and error.missing_cfg_file) or ""
     if "/" in path:  # GROUP/OPTION; a search's option may hold a folder
         group, _, option = path.partition("/") if path.startswith("search/") else path.rpartition("/")
-        valid = ", ".join(_option_names(group))
-        return f"`{group}={option}` must name an option of {group}, but does not; choose one of {valid}"
+        hint = nearest_of(option, _option_names(group))
+        return f"`{group}={option}` must name an option of {group}, but does not; {hint}"
     match = re.match(r"Could not override '([^']+)'", str(error))
     if match:
         key, job = match[1], _compose(command.name, [])

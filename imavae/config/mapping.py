@@ -135,11 +135,18 @@ def nearest(key: str, kind: type[Settings], prefix: str = "") -> str:
     if key in keys:
         node = key.rpartition(".")[0]
         return f"another variant of `{node}` has it: choose that one by its group (`--help` lists them)"
-    leaf = key.rsplit(".", 1)[-1]
-    near = [k for k in keys if k.rsplit(".", 1)[-1] == leaf] or difflib.get_close_matches(key, keys, n=3, cutoff=0.6)
-    if near:
+    node, _, leaf = key.rpartition(".")
+    near = [k for k in keys if k.rpartition(".")[2] == leaf] or [k for k in keys if _abbreviates(leaf, node, k)]
+    if near := near or difflib.get_close_matches(key, keys, n=3):
         return f"did you mean {' or '.join(near)}?"
     return f"choose one of {', '.join(keys)}" if prefix else "see --help, which lists the settings"
+
+
+def _abbreviates(leaf: str, node: str, key: str) -> bool:
+    """True if ``leaf`` is one word, or the initials, of the last part of a key of the same node: lr, learning_rate."""
+    parent, _, name = key.rpartition(".")
+    words = name.split("_")
+    return node in ("", parent) and leaf in (*words, "".join(word[0] for word in words))
 
 
 def _explained(error: ValidationError, mapping: Mapping[str, Any], kind: Any, prefix: str) -> UserError:

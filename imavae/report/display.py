@@ -165,8 +165,8 @@ class Display(Observer):
         news, at, steps = (snapshot.finished, _best(snapshot)), clock(snapshot.seconds), snapshot.member_steps_per_s
         if news[0] != self._printed[0]:
             self.notice(
-                f"{at} {news[0]}/{snapshot.trials_total} trials, {snapshot.running} running, "
-                f"{snapshot.members_stopped} early stops, {steps:,.0f} member-steps/s, {_left(snapshot)}"
+                f"{at} {news[0]}/{snapshot.trials_total} trials, {len(snapshot.running)} running, "
+                f"{snapshot.stopped} stopped early, {steps:,.0f} member-steps/s, {_left(snapshot)}"
             )
         if news[1] != self._printed[1]:
             self.notice(f"{at} best {snapshot.metric} {news[1]}")
@@ -186,7 +186,15 @@ def _best(snapshot: Snapshot) -> str:
 
 
 def _panel(snapshot: Snapshot) -> RenderableType:
-    """A bar and, under it, the numbers: four lines, and more for a long best point."""
+    """The running trials, a bar and, under it, the numbers."""
+    trials = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for head in ("trial", "epoch", "training", "score"):
+        trials.add_column(head, justify="right", min_width=len(head))
+    trials.add_column("point")
+    for one in snapshot.running:
+        active = f"{one.active}/{snapshot.members}"
+        score = MISSING if one.score is None else f"{one.score:.3f}"
+        trials.add_row(str(one.number), str(one.epoch), active, score, Text(point_text(one.point)))
     finished, total = snapshot.finished, snapshot.trials_total
     bar = Table.grid(padding=(0, 1))
     bar.add_row(
@@ -195,9 +203,10 @@ def _panel(snapshot: Snapshot) -> RenderableType:
         Text(f"{finished}/{total}", style="bold"),
         Text(f"{clock(snapshot.seconds)} so far, {_left(snapshot)}"),
     )
-    waiting = max(0, total - finished - snapshot.running)
-    trials = f"{finished} finished, {snapshot.running} running, {waiting} left"
+    running = len(snapshot.running)
+    waiting = max(0, total - finished - running)
+    counts = f"{finished} finished, {running} running, {waiting} left; {snapshot.stopped} stopped early"
     speed = f"{snapshot.member_steps_per_s:,.0f} member-steps/s"
     best = "no score yet" if snapshot.best_score is None else f"best {snapshot.metric} {_best(snapshot)}"
-    lines = f"{trials}; {snapshot.members_stopped} members stopped early", speed
-    return Group(bar, *map(Text, lines), Text(best, style="bold"))
+    shown = [trials] if snapshot.running else []
+    return Group(*shown, bar, Text(counts), Text(speed), Text(best, style="bold"))

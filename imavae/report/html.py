@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import shlex
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ def write_report(
         go_on=shlex.join(go_on) if results.interrupted else "",
         repeat=shlex.join(word for word in command if not word.startswith("resume=")),
         tags=provenance(),
+        date=time.strftime("%Y-%m-%d %H:%M %Z"),
         step=" – ".join(training_step(results.config)),
     )
     write_text(results.names.report, page)

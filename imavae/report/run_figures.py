@@ -161,7 +161,8 @@ def _correlations(table: Floats, factors: list[str]) -> Figure:
     image = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
     if len(table) <= MAX_WRITTEN:
         for (s, z), value in np.ndenumerate(table):
-            axes.text(z, s, f"{value:.2f}", ha="center", va="center", color="white" if abs(value) > 0.6 else INK)
+            text, colour = f"{value:.2f}".replace("-", "−"), "white" if abs(value) > 0.6 else INK
+            axes.text(z, s, text, ha="center", va="center", color=colour)
     dress(axes, "latent that is matched with it", "source")
     places = range(len(table))
     axes.set_xticks(places, factors, rotation=90 if max(map(len, factors)) > 3 else 0)
@@ -172,22 +173,28 @@ def _correlations(table: Floats, factors: list[str]) -> Figure:
 
 
 def _variances(shapes: PosteriorShapes, names: list[str]) -> Figure:
-    figure = drawing.new_figure("Posterior variance against self-consistency", 5.4, 4.6)
-    axes = figure.subplots()
+    """A panel per member: each point and latent has a dot, on the line where the formula holds."""
+    members = min(len(names), MAX_MEMBERS)
+    columns = min(members, 4)
+    rows = -(-members // columns)
+    size = max(4.2, 2.1 * columns + 0.6), max(4.2, 2.1 * rows + 1.0)
+    figure = drawing.new_figure("Posterior variance against self-consistency", *size)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     formula, variance = shapes.formula.double().numpy(), shapes.variance.double().numpy()
     sound = np.isfinite(formula) & np.isfinite(variance) & (formula > 0) & (variance > 0)
-    if sound.any():
-        axes.set(xscale="log", yscale="log")
-        handles = []
-        for m, colour in zip(range(len(names)), SEED_COLOURS, strict=False):
-            axes.plot(formula[m][sound[m]], variance[m][sound[m]], ".", color=colour, markersize=2, alpha=0.4)
-            handles += axes.plot([], [], "o", color=colour, markersize=4)  # large enough for a legend
-        both = np.concatenate([formula[sound], variance[sound]])
-        handles += axes.plot([both.min(), both.max()], [both.min(), both.max()], "--", color=INK, linewidth=1)
-        legend(figure, handles, [*names[:MAX_MEMBERS], "equal"])
-    else:
-        drawing.write_on(axes, "no member has finite variances")
-    dress(axes, "σ² = 1 / (−(log p)″ + γ² ‖J‖²)", "variance of the posterior")
+    both = np.concatenate([formula[sound], variance[sound]])
+    ends = [both.min(initial=np.inf), both.max(initial=0)]
+    for m, axes in enumerate(panels.flat):
+        axes.set_visible(m < members)
+        if m < members and sound[m].any():
+            axes.set(xscale="log", yscale="log")
+            axes.plot(formula[m][sound[m]], variance[m][sound[m]], ".", color=BLUE, markersize=2, alpha=0.4)
+            axes.plot(ends, ends, "--", color=INK, linewidth=1)
+        elif m < members:
+            drawing.write_on(axes, "no finite variance")
+        dress(axes, "", "", names[m] if m < members else "")
+    figure.supxlabel("σ² = 1 / (−(log p)″ + γ² ‖J‖²)", color=INK, fontsize=10)
+    figure.supylabel("variance of the posterior (dashed: equal)", color=INK, fontsize=10)
     return figure
 
 

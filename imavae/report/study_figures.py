@@ -1,6 +1,6 @@
 """Figures of a study, drawn by Matplotlib for files and by Plotly for the HTML report.
 
-Optuna draws what concerns trials (history, importances, contour, slices, parallel coordinates, Pareto fronts), from a
+Optuna draws what concerns trials (history, importances, contour, slices, Pareto fronts), from a
 study in memory (:func:`optuna_study`). So a grid, a resumed study and a study of several objectives look the same.
 Metrics over gamma are drawn by :mod:`imavae.report.over_gamma`: Optuna shows one score per trial, and the spread over
 seeds, the diverged members and the two protocols of selection would be lost.
@@ -25,7 +25,6 @@ import optuna.visualization.matplotlib as optuna_matplotlib
 import pandas as pd
 from matplotlib import pyplot
 from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator, MaxNLocator
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import BaseImportanceEvaluator, FanovaImportanceEvaluator
 
@@ -44,12 +43,11 @@ WIDTH = "model.hidden_factor"
 ENOUGH_TRIALS = 4  # fewer trials have no importances, parallel coordinates or cost
 ENOUGH_FOR_CONTOUR = 20  # a contour interpolates: between fewer trials it would be made up
 LOG_RATIO = 20  # an axis whose largest positive value is more than this times its smallest is logarithmic
-HISTORY, SLICE, PARALLEL = "plot_optimization_history", "plot_slice", "plot_parallel_coordinate"
+HISTORY, SLICE = "plot_optimization_history", "plot_slice"
 IMPORTANCES, CONTOUR, FRONT = "plot_param_importances", "plot_contour", "plot_pareto_front"
 READINGS = {  # how to read a figure, by the function of Optuna that draws it
     HISTORY: "The score of each trial, and the best so far.",
     SLICE: "Each dot is a trial, darker for later ones.",
-    PARALLEL: "Each line is a trial.",
     IMPORTANCES: "The share of the score's variance that each parameter explains by itself (fANOVA).",
     CONTOUR: "Interpolated between the trials (dots), which differ in other parameters, too.",
     FRONT: "No trial is better than one on the front in one respect without being worse in the other.",
@@ -138,8 +136,6 @@ def trial_plots(
         number, named, study = f"_{n}" * (n > 1), {"target_name": goal}, optuna_study(clipped, moved, {goal: mode})
         fence = clipped[goal].min() if mode == "max" else clipped[goal].max()
         note = f"{outside[goal]} worse drawn as {compact(fence)}" if outside[goal] else ""
-        if len(moved) > 1:
-            yield TrialPlot(f"parallel_coordinates{number}", f"All trials: {goal}", PARALLEL, study, named, note=note)
         if len(moved) > 1 and trials[goal].nunique() > 1:
             scaled = optuna_study(trials, moved, {goal: mode}, search_scale=True)
             evaluator = Importances(scaled)
@@ -261,15 +257,6 @@ def _restyle(figure: Figure, plot: TrialPlot) -> None:
     if plot.function == IMPORTANCES:
         main.set_ylabel("")
         main.grid(visible=False)
-    if plot.function == PARALLEL:
-        main.tick_params(axis="x", rotation=0)
-        for axes in panels:
-            axes.spines["right"].set_visible(axes is not main)
-            axes.grid(visible=False)
-            if isinstance(axes.yaxis.get_major_locator(), AutoLocator) and all(map(float.is_integer, axes.get_ylim())):
-                axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-            for label in axes.get_yticklabels():
-                label.set_bbox({"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75})
     if np.isfinite(plot.linear_ica):
         lines = [axes.axhline(plot.linear_ica, color=INK, linewidth=1, linestyle="-.") for axes in panels]
         shown["linear ICA"] = lines[0]
@@ -288,8 +275,6 @@ def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
                 best = trace.marker.colorbar.title.text == "Best Trial"
                 trace.update(name="on the front" if best else "other trial", showlegend=True)
                 trace.marker = {"color": VERMILLION if best else BLUE, "size": 9 if best else 7}
-        if plot.function == PARALLEL:
-            figure.update_layout(margin={"l": 70})
         reading = [READINGS[plot.function]]
         if np.isfinite(plot.linear_ica):
             figure.add_hline(plot.linear_ica, line={"color": INK, "width": 1.5, "dash": "dashdot"})

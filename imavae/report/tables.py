@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from imavae.tracking import TrialRecord
 
 NO_SOURCES = "There are no sources, hence no MCC: states and members are chosen by val/neg_elbo."
+MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 COLUMN_PER_PARAMETER = 2  # up to this many searched parameters besides gamma have a column each; more share one
 
 
@@ -38,6 +40,12 @@ class Table:
     rows: Sequence[Sequence[str]]  # a text per column, of one or more lines
     left: Sequence[str] = ()  # columns that are aligned to the left; numbers are aligned to the right
     bold: int | None = None  # number of the row that stands out
+
+    def __post_init__(self) -> None:
+        """Write negative numbers with a minus sign."""
+        number = [name not in self.left for name in self.columns]
+        rows = [[MINUS.sub("−", c) if n else c for c, n in zip(row, number, strict=True)] for row in self.rows]
+        object.__setattr__(self, "rows", rows)
 
     def __rich__(self) -> RichTable:
         """Build the table for the terminal. No number is broken or cut in 80 columns."""
@@ -106,15 +114,15 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
     for point in best.to_dict("records"):
         group = members[members["trial"] == point["trial"]]
         spread = quartiles(counted(group, score) if score in members else np.array([]))
-        cells = {"trial": str(point["trial"]), "gamma": _shared(group, "gamma"), "gamma²": _shared(group, "gamma_sq")}
+        cells = {"trial": str(point["trial"]), "MCC" if sources else "agreement": fixed(spread.median)}
+        cells["quartiles"] = MISSING if np.isnan(spread.median) else f"{spread.low:.3f}–{spread.high:.3f}"
+        if linear:
+            cells["linear ICA"] = fixed(quartiles(summary.linear_mcc(group)).median)
+        cells |= {"gamma": _shared(group, "gamma"), "gamma²": _shared(group, "gamma_sq")}
         if len(keys) <= COLUMN_PER_PARAMETER:
             cells |= {names[key].replace("_", " "): compact(point[key]) for key in keys}
         else:
             cells["parameters"] = "\n".join(f"{names[key]} {compact(point[key])}" for key in keys)
-        cells["MCC" if sources else "agreement"] = fixed(spread.median)
-        cells["quartiles"] = MISSING if np.isnan(spread.median) else f"{spread.low:.3f}–{spread.high:.3f}"
-        if linear:
-            cells["linear ICA"] = fixed(quartiles(summary.linear_mcc(group)).median)
         cells["c_IMA"] = fixed(quartiles(counted(group, at_best("val/cima", state))).median, contrast=True)
         cells["−ELBO"] = fixed(summary.median_of(group, BEST_NEG_ELBO))
         if lost:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -43,14 +43,25 @@ SNAPSHOT_PERIOD = 1.0  # seconds between two snapshots
 LAST_WRITE_TIMEOUT = 4.0  # seconds that the write in progress gets when the study is interrupted
 
 
+class RunningTrial(NamedTuple):
+    """Progress of a trial that has not ended."""
+
+    number: int
+    point: Point
+    epoch: int  # of its last validation; 0 before the first
+    active: int  # members that still train
+    score: float | None  # so far
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Progress of a study at one moment."""
 
     trials_total: int
     finished: int  # trials that have ended, with or without a result
-    running: int  # trials
-    members_stopped: int  # early, over all trials
+    running: Sequence[RunningTrial]
+    stopped: int  # trials that the scheduler has ended early
+    members: int  # of each trial
     best_score: float | None  # None before the first report
     best_point: dict[str, object] | None  # values of the best trial by dotted key
     member_steps_per_s: float
@@ -156,8 +167,6 @@ class Recorder(Callback):
         seconds, count = time.monotonic() - self._start, self._config.members.count
         trials, records = list(self._trials.values()), list(self._ledger.records)
         work = sum(1.0 if t.ended else t.result.get("epoch", 0) / self._config.training.max_epochs for t in trials)
-        stopped = sum(len(t.points) * count - sum(t.result["alive"]) for t in trials if t.result and not t.ended)
-        stopped += sum(row["status"] != "finished" for record in records for row in record.members)
         scores = {record.number: record.score for record in records if record.score is not None}
         points: dict[int, Any] = {record.number: record.values for record in records}
         for trial in trials:
@@ -165,11 +174,20 @@ class Recorder(Callback):
             scores |= {n: s for n, (s, *_) in zip(trial.points, trial.result.get("scores", ()), strict=False)}
         pick = max if self._config.objective.mode == "max" else min
         best = pick(scores, key=lambda number: scores[number], default=None)
+        running = [
+            RunningTrial(number, point, trial.result.get("epoch", 0), active, scores.get(number))
+            for trial in trials
+            if not trial.ended
+            for (number, point), active in zip(
+                trial.points.items(), trial.result.get("alive", [count] * len(trial.points)), strict=True
+            )
+        ]
         return Snapshot(
             trials_total=self._ledger.home.state.points,
             finished=self._before + sum(len(t.points) for t in trials if t.ended),
-            running=sum(len(t.points) for t in trials if not t.ended),
-            members_stopped=stopped,
+            running=running,
+            stopped=sum(record.status == "stopped" for record in records),
+            members=count,
             best_score=None if best is None else scores[best],
             best_point=None if best is None else dict(points[best]),
             member_steps_per_s=self.total("member_steps") / max(seconds, 1e-9),

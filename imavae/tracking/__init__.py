@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import itertools
+import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -164,9 +166,18 @@ def quartile_curves(
             yield epoch, {m + suffix: float(value[i, j]) for suffix, value in quantiles.items() for j, m in columns}
 
 
+def _machine() -> str:
+    """The processor, as far as the system names it, its cores and the system."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):  # Linux
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        name = found[1] if found else name
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
+
+
 def provenance() -> dict[str, str]:
-    """Tags with the versions of Python and the packages and, in a checkout, the git commit."""
-    tags = {"imavae.version.python": platform.python_version()}
+    """Tags with the machine, the versions of Python and the packages and, in a checkout, the git commit."""
+    tags = {"imavae.machine": _machine(), "imavae.version.python": platform.python_version()}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):  # imavae need not be installed to be run
             tags[f"imavae.version.{package}"] = importlib.metadata.version(package)
