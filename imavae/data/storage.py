@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
+import re
+import secrets
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,10 +19,22 @@ from filelock import FileLock, Timeout
 from imavae.errors import UserError, require
 
 DIGEST = 64  # hexadecimal digits of a SHA-256
+_TEMPORARY = re.compile(r"\.imavae-[0-9a-f]{32}")
 
 
 class OtherFormatError(UserError):
     """The file is intact, but a different version of imavae wrote it."""
+
+
+def temporary(folder: Path) -> Path:
+    """A name in ``folder`` that nothing else has, in whichever process, container or machine."""
+    return folder / f".imavae-{secrets.token_hex(16)}"
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files with names of :func:`temporary`: of writes that were cut off, if nobody writes in ``folder``."""
+    names = [path for path in folder.glob(".imavae-*") if _TEMPORARY.fullmatch(path.name)]
+    return [path for path in names if path.is_file() and not path.is_symlink()]
 
 
 @contextmanager
@@ -27,18 +43,18 @@ def written_whole(path: Path, keep: bool = False) -> Iterator[BinaryIO]:
 
     With ``keep`` the old file stays as :func:`previous_of`; a crash may leave only that one, never neither.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = temporary(path.parent)
     try:
-        with temporary.open("wb") as file:
+        with aside.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if keep:
             with suppress(FileNotFoundError):
                 path.replace(previous_of(path))
-        temporary.replace(path)
+        aside.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the rename itself
@@ -74,8 +90,16 @@ class Seal:
         with written_whole(path, keep) as file:
             file.write(b"%s %d %s\n" % (self.magic, self.format, digest.encode()) + body)
 
-    def read(self, path: Path) -> bytes:
-        """The body of a file of :meth:`write`. Raises UserError if it is missing, damaged or of another kind."""
+    def digest(self, path: Path) -> str:
+        """The SHA-256 in the first line of a file that has been read or written."""
+        with path.open("rb") as file:
+            return file.readline().split()[-1].decode()
+
+    def read(self, path: Path, recorded: str | None = None) -> bytes:
+        """The body of a file of :meth:`write`.
+
+        Raises UserError if it is missing, damaged or of another kind, or if its digest is not the ``recorded`` one.
+        """
         noun, damaged = self.noun, f"the file is truncated or damaged: {self.damaged}"
         try:
             header, newline, body = path.read_bytes().partition(b"\n")
@@ -91,6 +115,8 @@ class Seal:
             raise OtherFormatError(f"`{rule}` must hold, but got {int(version)} in {path}; {self.other}")
         whole = whole and hashlib.sha256(body).hexdigest().encode() == digest
         require(whole, f"{noun} matches its checksum", path, damaged)
+        rule, other = f"{noun} is the one that was recorded", f"{path}, which is another one: {self.damaged}"
+        require(recorded in (None, digest.decode()), rule, other, "do not swap or restore single files")
         return body
 
     def newest(self, path: Path) -> Path | None:
@@ -112,18 +138,28 @@ class Seal:
 class Lock:
     """Exclusive right to work in a folder, until :meth:`release` or the end of the process, however it ends.
 
-    Acquired without waiting. Raises UserError if another process holds it.
+    Acquired without waiting. Raises UserError if another process holds it. The folder itself is locked, since the file
+    ``.lock`` may be unlinked; the file covers file systems that lock no folders, and tells who holds the lock.
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / ".lock"
+        path, descriptor = folder / ".lock", os.open(folder, os.O_RDONLY)
+        self._close = weakref.finalize(self, os.close, descriptor)
         self._lock = FileLock(path, timeout=0, thread_local=False)
         try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if isinstance(error, BlockingIOError):
+                    raise
             self._lock.acquire()
-        except Timeout:
+        except (BlockingIOError, Timeout):
+            self._close()
+            holder = f"process {path.read_text()}" if path.is_file() else "another"
             rule = f"one process at a time works in {folder}"
-            raise UserError(f"`{rule}` must hold, but process {path.read_text()} does; wait for it or end it") from None
+            raise UserError(f"`{rule}` must hold, but {holder} does; wait for it or end it") from None
         path.write_text(str(os.getpid()))
 
     def release(self) -> None:
         self._lock.release()
+        self._close()

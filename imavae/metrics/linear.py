@@ -15,6 +15,7 @@ are found again by any process, and never mistaken for those of other data.
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -28,12 +29,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imavae.data.dataset import Split
-from imavae.data.storage import written_whole
+from imavae.data.storage import Seal
+from imavae.errors import UserError
 from imavae.metrics import identifiability
 
 ROWS, NUMBERS = 20_000, 2**24  # of a training split, at most, on which the maps are fitted
 RESTARTS = 5
 GAUSSIAN = 0.3745672075  # E[log cosh ν]
+CACHED = Seal(b"imavae linear maps", 1, "linear maps", *3 * ("fit them again",))
 
 Maps = Float64[Tensor, "world map o1"]  # rows: ICA (d), PCA (d), least squares (d; none for images); offset last
 
@@ -63,15 +66,19 @@ def maps(train: Split, folder: Path) -> Maps:
         digest = hashlib.sha256(f"linear maps 1 {tuple(x.shape)} {x.dtype}".encode())
         for values in (x, s):
             digest.update(values.numpy().data)
-        file, known = folder / f"linear-{digest.hexdigest()[:32]}.npy", None
-        with suppress(OSError, ValueError, EOFError):  # missing or damaged
-            known = np.load(file)
+        of, known = digest.digest(), None
+        file = folder / f"linear-{digest.hexdigest()[:32]}.maps"
+        with suppress(UserError):  # missing, damaged or of another world
+            body = CACHED.read(file)
+            known = np.load(io.BytesIO(body[len(of) :])) if body.startswith(of) else None
         if known is None:
             known = _fit(x.double(), s.double(), least_squares=train.images is None)
             with suppress(OSError):  # a full or read-only disk: the next process fits them again
                 folder.mkdir(parents=True, exist_ok=True)
-                with written_whole(file) as opened:
-                    np.save(opened, known)
+                content = io.BytesIO(of)
+                content.seek(len(of))
+                np.save(content, known)
+                CACHED.write(file, content.getvalue())
         found.append(torch.from_numpy(known))
     return torch.stack(found)
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
 import torch
 import yaml
 
@@ -23,13 +21,23 @@ from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.data.images import Progress as Rendering
 from imavae.data.storage import write_text, written_whole
 from imavae.errors import Interrupted, require, resumable
-from imavae.runs.folder import LockedFolder, RunFolder, Stored, create, csv_of, reopen
+from imavae.runs.folder import (
+    LockedFolder,
+    RunFolder,
+    Stored,
+    body_of,
+    columns_of,
+    create,
+    csv_of,
+    history_parts,
+    reopen,
+)
 from imavae.runs.records import best_member, final_metrics, partial_record, trial_record
 from imavae.runs.results import Results
 from imavae.runs.session import Session, cache_of, render, resolve_device, training_step
 from imavae.tracking import Status, Tracker, TrialRecord, member_name
 from imavae.tracking.mlflow import open_tracker
-from imavae.training.checkpoint import save_member
+from imavae.training.checkpoint import SEAL, save_member
 from imavae.training.loop import Progress
 
 WINNERS = 5  # best trials whose best members are stored as models
@@ -94,34 +102,34 @@ class Ledger:
 
         Its best states are in ``checkpoint``, as the ensemble's point ``point``.
         """
-        stored = Stored(record, None if checkpoint is None else str(checkpoint.relative_to(self.folder)), point)
-        self.home.save(stored)  # first: what follows can be repeated
-        self._take(stored)
+        stored = Stored(record, None, point)
+        if checkpoint is not None:
+            place, digest = str(checkpoint.relative_to(self.folder)), SEAL.digest(checkpoint)
+            stored = Stored(record, place, point, digest)
+        self._take(self.home.save(stored))  # saved first: what follows can be repeated
 
     def write_tables(self) -> None:
         """Rewrite ``members.csv`` and ``history.csv``: sorted by trial, with every column that any trial has."""
         records = self.results.records
         write_text(self.names.members, csv_of([row for record in records for row in record.members]))
-        shards = [self.names.history_rows(record.number) for record in records]
-        shards = [shard for shard in shards if shard.stat().st_size]  # a member may diverge before any validation
-        columns = list(dict.fromkeys(name for shard in shards for name in _columns(shard)))
         with written_whole(self.names.history) as file:
-            if columns:
-                file.write((",".join(columns) + "\n").encode())
-            for shard in shards:
-                file.write(_body(shard.read_text(), columns).encode())
+            for part in history_parts(self.names, self.results.stored):
+                file.write(part.encode())
 
     def write_summary(self, metrics: Mapping[str, float]) -> None:
         write_text(self.names.summary, json.dumps(metrics, indent=1))
 
     def crown(self) -> None:
         """Store the best member of each of the best trials as a model; the first of them is the champion."""
-        results = self.results
+        results, winners = self.results, []
         for place, record in enumerate(results.ranked()[:WINNERS], start=1):
             row, file = best_member(record.members), self.names.winner(place)
-            if row is None:
-                continue
-            save_member(file, *results.parts(record, row))
+            if row is not None:
+                save_member(file, *results.parts(record, row))
+                self.home.sign(file)
+                winners.append((place, record, row, file))
+        self.home.save_state()
+        for place, record, row, file in winners:
             question = self._question(record) if place == 1 else None
             address = self.tracker.log_model(file, record, member_name(row), final_metrics(row), question)
             if question:
@@ -130,14 +138,22 @@ class Ledger:
     def finish(self, files: Sequence[Path], metrics: Mapping[str, float] | None = None) -> None:
         """End the tracked run with its tables, further files and metrics, and close the folder."""
         tables = [self.names.members, self.names.history]
-        self.close("stopped" if self.interrupted else "finished", [*tables, *files], metrics)
+        status: Status = "stopped" if self.interrupted else "finished"
+        self.close(status, [*tables, *files], metrics, (self.names.summary, self.names.latents))
 
-    def close(self, status: Status, files: Sequence[Path] = (), metrics: Mapping[str, float] | None = None) -> None:
-        """End the tracked run and release the folder; ``finished`` means that nothing is left to train."""
+    def close(
+        self,
+        status: Status,
+        files: Sequence[Path] = (),
+        metrics: Mapping[str, float] | None = None,
+        signed: Sequence[Path] = (),
+    ) -> None:
+        """End the tracked run, sign files and release the folder; ``finished`` means that nothing is left to train."""
         try:
             self.tracker.finish(status, metrics or {}, files)
-            if status == "finished":
-                self.home.state.finished = True
+            self.home.sign(*(path for path in signed if path.is_file()))
+            self.home.state.finished = status == "finished"
+            for _ in range(2):  # the state and its backup say the same
                 self.home.save_state()
         finally:
             self.home.lock.release()  # also when the disk is full: this process may resume it
@@ -163,7 +179,7 @@ class Ledger:
     def _grow(self, path: Path, table: str) -> None:
         """Append rows to a table; columns that its first trial lacks wait for :meth:`write_tables`."""
         if table:
-            rows = _body(table, _columns(path)) if path.exists() else table
+            rows = body_of(table, columns_of(path)) if path.exists() else table
             with path.open("a", encoding="utf-8") as file:
                 file.write(rows)
 
@@ -212,17 +228,3 @@ def tracker_of(config: RunConfig, experiment: str, later: bool = False) -> Track
     except OSError as error:
         require(False, "output_dir can be written", f"{folder} ({error.strerror})", "choose another")
     return open_tracker(config.tracking, folder, experiment, later)
-
-
-def _columns(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:
-        return file.readline().rstrip("\n").split(",")
-
-
-def _body(table: str, columns: list[str]) -> str:
-    """The rows of a table without its header, in the order of ``columns``."""
-    header, _, rows = table.partition("\n")
-    if header.split(",") == columns:
-        return rows
-    frame = pd.read_csv(io.StringIO(table), engine="pyarrow")
-    return str(frame.reindex(columns=columns).to_csv(index=False, header=False))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +31,11 @@ from imavae.data import tables as files
 from imavae.data.dataset import Scaling
 from imavae.data.images import Cache
 from imavae.data.images import Progress as Rendering
+from imavae.data.storage import temporary
 from imavae.errors import require
 from imavae.metrics.glossary import absent
 from imavae.model.export import Model
-from imavae.runs.folder import RunFolder
+from imavae.runs.folder import RunFolder, check_recorded
 from imavae.runs.session import Session, cache_of
 from imavae.tracking.server import fetch_model
 from imavae.training import checkpoint
@@ -83,7 +83,9 @@ def locate(address: str, config: EvaluateConfig | EncodeConfig) -> Path:
     if address.startswith(("models:/", "runs:/", "mlflow-artifacts:/")):
         return fetch_model(address, config.tracking, Path(config.output_dir))
     path = Path(address)
-    return RunFolder(path).champion if path.is_dir() else path
+    path = RunFolder(path).champion if path.is_dir() else path
+    check_recorded(path)
+    return path
 
 
 def model_session(path: Path, cache: Cache) -> tuple[Session, Tensor]:
@@ -171,7 +173,7 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
     names = [*(f"z{k}" for k in range(dim)), *(f"std{k}" for k in range(dim)), "error"]
     schema = pa.schema([(name, pa.float64() if dtype == torch.float64 else pa.float32()) for name in names])
     out, rows, total = Path(config.out), 0, 0.0
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    aside = temporary(out.parent)
     try:
         # Latents hardly repeat: a dictionary or compression would cost more time than they save in space.
         parquet_writer = functools.partial(

@@ -6,6 +6,7 @@ A trial's results are there as soon as it has ended, also while the study runs o
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from imavae.config.settings import Objective, RunConfig, StudyConfig
 from imavae.errors import require, require_choice
 from imavae.model.export import Model
-from imavae.runs.folder import RunFolder, Stored, read
+from imavae.runs.folder import RunFolder, Stored, check_recorded, history_parts, read
 from imavae.runs.models import Parts, member_parts
 from imavae.runs.records import best_member, criterion_of
 from imavae.runs.session import Session, cache_of
@@ -64,6 +65,7 @@ class Results:
     def summary(self) -> Mapping[str, float]:
         """Metrics of the whole study and its cost, name to value; empty until it is finished."""
         file = self.names.summary
+        check_recorded(file)
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     @property
@@ -89,9 +91,8 @@ class Results:
     @property
     def history(self) -> pd.DataFrame:
         """A row per member and validation (trial, seeds, epoch, every metric): ``history.csv``; empty without any."""
-        path = self.names.history
-        empty = not path.is_file() or not path.stat().st_size
-        return pd.DataFrame() if empty else pd.read_csv(path, engine="pyarrow")
+        table = "".join(history_parts(self.names, self.stored))
+        return pd.read_csv(io.StringIO(table), engine="pyarrow") if table else pd.DataFrame()
 
     @property
     def latents(self) -> pd.DataFrame:
@@ -99,6 +100,7 @@ class Results:
 
         Its columns are those of :func:`imavae.metrics.evaluate.latent_rows`.
         """
+        check_recorded(self.names.latents)
         return pd.read_csv(self.names.latents) if self.names.latents.is_file() else pd.DataFrame()
 
     @property
@@ -130,6 +132,7 @@ class Results:
     @property
     def champion(self) -> Model:
         """The best member of the best trial, at its best state. Raises UserError if there is none yet."""
+        check_recorded(self.names.champion)
         return load_member(self.names.champion)
 
     def model(self, trial: int | None = None, seed: int | None = None, by: str | None = None) -> Model:
@@ -160,7 +163,8 @@ class Results:
         """Parts of the model of a row of ``record.members``; see :func:`imavae.runs.models.member_parts`."""
         [stored] = [stored for stored in self.stored if stored.trial.number == record.number]
         path = self.folder / str(stored.checkpoint)
-        session = Session.load(path, torch.device("cpu"), cache_of(self.names.output_dir))
+        cache, recorded = cache_of(self.names.output_dir), stored.checkpoint_sha256
+        session = Session.load(path, torch.device("cpu"), cache, recorded)
         criterion = by or criterion_of(member)
         require_choice(criterion, session.criteria, "by")
         row = session.members_of(stored.point)[record.members.index(member)]

@@ -79,15 +79,20 @@ class Session:
         return cls(points, members, initial_state(members), cache or cache_of(points[0].output_dir))
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, cache: Cache | None = None) -> Session:
-        """Load the session that :meth:`save` wrote, to continue to the same numbers. UserError: a bad file."""
-        content = checkpoint.load(path)
-        rule, remedy = "checkpoint holds an ensemble", "load it by imavae.load_model"
-        require(content["kind"] == "ensemble", rule, f"a {content['kind']} in {path}", remedy)
-        session = cls.start([checkpoint.stored_config(point, RunConfig) for point in content["points"]], device, cache)
-        session.state = from_plain(content["state"], device)
-        session.stopped = set(content.get("stopped", ()))
-        session.finals = content.get("finals", {})
+    def load(cls, path: Path, device: torch.device, cache: Cache | None = None, recorded: str | None = None) -> Session:
+        """Load the session that :meth:`save` wrote, to continue to the same numbers.
+
+        Raises UserError for a bad file, or one whose digest is not the ``recorded`` one.
+        """
+        content = checkpoint.load(path, recorded)
+        with checkpoint.fitting(path):
+            rule, remedy = "checkpoint holds an ensemble", "load it by imavae.load_model"
+            require(content["kind"] == "ensemble", rule, f"a {content['kind']} in {path}", remedy)
+            points = [checkpoint.stored_config(point, RunConfig) for point in content["points"]]
+            session = cls.start(points, device, cache)
+            session.state = from_plain(content["state"], session.state, device)
+            session.stopped = set(content.get("stopped", ()))
+            session.finals = content.get("finals", {})
         return session
 
     @classmethod

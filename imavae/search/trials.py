@@ -26,14 +26,14 @@ from ray.tune.experiment import Trial
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import StudyConfig, base_of
 from imavae.data.storage import previous_of
-from imavae.errors import UserError, check_interruption, interruption_of
+from imavae.errors import UserError, check_interruption, interruption_of, require
 from imavae.runs.ledger import Ledger
 from imavae.runs.records import partial_record, trial_record
 from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search.searcher import Searcher, open_storage, synchronised
 from imavae.search.space import Parameter, Point, packs_of
 from imavae.search.stopping import Stopping
-from imavae.search.worker import WORK, read_stops, trainable
+from imavae.search.worker import REMEDY, WORK, read_stops, trainable
 from imavae.tracking import PROGRESS_PERIOD, TrialRecord
 from imavae.training.checkpoint import SEAL
 
@@ -319,7 +319,13 @@ def _rename_damaged(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
     """Rename damaged checkpoints and stop files; an ensemble continues from its previous checkpoint or its start."""
     checkpoints = [path for pack in packs if (path := ledger.names.ensemble(min(pack))).exists()]
     readers: dict[Path, Callable[[Path], object]] = dict.fromkeys(checkpoints, SEAL.read)
-    for path, read in (readers | dict.fromkeys(ledger.names.stop_files(), read_stops)).items():
+    numbers = {min(number for number, _ in pack): {number for number, _ in pack} for pack in ledger.home.asked}
+
+    def read_own(path: Path) -> None:
+        own, rule = numbers.get(int(path.stem), set()) >= read_stops(path).keys(), "a stop file names its own points"
+        require(own, rule, path, REMEDY)
+
+    for path, read in (readers | dict.fromkeys(ledger.names.stop_files(), read_own)).items():
         try:
             read(path)
         except UserError as error:

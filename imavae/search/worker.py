@@ -19,6 +19,7 @@ from imavae.config.settings import Objective, run_config, with_values
 from imavae.data.storage import Seal
 from imavae.runs.folder import RunFolder
 from imavae.runs.session import Session, cache_of, resolve_device
+from imavae.training.checkpoint import SEAL
 
 WORK = ("member_steps", "train_seconds", "validate_seconds")  # counted in each report since the worker's start
 REMEDY = "remove it: the point is judged again when the study is resumed"
@@ -45,10 +46,13 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
             if epoch <= session.state.epoch:
                 session.stop(numbers.index(number))
 
-    def report(session: Session) -> None:
+    def metrics_of(session: Session) -> dict[str, Any]:
         alive = [len(session.alive(i)) for i in range(len(points))]
-        metrics = {"scores": session.scores(goals), "alive": alive, "epoch": session.state.epoch, **work}
-        if not any(alive):  # the driver would evaluate one trial after the other
+        return {"scores": session.scores(goals), "alive": alive, "epoch": session.state.epoch, **work}
+
+    def report(session: Session) -> None:
+        metrics = metrics_of(session)
+        if not any(metrics["alive"]):  # the driver would evaluate one trial after the other
             session.finals = {point: session.final(point) for point in range(len(points))}
         session.save(checkpoint, keep=True)
         tune.report(metrics)
@@ -63,7 +67,9 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
                 work[name] += getattr(progress, name)
             if progress.validated:
                 report(session)
-        if progress is None or not progress.validated:
+        if progress is None and SEAL.newest(checkpoint) == checkpoint:
+            tune.report(metrics_of(session))  # complete before: a record may have the digest of its file
+        elif progress is None or not progress.validated:
             report(session)  # the ensemble was complete, or all members diverged: the driver still needs the scores
 
 

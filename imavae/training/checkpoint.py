@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ from imavae.data.dataset import Scaling
 from imavae.data.storage import Seal
 from imavae.errors import UserError, require
 from imavae.model.export import Model
+from imavae.model.vae import torch_dtype
 
 C = TypeVar("C", bound=RunConfig)
 SEAL = Seal(
@@ -43,15 +46,46 @@ def save(path: Path, kind: str, content: dict[str, Any], keep: bool = False) -> 
     SEAL.write(path, buffer.getvalue(), keep)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The content of a file of :func:`save`, on the CPU. Raises UserError for a missing, damaged or other file."""
-    body = SEAL.read(path)
-    try:
-        content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # the file was made to run code
-        rule, remedy = "checkpoint holds only tensors and plain values", "do not trust it: use another one"
-        raise UserError(f"`{rule}` must hold, but {path} holds more; {remedy}") from None
+def load(path: Path, recorded: str | None = None) -> dict[str, Any]:
+    """The content of a file of :func:`save`, on the CPU.
+
+    Raises UserError for a missing, damaged or other file, or if its digest is not the ``recorded`` one.
+    """
+    body = SEAL.read(path, recorded)
+    with fitting(path):
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:  # torch stores, and never compresses
+            if sum(entry.file_size for entry in archive.infolist()) > len(body):
+                raise ValueError("it grows when it is unpacked")
+        try:
+            content: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # the file was made to run code
+            rule, remedy = "checkpoint holds only tensors and plain values", "do not trust it: use another one"
+            raise UserError(f"`{rule}` must hold, but {path} holds more; {remedy}") from None
+        if content["kind"] not in ("ensemble", "model"):
+            raise ValueError(f"kind {content['kind']!r}")
     return content
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Raise UserError for a checkpoint, read in the block, whose content is not what its settings say."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        zipfile.BadZipFile,
+    ) as e:
+        reason = (str(e) or type(e).__name__).splitlines()[0]
+        rule = "checkpoint has weights, and settings that agree with them"
+        raise UserError(f"`{rule}` must hold, but got {path} ({reason}); {SEAL.damaged}") from None
 
 
 def save_member(
@@ -61,7 +95,7 @@ def save_member(
 
     ``about`` is plain provenance; ``scaling`` standardises a file's columns, so that the file is not needed any more.
     """
-    state = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+    state = {k: weight.detach().to("cpu", torch_dtype(config), copy=True) for k, weight in weights.items()}
     columns = {} if scaling is None else {"scaling": scaling._asdict()}
     save(path, "model", {"config": to_mapping(config), "state_dict": state, "about": about, **columns})
 
@@ -71,8 +105,18 @@ def load_member(path: Path) -> Model:
     content = load(path)
     got, remedy = f"an {content['kind']} in {path}", "use the champion.pt beside it, or scripts/evaluate.py"
     require(content["kind"] == "model", "checkpoint holds one model", got, remedy)
-    scaling = Scaling(**content["scaling"]) if "scaling" in content else None
-    return Model(stored_config(content["config"], RunConfig), content["state_dict"], content["about"], scaling).eval()
+    with fitting(path):
+        scaling = Scaling(**content["scaling"]) if "scaling" in content else None
+        weights, config = content["state_dict"], stored_config(content["config"], RunConfig)
+        model = Model(config, weights, content["about"], scaling).eval()
+        shapes, rows = model.architecture.layout.shapes, (model.column_mean, model.column_std)
+        if {name: tuple(weight.shape) for name, weight in weights.items()} != shapes:
+            raise ValueError("weights of other shapes")
+        if any(weight.dtype != torch_dtype(config) or not weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("weights of another dtype, NaN or infinite ones")
+        if any(row.shape != (config.data.observed,) or not row.isfinite().all() for row in rows):
+            raise ValueError("a scaling of other columns")
+    return model
 
 
 def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:

@@ -168,15 +168,39 @@ def to_plain(state: State) -> dict[str, Any]:
     }
 
 
-def from_plain(plain: dict[str, Any], device: torch.device) -> State:
-    """The state from the result of :func:`to_plain`, on ``device``."""
-    values = dict(plain)
-    for name in (*ACTIVE, "frozen"):
-        if name in ("batches", "noise"):
-            values[name] = [torch.Generator(device).set_state(state.cpu()) for state in plain[name]]
-        else:
-            values[name] = plain[name].to(device)
-    best = plain["best"].items()
-    values["best"] = {name: Best(b["value"], b["epoch"], b["weights"].to(device)) for name, b in best}
+def from_plain(plain: dict[str, Any], like: State, device: torch.device) -> State:
+    """The state from the result of :func:`to_plain`, on ``device``.
+
+    Raises ValueError, or what a wrong type raises, unless it is a state of the ensemble that begins with ``like``.
+    """
+    values, count, active = dict(plain), len(like.status), plain["active"].tolist()
+
+    def check(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"{what}: not those of its settings")
+
+    def tensor(value: Tensor, model: Tensor, what: str, rows: int = count) -> Tensor:
+        check(value.shape == (rows, *model.shape[1:]) and value.dtype == model.dtype, what)
+        check("weights" not in what or bool(value.isfinite().all()), f"{what} (NaN or infinite)")
+        return value.to(model.device)
+
+    check(active == sorted(set(active) & set(range(count))), "the active members")
+    for name in ("batches", "noise"):
+        check(len(plain[name]) == len(active), name)
+        values[name] = [torch.Generator(device).set_state(state.cpu()) for state in plain[name]]
+    for name in ACTIVE:
+        if name not in ("batches", "noise"):
+            values[name] = tensor(plain[name], getattr(like, name), name, len(active))
+    values["frozen"] = tensor(plain["frozen"], like.frozen, "frozen weights")
+    for name in ("epochs", "waited"):
+        values[name] = tensor(plain[name], getattr(like, name), name)
+    check(plain["best"].keys() == like.best.keys() and len(plain["status"]) == count, "the best states")
+    values["best"] = {
+        name: Best(**{part: tensor(plain["best"][name][part], model, part) for part, model in vars(best).items()})
+        for name, best in like.best.items()
+    }
     values["history"] = [Validation(*validation) for validation in plain["history"]]
+    for _, rows, metrics in values["history"]:
+        check({*rows.tolist()} <= set(range(count)), "the history's members")
+        check(all(value.shape == rows.shape for value in metrics.values()), "the history")
     return State(**values)
