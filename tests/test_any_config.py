@@ -27,6 +27,7 @@ MIXINGS = [
     {"name": "moebius", "linear": "unit_determinant"},
     {"name": "moebius", "linear": "cosine", "cosine": 0.5},
     {"name": "moebius", "matrix": [[1.0, 0.0], [0.0, 1.0]], "centre": [1.0, 2.0]},
+    {"name": "moebius", "automorphism": {"angle": 30.0}},
     {"name": "mlp"},
     {"name": "mlp", "weights": "triangular"},
     {"name": "mlp", "activation": "leaky_tanh", "gain": 4.0},
@@ -44,7 +45,13 @@ PRIORS = [
 WRONG: dict[tuple[str, str], list[Any]] = {  # part and setting: values
     ("data", "dim"): [0, "two", None],
     ("data", "n_obs"): [0, 3, -1.0],
-    ("data", "mixing"): [{"name": "unknown"}, {"name": 3}, [], {"name": "mlp", "cosine": 0.5}],
+    ("data", "mixing"): [
+        {"name": "unknown"},
+        {"name": 3},
+        [],
+        {"name": "mlp", "automorphism": {"angle": 1, "plane": [1, 9]}},
+        {"name": "mlp", "cosine": 0.5},
+    ],
     ("data", "source"): [{"name": "cauchy"}, {"name": "gaussian", "scale": 0.0}],
     ("data", "variances"): [[0.0, 0.5], [1.0], "much"],
     ("data", "train"): [0.0, 1.0, float("nan")],

@@ -70,6 +70,14 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"model": {"decoder": "mixing", "prior": {"name": "gaussian"}}},
         ["model.decoder=mixing needs a prior on the source's support", "inf"],
     ),
+    "automorphism of a network": (
+        {"model": {"automorphism": {"angle": 30}}},
+        ["model.automorphism.angle is 0 unless model.decoder=mixing", "got 30"],
+    ),
+    "plane of a decoder": (
+        {"model": {"decoder": "mixing", "automorphism": {"angle": 30, "plane": [1, 4]}}},
+        ["model.automorphism.plane is two different numbers of sources, from 1 to 3", "[1, 4]"],
+    ),
     "schedule": ({"training": {"schedule": "linear"}}, ["`training.schedule`", "'constant' or 'cosine'", "'linear'"]),
     "probes": ({"training": {"probes": "perhaps"}}, ["`training.probes`", "boolean", "'perhaps'"]),
     "missing file": ({"data": {"kind": "file", "path": "x.npy"}}, ["data.path is a file", "x.npy"]),
@@ -105,6 +113,7 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 GOOD: list[dict[str, Any]] = [
     {"model": {"precision": "learned", "posterior": "full", "beta": 4.0, "activation": "tanh"}},
     {"model": {"precision": "mle", "encoder": {"n_layers": 3, "hidden_factor": 2}, "decoder": "mixing"}},
+    {"model": {"decoder": "mixing", "automorphism": {"angle": -30, "plane": [3, 1]}}},
     {**GAUSSIAN, "model": {"prior": {"name": "laplace"}, "kl": "analytic", "decoder": "mixing"}},
     {"data": {"n_segments": 5, "variances": [1, 1]}, "model": {"prior": {"name": "beta", "parameters": "conditional"}}},
     {"members": {"seed": [1], "data": {"seed": [0, 1, 2]}}, "training": {"probes": True, "schedule": "cosine"}},

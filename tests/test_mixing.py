@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
-from imavae.config.data import MixingSettings, SyntheticData
+from imavae.config.data import Automorphism, MixingSettings, SyntheticData
+from imavae.config.settings import run_config
 from imavae.data import dataset, mixings
 from imavae.data.dataset import build_source, draw_mixing
 from imavae.data.mixings import Mixing, Shifted, moved
@@ -24,7 +27,7 @@ from imavae.data.sources import BetaSource, GaussianSource, LaplaceSource, Unifo
 from imavae.errors import UserError
 from imavae.metrics.ima import contrast
 from imavae.rng import stream
-from tests.helpers import PUBLISHED, exact_neg_log_px, per_point, pointwise_jacobian
+from tests.helpers import PUBLISHED, exact_neg_log_px, normal, per_point, pointwise_jacobian
 
 ROUNDED = MoebiusMixing(matrix=((0.6, -0.80001), (0.8, 0.6)), centre=(0.0, 0.7))  # as a person might type it
 MOEBIUS = [
@@ -80,7 +83,20 @@ LINEAR = [
     SyntheticData(dim=3, mixing=LinearMixing()),
     SyntheticData(dim=4, mixing=LinearMixing(weights="general")),
 ]
-EVERY = [*ORTHOGONAL_COLUMNS, *ON_TOP, *NONLINEAR, *LINEAR]
+TURN = Automorphism(angle=40.0)
+TURNED = [
+    SyntheticData(dim=2, mixing=MoebiusMixing(automorphism=TURN)),
+    SyntheticData(dim=2, mixing=MoebiusMixing(automorphism=TURN), source=UniformSource(low=2.0, high=5.0), seed=2),
+    SyntheticData(dim=3, mixing=PolarMixing(automorphism=Automorphism(angle=-75.0, plane=(3, 1))), source=BetaSource()),
+    SyntheticData(
+        dim=3,
+        mixing=MLPMixing(n_layers=2, automorphism=TURN),
+        source=BetaSource(alpha=0.8, beta=3.0, low=-2.0, high=1.0),
+    ),
+    SyntheticData(dim=4, mixing=FlowMixing(automorphism=TURN), source=LaplaceSource(mean=2.0, scale=0.3)),
+    SyntheticData(dim=3, mixing=LinearMixing(automorphism=TURN), source=GaussianSource(mean=1.0, std=2.0)),
+]
+EVERY = [*ORTHOGONAL_COLUMNS, *ON_TOP, *NONLINEAR, *LINEAR, *TURNED]
 every_mixing = pytest.mark.parametrize("data", EVERY, ids=lambda d: f"{d.dim}-{d.mixing}")
 
 
@@ -101,7 +117,19 @@ def test_inverse_undoes_forward_and_forward_the_inverse(data: SyntheticData) -> 
 @every_mixing
 def test_jacobian_is_that_of_autograd(data: SyntheticData) -> None:
     mixing, s = world(data)
-    torch.testing.assert_close(mixing.jacobian(s), pointwise_jacobian(mixing.forward, s), rtol=1e-11, atol=1e-12)
+    at = s.clone().requires_grad_()  # not by torch.func, which SciPy's functions can't pass
+    rows = [torch.autograd.grad(column.sum(), at, retain_graph=True)[0] for column in mixing.forward(at).unbind(1)]
+    torch.testing.assert_close(mixing.jacobian(s), torch.stack(rows, 1), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("data", TURNED, ids=lambda d: f"{d.dim}-{d.source}")
+def test_jacobian_of_an_automorphism_is_that_of_finite_differences(data: SyntheticData) -> None:
+    step, source = 1e-6, cast(Any, build_source(data.source))
+    [rotation, _] = cast(Any, draw_mixing(data)).layers
+    s = source.from_normal(normal(100, data.dim).clamp(-2, 2))
+    for k, jump in enumerate(step * torch.eye(data.dim, dtype=torch.float64)):
+        column = (rotation.forward(s + jump) - rotation.forward(s - jump)) / (2 * step)
+        torch.testing.assert_close(rotation.jacobian(s)[:, :, k], column, rtol=1e-5, atol=1e-6)
 
 
 @every_mixing
@@ -135,6 +163,79 @@ def test_polar_coordinates_are_not_conformal(data: SyntheticData) -> None:
     for angle in angles:
         assert (angle / radius - 1).abs().max() > 0.1
         assert angle.std() > 0.1 * angle.mean()
+
+
+@pytest.mark.parametrize("data", TURNED, ids=lambda d: f"{d.dim}-{d.source}")
+def test_an_automorphism_keeps_the_law_of_the_observations_and_changes_their_sources(data: SyntheticData) -> None:
+    def log_px(mixing: Mixing) -> Tensor:
+        s = mixing.inverse(x)
+        log_det: Tensor = torch.linalg.slogdet(mixing.jacobian(s)).logabsdet
+        return source.log_prob(s) - log_det
+
+    plain = draw_mixing(dataclasses.replace(data, mixing=dataclasses.replace(data.mixing, automorphism=Automorphism())))
+    mixing, source = draw_mixing(data), build_source(data.source)
+    s = source.sample(2000, data.dim, stream(3, "sources"))
+    x = plain.forward(s)
+    torch.testing.assert_close(log_px(mixing), log_px(plain), rtol=0, atol=1e-10)
+    other = mixing.inverse(x)
+    first, second = (number - 1 for number in data.mixing.automorphism.plane)
+    for k, (before, after) in enumerate(zip(s.T, other.T, strict=True)):
+        assert scipy.stats.ks_2samp(before, after, method="asymp").pvalue > 1e-3
+        assert torch.allclose(before, after, rtol=1e-9, atol=1e-9) == (k not in (first, second))
+    correlation = torch.corrcoef(other.T)[first, second]
+    assert abs(float(correlation)) < 5 / math.sqrt(len(s))  # they are independent again
+
+
+@pytest.mark.parametrize("data", TURNED, ids=lambda d: f"{d.dim}-{d.source}")
+def test_opposite_angles_undo_each_other_and_a_quarter_turn_swaps_two_sources(data: SyntheticData) -> None:
+    s = build_source(data.source).sample(200, data.dim, stream(3, "sources"))
+    [rotation, _] = cast(Any, draw_mixing(data)).layers
+    back = dataclasses.replace(rotation, angle=-rotation.angle)
+    torch.testing.assert_close(back.forward(rotation.forward(s)), s, rtol=1e-9, atol=1e-9)
+    quarter = dataclasses.replace(rotation, angle=math.pi / 2).forward(s)
+    first, second = rotation.plane
+    torch.testing.assert_close(quarter[:, second], s[:, first], rtol=1e-9, atol=1e-9)
+
+
+def test_an_automorphism_of_gaussian_sources_is_a_rotation_about_their_mean() -> None:
+    data = SyntheticData(dim=2, mixing=LinearMixing(automorphism=TURN), source=GaussianSource(mean=1.0, std=2.0))
+    s = 40 * normal(100, 2)  # far out in the tails, too
+    [rotation, _] = cast(Any, draw_mixing(data)).layers
+    angle = math.radians(40)
+    matrix = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]).double()
+    torch.testing.assert_close(rotation.forward(s), 1 + (s - 1) @ matrix.T, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        (
+            {"mixing": {"name": "moebius", "automorphism": {"angle": 30, "plane": [1, 1]}}},
+            "data.mixing.automorphism.plane is two different",
+        ),
+        (
+            {"mixing": {"name": "moebius", "automorphism": {"angle": 30, "plane": [0, 1]}}},
+            "numbers of sources, from 1 to 3",
+        ),
+        (
+            {"mixing": {"name": "moebius", "automorphism": {"angle": 30, "plane": [1, 4]}}},
+            "numbers of sources, from 1 to 3",
+        ),
+        ({"mixing": {"name": "moebius", "automorphism": {"angle": 30}}, "n_segments": 2}, "data.n_segments is 1"),
+    ],
+)
+def test_automorphisms_that_keep_no_law_are_refused(settings: dict[str, Any], rule: str) -> None:
+    with pytest.raises(UserError, match=rule):
+        run_config({"data": settings})
+
+
+def test_a_source_of_unknown_quantiles_has_no_automorphism() -> None:
+    class OnlyDrawn(UniformSource):
+        def build(self) -> Any:
+            return SimpleNamespace(sample=super().build().sample, log_prob=super().build().log_prob)
+
+    with pytest.raises(UserError, match="to_normal, from_normal"):
+        draw_mixing(SyntheticData(dim=2, mixing=MoebiusMixing(automorphism=TURN), source=OnlyDrawn()))
 
 
 def test_stretch_and_turn_are_the_share_of_radius_and_angle() -> None:
@@ -309,7 +410,11 @@ def test_every_layer_of_the_autoregressive_flow_changes_the_same_half() -> None:
     assert mixing.log_det(s).std() > 0.01  # the volume's change depends on s
 
 
-@every_mixing
+@pytest.mark.parametrize(
+    "data",
+    [d for d in EVERY if d not in TURNED or not isinstance(d.source, BetaSource)],
+    ids=lambda d: f"{d.dim}-{d.mixing}",
+)  # on the device "meta" SciPy has no numbers to work on
 def test_a_mixing_can_move_to_a_device(data: SyntheticData) -> None:
     mixing, s = world(data, n=3)
     there = moved(mixing, "meta")

@@ -32,13 +32,16 @@ from imavae.paper.figures import (
     PaperFigure,
     law_tolerance,
     with_last_validation,
+    with_law,
     with_linear_contrast,
     with_mixing_contrast,
     with_published_ratio,
 )
 from imavae.paper.quantities import (
+    EXACT,
     FAIL,
     LAST,
+    LIKELIHOOD,
     LINEAR,
     MCC,
     MIXING,
@@ -68,10 +71,17 @@ JUDGED = {
     "moebius_linear_map",
     "priors_dimensions",
     "self_consistency",
+    "spurious",
     "sprites_epochs",
     "sprites_full",
 }
-BESIDE = {"moebius_linear_map", "sprites", "sprites_epochs", "sprites_full"}  # their numbers can't all be compared
+BESIDE = {
+    "moebius_linear_map",
+    "spurious",
+    "sprites",
+    "sprites_epochs",
+    "sprites_full",
+}  # their numbers can't all be compared
 STATES = ("min val/neg_elbo", "max val/mcc")
 PAPER = [name for name in searches() if name.startswith("paper/")]
 AT = f"at {STATES[0]}"
@@ -294,6 +304,24 @@ def test_a_mixings_contrast_is_that_of_its_mean_jacobian(tmp_path: Path) -> None
 def test_the_linear_maps_are_spread_like_the_published_ones(tmp_path: Path) -> None:
     ours = with_linear_contrast(stored(wanted("paper/moebius_linear_map", f"output_dir={tmp_path}"))).members[LINEAR]
     assert ks_2samp(ours, table("moebius_linear_map").rows[LINEAR]).pvalue > 0.05
+
+
+@pytest.mark.parametrize("search", FIGURES["spurious"].searches)
+def test_a_true_decoder_after_an_automorphism_has_one_likelihood_and_another_contrast(
+    search: str, tmp_path: Path
+) -> None:
+    config = wanted(search, f"output_dir={tmp_path}", "data.n_obs=5000")
+    figure, members = FIGURES["spurious"], members_of(config)
+    truth = with_law(stored(config, members)).members.groupby("model.automorphism.angle")
+    likelihood, contrast = (truth[name].median() for name in (LIKELIHOOD.column, EXACT.column))
+    np.testing.assert_allclose(likelihood, likelihood[0], rtol=0, atol=1e-9)
+    assert contrast[90] == pytest.approx(contrast[0], abs=1e-9)  # a quarter turn swaps two sources
+    assert contrast[[15, 30, 45, 60, 75]].min() > contrast[0] + 0.05
+    exact = with_law(stored(config, members)).members
+    for away, verdict in ((0.1, PASS), (-0.1, PASS), (0.2, FAIL), (-0.2, FAIL)):
+        members["min val/neg_elbo"] = exact[EXACT.column] - exact[LIKELIHOOD.column] + away
+        rows = figure.kind.rows([with_law(stored(config, members))])
+        assert {row.verdict for row in rows if row.expected is not None} == {verdict}
 
 
 def test_the_law_of_the_gap_allows_a_tenth_of_what_it_tells_apart() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from imavae.config.data import SourceSettings, SyntheticData
 from imavae.data.dataset import build_source
-from imavae.data.sources import BetaSource, GaussianSource, LaplaceSource, Scalable, UniformSource
+from imavae.data.sources import BetaSource, GaussianSource, LaplaceSource, Normalised, Scalable, UniformSource
 from imavae.errors import UserError
 from imavae.rng import Purpose, stream
 from tests.helpers import normal
@@ -70,6 +70,19 @@ def test_log_prob_is_that_of_scipy(source: SourceSettings, law: Any) -> None:
     np.testing.assert_allclose(log_prob.numpy(), law.logpdf(s.numpy()).sum(1), rtol=1e-12, atol=1e-12)
     if math.isfinite(source.support[0]):
         assert torch.isneginf(log_prob[200:]).any()
+
+
+@each_law
+def test_normal_coordinates_are_those_of_equal_quantiles(source: SourceSettings, law: Any) -> None:
+    built = build_source(source)
+    assert isinstance(built, Normalised)
+    n = torch.linspace(-6, 6, 100, dtype=torch.float64)[:, None]
+    s = built.from_normal(n)
+    lower, upper = law.ppf(scipy.stats.norm.cdf(n[:50])), law.isf(scipy.stats.norm.sf(n[50:]))
+    np.testing.assert_allclose(s, np.concatenate([lower, upper]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(built.to_normal(s[20:80]), n[20:80], rtol=1e-9, atol=1e-9)  # to 3.6 deviations
+    ends = [end for end in source.support if math.isfinite(end)]
+    assert built.to_normal(torch.tensor([ends], dtype=torch.float64)).isfinite().all()
 
 
 @pytest.mark.parametrize("source", [source for source, _ in LAWS], ids=str)

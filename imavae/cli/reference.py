@@ -168,6 +168,8 @@ def _rows(kind: Any, prefix: str = "") -> list[list[str]]:
         if registry:
             key, meaning = _code(f"{prefix}{name}.{registry.key}"), f"{registry.group}=NAME; `--help` lists them"
             rows.append([key, _code(default[registry.key]), "text", "", meaning])
+            for inner, below in fields_of(nodes_of(field)[0]).items() if prefix else ():  # nested: in all variants
+                rows += [row for node in nodes_of(below) for row in _rows(node, f"{prefix}{name}.{inner}.")]
         elif nodes := nodes_of(field):
             rows += _rows(nodes[0], f"{prefix}{name}.") if prefix else []
         else:

@@ -66,10 +66,33 @@ class SourceSettings(Settings):
 
 
 @dataclass(frozen=True)
+class Automorphism(Settings):
+    """A map a of the sources that keeps their law: in normal coordinates, a rotation of a plane.
+
+    f ∘ a makes observations of the same law as f, of other sources (Gresele et al., arXiv 2106.05200).
+    """
+
+    angle: Annotated[float, Field(description="of the rotation, in degrees; 0: none")] = 0.0
+    plane: Annotated[tuple[int, int], Field(description="numbers of the two sources that it mixes, from 1")] = (1, 2)
+
+    def check(self, data: Data, node: str) -> None:
+        """Raise UserError if the sources can't be rotated so; ``node`` is the dotted key of these settings."""
+        if self.angle == 0:
+            return
+        first, second = self.plane
+        proper = first != second and all(1 <= number <= data.dim for number in self.plane)
+        rule = f"{node}.plane is two different numbers of sources, from 1 to {data.dim}"
+        require(proper, rule, list(self.plane), f"set {node}.plane=[1,2]")
+        rule, remedy = f"data.n_segments is 1 for {node}.angle", "the law that it keeps differs between segments"
+        require(data.n_segments == 1, rule, data.n_segments, remedy)
+
+
+@dataclass(frozen=True)
 class MixingSettings(Settings):
     """Base of the settings of a mixing x = f(s). They have a method :meth:`build`."""
 
     name: str = ""
+    automorphism: Automorphism = field(default_factory=Automorphism)
     usual_dim: ClassVar[int] = 3  # data.dim when the command line chooses the mixing
 
     def check(self, data: SyntheticData) -> None:
@@ -183,6 +206,7 @@ class SyntheticData(DrawnData):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.mixing.check(self)
+        self.mixing.automorphism.check(self, "data.mixing.automorphism")
 
     @property
     def summary(self) -> str:

@@ -17,7 +17,16 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from imavae.config.data import MIXINGS, SOURCES, AnyData, SyntheticData, column_names, missing_build, with_file
+from imavae.config.data import (
+    MIXINGS,
+    SOURCES,
+    AnyData,
+    Automorphism,
+    SyntheticData,
+    column_names,
+    missing_build,
+    with_file,
+)
 from imavae.config.data import Data as Data
 from imavae.config.mapping import Settings, build, flatten, nest, to_mapping
 from imavae.config.registry import Chosen, Registry, load_plugins
@@ -94,6 +103,7 @@ class Model(Settings):
     activation: Annotated[Activation, Field(description="activation between two linear maps")] = "leaky_relu"
     slope: Annotated[float, Field(ge=0, le=1, description="slope of the leaky ReLU below zero")] = 0.2
     encoder: Encoder = field(default_factory=Encoder)
+    automorphism: Automorphism = field(default_factory=Automorphism)  # a of the true decoder, f ∘ a instead of f
     prior: Prior = field(default_factory=lambda: PRIORS["uniform"]())
 
     def __post_init__(self) -> None:
@@ -192,6 +202,11 @@ class RunConfig(Settings):
         remedy = "its parameters depend on the segment: set data.n_segments=5, or model.prior.parameters=fixed"
         require(fixed or segments > 1, "data.n_segments > 1 for a conditional prior", segments, remedy)
         NETWORKS[self.model.name]().check(self.data.observed)
+        self.model.automorphism.check(self.data, "model.automorphism")
+        rule, angle = "model.automorphism.angle is 0 unless model.decoder=mixing", self.model.automorphism.angle
+        require(
+            angle == 0 or self.model.decoder == "mixing", rule, angle, "it turns the true f: set model.decoder=mixing"
+        )
         if self.model.decoder == "mixing":
             rule, remedy = "model.decoder=mixing needs a known mixing", "set model.decoder=learned"
             require(isinstance(self.data, SyntheticData), rule, f"data.kind={self.data.kind}", remedy)

@@ -19,11 +19,22 @@ from jaxtyping import Float, Float64, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from imavae.config.data import SMALLEST_SPLIT, Data, DrawnData, FileData, SourceSettings, SpritesData, SyntheticData
+from imavae.config.data import (
+    SMALLEST_SPLIT,
+    Automorphism,
+    Data,
+    DrawnData,
+    FileData,
+    SourceSettings,
+    SpritesData,
+    SyntheticData,
+)
 from imavae.data import sprites, tables
 from imavae.data.images import Cache, Images, Progress
 from imavae.data.mixings import Mixing, Shifted
-from imavae.data.sources import Scalable, Source
+from imavae.data.mixings.automorphism import Rotation
+from imavae.data.mixings.flow import Flow
+from imavae.data.sources import Normalised, Scalable, Source
 from imavae.errors import require
 from imavae.rng import stream
 
@@ -232,7 +243,19 @@ def world(data: SyntheticData) -> World:
 def draw_mixing(data: SyntheticData) -> Mixing:
     """The mixing of ``data.seed``, before it is centred."""
     f: Mixing = _with_methods(data.mixing.build(data, stream(data.seed, "mixing")), Mixing, "data.mixing")
-    return f
+    return turned(f, data.mixing.automorphism, data.source)
+
+
+def turned(f: Mixing, by: Automorphism, law: SourceSettings) -> Mixing:
+    """Return f ∘ a for the automorphism a of the sources' ``law``, or f itself if its angle is 0.
+
+    Raises UserError for a source without the map onto the standard normal law.
+    """
+    if by.angle == 0:
+        return f
+    source = _with_methods(build_source(law), Normalised, "data.source, to be turned by an automorphism,")
+    first, second = by.plane
+    return Flow((Rotation(source, math.radians(by.angle), (first - 1, second - 1)), f))
 
 
 def build_source(settings: SourceSettings) -> Source:

@@ -19,6 +19,8 @@ from imavae.config.data import SOURCES, SourceSettings
 from imavae.config.registry import torch
 from imavae.errors import require
 
+SMALLEST = 1e-300  # of the probabilities of a tail
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -37,6 +39,20 @@ class Scalable(Source, Protocol):
 
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Source:
         """The source of ``n`` observations, with ``factor`` times the variance; at most 1 for a bounded source."""
+
+
+@runtime_checkable
+class Normalised(Source, Protocol):
+    """A source with its law's map onto the standard normal one; only an automorphism needs one.
+
+    The map goes by normal variables, not by probabilities: these can't tell apart two points far out in a tail.
+    """
+
+    def to_normal(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        """Normal variable n = Φ⁻¹(F(s)), with the CDFs F of a component and Φ of the standard normal law."""
+
+    def from_normal(self, n: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        """Sources s = F⁻¹(Φ(n)), the inverse of :meth:`to_normal`."""
 
 
 @checked_dataclass(frozen=True)
@@ -128,6 +144,13 @@ class Uniform:
         inside = (s >= self.low) & (s <= self.high)
         return (-(self.high - self.low).log()).expand(s.shape).masked_fill(~inside, -math.inf).sum(1)
 
+    def to_normal(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        width = self.high - self.low
+        return _quantile((s - self.low) / width, (self.high - s) / width)
+
+    def from_normal(self, n: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        return torch.lerp(self.low, self.high, torch.special.ndtr(n))
+
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Uniform:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2 * factor.sqrt()
         return Uniform(middle - half, middle + half)
@@ -147,6 +170,12 @@ class Gaussian:
         standard = (s - self.mean) / self.std
         return (-0.5 * standard.square() - self.std.log() - 0.5 * math.log(2 * math.pi)).sum(1)
 
+    def to_normal(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        return (s - self.mean) / self.std
+
+    def from_normal(self, n: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        return self.mean + self.std * n
+
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Gaussian:
         return replace(self, std=self.std * factor.sqrt())
 
@@ -165,6 +194,14 @@ class Laplace:
 
     def log_prob(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         return (-((s - self.mean) / self.scale).abs() - (2 * self.scale).log()).sum(1)
+
+    def to_normal(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        t = (s - self.mean) / self.scale
+        return _quantile((t.clamp(max=0)).exp() / 2, (-t.clamp(min=0)).exp() / 2)
+
+    def from_normal(self, n: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        distance: torch.Tensor = -math.log(2) - torch.special.log_ndtr(-n.abs())
+        return self.mean + self.scale * n.sign() * distance
 
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Laplace:
         return replace(self, scale=self.scale * factor.sqrt())
@@ -198,10 +235,37 @@ class Beta:
         normaliser = self.alpha.lgamma() + self.beta.lgamma() - (self.alpha + self.beta).lgamma()
         return (powers - normaliser - math.log(self.high - self.low)).masked_fill(~inside, -math.inf).sum(1)
 
+    def to_normal(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        from scipy.special import betainc
+
+        low, high = ((end / (self.high - self.low)).cpu().numpy().clip(0, 1) for end in (s - self.low, self.high - s))
+        alpha, beta = self.alpha.cpu().numpy(), self.beta.cpu().numpy()
+        lower, upper = betainc(alpha, beta, low), betainc(beta, alpha, high)
+        return _quantile(torch.from_numpy(lower), torch.from_numpy(upper)).to(s.device)
+
+    def from_normal(self, n: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+        from scipy.special import betaincinv
+
+        alpha, beta = self.alpha.cpu().numpy(), self.beta.cpu().numpy()
+        tail = torch.special.ndtr(-n.abs()).cpu().numpy()
+        lower, upper = torch.from_numpy(betaincinv(alpha, beta, tail)), torch.from_numpy(betaincinv(beta, alpha, tail))
+        width = self.high - self.low
+        return torch.where(n < 0, self.low + width * lower.to(n.device), self.high - width * upper.to(n.device))
+
     def scaled(self, factor: Float64[torch.Tensor, "n d"]) -> Beta:
         total = self.alpha + self.beta
         growth = ((total + 1) / factor - 1) / total
         return replace(self, alpha=self.alpha * growth, beta=self.beta * growth)
+
+
+def _quantile(lower: Float64[torch.Tensor, "n d"], upper: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    """Φ⁻¹(lower) for ``upper`` = 1 − ``lower``: from the smaller of the two, which alone is exact far out in a tail.
+
+    It is finite at the ends of a support.
+    """
+    tail = torch.minimum(lower, upper).clamp(min=SMALLEST)
+    normal: torch.Tensor = torch.special.ndtri(tail)
+    return torch.where(lower < upper, normal, -normal)
 
 
 def _scalar(value: float) -> Float64[torch.Tensor, ""]:

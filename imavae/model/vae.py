@@ -188,7 +188,8 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     parameters, segments = getattr(model.prior, "parameters", "fixed"), config.data.n_segments
     conditional = (segments, inner[1], len(prior.start) * dim)
     if model.decoder == "mixing" and isinstance(config.data, SyntheticData):
-        decoder: Network = TrueDecoder(moved(dataset.world(config.data).mixing, device))
+        f = dataset.turned(dataset.world(config.data).mixing, model.automorphism, config.data.source)
+        decoder: Network = TrueDecoder(moved(f, device))
     else:
         decoder = network.build("decoder", dim, observed, inner, model)
     return VAE(

@@ -190,6 +190,25 @@ def elbo_gap(studies: Sequence[Study]) -> Figure:
     return figure
 
 
+def spurious(studies: Sequence[Study]) -> Figure:
+    """Draw likelihood, ELBO* and its law, MCC and c_IMA of true decoders f ∘ a over the angle of a: a row per study."""
+    figure, axes = _panels(len(studies), 3, 1.8, (q.LIKELIHOOD, q.MCC, q.EXACT) * len(studies))
+    for study, left, middle, right in zip(studies, axes[::3], axes[1::3], axes[2::3], strict=True):
+        law = study.members.assign(law=study.members[q.LIKELIHOOD.column] - study.members[q.EXACT.column])
+        for one in (left, middle, right):
+            _points_axis(one, q.OVER_ANGLE)
+            one.set_xticks([0, 30, 60, 90])
+        _medians(left, Look("log-likelihood", INK, "none", "-."), q.OVER_ANGLE, law, q.LIKELIHOOD.column)
+        _medians(left, Look("the law, exact", GREEN, "none", ":"), q.OVER_ANGLE, law, "law")
+        _medians(left, Look("ELBO*", BLUE, "o", "none"), q.OVER_ANGLE, law, q.NEG_ELBO.column, negated=True)
+        _medians(right, Look("the law, exact", GREEN, "none", ":"), q.OVER_ANGLE, law, q.EXACT.column)
+        for one, quantity in ((middle, q.MCC), (right, q.CONTRAST)):
+            _medians(one, Look("of the trained encoder", ORANGE, "^", "none"), q.OVER_ANGLE, law, quantity.best)
+        left.set_title(study.name.partition("_")[2])
+    _legend(figure, axes, columns=4)
+    return figure
+
+
 def over_epochs(
     studies: Sequence[Study], quantities: Sequence[Quantity], corrected: bool = True, published: str | None = None
 ) -> Figure:

@@ -117,6 +117,10 @@ PRECISION = Quantity(  # derived, too: the most likely γ² of what was trained 
 GAP = Quantity("ELBO gap", "$E[\\log p(x)] -$ ELBO\n(nats)", f"val/gap_log_px {AT}", log=True)
 GAP_IMA = Quantity("IMA gap", r"$E[L_{\mathrm{IMA}}] -$ ELBO* (nats)", f"val/gap_ima {AT}")
 GAMMA = Quantity("gamma", GAMMA_AXIS, f"val/gamma {AT}", log=True)
+# Of a true decoder f ∘ a, derived: see figures.with_law. The first two are computed from f ∘ a alone.
+LIKELIHOOD = Quantity("log p(x)", "nats", "exact_log_px")
+EXACT = Quantity("c_IMA of f ∘ a", r"$c_{\mathrm{IMA}}$ (nats)", "exact_cima")
+LAW_GAP = Quantity("law − ELBO*", r"$E[\log p(x) - c_{\mathrm{IMA}}] -$ ELBO* (nats)", "exact_gap")
 TRUTH = f"val/cima_truth {AT}"  # contrast of the mixing
 LINEAR = "cima_of_linear_map"  # contrast of a mixing's linear map, derived: see figures.with_linear_contrast
 MIXING = "mixing_cima"  # contrast of the mixing by the published estimator, derived: see figures.with_mixing_contrast
@@ -155,6 +159,7 @@ OVER_GAMMA = Points(
 OVER_COSINE = Points(
     ("data.mixing.cosine",), "cos θ={:g}".format, r"$\cos\theta$ between the columns of the linear map"
 )
+OVER_ANGLE = Points(("model.automorphism.angle",), "θ={:g}°".format, "θ of f ∘ a (degrees)")
 OVER_PRIOR = Points(
     ("data.dim", "model.prior.name", "model.gamma"), lambda d, prior, gamma: f"d={d} {prior} {OVER_GAMMA.label(gamma)}"
 )
