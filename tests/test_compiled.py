@@ -123,6 +123,7 @@ def test_a_member_that_overflows_stays_as_it_is_and_disturbs_none() -> None:
         {"model": {"posterior": "full"}},
         {"model": {"prior": GAUSSIAN, "kl": "analytic"}},
         {"model": {"decoder": "mixing"}},
+        {"model": {"ima_weight": 0.1}},
         {"training": {"dtype": "float64"}},
         {"data": {"kind": "sprites"}, "model": {"name": "conv"}},
     ],

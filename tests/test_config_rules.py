@@ -70,6 +70,11 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"model": {"decoder": "mixing", "prior": {"name": "gaussian"}}},
         ["model.decoder=mixing needs a prior on the source's support", "inf"],
     ),
+    "negative IMA weight": ({"model": {"ima_weight": -0.5}}, ["model.ima_weight >= 0", "got -0.5"]),
+    "IMA weight of the mixing": (
+        {"model": {"decoder": "mixing", "ima_weight": 1.0}},
+        ["model.ima_weight is 0 for model.decoder=mixing", "got 1.0"],
+    ),
     "automorphism of a network": (
         {"model": {"automorphism": {"angle": 30}}},
         ["model.automorphism.angle is 0 unless model.decoder=mixing", "got 30"],

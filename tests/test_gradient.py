@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from imavae.config.settings import RunConfig
+from imavae.metrics import ima
 from imavae.model import vae
-from imavae.training.step import ByAutograd
+from imavae.training.step import ByAutograd, local_contrast
 from tests.helpers import BETA, GAUSSIAN, LAPLACE, UNIFORM, normal, point, random_members
 
 COMMON = [
@@ -68,6 +71,49 @@ def test_beta_weighs_the_kl_divergence_alone() -> None:
     decoder = torch.cat([torch.full((1, *s), n.startswith("decoder")).flatten() for n, s in shapes(at).items()])
     assert torch.equal(gradients[0][:, decoder], gradients[2][:, decoder])
     assert not torch.equal(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "tanh", "silu", "softplus"])
+@pytest.mark.parametrize("prior", [UNIFORM, GAUSSIAN], ids=lambda p: p["name"])
+def test_the_ima_weight_adds_the_gradient_of_the_contrast_at_posterior_samples(
+    activation: str, prior: dict[str, Any]
+) -> None:
+    at = point(3, prior, n_layers=3, activation=activation)
+    flat, beta = three(at)
+    model, x, noise = vae.build(at), normal(3, 3, 33), normal(3, 3, 33, seed=100)
+    weights = torch.tensor([0.0, 0.5, 3.0], dtype=torch.float64)
+    with_it, without = torch.zeros_like(flat), torch.zeros_like(flat)
+    ByAutograd(model, flat, with_it, beta, True, weights)(x, noise, None)
+    ByAutograd(model, flat, without, beta, True)(x, noise, None)
+    torch.testing.assert_close(with_it[0], without[0], rtol=1e-12, atol=1e-15)
+
+    def exact(row: Tensor, m: int) -> Tensor:
+        """The contrast by autograd's Jacobian, point by point, and by a determinant."""
+        views = model.layout.views(row[None])
+        z = model.prior.latent(model.posterior(views, x[m : m + 1]).sample(noise[m : m + 1]))
+        decode = lambda one: model.decoder(views, one[None, :, None])[0, :, 0]  # noqa: E731
+        jacobian = torch.stack([torch.func.jacrev(decode)(one) for one in z[0].T])
+        gram = jacobian.mT @ jacobian
+        return 0.5 * (gram.diagonal(dim1=1, dim2=2).log().sum(1) - torch.logdet(gram)).mean()
+
+    for m in (1, 2):
+        row = flat[m].clone().requires_grad_()
+        [expected] = torch.autograd.grad(exact(row, m), row, allow_unused=True)
+        torch.testing.assert_close(with_it[m] - without[m], weights[m] * expected, rtol=1e-7, atol=1e-10)
+
+
+def test_the_contrast_in_the_loss_is_the_metric_and_finite_where_columns_depend_on_each_other() -> None:
+    jacobian = normal(2, 4, 3, 50)
+    values, full, _ = ima.contrast(jacobian)
+    assert full.all()
+    torch.testing.assert_close(local_contrast(jacobian), values, rtol=1e-10, atol=1e-10)
+    jacobian[:, :, 2] = jacobian[:, :, 0] + jacobian[:, :, 1]
+    jacobian[0, :, 1] = 0
+    at = jacobian.float().requires_grad_()
+    result = local_contrast(at)
+    [gradient] = torch.autograd.grad(result.sum(), at)
+    assert result.isfinite().all()
+    assert gradient.isfinite().all()
 
 
 def shapes(at: RunConfig) -> dict[str, tuple[int, ...]]:

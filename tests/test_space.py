@@ -7,9 +7,10 @@ from typing import Any
 import optuna
 import pytest
 
-from imavae.config.settings import StudyConfig, base_of, study_config
+from imavae.config.settings import StudyConfig, base_of, study_config, with_values
 from imavae.errors import UserError
 from imavae.search import space
+from imavae.training.ensemble import ensemble
 
 GAMMA = {"type": "float", "low": 3.0, "high": 1000.0, "log": True}
 
@@ -114,3 +115,18 @@ def test_packs_share_an_architecture_and_fill_the_slots(
     settings = grid_config(layers)
     _, points = space.check(settings)
     assert space.packs(base_of(settings), points, slots) == expected
+
+
+def test_points_without_an_ima_weight_train_apart_from_those_with_one() -> None:
+    weights = {
+        "ima_weight": {"type": "choice", "values": [0.0, 0.1, 1.0]},
+        "gamma": {"type": "choice", "values": [1.0]},
+    }
+    settings = config({"model": weights}, sampler={"name": "grid"}, budget={"trials": None})
+    _, points = space.check(settings)
+    packs = space.packs(base_of(settings), points, 1)
+    assert packs == [[0], [1, 2]]
+    for pack in packs:
+        ensemble([with_values(base_of(settings), points[number]) for number in pack], "cpu")
+    with pytest.raises(ValueError, match="two ensembles"):
+        ensemble([with_values(base_of(settings), point) for point in points], "cpu")

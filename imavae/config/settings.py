@@ -95,6 +95,9 @@ class Model(Settings):
     gamma: Annotated[float, Field(gt=0, lt=1e9, description="gamma squared is the decoder's precision")] = 100.0
     precision: Annotated[Precision, Field(description="learned: by gradient, mle: per epoch, from gamma on")] = "fixed"
     beta: Annotated[float, Field(gt=0, description="weight of the KL divergence in the loss; ELBOs use 1")] = 1.0
+    ima_weight: Annotated[
+        float, Field(ge=0, description="weight of the decoder's IMA contrast in the loss; above 0 by autograd")
+    ] = 0.0
     kl: Annotated[Divergence, Field(description="analytic: Gaussian and Laplace priors")] = "sampled"
     posterior: Annotated[Literal["diagonal", "full"], Field(description="the posterior's covariance")] = "diagonal"
     decoder: Annotated[Decoder, Field(description="mixing: the true f; trains the encoder")] = "learned"
@@ -208,6 +211,8 @@ class RunConfig(Settings):
             angle == 0 or self.model.decoder == "mixing", rule, angle, "it turns the true f: set model.decoder=mixing"
         )
         if self.model.decoder == "mixing":
+            rule, weight = "model.ima_weight is 0 for model.decoder=mixing", self.model.ima_weight
+            require(weight == 0, rule, weight, "the true decoder is not trained: set model.decoder=learned")
             rule, remedy = "model.decoder=mixing needs a known mixing", "set model.decoder=learned"
             require(isinstance(self.data, SyntheticData), rule, f"data.kind={self.data.kind}", remedy)
             rule = "model.decoder=mixing needs a prior on the source's support"

@@ -38,7 +38,8 @@ from imavae.errors import UserError, require, require_choice
 Value = float | int | str
 Point = dict[str, Value]  # values of the searched settings by dotted key
 Distributions = Mapping[str, "optuna.distributions.BaseDistribution"]  # by dotted key
-PER_MEMBER = ("model.gamma", "model.beta", "training.learning_rate")  # may differ within an ensemble
+# may differ within an ensemble
+PER_MEMBER = ("model.gamma", "model.beta", "model.ima_weight", "training.learning_rate")
 FIELDS = {"float": ("low", "high", "log"), "int": ("low", "high", "log"), "choice": ("values",)}
 TESTS: dict[str, Callable[[Any, Any], bool]] = {
     "at_least": operator.ge,
@@ -189,15 +190,17 @@ def start_points(config: StudyConfig, parameters: Sequence[Parameter]) -> list[P
 
 
 def packs(base: RunConfig, points: Sequence[Point], slots: int, limit: int | None = None) -> list[list[int]]:
-    """Group the numbers of points that can train in one ensemble: those that share all but per-member settings.
+    """Group the numbers of points that can train in one ensemble: those that share all but per-member settings, and
+    have an IMA weight of zero or a positive one.
 
     Each group is dealt out in turn to as many packs as occupy all ``slots`` (trials that run at once) or, with a
     ``limit``, to as many as keep each pack within it. The result depends only on the points and on slots or limit:
     sums round differently in an ensemble of another size, so with a limit a study repeats whatever the slots.
     """
-    groups: dict[RunConfig, list[int]] = {}
+    groups: dict[tuple[RunConfig, bool], list[int]] = {}
     for number, values in enumerate(points):
-        groups.setdefault(with_values(base, shared(values)), []).append(number)
+        weight = cast(float, values.get("model.ima_weight", base.model.ima_weight))
+        groups.setdefault((with_values(base, shared(values)), weight > 0), []).append(number)
     least = math.ceil(slots / len(groups)) if groups else 0
     dealt = []
     for group in groups.values():

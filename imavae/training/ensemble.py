@@ -38,6 +38,7 @@ class Member(NamedTuple):
     gamma: float  # fixed, or the initial value
     learning_rate: float
     beta: float
+    ima_weight: float
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Ensemble:
     model: vae.VAE
     members: tuple[Member, ...]
     worlds: tuple[int, ...]  # the data seeds, in the order of the data's first axis
-    config: RunConfig  # of the first point; all share it but for gamma, learning rate and beta
+    config: RunConfig  # of the first point; all share it but for what a Member has
     dtype: torch.dtype
     device: torch.device
 
@@ -58,7 +59,7 @@ class Ensemble:
     def _columns(self) -> dict[str, Tensor]:
         """Settings that differ between members, put on the device once: an epoch on a GPU never waits for the host."""
         columns = {"world": torch.tensor([self.worlds.index(m.world) for m in self.members], device=self.device)}
-        for name in ("learning_rate", "beta"):
+        for name in ("learning_rate", "beta", "ima_weight"):
             values = [getattr(member, name) for member in self.members]
             columns[name] = torch.tensor(values, dtype=self.dtype, device=self.device)
         return columns
@@ -68,16 +69,23 @@ class Ensemble:
         return self._columns["world"][rows]
 
     def per_member(self, name: str, rows: Int[Tensor, " active"]) -> Float[Tensor, " active"]:
-        """One attribute (learning_rate or beta) of the members in ``rows``."""
+        """One attribute (learning_rate, beta or ima_weight) of the members in ``rows``."""
         return self._columns[name][rows]
 
 
 def ensemble(points: list[RunConfig], device: torch.device | str) -> Ensemble:
-    """The members of ``points``, which must share all but gamma, learning rate and beta."""
+    """The members of ``points``, which must share all but gamma, learning rate, beta and weights of the contrast.
+
+    These weights are all zero or all positive: the two have different steps, and a member must not depend on others.
+    """
     first = points[0]
+    if len({point.model.ima_weight > 0 for point in points}) > 1:
+        raise ValueError("members with and without a weight of the contrast train in two ensembles")
     worlds = first.members.data.seed or (first.data.seed,)
     members = tuple(
-        Member(i, seed, world, point.model.gamma, point.training.learning_rate, point.model.beta)
+        Member(
+            i, seed, world, point.model.gamma, point.training.learning_rate, point.model.beta, point.model.ima_weight
+        )
         for i, point in enumerate(points)
         for world in worlds
         for seed in point.members.seed

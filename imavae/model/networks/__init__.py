@@ -22,11 +22,11 @@ Weights = Mapping[str, "torch.Tensor"]
 Function = Callable[["torch.Tensor", float], "torch.Tensor"]
 
 # Each activation, which may overwrite its input, and its derivative, as functions of the input and of the slope.
-# The leaky ReLU's derivative is a kernel of one pass; a comparison and a choice would be two.
+# The leaky ReLU's derivative is a kernel of one pass; a comparison and a choice would be two. Its own derivative is 0.
 ACTIVATIONS: dict[str, tuple[Function, Function]] = {
     "leaky_relu": (
         lambda x, slope: torch.nn.functional.leaky_relu_(x, slope),
-        lambda x, slope: torch.ops.aten.leaky_relu_backward(x.new_ones(()).expand_as(x), x, slope, True),
+        lambda x, slope: torch.ops.aten.leaky_relu_backward(x.new_ones(()).expand_as(x), x.detach(), slope, True),
     ),
     "tanh": (lambda x, _: torch.tanh(x), lambda x, _: 1 - torch.tanh(x).square()),
     "silu": (lambda x, _: torch.nn.functional.silu(x), lambda x, _: torch.sigmoid(x) * (1 + x * torch.sigmoid(-x))),
