@@ -117,6 +117,26 @@ class Model(Settings):
 
 
 @dataclass(frozen=True)
+class WarmUp(Settings):
+    """Share of a setting's value that an epoch trains with: from ``start`` to 1, between epochs."""
+
+    shape: Annotated[
+        Literal["constant", "linear", "geometric", "cosine"], Field(description="constant: the whole value, always")
+    ] = "constant"
+    start: Annotated[float, Field(ge=0, description="share of the value in the first epoch")] = 0.1
+    epochs: Annotated[int, Field(ge=2, description="epoch from which on the value is whole")] = 20
+
+    def share(self, epoch: int) -> float:
+        """The share after ``epoch`` epochs."""
+        way = 1.0 if self.shape == "constant" else min(1.0, epoch / (self.epochs - 1))
+        if way == 1.0:
+            return 1.0
+        if self.shape == "geometric":
+            return float(self.start ** (1 - way))
+        return self.start + (1 - self.start) * (way if self.shape == "linear" else 0.5 - 0.5 * math.cos(math.pi * way))
+
+
+@dataclass(frozen=True)
 class Training(Settings):
     """Optimisation: how long, with what step, on which device."""
 
@@ -124,6 +144,12 @@ class Training(Settings):
     batch_size: Annotated[Count, Field(description="observations per step")] = 64
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="learning rate of Adam")] = 1e-3
     schedule: Annotated[Schedule, Field(description="cosine: falls to 0 over max_epochs")] = "constant"
+    gamma_schedule: WarmUp = field(default_factory=WarmUp)  # of model.gamma
+    beta_schedule: WarmUp = field(default_factory=WarmUp)  # of model.beta
+    ima_schedule: WarmUp = field(default_factory=WarmUp)  # of model.ima_weight
+    init: Annotated[
+        str | None, Field(description="champion.pt of a model, whose weights, but gamma, members start from")
+    ] = None
     validate_every: Annotated[Count, Field(description="epochs between two validations")] = 5
     patience: Annotated[Count, Field(description="validations without a lower val/neg_elbo before a member stops")] = 5
     dtype: Annotated[Literal["float32", "float64"], Field(description="of weights, data and arithmetic")] = "float32"
@@ -134,6 +160,25 @@ class Training(Settings):
     ] = "auto"
     threads: Annotated[Count, Field(description="torch threads per ensemble; more rarely help small models")] = 1
     probes: Annotated[bool, Field(description="also the slow metrics (nonlinear R², DCI, SAP, MIG) at the end")] = False
+
+    def __post_init__(self) -> None:
+        for name, schedule in self.schedules.items():
+            key, positive = f"training.{name}", name == "gamma_schedule" or schedule.shape == "geometric"
+            rule, remedy = f"{key}.start > 0 for a schedule of gamma, or a geometric one", f"set {key}.start=0.1"
+            require(schedule.start > 0 or not positive, rule, schedule.start, remedy)
+            rule, got = f"{key}.epochs <= training.max_epochs", f"{schedule.epochs} of {self.max_epochs}"
+            require(schedule.epochs <= self.max_epochs, rule, got, "the value must become whole: shorten the schedule")
+
+    @property
+    def schedules(self) -> dict[str, WarmUp]:
+        """Schedules that are not constant, by the name of their setting."""
+        names = ("gamma_schedule", "beta_schedule", "ima_schedule")
+        return {name: one for name in names if (one := getattr(self, name)).shape != "constant"}
+
+    @property
+    def settled(self) -> int:
+        """Epoch from which on all schedules are over: the best state is sought from then on; 0 without schedules."""
+        return max((schedule.epochs for schedule in self.schedules.values()), default=0)
 
 
 @dataclass(frozen=True)
@@ -205,6 +250,9 @@ class RunConfig(Settings):
         remedy = "its parameters depend on the segment: set data.n_segments=5, or model.prior.parameters=fixed"
         require(fixed or segments > 1, "data.n_segments > 1 for a conditional prior", segments, remedy)
         NETWORKS[self.model.name]().check(self.data.observed)
+        fixed = self.model.precision == "fixed" or "gamma_schedule" not in self.training.schedules
+        rule, remedy = "training.gamma_schedule is constant unless model.precision=fixed", "set its shape=constant"
+        require(fixed, rule, f"model.precision={self.model.precision}", remedy)
         self.model.automorphism.check(self.data, "model.automorphism")
         rule, angle = "model.automorphism.angle is 0 unless model.decoder=mixing", self.model.automorphism.angle
         require(
@@ -458,11 +506,15 @@ def study_of(mapping: Mapping[str, Any]) -> StudyConfig:
 
 
 def _with_plugins(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with its plugins imported and their paths made absolute: a worker's current directory is another."""
+    """The mapping with its plugins imported, and paths made absolute: a worker's current directory is another."""
     paths = mapping.get("plugins") or ()
     proper = isinstance(paths, (list, tuple)) and all(isinstance(path, str) for path in paths)
     require(proper, "plugins is a list of paths", repr(paths), "set plugins=[FILE.py]")
     load_plugins(paths)
+    training = mapping.get("training")
+    if isinstance(training, Mapping) and isinstance(init := training.get("init"), str):
+        require(Path(init).is_file(), "training.init is a file", init, "set training.init=PATH of a champion.pt")
+        mapping = {**mapping, "training": {**training, "init": str(Path(init).resolve())}}
     return {**mapping, "plugins": [str(Path(path).resolve()) for path in paths]}
 
 

@@ -74,7 +74,23 @@ class Session:
 
     @classmethod
     def start(cls, points: list[RunConfig], device: torch.device, cache: Cache | None = None) -> Session:
-        """Initialise the members. The default ``cache`` is that of the points' output folder."""
+        """Initialise the members. The default ``cache`` is that of the points' output folder.
+
+        Raises UserError for weights of ``training.init`` that are not those of such a model.
+        """
+        session = cls._new(points, device, cache)
+        if init := points[0].training.init:
+            content, shapes = checkpoint.load(Path(init)), session.ensemble.model.layout.shapes
+            require(content["kind"] == "model", "training.init is of one model", init, "use the champion.pt beside it")
+            weights = content["state_dict"]
+            same = {name: tuple(weight.shape) for name, weight in weights.items()} == shapes
+            rule, remedy = "training.init has the weights of this architecture", "set its model and data.dim"
+            require(same, rule, f"others in {init}", remedy)
+            session.state = initial_state(session.ensemble, weights)
+        return session
+
+    @classmethod
+    def _new(cls, points: list[RunConfig], device: torch.device, cache: Cache | None = None) -> Session:
         members = ensemble(points, device)
         return cls(points, members, initial_state(members), cache or cache_of(points[0].output_dir))
 
@@ -89,7 +105,7 @@ class Session:
             rule, remedy = "checkpoint holds an ensemble", "load it by imavae.load_model"
             require(content["kind"] == "ensemble", rule, f"a {content['kind']} in {path}", remedy)
             points = [checkpoint.stored_config(point, RunConfig) for point in content["points"]]
-            session = cls.start(points, device, cache)
+            session = cls._new(points, device, cache)
             session.state = from_plain(content["state"], session.state, device)
             session.stopped = set(content.get("stopped", ()))
             session.finals = content.get("finals", {})
@@ -208,11 +224,12 @@ class Session:
         """Scores of each point: each objective, aggregated over its members at each one's best state so far.
 
         Best is by the first objective, so all scores of a point belong to one set of models. A diverged member counts
-        as the worst.
+        as the worst. Until the schedules are over, the newest state counts.
         """
         signs = np.array([[1 if objective.mode == "max" else -1] for objective in objectives])
         best = np.full((len(objectives), len(self.ensemble)), -np.inf)  # larger is better
-        for validation in self.state.history:
+        settled, history = self.points[0].training.settled, self.state.history
+        for validation in [one for one in history if one.epoch >= settled] or history[-1:]:
             rows = validation.rows.cpu().numpy()
             values = signs * np.stack([validation.values[objective.metric].numpy() for objective in objectives])
             better = values[0] > best[0, rows]

@@ -6,6 +6,7 @@ row of a tensor along the member axis. Weights and Adam's moments are flat (memb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -131,10 +132,12 @@ class State:
     history: list[Validation] = field(default_factory=list)
 
 
-def initial_state(ensemble: Ensemble) -> State:
-    """Every member at its own random initial weights."""
+def initial_state(ensemble: Ensemble, start: Mapping[str, Tensor] | None = None) -> State:
+    """Every member at its own random initial weights, or at those of ``start``, by name; at its own gamma."""
     layout, count, device = ensemble.model.layout, len(ensemble), ensemble.device
     weights = torch.stack([layout.initial(stream(member.seed, "init")) for member in ensemble.members])
+    for name, weight in (start or {}).items():
+        layout.views(weights)[name][:] = weight
     gamma = torch.tensor([member.gamma for member in ensemble.members], dtype=torch.float64)
     layout.views(weights)[vae.GAMMA][:] = gamma.log()
     weights = weights.to(device, ensemble.dtype)

@@ -50,7 +50,7 @@ def train(ensemble: Ensemble, state: State, data: Split, training: Training, val
             state.epochs[state.active.cpu()] = state.epoch
             values = validate(state.weights, state.active)
             state.history.append(Validation(state.epoch, state.active.cpu(), values))
-            _update_best(state, values)
+            _update_best(state, values, training.settled)
             freeze(state, ~torch.isfinite(values["val/neg_elbo"]), "diverged")
             freeze(state, state.waited[state.active.cpu()] >= training.patience, "stopped")
             freeze(state, torch.full_like(state.active, last, dtype=torch.bool), "finished")
@@ -58,11 +58,13 @@ def train(ensemble: Ensemble, state: State, data: Split, training: Training, val
         yield Progress(state.epoch, len(state.active), member_steps, trained - start, validated - trained, due)
 
 
-def _update_best(state: State, values: dict[str, Tensor]) -> None:
+def _update_best(state: State, values: dict[str, Tensor], settled: int) -> None:
+    """Keep better states. Those before the epoch ``settled`` had another objective: the next one replaces them."""
     active = state.active.cpu()  # weights rest on the device, values and counts on the CPU
     for name, best in state.best.items():
         value = values[name]
         better = value > best.value[active] if SELECTION[name] == "max" else value < best.value[active]
+        better |= (best.epoch[active] < settled) & value.isfinite()
         rows = active[better]
         if name == "val/neg_elbo":
             state.waited[active] += 1

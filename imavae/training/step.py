@@ -35,14 +35,21 @@ def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
     """One pass of every active member over its world's data, in its own order; ``state`` is changed in place."""
     config = ensemble.config
     beta, rate = (ensemble.per_member(name, state.active) for name in ("beta", "learning_rate"))
+    beta = beta * config.training.beta_schedule.share(state.epoch)
     if config.training.schedule == "cosine":
         rate = rate * (0.5 + 0.5 * math.cos(math.pi * state.epoch / config.training.max_epochs))
+    if "gamma_schedule" in config.training.schedules:
+        share = config.training.gamma_schedule.share(state.epoch)
+        gamma = torch.tensor([ensemble.members[row].gamma for row in state.active.tolist()], dtype=torch.float64)
+        ensemble.model.layout.views(state.weights)[GAMMA][:] = (gamma * share).log()
     sizes, epsilons = step_sizes(state, rate, -(-len(data) // config.training.batch_size))
     if compiled.chosen(config, ensemble.device)[0] == "compiled":
         compiled.train_epoch(ensemble, state, data, beta, sizes, epsilons, BETAS)
     else:
         gradient, fixed = torch.zeros_like(state.weights), config.model.precision != "learned"
-        ima = ensemble.per_member("ima_weight", state.active) if config.model.ima_weight > 0 else None
+        ima = None
+        if config.model.ima_weight > 0:
+            ima = ensemble.per_member("ima_weight", state.active) * config.training.ima_schedule.share(state.epoch)
         fill, adam = ByAutograd(ensemble.model, state.weights, gradient, beta, fixed, ima), Adam(state, sizes, epsilons)
         for x, noise, u in batches(ensemble, state, data):
             fill(x, noise, u)
