@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import signal
 import threading
 import types
@@ -16,8 +17,17 @@ KILL_AFTER = 9.0  # seconds that a process has to end after a signal
 _received: list[int] = []  # the first signal
 
 
+def without_password(text: str) -> str:
+    """The text with the passwords of the addresses in it replaced by stars."""
+    text = re.sub(r"(://[^\s/:@]*:)[^\s/]*(?=@)", r"\1***", text)
+    return re.sub(r"(?i)([?&][a-z_-]*(?:password|passwd|token|secret)=)[^\s&;'\"`]+", r"\1***", text)
+
+
 class UserError(Exception):
     """A mistake of the user. The message names value, rule and fix; commands print it and exit with code 2."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_password(message))
 
 
 def require(holds: bool, rule: str, got: object, remedy: str) -> None:

@@ -35,6 +35,7 @@ from imavae.errors import UserError, nearest_of
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 SEARCHES = ROOT / "search_spaces"
+MOST_VALUES = 10_000  # of a search space
 MISSING = "???"  # OmegaConf's mark of a value that must be given
 OPTIONS: tuple[tuple[str, str, Any, dict[str, Any]], ...] = (  # group, option, its class, and what it changes
     ("training", "default", Training, {}),
@@ -115,18 +116,32 @@ def searches() -> dict[str, Path]:
 def read_search(path: Path) -> dict[str, Any]:
     """The content of a search space, which is data: a mapping without tags. Raises UserError for anything else."""
     try:
-        for token in yaml.scan(path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8")
+        for token in yaml.scan(text):
             if isinstance(token, yaml.TagToken):
                 line = token.start_mark.line + 1
                 raise UserError(f"`{path}` must have no YAML tags, but has one in line {line}; drop the tag")
+        if _values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MOST_VALUES:
+            rule, fix = f"`{path}` must have at most {MOST_VALUES} values", "write them out, without aliases"
+            raise UserError(f"{rule}, but its aliases stand for more, or for themselves; {fix}")
         config = OmegaConf.load(path)  # reads 1e3 as a number, which PyYAML does not
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"`{path}` must be YAML, but {reason}; correct the file") from None
     if not isinstance(config, DictConfig):
         raise UserError(f"`{path}` must hold a mapping, but holds a list; see {SEARCHES / 'gamma_uniform.yaml'}")
     content: Any = OmegaConf.to_container(config)  # Hydra resolves interpolations when all is composed
     return dict(content)
+
+
+def _values(node: Any, seen: dict[int, float]) -> float:
+    """The number of values of a YAML node once its aliases are written out; infinite if one stands for itself."""
+    if id(node) not in seen:
+        seen[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+        seen[id(node)] = 1.0 + sum(_values(part, seen) for part in parts)
+    return seen[id(node)]
 
 
 @contextmanager
@@ -177,7 +192,8 @@ def _store_searches(overrides: Sequence[str]) -> None:
     Reading all of them would be slow.
     """
     files = searches()
-    wanted = [name for name in files if any(name in override for override in overrides)]
+    named = {word for text in overrides if "search" in text for word in re.findall(r"[\w./-]+", text)}
+    wanted = [name for name in files if name in named]
     for name in wanted:
         content = read_search(files[name])
         _store_search(name, {"study": name, **content})

@@ -30,7 +30,7 @@ from imavae.config.data import (
 from imavae.config.data import Data as Data
 from imavae.config.mapping import Settings, build, flatten, nest, to_mapping
 from imavae.config.registry import Chosen, Registry, load_plugins
-from imavae.errors import require, require_choice
+from imavae.errors import require, require_choice, without_password
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,12 @@ class Tracking(Settings):
     name: Annotated[Literal["mlflow", "none"], Field(description="tracker")] = "mlflow"
     uri: Annotated[str | None, Field(description="of MLflow; null: MLFLOW_TRACKING_URI or OUTPUT_DIR/mlflow.db")] = None
     members: Annotated[bool, Field(description="make a run of each member of a study, too")] = False
+
+    def __post_init__(self) -> None:
+        """Refuse a password, which would be written into each folder, checkpoint and report."""
+        rule, remedy = "tracking.uri has no password", "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        remedy += ", or MLFLOW_TRACKING_URI with the address of a database"
+        require(without_password(self.uri or "") == (self.uri or ""), rule, "one, which is not shown", remedy)
 
 
 OutputDir = Annotated[str, Field(description="all output lies under it; relative to the current directory")]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import secrets
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import joblib
 
@@ -38,6 +42,9 @@ def available_cpus() -> int:
     return int(joblib.cpu_count())
 
 
+LOOPBACK = "127.0.0.1"
+LONGEST_TEMPORARY = 20  # bytes; Ray adds up to 80 to the name of its folder
+_TOKEN = secrets.token_hex(32)  # of the Rays that this process starts; never in a file
 _early = False  # Ray was started ahead of the study that will use it
 
 
@@ -155,12 +162,43 @@ def _start(cluster: Cluster) -> None:
             ) from None
         _check_workers()
         return
-    cpus = cluster.cpus or available_cpus()
+    cpus, folder = cluster.cpus or available_cpus(), _private_folder()
     # One torch thread per trial: small models gain nothing from more. The compiled step takes the cores that are idle.
-    with _environment({"OMP_NUM_THREADS": "1", "IMAVAE_STEP_THREADS": str(cpus)}):
+    threads = {"OMP_NUM_THREADS": "1", "IMAVAE_STEP_THREADS": str(cpus)}
+    with ExitStack() as stack:
+        stack.enter_context(_environment(threads | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}))
+        _forget_token()
+        stack.enter_context(patch("ray._private.services.resolve_ip_for_localhost", lambda host: host))
         # "local": never join a cluster that happens to run on this machine or that RAY_ADDRESS names
-        ray.init("local", num_cpus=cpus, num_gpus=cluster.gpus, include_dashboard=False, **quiet)
+        ray.init(
+            "local",
+            num_cpus=cpus,
+            num_gpus=cluster.gpus,
+            include_dashboard=False,
+            _node_ip_address=LOOPBACK,
+            _temp_dir=folder,
+            **quiet,
+        )
     logging.getLogger("ray").setLevel(logging.CRITICAL)
+
+
+def _forget_token() -> None:
+    """Let Ray read the mode and the token from the environment again: this process may have used another cluster."""
+    raylet: Any = import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _private_folder() -> str:
+    """Make a folder for Ray that only this user can enter, removed at the end of the process.
+
+    Ray's sockets lie in it, and the address of a socket has 107 bytes at most.
+    """
+    parent = tempfile.gettempdir()
+    short = len(os.fsencode(parent)) <= LONGEST_TEMPORARY
+    folder = tempfile.mkdtemp(prefix="imavae-", dir=parent if short else "/tmp")  # noqa: S108
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return f"{folder}/ray"  # which Ray opens to everybody
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from imavae.runs.ledger import Ledger
 from imavae.search.space import Parameter, Point, shared
 from imavae.search.worker import read_stops
 from imavae.tracking import TrialRecord
+from imavae.tracking.server import sqlite_uri
 from imavae.tracking.ui import OPTUNA_DATABASE
 
 DIRECTIONS = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
@@ -40,7 +41,7 @@ def open_storage(output_dir: Path) -> BaseStorage:
     try:
         with FileLock(path.with_name(f".{OPTUNA_DATABASE}.lock")):  # one process alone creates the tables
             arguments = {"connect_args": {"timeout": WRITE_TIMEOUT}}
-            return optuna.storages.get_storage(optuna.storages.RDBStorage(f"sqlite:///{path}", arguments))
+            return optuna.storages.get_storage(optuna.storages.RDBStorage(sqlite_uri(path), arguments))
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

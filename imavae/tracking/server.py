@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import yaml
 from filelock import FileLock
@@ -33,6 +33,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT = 4.0  # seconds in which an address must answer
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_OUTAGE = 600.0  # seconds until an outage is an error; a resume then tracks what is missing
+LARGEST_MLMODEL = 2**14  # bytes
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts; the pause doubles
 OUTAGE_CODES = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 BEST_FIRST: list[dict[str, Any]] = [
@@ -49,15 +50,34 @@ MLFLOW_ENVIRONMENT = {
 
 
 def tracking_uri(settings: Tracking, output_dir: Path) -> str:
-    """Tracking address: the settings', else MLFLOW_TRACKING_URI, else OUTPUT_DIR/mlflow.db. File paths are absolute."""
-    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{output_dir.resolve() / 'mlflow.db'}"
-    path = database_file(uri)
-    return uri if path is None else f"sqlite:///{path}"
+    """Tracking address: the settings', else MLFLOW_TRACKING_URI, else OUTPUT_DIR/mlflow.db. File paths are absolute.
+
+    The user and the password of a server's address in the environment are moved to the variables that MLflow has for
+    them: addresses are shown and stored.
+    """
+    uri = settings.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(output_dir.resolve() / "mlflow.db")
+    parts, path = urlsplit(uri), database_file(uri)
+    if is_server(uri) and parts.password is not None:
+        variables = {"MLFLOW_TRACKING_USERNAME": parts.username, "MLFLOW_TRACKING_PASSWORD": parts.password}
+        os.environ.update({name: unquote(value or "") for name, value in variables.items()})
+        uri = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return uri if path is None else sqlite_uri(path)
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of an SQLite database, whose path may have any characters."""
+    from sqlalchemy import URL
+
+    return str(URL.create("sqlite", database=str(path)))
 
 
 def database_file(uri: str) -> Path | None:
     """Absolute path of the file of an SQLite address; None for any other address."""
-    return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+    if not uri.startswith("sqlite:///"):
+        return None
+    from sqlalchemy import make_url
+
+    return Path(make_url(uri).database or "").expanduser().resolve()
 
 
 def is_server(uri: str) -> bool:
@@ -230,12 +250,33 @@ def fetch_model(address: str, settings: Tracking, output_dir: Path) -> Path:
     try:
         location = _location_of(client, address)
         folder = Path(artifacts.download_artifacts(artifact_uri=location, tracking_uri=uri, registry_uri=uri))
-        description = yaml.safe_load((folder / "MLmodel").read_text())
+        return folder / _file_of(folder / "MLmodel", address)
     except _connection_errors() as error:
         raise UserError(
             f"{address} must be a model at {uri}, but is not ({error}); see the models by `make ui`"
         ) from None
-    return folder / str(description["flavors"]["python_function"]["data"])
+
+
+def _file_of(description: Path, address: str) -> str:
+    """The name of a model's file, beside its ``MLmodel``, which anybody may have written."""
+    rule, remedy = "the MLmodel of a model names a file beside it", "use another model, or train one again"
+    try:
+        small = description.stat().st_size <= LARGEST_MLMODEL
+        text = description.read_text(encoding="utf-8") if small else ""
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("aliases")
+        name = yaml.safe_load(text)["flavors"]["python_function"]["data"]
+        if (
+            not isinstance(name, str)
+            or name in ("", "..")
+            or Path(name).name != name
+            or (description.parent / name).is_symlink()
+        ):
+            raise ValueError(repr(name))
+    except (OSError, LookupError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"`{rule}` must hold, but that of {address} does not ({reason}); {remedy}") from None
+    return name
 
 
 def _location_of(client: MlflowClient, address: str) -> str:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from imavae.config.settings import Tracking
-from imavae.errors import UserError, require
+from imavae.errors import UserError, require, without_password
 from imavae.tracking.mlflow import first_page
-from imavae.tracking.server import MLFLOW_ENVIRONMENT, database_file, is_server, request, tracking_uri
+from imavae.tracking.server import MLFLOW_ENVIRONMENT, database_file, is_server, request, sqlite_uri, tracking_uri
 
 HOST = "127.0.0.1"
+LOCAL_NAMES = (HOST, "localhost", "[::1]")
 OPTUNA_DATABASE = "optuna.db"  # in the output folder
 START_TIMEOUT = 60.0  # seconds in which a page must answer; it takes 5 to 10
 STOP_TIMEOUT = 5.0  # seconds until a server is killed
@@ -35,7 +37,7 @@ def serve(output_dir: Path, port: int, uri: str | None = None) -> int:
     """
     address = tracking_uri(Tracking(uri=uri), output_dir)
     if is_server(address):
-        print(f"the MLflow page is at {address} (open it there: the tracking server shows it)")
+        print(f"the MLflow page is at {without_password(address)} (open it there: the tracking server shows it)")
         return 0
     command = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
     command += ["--backend-store-uri", address, "--registry-store-uri", address]
@@ -52,9 +54,32 @@ def serve_dashboard(output_dir: Path, port: int) -> int:
     database = output_dir.resolve() / OPTUNA_DATABASE
     found = importlib.util.find_spec("optuna_dashboard")
     require(found is not None, "optuna-dashboard is installed", "none", "install it by `pip install -e '.[dashboard]'`")
-    code = "from optuna_dashboard._cli import main; main()"  # its script may not be on the path
-    command = [sys.executable, "-c", code, f"sqlite:///{database}", "--server", "wsgiref", "--quiet"]
+    code = f"from imavae.tracking.ui import run_dashboard; run_dashboard({str(database)!r}, {port})"
+    command = [sys.executable, "-c", code]
     return _serve("Optuna dashboard", command, port, database, "/api/meta", lambda: "/dashboard")
+
+
+def run_dashboard(database: str, port: int) -> None:
+    """Serve Optuna's dashboard in this process, for this machine's own pages only."""
+    from optuna_dashboard import wsgi
+    from optuna_dashboard._cli import run_wsgiref
+
+    run_wsgiref(guarded(wsgi(sqlite_uri(Path(database)))), HOST, port, quiet=True)
+
+
+def guarded(application: Any) -> Any:
+    """A WSGI application that refuses requests of other pages and names: a page elsewhere could point its name here."""
+
+    def answer(environ: dict[str, Any], start: Any) -> Any:
+        host, origin = environ.get("HTTP_HOST", ""), environ.get("HTTP_ORIGIN")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        site = environ.get("HTTP_SEC_FETCH_SITE", "none")
+        if name not in LOCAL_NAMES or origin not in (None, f"http://{host}") or site not in ("none", "same-origin"):
+            start("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"only pages of this machine's loopback interface may ask\n"]
+        return application(environ, start)
+
+    return answer
 
 
 def _serve(
