@@ -68,6 +68,18 @@ def test_weights_are_those_of_autograd(prior: dict[str, Any], activation: str) -
         assert fast.steps.tolist() == obvious.steps.tolist()
 
 
+def test_the_first_rows_of_several_worlds_train_by_either_step() -> None:
+    """A dry run times them."""
+    weights = []
+    for step in ("compiled", "autograd"):
+        members = ensemble([config(step, {}, members={"data": {"seed": [1, 2]}})], CPU)
+        data = dataset.make(members.config.data, members.worlds, members.dtype, CPU, None).train.first(200)
+        state = initial_state(members)
+        train_epoch(members, state, data)
+        weights.append(state.weights)
+    torch.testing.assert_close(*weights, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("batch", [3, 7, 64, 100, 701])
 def test_any_size_of_batches_and_of_data(batch: int) -> None:
     training = {"batch_size": batch, "schedule": "cosine", "max_epochs": 5}

@@ -72,7 +72,7 @@ class Split:
         segments = None if self.segments is None else self.segments[:, :count]
         truth = self.truth and Truth(self.truth.log_px[:, :count], self.truth.jacobian[..., :count])
         images = self.images and self.images.rows(slice(count))
-        s, x = self.sources[:, :count], self.observations[:, :count]
+        s, x = self.sources[:, :count], self.observations[:, :count].contiguous()  # as the compiled step needs them
         return Split(s, x, segments, self.support, truth, images)
 
 
