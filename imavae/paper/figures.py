@@ -334,7 +334,7 @@ _figures = (
         "spurious",
         "ELBO, MCC and c_IMA of true decoders f ∘ a that have one likelihood, over the angle of a; judged by the law",
         ("paper/spurious_moebius", "paper/spurious_linear_map"),
-        minutes=5,
+        minutes=12,
         kind=Kind(rows_of_spurious, draw.spurious, with_law),
         differs="This figure is not in the paper. The decoder is the mixing f after a measure-preserving automorphism "
         "a of the sources: a rotation by θ of a plane of their normal coordinates (Gresele et al. 2021). The "
