@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "imavae"
 LAYERS = (  # low to high; packages in one entry do not import each other
     ("errors", "rng"), ("config",), ("data",), ("model",), ("training",), ("metrics",), ("tracking",), ("runs",),
-    ("search",), ("report",), ("paper",), ("api",), ("__init__",), ("cli",),
+    ("search",), ("report",), ("paper",), ("api",), ("__init__",), ("cli",), ("__main__",),
 )  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = {
@@ -53,4 +53,4 @@ def test_a_module_imports_only_from_layers_below() -> None:
 
 
 def test_the_root_holds_few_modules() -> None:
-    assert {path.stem for path in PACKAGE.glob("*.py")} <= {"__init__", "api", "errors", "estimator", "rng"}
+    assert {path.stem for path in PACKAGE.glob("*.py")} <= {"__init__", "__main__", "api", "errors", "estimator", "rng"}

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,12 +31,13 @@ from imavae.config.data import MIXINGS, SOURCES
 from imavae.config.mapping import Settings, default_of, fields_of, flatten, nearest, nest, nodes_of
 from imavae.config.registry import load_plugins
 from imavae.config.settings import NETWORKS, PRIORS, Cluster, Model, RunConfig, StudyConfig, Tracking, Training
-from imavae.errors import UserError, nearest_of
+from imavae.errors import UserError, nearest_of, require
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 SEARCHES = ROOT / "search_spaces"
 MOST_VALUES = 10_000  # of a search space
+MOST_NUMBERS = 1_000_000  # of ${range:...}, whose members would need terabytes
 MISSING = "???"  # OmegaConf's mark of a value that must be given
 OPTIONS: tuple[tuple[str, str, Any, dict[str, Any]], ...] = (  # group, option, its class, and what it changes
     ("training", "default", Training, {}),
@@ -144,11 +146,16 @@ def _values(node: Any, seen: dict[int, float]) -> float:
     return seen[id(node)]
 
 
+def _range(start: int, stop: int) -> list[int]:
+    require(stop - start <= MOST_NUMBERS, f"a range has at most {MOST_NUMBERS} numbers", stop - start, "use fewer")
+    return list(range(start, stop))
+
+
 @contextmanager
 def _hydra(kind: type[Settings], name: str) -> Iterator[Any]:
     """Hydra's config loader, with everything stored that it composes from."""
     # ${range:1,101} is [1, ..., 100]; ${gammas:1e3,1e4} the gammas of these squares, which are the paper's axis.
-    OmegaConf.register_new_resolver("range", lambda start, stop: list(range(start, stop)), replace=True)
+    OmegaConf.register_new_resolver("range", _range, replace=True)
     OmegaConf.register_new_resolver("gammas", lambda *squares: [math.sqrt(square) for square in squares], replace=True)
     _store(kind, name)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
@@ -235,11 +242,24 @@ def _compose(name: str, overrides: list[str]) -> Job:
     return Job(overrides, choices, nest(given))
 
 
+def quoted(key: str, value: str) -> str:
+    """A setting whose value is a text of any characters, as a word of a shell."""
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value)
+    return shlex.quote(f'{key}="{escaped}"')
+
+
 def _explain(error: Exception, command: Command[C]) -> str:
     """Hydra's error as value, rule and fix."""
     if isinstance(error, OverrideParseException):
-        example = "model.gamma=30, or 'members.seed=[1,2,3]' in quotes"
+        key, equals, value = str(error.override).partition("=")
+        example = f"{quoted(key, value)}, if it is a text" if equals and value else "model.gamma=30"
+        example += (
+            ", or 'members.seed=[1,2,3]' in quotes; a value with spaces is quoted, too: 'data.path=\"my file.csv\"'"
+        )
         return f"`{error.override}` must read GROUP=OPTION or SETTING=VALUE, but can't be parsed; write it as {example}"
+    if found := re.search(r"Ambiguous value for argument '(?P<key>[^=']*)=(?P<value>.*)'", str(error)):
+        fix = f"write {quoted(**found.groupdict())} for a text, '{found['key']}=[{found['value']}]' for a list"
+        return f"`{found['key']}={found['value']}` must be one value; {fix}, or add --multirun for a job for each"
     path = (isinstance(error, MissingConfigException) and error.missing_cfg_file) or ""
     if "/" in path:  # GROUP/OPTION; a search's option may hold a folder
         group, _, option = path.partition("/") if path.startswith("search/") else path.rpartition("/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import gc
+import importlib.metadata
 import inspect
 import io
 import sys
@@ -27,6 +28,7 @@ from imavae.config.registry import mistake_of_a_plugin
 from imavae.errors import UserError, handle_signals, interruption_of, is_full_disk, require
 
 P = ParamSpec("P")
+VERSION = f"imavae {importlib.metadata.version('imavae')}"
 LEGIBLE = str.maketrans("−–─━╸²", "-----2")
 
 
@@ -36,8 +38,12 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, entry: Callable[[], int]) -> None:
         raw, program = argparse.RawDescriptionHelpFormatter, f"python scripts/{entry.__name__}.py"
         super().__init__(program, description=inspect.getdoc(entry), formatter_class=raw, allow_abbrev=False)
+        self.add_argument("--version", action="version", version=VERSION)
 
     def error(self, message: str) -> NoReturn:
+        if "--config" in message:
+            fix = "write SETTING=VALUE, or resume=true name=NAME to go on with the run or study of that name"
+            raise UserError(f"`options are those of --help` must hold, but got one of Hydra's ({message}); {fix}")
         raise UserError(f"`the command line can be read` must hold, but {message}; see --help")
 
 

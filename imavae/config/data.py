@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -325,7 +326,8 @@ def with_file(mapping: dict[str, Any]) -> dict[str, Any]:
         return mapping
     path = data.get("path")
     require(isinstance(path, str) and path != "", "data.path is the path of a file", path, "set data.path=FILE.parquet")
-    filled = READERS[FileData.kind].resolved({**data, "columns": column_names(data.get("columns"))})
+    homes = {k: os.path.expanduser(data[k]) for k in ("path", "sources_path") if isinstance(data.get(k), str)}
+    filled = READERS[FileData.kind].resolved({**data, **homes, "columns": column_names(data.get("columns"))})
     return {**mapping, "data": filled}
 
 

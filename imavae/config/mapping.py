@@ -180,6 +180,10 @@ def _explain(problem: Any, mapping: Mapping[str, Any], kind: Any, prefix: str) -
         rules, got = [f"{key} has at least {context['min_length']} value"], plain(got)
     if rules:
         return f"`{rules[0]}` must hold, but got {got!r}; {_fix(kind, key, prefix)}"
+    if name == "tuple_type" and not isinstance(got, (str, Mapping)):
+        return f"`{key}` must be a list, but got {got!r}; write '{key}=[{shown(got)}]'"
+    if name == "string_type" and isinstance(got, (bool, int, float)):
+        return f"`{key}` must be a text, but got the value {got!r}; write it in quotes: '{key}=\"{got}\"'"
     rule = problem["msg"].removeprefix("Input should be ")
     return f"`{key}` must be {rule}, but got {got!r}; {_fix(kind, key, prefix)}"
 

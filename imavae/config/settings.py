@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from imavae.config.data import (
@@ -223,7 +224,12 @@ class Tracking(Settings):
         require(without_password(self.uri or "") == (self.uri or ""), rule, "one, which is not shown", remedy)
 
 
-OutputDir = Annotated[str, Field(description="all output lies under it; relative to the current directory")]
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the user's home
+OutputDir = Annotated[
+    str,
+    AfterValidator(os.path.expanduser),
+    Field(description="all output lies under it; relative to the current directory"),
+]
 Plugins = Annotated[tuple[str, ...], Field(description="Python files that register your own variants")]
 
 
@@ -245,7 +251,7 @@ class RunConfig(Settings):
     def __post_init__(self) -> None:
         if self.name is not None:
             got = repr(self.name)
-            require(is_folder_name(self.name), "name is a plain folder name", got, "use letters, digits, -, _ and .")
+            require(is_folder_name(self.name), "name is a plain folder name", got, f"use {PLAIN}")
         prior, (low, high), inner = self.model.prior, support(self), self.data.support
         covers = inner is None or (low <= inner[0] and inner[1] <= high)
         finite = not prior.bounded or high - low < math.inf
@@ -276,9 +282,14 @@ class RunConfig(Settings):
             require(worlds is None, rule, f"members.data.seed={worlds}", "set data.seed instead")
 
 
+PLAIN = "letters, digits, -, _ and ., up to 100 bytes"
+LONGEST_NAME = 100  # bytes, so that a number and the names of its files fit
+
+
 def is_folder_name(name: str) -> bool:
     """True if a folder of this name lies directly where it is made and can be typed without quotes."""
-    return all(c.isalnum() or c in "-_." for c in name) and name[:1] not in ("", ".", "-")
+    short = len(os.fsencode(name)) <= LONGEST_NAME
+    return short and all(c.isalnum() or c in "-_." for c in name) and name[:1] not in ("", ".", "-")
 
 
 UNKNOWN_SUPPORT = (-0.5, 0.5)  # of a bounded prior for sources of unknown law
@@ -446,7 +457,11 @@ class EvaluateConfig(Settings):
 class EncodeData(Settings):
     """The rows to encode."""
 
-    path: Annotated[str, Field(description="observations in their own units: .npy, .csv or .parquet")]
+    path: Annotated[
+        str,
+        AfterValidator(os.path.expanduser),
+        Field(description="observations in their own units: .npy, .csv or .parquet"),
+    ]
     columns: Annotated[ColumnNames, Field(description="in the model's order; null: by the model's names")] = None
 
 
@@ -456,7 +471,11 @@ class EncodeConfig(Settings):
 
     checkpoint: Checkpoint
     data: EncodeData
-    out: Annotated[str, Field(description=".parquet or .csv: latents, standard deviations, reconstruction error")]
+    out: Annotated[
+        str,
+        AfterValidator(os.path.expanduser),
+        Field(description=".parquet or .csv: latents, standard deviations, reconstruction error"),
+    ]
     output_dir: OutputDir = "outputs"
     plugins: Plugins = ()
     tracking: Tracking = field(default_factory=Tracking)
@@ -477,9 +496,28 @@ def _require_given(key: str, value: str, example: str) -> None:
 
 def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     """The checked settings of a run from a plain mapping. Raises UserError for an unknown key or a wrong value."""
-    return build(RunConfig, with_file(_with_plugins(mapping)))
+    config = build(RunConfig, with_file(_with_plugins(mapping)))
+    _check_size(config)
+    return config
 
 
+def _check_size(config: RunConfig) -> None:
+    """Raise UserError unless the least memory that the data and the members need is there."""
+    data, model, size = config.data, config.model, 8 if config.training.dtype == "float64" else 4
+    width, worlds = model.hidden_factor * data.dim, len(config.members.data.seed or (0,))
+    numbers = worlds * data.n_obs * (data.observed + data.dim) if isinstance(data, SyntheticData) else 0
+    weights = 0
+    if model.name == "mlp" and model.n_layers > 1 and model.decoder == "learned":
+        weights = width * (data.observed + data.dim) + (model.n_layers - 2) * width**2
+    needed = size * (numbers + COPIES * config.members.count * weights)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    got = f"at least {needed / 1e9:.3g} GB of {there / 1e9:.3g} GB for {data.n_obs:.3g} observations"
+    got += f" and {config.members.count:.3g} members of {max(weights, 1):.3g} weights or more"
+    remedy = "lower data.n_obs, model.hidden_factor, model.n_layers or the number of members"
+    require(needed <= there, "data and members fit into memory", got, remedy)
+
+
+COPIES = 6  # of each member's weights: with Adam's moments, and the best and last states
 SEARCHED = ("data", "model", "training")  # where a search may vary settings
 
 
@@ -496,6 +534,7 @@ def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
         search = nest({key: leaf for key, leaf in leaves.items() if key not in constants})
         mapping = {**overridden(mapping, nest(constants)), "search": search}
     config = build(StudyConfig, with_file(_with_plugins(mapping)))
+    _check_size(config)
     fix = "list a setting to search, as search_spaces/gamma_uniform.yaml does"
     require(bool(config.search), "search has a parameter", config.search, fix)
     return config

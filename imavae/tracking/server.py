@@ -131,8 +131,12 @@ def reach(uri: str) -> None:
 
 def _unreachable(uri: str, error: Exception) -> UserError:
     reason = (str(error) or "no answer").splitlines()[0]
+    path = database_file(uri)
+    malformed = path is not None and path.is_file() and os.access(path, os.W_OK)
+    fix = "start its server" if path is None else "move that file away, and track again by resume=true" * malformed
+    fix = fix or "make its folder and file writable"
     return UserError(
-        f"the tracking address must be reachable, but {uri} is not ({reason}); start its server, correct "
+        f"the tracking address must be reachable, but {uri} is not ({reason}); {fix}, correct "
         "tracking.uri or MLFLOW_TRACKING_URI, or use tracking=none"
     )
 
