@@ -89,7 +89,7 @@ BAD_INPUT = [
     ("train", "data.path=x.npy", ["`data.path`", "another variant of `data`"]),
     ("tune", "", ["search is one of gamma_uniform, nonlinear, own_data", "none"]),
     ("tune", "search=gama_uniform", ["`search=gama_uniform`", "paper/moebius_gamma_uniform"]),
-    ("tune", "search=paper/moebius", ["`search=paper/moebius`", "paper/moebius_gamma_uniform"]),
+    ("tune", "search=paper/moebius_uniform", ["`search=paper/moebius_uniform`", "paper/moebius_gamma_uniform"]),
     ("tune", "search=gamma_uniform sampler.name=tpee", ["sampler.name", "'tpee'", "mean tpe?"]),
     ("tune", "search=gamma_uniform scheduler.name=ashaa", ["scheduler.name", "'ashaa'", "mean asha?"]),
     ("tune", "search=gamma_uniform objective.aggregate=mode", ["objective.aggregate", "'mode'", "median"]),

@@ -20,7 +20,7 @@ import yaml
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 
 import imavae.tracking
 from imavae.config.settings import Objective, Tracking
@@ -605,3 +605,28 @@ def test_mlflow_prints_nothing_and_is_imported_only_when_a_tracker_opens(
 ) -> None:
     done = new_database[1]
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_outage_is_waited_for_once_whatever_the_number_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LONGEST_OUTAGE", 50.0)
+    monkeypatch.setattr(server, "_gave_up", False)
+    now, away = [0.0], [True]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+
+    @server.retried
+    def track() -> str:
+        if away[0]:
+            raise MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
+        return "tracked"
+
+    for _ in range(5):
+        with pytest.raises(UserError, match="resume=true"):
+            track()
+    assert 50 <= now[0] < 50 + server.LONGEST_PAUSE
+    away[0] = False
+    assert track() == "tracked"
+    away[0], before = True, now[0]
+    with pytest.raises(UserError):
+        track()
+    assert now[0] >= before + 50  # it was back meanwhile

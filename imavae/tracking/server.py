@@ -34,6 +34,7 @@ CONNECT_TIMEOUT = 4.0  # seconds in which an address must answer
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_OUTAGE = 600.0  # seconds until an outage is an error; a resume then tracks what is missing
 LARGEST_MLMODEL = 2**14  # bytes
+_gave_up = False  # an outage has lasted longer
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts; the pause doubles
 OUTAGE_CODES = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 BEST_FIRST: list[dict[str, Any]] = [
@@ -200,19 +201,26 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 def retried(action: Callable[P, T]) -> Callable[P, T]:
     """Decorate an action to be repeated while MLflow is unavailable: a locked database, a server that restarts.
 
-    A failed attempt may have been carried out in part, so the action must be safe to repeat. The action raises
-    MlflowException for other errors, and for an outage longer than :data:`LONGEST_OUTAGE`.
+    A failed attempt may have been carried out in part, so the action must be safe to repeat. Raises MlflowException for
+    other errors, and UserError for an outage longer than :data:`LONGEST_OUTAGE`, which is waited for once: until MLflow
+    answers again, later actions are tried once each.
     """
 
     @functools.wraps(action)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        global _gave_up
         end, pause = time.monotonic() + LONGEST_OUTAGE, FIRST_PAUSE
-        while time.monotonic() < end:
+        while True:
             with ignoring(*OUTAGE_CODES):
-                return action(*args, **kwargs)
+                result = action(*args, **kwargs)
+                _gave_up = False
+                return result
+            if _gave_up or time.monotonic() >= end:
+                _gave_up = True
+                rule, got = f"the tracking address answers within {LONGEST_OUTAGE:g} s", "no answer"
+                require(False, rule, got, "finished trials are kept: resume=true goes on and tracks what is missing")
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        return action(*args, **kwargs)
 
     return call
 
