@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from imavae.config.settings import RunConfig, run_config
+from imavae.config.settings import RunConfig, run_config, study_config
 from imavae.data import dataset
 from imavae.errors import UserError
+from imavae.runs.session import training_step
 from imavae.training import compiled
 from imavae.training.ensemble import State, ensemble, initial_state
 from imavae.training.step import train_epoch
@@ -150,6 +151,13 @@ def test_all_else_is_left_to_autograd(other: dict[str, Any]) -> None:
             with pytest.raises(UserError, match=r"training\.step=compiled"):
                 compiled.chosen(at, CPU)
     assert compiled.chosen(run_config({}), torch.device("cuda"))[0] == "autograd"
+
+
+def test_a_study_of_ima_weights_trains_by_both_steps_unless_one_is_asked_for() -> None:
+    search = {"model": {"ima_weight": {"type": "choice", "values": [0.0, 1.0]}}}
+    assert "ima_weight" in training_step(study_config({"search": search}))[1]
+    with pytest.raises(UserError, match=r"model\.ima_weight=1 needs autograd"):
+        training_step(study_config({"search": search, "training": {"step": "compiled"}}))
 
 
 def test_without_a_compiler_autograd_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,7 +40,12 @@ def resolve_device(name: str) -> torch.device:
 def training_step(config: RunConfig) -> tuple[str, str]:
     """Return the step that trains a run or study, compiled or autograd, and why; see :func:`compiled.chosen`."""
     if isinstance(config, StudyConfig):  # workers may have a GPU that this process has not
-        return chosen(config, torch.device("cuda" if config.cluster.gpus_per_trial else "cpu"))
+        device = torch.device("cuda" if config.cluster.gpus_per_trial else "cpu")
+        step, reason = chosen(config, device)
+        if step == "compiled" and "ima_weight" in config.search.get("model", {}):
+            chosen(dataclasses.replace(config, model=dataclasses.replace(config.model, ima_weight=1.0)), device)
+            reason += "; autograd where model.ima_weight > 0"
+        return step, reason
     return chosen(config, resolve_device(config.training.device))
 
 
