@@ -158,7 +158,7 @@ def _undisturbed(study: Path) -> dict[str, str]:
     for file in sorted((study / "records").glob("ensemble-*.json")):
         pack = [number for number, _ in json.loads(_body(file))]
         stored = Session.load(study / "checkpoints" / f"ensemble-{min(pack):03d}.pt", torch.device("cpu"))
-        points = [dataclasses.replace(point, output_dir="", name=None) for point in stored.points]
+        points = [dataclasses.replace(point, output_dir=os.devnull, name=None) for point in stored.points]
         for record in _trained(tuple(points), tuple(pack)):
             members += record.members
             history += record.history

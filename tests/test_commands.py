@@ -87,7 +87,7 @@ BAD_INPUT = [
     ("train", "data=file data.path=x.txt", ["data.path", ".npy, .csv, .parquet", "'.txt'"]),
     ("train", "data=file data.path=x.npy", ["data.path", "x.npy"]),
     ("train", "data.path=x.npy", ["`data.path`", "another variant of `data`"]),
-    ("tune", "", ["search is one of gamma_uniform, nonlinear, own_data", "none"]),
+    ("tune", "", ["search is one of gamma_annealing, gamma_uniform", "none"]),
     ("tune", "search=gama_uniform", ["`search=gama_uniform`", "paper/moebius_gamma_uniform"]),
     ("tune", "search=paper/moebius_uniform", ["`search=paper/moebius_uniform`", "paper/moebius_gamma_uniform"]),
     ("tune", "search=gamma_uniform sampler.name=tpee", ["sampler.name", "'tpee'", "mean tpe?"]),
