@@ -67,7 +67,7 @@ WRONG: dict[tuple[str, str], list[Any]] = {  # part and setting: values
     ("training", "batch_size"): [0, -64],
     ("training", "dtype"): ["float16", 64],
     ("training", "max_epochs"): [0, 1.5],
-    ("training", "beta_schedule"): [{"shape": "square"}, {"shape": "linear", "epochs": 10**6}, "linear"],
+    ("training", "beta_schedule"): [{"shape": "square"}, {"shape": "linear", "until": 10**6}, "linear"],
     ("training", "init"): ["nowhere.pt", 3],
     ("members", "seed"): [[], [1, 1], [-1], 1],
     ("members", "data"): [{"seed": []}, {"seed": [1, 1]}, {"sed": [1]}],

@@ -27,20 +27,20 @@ def config(model: dict[str, Any] | None = None, **training: Any) -> RunConfig:
 
 def test_shares_rise_from_the_start_to_one_and_stay() -> None:
     for shape in SHAPES:
-        shares = [WarmUp(shape=shape, start=0.01, epochs=5).share(epoch) for epoch in range(8)]
+        shares = [WarmUp(shape=shape, start=0.01, until=5).share(epoch) for epoch in range(8)]
         assert shares[0] == pytest.approx(0.01)
         assert shares[4:] == [1.0] * 4
         assert shares == sorted(shares)
-    middle = {shape: WarmUp(shape=shape, start=0.01, epochs=5).share(2) for shape in SHAPES}
+    middle = {shape: WarmUp(shape=shape, start=0.01, until=5).share(2) for shape in SHAPES}
     assert middle == pytest.approx({"linear": 0.505, "geometric": 0.1, "cosine": 0.505})
-    assert WarmUp(shape="cosine", start=0.0, epochs=5).share(1) == pytest.approx(0.5 - 0.125**0.5)
-    assert WarmUp(shape="linear", start=3.0, epochs=3).share(1) == pytest.approx(2.0)  # it may fall, too
+    assert WarmUp(shape="cosine", start=0.0, until=5).share(1) == pytest.approx(0.5 - 0.125**0.5)
+    assert WarmUp(shape="linear", start=3.0, until=3).share(1) == pytest.approx(2.0)  # it may fall, too
     assert {WarmUp(start=0.2).share(epoch) for epoch in (0, 1, 50)} == {1.0}
 
 
 @pytest.mark.parametrize("step", ["compiled", "autograd"])
 def test_an_epoch_trains_with_its_gamma_and_the_last_ones_with_the_settings(step: str) -> None:
-    at = config(step=step, gamma_schedule={"shape": "geometric", "start": 0.25, "epochs": 3})
+    at = config(step=step, gamma_schedule={"shape": "geometric", "start": 0.25, "until": 3})
     session = Session.start([at], CPU)
     views = session.ensemble.model.layout.views
     seen = [views(session.state.weights)[GAMMA].exp().tolist() for _ in session.train()]
@@ -51,7 +51,7 @@ def test_an_epoch_trains_with_its_gamma_and_the_last_ones_with_the_settings(step
 
 @pytest.mark.parametrize(("name", "setting"), [("gamma", "gamma"), ("beta", "beta"), ("ima", "ima_weight")])
 def test_an_epoch_at_half_a_value_is_one_of_half_the_setting(name: str, setting: str) -> None:
-    half = {"shape": "linear", "start": 0.5, "epochs": 2}
+    half = {"shape": "linear", "start": 0.5, "until": 2}
     whole = config({setting: 8.0}, max_epochs=2, **{f"{name}_schedule": half})
     other, states = config({setting: 4.0}, max_epochs=2), []
     for at in (whole, other):
@@ -64,12 +64,12 @@ def test_an_epoch_at_half_a_value_is_one_of_half_the_setting(name: str, setting:
 
 
 def test_without_a_schedule_no_number_moves() -> None:
-    plain, explicit = (trained([one]) for one in (config(), config(gamma_schedule={"start": 0.5, "epochs": 3})))
+    plain, explicit = (trained([one]) for one in (config(), config(gamma_schedule={"start": 0.5, "until": 3})))
     assert torch.equal(plain.state.frozen, explicit.state.frozen)
 
 
 def test_states_before_the_schedules_end_count_only_while_there_is_no_later_one() -> None:
-    at = config(max_epochs=8, patience=2, gamma_schedule={"shape": "linear", "start": 0.01, "epochs": 5})
+    at = config(max_epochs=8, patience=2, gamma_schedule={"shape": "linear", "start": 0.01, "until": 5})
     goals, scores = [Objective(metric="val/neg_elbo", mode="min")], []
     session = Session.start([at], CPU)
     for _ in session.train(goals):
@@ -108,10 +108,10 @@ def test_members_start_from_a_stored_model_at_their_own_gamma(tmp_path: Path) ->
         ({"training": {"gamma_schedule": {"shape": "linear", "start": 0.0}}}, "gamma_schedule.start > 0"),
         ({"training": {"beta_schedule": {"shape": "geometric", "start": 0.0}}}, "beta_schedule.start > 0"),
         ({"training": {"ima_schedule": {"shape": "linear", "start": -0.1}}}, "ima_schedule.start >= 0"),
-        ({"training": {"beta_schedule": {"shape": "linear", "epochs": 1}}}, "beta_schedule.epochs >= 2"),
+        ({"training": {"beta_schedule": {"shape": "linear", "until": 1}}}, "beta_schedule.until >= 2"),
         (
-            {"training": {"max_epochs": 9, "beta_schedule": {"shape": "cosine", "epochs": 10}}},
-            r"beta_schedule.epochs <= training.max_epochs.*10 of 9",
+            {"training": {"max_epochs": 9, "beta_schedule": {"shape": "cosine", "until": 10}}},
+            r"beta_schedule.until <= training.max_epochs.*10 of 9",
         ),
         ({"training": {"beta_schedule": {"shape": "square"}}}, "beta_schedule.shape.*'square'"),
         (

@@ -125,11 +125,11 @@ class WarmUp(Settings):
         Literal["constant", "linear", "geometric", "cosine"], Field(description="constant: the whole value, always")
     ] = "constant"
     start: Annotated[float, Field(ge=0, description="share of the value in the first epoch")] = 0.1
-    epochs: Annotated[int, Field(ge=2, description="epoch from which on the value is whole")] = 20
+    until: Annotated[int, Field(ge=2, description="epoch from which on the value is whole")] = 20
 
     def share(self, epoch: int) -> float:
         """The share after ``epoch`` epochs."""
-        way = 1.0 if self.shape == "constant" else min(1.0, epoch / (self.epochs - 1))
+        way = 1.0 if self.shape == "constant" else min(1.0, epoch / (self.until - 1))
         if way == 1.0:
             return 1.0
         if self.shape == "geometric":
@@ -167,8 +167,8 @@ class Training(Settings):
             key, positive = f"training.{name}", name == "gamma_schedule" or schedule.shape == "geometric"
             rule, remedy = f"{key}.start > 0 for a schedule of gamma, or a geometric one", f"set {key}.start=0.1"
             require(schedule.start > 0 or not positive, rule, schedule.start, remedy)
-            rule, got = f"{key}.epochs <= training.max_epochs", f"{schedule.epochs} of {self.max_epochs}"
-            require(schedule.epochs <= self.max_epochs, rule, got, "the value must become whole: shorten the schedule")
+            rule, got = f"{key}.until <= training.max_epochs", f"{schedule.until} of {self.max_epochs}"
+            require(schedule.until <= self.max_epochs, rule, got, "the value must become whole: shorten the schedule")
 
     @property
     def schedules(self) -> dict[str, WarmUp]:
@@ -179,7 +179,7 @@ class Training(Settings):
     @property
     def settled(self) -> int:
         """Epoch from which on all schedules are over: the best state is sought from then on; 0 without schedules."""
-        return max((schedule.epochs for schedule in self.schedules.values()), default=0)
+        return max((schedule.until for schedule in self.schedules.values()), default=0)
 
 
 @dataclass(frozen=True)
