@@ -41,8 +41,9 @@ def nodes() -> Iterator[RayCluster]:
         patch.setenv("RAY_TMPDIR", folder)  # short, for sockets lie in it; and no other Ray is told of this one
         for name, value in cluster.RAY_ENVIRONMENT.items():
             patch.setenv(name, value)
-        if not ray.is_initialized():  # asks for Ray's token for all that this process starts, as `ray start` does
-            ray.init("local", num_cpus=1, include_dashboard=False)
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+        cluster._forget_token()
         ray.shutdown()
         both = RayCluster(
             initialize_head=True,

@@ -150,6 +150,7 @@ def _start(cluster: Cluster) -> None:
 
     quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}  # the study reports failures
     if cluster.name == "ray":
+        _forget_token()
         try:
             host, colon, port = (cluster.address or "").rpartition(":")
             if colon and port.isdigit():  # Ray itself tries for minutes
