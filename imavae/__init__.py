@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from imavae.api import tune as tune
     from imavae.api import world as world
     from imavae.errors import UserError as UserError
+    from imavae.estimator import IMAVAE as IMAVAE
     from imavae.model.export import Model as Model
     from imavae.report.display import Observer as Observer
     from imavae.runs.models import Latents as Latents
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "api": ("World", "reproduce", "train", "tune", "world"),
     "errors": ("UserError",),
+    "estimator": ("IMAVAE",),
     "model.export": ("Model",),
     "report.display": ("Observer",),
     "runs.models": ("Latents", "encode", "load_model"),

@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "imavae"
 LAYERS = (  # low to high; packages in one entry do not import each other
     ("errors", "rng"), ("config",), ("data",), ("model",), ("training",), ("metrics",), ("tracking",), ("runs",),
-    ("search",), ("report",), ("paper",), ("api",), ("__init__",), ("cli",), ("__main__",),
+    ("search",), ("report",), ("paper",), ("api", "estimator"), ("__init__",), ("cli",), ("__main__",),
 )  # fmt: skip
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = {

@@ -131,6 +131,9 @@ class Data(Settings):
     def __post_init__(self) -> None:
         rule, got = "data.train + data.val < 1", f"train={self.train}, val={self.val}"
         require(self.train + self.val < 1, rule, got, "the rest is the test split: set data.train=0.7 data.val=0.2")
+
+    def check_sizes(self) -> None:
+        """Raise UserError for a split that is too small for a run's metrics; the estimator computes none of them."""
         rule, got = f"each split has at least {SMALLEST_SPLIT} observations", f"train, val, test of {self.sizes}"
         remedy = "use more observations, or change data.train and data.val"
         require(min(self.sizes) >= SMALLEST_SPLIT, rule, got, remedy)
@@ -180,6 +183,7 @@ class DrawnData(Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_sizes()
         rule, (low, high) = "0 < data.variances[0] <= data.variances[1]", self.variances
         require(0 < low <= high, rule, self.variances, "give a range: set data.variances=[0.5,3]")
 
@@ -279,7 +283,7 @@ class FileData(Data):
     """Observations in a user's file. :func:`with_file` reads dim, n_obs, n_segments and columns where they are null."""
 
     kind: str = "file"
-    dim: Annotated[int, Field(ge=2, description="latents, at most as many as columns; null: as many")] = FROM_FILE
+    dim: Annotated[int, Field(ge=1, description="latents, at most as many as columns; null: as many")] = FROM_FILE
     n_obs: Annotated[int, Field(description="number of the file's first rows to use; null: all")] = FROM_FILE
     n_segments: Annotated[int, Field(ge=1, description="labels in data.segment_column; null: counts them")] = FROM_FILE
     path: Annotated[str, Field(description="your observations: .npy, .csv or .parquet")] = ""

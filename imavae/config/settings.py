@@ -498,6 +498,7 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
     """The checked settings of a run from a plain mapping. Raises UserError for an unknown key or a wrong value."""
     config = build(RunConfig, with_file(_with_plugins(mapping)))
     _check_size(config)
+    config.data.check_sizes()
     return config
 
 
@@ -535,6 +536,7 @@ def study_config(mapping: Mapping[str, Any]) -> StudyConfig:
         mapping = {**overridden(mapping, nest(constants)), "search": search}
     config = build(StudyConfig, with_file(_with_plugins(mapping)))
     _check_size(config)
+    config.data.check_sizes()
     fix = "list a setting to search, as search_spaces/gamma_uniform.yaml does"
     require(bool(config.search), "search has a parameter", config.search, fix)
     return config

@@ -64,9 +64,9 @@ def active(
 
 
 def latent_correlation(z: Float64[torch.Tensor, "m d n"]) -> Float64[torch.Tensor, " m"]:
-    """Mean absolute correlation of two different latents, of rows that :func:`standardised` returned."""
+    """Mean absolute correlation of two different latents, of rows that :func:`standardised` returned; 0 of one."""
     table, dim = (z @ z.mT).abs(), z.shape[1]
-    return (table.sum((1, 2)) - table.diagonal(dim1=1, dim2=2).sum(1)) / (dim * (dim - 1))
+    return (table.sum((1, 2)) - table.diagonal(dim1=1, dim2=2).sum(1)) / max(1, dim * (dim - 1))
 
 
 def r2_linear(s: Float64[torch.Tensor, "*w d n"], z: Float64[torch.Tensor, "m e n"]) -> Float64[torch.Tensor, " m"]:
