@@ -216,6 +216,10 @@ class Tracking(Settings):
     name: Annotated[Literal["mlflow", "none"], Field(description="tracker")] = "mlflow"
     uri: Annotated[str | None, Field(description="of MLflow; null: MLFLOW_TRACKING_URI or OUTPUT_DIR/mlflow.db")] = None
     members: Annotated[bool, Field(description="make a run of each member of a study, too")] = False
+    note: Annotated[str, Field(description="text that begins the description of the tracked run")] = ""
+    tags: Annotated[
+        Mapping[str, str | float] | None, Field(description="tags of the tracked run, such as {project: pilot}")
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse a password, which would be written into each folder, checkpoint and report."""

@@ -46,6 +46,7 @@ LOADER_MODULE = "imavae.training.checkpoint"  # its `_load_pyfunc(path)` is call
 NEWEST_FIRST = ["attributes.start_time DESC"]
 FIGURE_SUFFIXES = (".png", ".pdf")  # files that are stored under figures/
 LINEAR_ICA = "val/mcc_linear_ica"
+EXPERIMENT_NOTE = "Each run is a study or a training run; its child runs are trials. Sort by the score's column."
 RANKING = ("val/mcc", "test/mcc", "val/neg_elbo", "test/neg_elbo")  # scores in a champion's description
 MAX_ENTITIES, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_RUNS = 1000, 100, 6000, 50_000  # MLflow's limits per call
 
@@ -150,7 +151,8 @@ class MLflowTracker(Tracker):
         searched = _searched(self._config)
         left_out = {*study.data.params, *searched}
         params = {key: value for key, value in flatten(self._config).items() if key not in left_out}
-        self._log(self._study, params=params, tags={NOTE: describe(self._config, self._model)})
+        own = {str(key): str(value) for key, value in (self._config["tracking"]["tags"] or {}).items()}
+        self._log(self._study, params=params, tags={**own, NOTE: describe(self._config, self._model)})
         # MLflow's page shows no metric and no parameter by default, and hides the trials unless it sorts by a metric.
         scores = [f"metrics.`{objective.metric}`" for objective in self._objectives]
         columns = [
@@ -164,6 +166,7 @@ class MLflowTracker(Tracker):
         if self._objectives:
             view |= {"orderByKey": scores[0], "orderByAsc": self._objectives[0].mode == "min"}
         self._client.set_experiment_tag(self._experiment, VIEW, json.dumps(view))
+        self._client.set_experiment_tag(self._experiment, NOTE, EXPERIMENT_NOTE)
         files = {"config.yaml": dict(self._config)}
         if self._config.get("search"):
             files["search_space.yaml"] = {"search": self._config["search"]}
@@ -213,7 +216,9 @@ class MLflowTracker(Tracker):
             self._client.log_text(run.id, pd.DataFrame(trial.members).to_csv(index=False), "members.csv")
         statuses = Counter(f"members {row['status']}" for row in trial.members)
         points = [*self._curves(run, trial), (0, {**finals, **scores, **statuses})]
-        self._log(run.id, points, trial.values, {"imavae.status": trial.status})
+        shown = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()) or trial.failure or "no score"
+        note = f"{trial_name(trial)}: {shown}; {trial.status}. Medians over {len(trial.members)} members (members.csv)."
+        self._log(run.id, points, trial.values, {"imavae.status": trial.status, NOTE: note})
         # Last, as this marks the trial as complete.
         self._client.set_terminated(run.id, "FAILED" if trial.status == "failed" else "FINISHED")
         self._complete[trial.number] = run.id
@@ -295,7 +300,8 @@ class MLflowTracker(Tracker):
     ) -> str:
         """Register a champion once and return its version's address. The alias moves to it if its score is better."""
         with ignoring("RESOURCE_ALREADY_EXISTS"):
-            self._client.create_registered_model(self._model)
+            text = f"Champions of studies. The best one: `imavae.load_model('models:/{self._model}@{CHAMPION}')`"
+            self._client.create_registered_model(self._model, description=text)
         # Not "models:/ID", which MLflow would look up at its global address instead of the client's.
         location = self._client.get_logged_model(model_id).artifact_location
         versions = self._client.search_model_versions(f"name = '{self._model}'")
@@ -456,7 +462,7 @@ def describe(config: Mapping[str, Any], model: str, best: _Tracked | None = None
     """Description of a run or study in Markdown; ``model`` is the registered model's name."""
     members = build(Members, config["members"]).count
     searched = _searched(config)
-    lines = [str(config["question"])] if config.get("question") else []
+    lines = [text for text in (config["tracking"]["note"], config.get("question")) if text]
     if searched:
         goal = config["objective"]
         extreme = "largest" if goal["mode"] == "max" else "smallest"
