@@ -39,6 +39,7 @@ CONFIG = {
     },
     "objective": {"metric": "val/neg_elbo", "mode": "min", "aggregate": "mean"},
     "members": {"seed": [1, 2, 3], "data": {"seed": [7, 8]}},
+    "tracking": {"note": "A pilot.", "tags": {"project": "pilot", "round": 2}},
 }
 OBJECTIVE = Objective("val/neg_elbo", "min", "mean")
 METRICS = ("val/mcc", "val/neg_elbo")
@@ -580,6 +581,8 @@ def test_mlflows_page_shows_scores_and_what_is_searched(output_dir: Path) -> Non
     (study,) = runs(output_dir, "study")
     for part in ("model.gamma, training.beta.", "mean", "6 members", "smallest val/neg_elbo", "(#/models/paper-grid)"):
         assert part in study.data.tags[tracking.NOTE]
+    assert study.data.tags[tracking.NOTE].startswith("A pilot.")
+    assert (study.data.tags["project"], study.data.tags["round"]) == ("pilot", "2")
     experiment = client(output_dir).get_experiment(experiment_id(output_dir))
     view = json.loads(experiment.tags[tracking.VIEW])
     columns = view["selectedColumns"]

@@ -151,7 +151,8 @@ class MLflowTracker(Tracker):
         searched = _searched(self._config)
         left_out = {*study.data.params, *searched}
         params = {key: value for key, value in flatten(self._config).items() if key not in left_out}
-        own = {str(key): str(value) for key, value in (self._config["tracking"]["tags"] or {}).items()}
+        tags_given = self._config.get("tracking", {}).get("tags") or {}
+        own = {str(key): str(value) for key, value in tags_given.items()}
         self._log(self._study, params=params, tags={**own, NOTE: describe(self._config, self._model)})
         # MLflow's page shows no metric and no parameter by default, and hides the trials unless it sorts by a metric.
         scores = [f"metrics.`{objective.metric}`" for objective in self._objectives]
@@ -462,7 +463,7 @@ def describe(config: Mapping[str, Any], model: str, best: _Tracked | None = None
     """Description of a run or study in Markdown; ``model`` is the registered model's name."""
     members = build(Members, config["members"]).count
     searched = _searched(config)
-    lines = [text for text in (config["tracking"]["note"], config.get("question")) if text]
+    lines = [text for text in (config.get("tracking", {}).get("note"), config.get("question")) if text]
     if searched:
         goal = config["objective"]
         extreme = "largest" if goal["mode"] == "max" else "smallest"
