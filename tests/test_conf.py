@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 import math
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from imavae.cli.compose import compose, compose_jobs, group_options, read_search, searches
+from imavae.cli.compose import compose, compose_jobs, group_options, read_search, resumed, searches
 from imavae.cli.main import ENCODE, EVALUATE, REPRODUCE, TRAIN, TUNE
 from imavae.config.mapping import build, flatten, keys_of, to_mapping
 from imavae.config.settings import (
@@ -25,6 +26,7 @@ from imavae.config.settings import (
     study_config,
 )
 from imavae.errors import UserError
+from imavae.runs.folder import create, essence
 from tests.helpers import file_data, observations
 
 COMMANDS: dict[str, Any] = {command.name: command for command in (TRAIN, TUNE, EVALUATE, ENCODE, REPRODUCE)}
@@ -184,3 +186,25 @@ def test_a_search_space_may_write_numbers_as_powers_of_ten(tmp_path: Path) -> No
     path = tmp_path / "space.yaml"
     path.write_text("values: [1e3, 1e-3]")
     assert read_search(path) == {"values": [1000.0, 0.001]}
+
+
+@pytest.mark.parametrize("name", ["gamma_uniform", "paper/moebius_gamma_uniform", "own_data"])
+def test_a_resume_remembers_the_study_and_takes_what_is_said(name: str, tmp_path: Path) -> None:
+    own = [f"data.path={observations(tmp_path / 'x.parquet')}"] * (name == "own_data")
+    place = [f"search={name}", f"output_dir={tmp_path}"]
+    first = composed("tune", *place, *own, "training.max_epochs=7", "budget.trials=3", "tracking=none", "name=mine")
+    create(study_config(first), "studies", "mine").lock.release()
+
+    def settings(*said: str) -> StudyConfig:
+        again = compose(TUNE, [*place, "resume=true", *said])
+        return study_config(resumed(TUNE, again).settings)
+
+    before = dataclasses.replace(study_config(first), resume=True)
+    assert settings() == before
+    more = settings("budget.trials=5", "cluster.cpus=1", "training.threads=2")
+    assert (more.budget.trials, more.cluster.cpus, more.training.threads) == (5, 1, 2)
+    assert essence(more) == essence(before)
+    default = settings(f"training.max_epochs={study_config(composed('tune', *place, *own)).training.max_epochs}")
+    assert default.training.max_epochs != 7  # it was said, so that the resume refuses it
+    with pytest.raises(UserError, match="other"):
+        settings("name=other")

@@ -98,6 +98,31 @@ def compose_jobs(command: Command[C], overrides: list[str], multirun: bool = Fal
             raise UserError(_explain(error, command)) from None
 
 
+def resumed(command: Command[C], job: Job) -> Job:
+    """Of a job that resumes: the settings of its run or study, and on top only what the command line says.
+
+    Raises UserError if there is nothing to resume.
+    """
+    if not job.settings.get("resume"):
+        return job
+    from imavae.runs.folder import remembered  # imports torch
+
+    keys = [override.partition("=")[0].lstrip("+~").replace("/", ".") for override in job.overrides]
+    bare = compose(command, [override for override in job.overrides if override.startswith(("search=", "plugins="))])
+    before = flatten(bare.settings)
+    said = {
+        key: value
+        for key, value in flatten(job.settings).items()
+        if (key not in before or before[key] != value or any(f"{key}.".startswith(f"{one}.") for one in keys))
+        and not key.startswith("search.")
+    }
+    if any(key.startswith("search.") for key in keys):
+        said["search"] = job.settings["search"]
+    study = issubclass(command.kind, StudyConfig)
+    kind, name = ("studies", str(job.settings.get("study")).replace("/", "-")) if study else ("runs", "train")
+    return job._replace(settings=remembered(job.settings, said, kind, name))
+
+
 def group_options(kind: type[Settings]) -> dict[str, list[str]]:
     """Names of the options of each group that a command has."""
     with _hydra(kind, "options"):

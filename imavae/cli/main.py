@@ -21,7 +21,7 @@ from typing import Any, NoReturn, ParamSpec
 import yaml
 
 from imavae.cli import commands
-from imavae.cli.compose import ROOT, C, Command, compose, compose_jobs, searches
+from imavae.cli.compose import ROOT, C, Command, compose, compose_jobs, resumed, searches
 from imavae.config import settings as tree
 from imavae.config.mapping import build
 from imavae.config.registry import mistake_of_a_plugin
@@ -217,7 +217,7 @@ def launch(command: Command[C]) -> int:
         print(help_text(command, [word for word in words if not word.startswith("-")]))
         return 0
     arguments = parser.parse_intermixed_args(words)
-    jobs = compose_jobs(command, arguments.overrides, arguments.multirun)
+    jobs = [resumed(command, job) for job in compose_jobs(command, arguments.overrides, arguments.multirun)]
     if arguments.cfg:
         for job in jobs:
             print(yaml.safe_dump(job.settings, sort_keys=False, allow_unicode=True), end="")

@@ -19,15 +19,15 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
 
-from imavae.config.mapping import build, flatten, to_mapping
-from imavae.config.settings import RunConfig, StudyConfig, is_folder_name
+from imavae.config.mapping import build, flatten, nest, to_mapping
+from imavae.config.settings import RunConfig, is_folder_name, overridden
 from imavae.data.storage import Lock, OtherFormatError, Seal, leftovers, previous_of, temporary, write_text
 from imavae.errors import UserError, require
 from imavae.tracking import Row, TrialRecord
@@ -268,7 +268,7 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
     Raises UserError if there is none, its settings differ, another process works in it, or its state can't be read.
     """
     base = Path(config.output_dir).resolve() / kind
-    path = base / config.name if config.name else _newest(base, config, name)
+    path = base / config.name if config.name else _newest(base, to_mapping(config), name)
     require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")
     lock, names = Lock(path), RunFolder(path)
     state, from_backup = _read_state(names)
@@ -399,14 +399,27 @@ def _states(base: Path, meant: str = "") -> Iterator[tuple[Path, State]]:
                     raise
 
 
-def _newest(base: Path, config: RunConfig, name: str) -> Path:
+def remembered(settings: Mapping[str, Any], said: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    """The stored settings of the folder that nested ``settings`` resume, and what was ``said`` (dotted) on top.
+
+    Raises UserError as :func:`reopen` does for a folder that is not there or can't be read.
+    """
+    base = Path(settings["output_dir"]).expanduser().resolve() / kind
+    asked = {**settings, "budget": {"trials": said.get("budget.trials", 0)}}  # 0: no more than the study had
+    path = base / settings["name"] if settings["name"] else _newest(base, asked, name)
+    require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")
+    stored = overridden(_read_state(RunFolder(path))[0].config, nest(said))
+    return {**stored, "name": path.name, "output_dir": settings["output_dir"], "resume": True}
+
+
+def _newest(base: Path, settings: Mapping[str, Any], name: str) -> Path:
     """Return the newest unfinished folder of this search, else its newest."""
     found: list[tuple[bool, int, float, Path]] = []
     for path, state in _states(base, name):
-        if state.config.get("study") == getattr(config, "study", None):
+        if state.config.get("study") == settings.get("study"):
             unfinished = not state.finished
-            if isinstance(config, StudyConfig) and state.finished:  # a raised budget leaves trials to train
-                before, now = state.config["budget"]["trials"], config.budget.trials
+            if "search" in settings and state.finished:  # a raised budget leaves trials to train
+                before, now = state.config["budget"]["trials"], settings["budget"]["trials"]
                 unfinished = before is not None and (now is None or now > before)
             found.append((unfinished, state.number, state.created, path))
     require(bool(found), f"there is a {name} to resume", f"none in {base}", "drop resume=true to start one")
