@@ -70,7 +70,7 @@ def by_hand(session: Session, row: int, neg_elbo: float) -> dict[str, float]:
         "sap": metrics.sap(s, location),
         "mig": metrics.mig(s, location),
         "cima": metrics.cima(jacobian),
-        "cima_batch": metrics.cima_batch(jacobian),
+        "cima_batch": metrics.cima_batch(model.jacobian(z)),
         "cima_truth": metrics.cima(truth),
         "rank_deficient": metrics.rank_deficient(jacobian),
         "conformal_contrast": metrics.conformal_contrast(jacobian),

@@ -115,7 +115,8 @@ def _script_and_arguments(line: str, checkout: Path, environment: dict[str, str]
         return words[1:]
     elsewhere = any(word in line for word in RUN_ELSEWHERE)
     tiny = TRAIN if "dry_run=true" in words else TINY[Path(words[1]).stem]
-    return [*words[1:], *(["--help"] if elsewhere else tiny)]
+    short = ["training.gamma_schedule.until=1"] * ("gamma_schedule" in line)
+    return [*words[1:], *(["--help"] if elsewhere else [*tiny, *short])]
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_a_command_runs_and_prints_nothing_foreign(line: str, outputs: dict[str,
 
 @pytest.mark.usefixtures("outputs")
 def test_the_champion_is_loaded_as_the_readme_shows(checkout: Path, environment: dict[str, str]) -> None:
-    [code] = blocks(README, "python")
+    code, _ = blocks(README, "python")  # the second one is the estimator's: see test_estimator.py
     use = "\nimport torch\nprint(model.decode(model.encode(torch.zeros(2, 3))).shape)"
     assert _run(["python", "-c", code + use], checkout, environment) == (0, "torch.Size([2, 3])\n")
 
