@@ -115,7 +115,7 @@ def _script_and_arguments(line: str, checkout: Path, environment: dict[str, str]
         return words[1:]
     elsewhere = any(word in line for word in RUN_ELSEWHERE)
     tiny = TRAIN if "dry_run=true" in words else TINY[Path(words[1]).stem]
-    short = ["training.gamma_schedule.until=1"] * ("gamma_schedule" in line)
+    short = ["training.max_epochs=2", "training.gamma_schedule.until=2"] * ("gamma_schedule" in line)
     return [*words[1:], *(["--help"] if elsewhere else [*tiny, *short])]
 
 
