@@ -343,6 +343,9 @@ def test_the_command_in_a_report_composes_to_the_same_again(
         written = page(found.results, command=line, go_on=resuming(line, found.folder.name))
         reports.append((config, Reader(written)))
 
+    if "resume=true" in arguments:  # there must be something to resume
+        created = command.check(compose(command, [word for word in arguments if word != "resume=true"]).settings)
+        create(created, "runs", created.name).lock.release()
     argv.setattr(sys, "argv", [words[1], *arguments])
     argv.setattr(sys, "orig_argv", [*words, *arguments])
     assert launch(dataclasses.replace(command, run=report)) == 0
