@@ -124,16 +124,15 @@ class IMAVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator): 
         members = ensemble(points, "cpu")
         state, shape = initial_state(members), (len(points), self.n_seeds)
         at = torch.from_numpy(order)
-        training, validation = (
-            standard[at[validating:]].repeat(repeats, 1),
-            standard[at[:validating]].T[None].contiguous(),
-        )
+        training = standard[at[validating:]].repeat(repeats, 1)
+        validation = standard[at[:validating]].T[None].contiguous()
+        split = Split(torch.empty(1, len(training), 0), training[None], segments=None, support=None, truth=None)
 
         def validate(weights: Tensor, active: Tensor) -> dict[str, Tensor]:
             few = [members.members[row].seed for row in active.tolist()]
             return {"val/neg_elbo": _neg_elbo(members, weights, validation, few)}
 
-        for _ in train(members, state, _split(training), points[0].training, validate):
+        for _ in train(members, state, split, points[0].training, validate):
             pass
         best = state.best["val/neg_elbo"]
         values = best.value.reshape(shape).numpy()
@@ -224,11 +223,6 @@ class IMAVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator): 
             noise = torch.randn(1, self._n_features_out, len(x), generator=generator, dtype=torch.float64)
             total -= float(model.architecture.elbo(model.weights, standard, noise).neg_elbo)
         return total / SAMPLES - float(model.column_std.log().sum())
-
-
-def _split(x: Tensor) -> Split:
-    """Rows to train on."""
-    return Split(torch.empty(1, len(x), 0), x[None], segments=None, support=None, truth=None)
 
 
 @torch.no_grad()

@@ -229,11 +229,7 @@ class Tracking(Settings):
 
 
 HomePath = Annotated[str, AfterValidator(os.path.expanduser)]  # ~ is the user's home
-OutputDir = Annotated[
-    str,
-    AfterValidator(os.path.expanduser),
-    Field(description="all output lies under it; relative to the current directory"),
-]
+OutputDir = Annotated[HomePath, Field(description="all output lies under it; relative to the current directory")]
 Plugins = Annotated[tuple[str, ...], Field(description="Python files that register your own variants")]
 
 
@@ -461,11 +457,7 @@ class EvaluateConfig(Settings):
 class EncodeData(Settings):
     """The rows to encode."""
 
-    path: Annotated[
-        str,
-        AfterValidator(os.path.expanduser),
-        Field(description="observations in their own units: .npy, .csv or .parquet"),
-    ]
+    path: Annotated[HomePath, Field(description="observations in their own units: .npy, .csv or .parquet")]
     columns: Annotated[ColumnNames, Field(description="in the model's order; null: by the model's names")] = None
 
 
@@ -475,11 +467,7 @@ class EncodeConfig(Settings):
 
     checkpoint: Checkpoint
     data: EncodeData
-    out: Annotated[
-        str,
-        AfterValidator(os.path.expanduser),
-        Field(description=".parquet or .csv: latents, standard deviations, reconstruction error"),
-    ]
+    out: Annotated[HomePath, Field(description=".parquet or .csv: latents, standard deviations, reconstruction error")]
     output_dir: OutputDir = "outputs"
     plugins: Plugins = ()
     tracking: Tracking = field(default_factory=Tracking)

@@ -9,7 +9,6 @@ seeds, the diverged members and the two protocols of selection would be lost.
 from __future__ import annotations
 
 import math
-import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +86,7 @@ def trial_plots(
     trials: pd.DataFrame,
     parameters: Sequence[Parameter],
     goals: Mapping[str, str],
-    linear_ica: Mapping[str, float] = types.MappingProxyType({}),
+    linear_ica: Mapping[str, float] | None = None,
 ) -> Iterator[TrialPlot]:
     """The figures over trials that have something to show.
 
@@ -106,7 +105,7 @@ def trial_plots(
     }
     trials = trials.assign(**{goal: 1 - trials[goal].astype(float) for goal in near}).rename(columns=near)
     goals = {near.get(goal, goal): "min" if goal in near else mode for goal, mode in goals.items()}
-    linear_ica = {near.get(goal, goal): 1 - level if goal in near else level for goal, level in linear_ica.items()}
+    levels = {near.get(goal, goal): 1 - y if goal in near else y for goal, y in (linear_ica or {}).items()}
     linear = [goal for goal in goals if goal not in near.values()]
     clipped = trials.assign(**{goal: without_outliers(floats(trials[goal]), goals[goal]) for goal in linear})
     outside = {goal: int((clipped[goal] != trials[goal]).sum()) for goal in goals}
@@ -115,7 +114,7 @@ def trial_plots(
         study = optuna_study(trials, moved, {goal: goals.get(goal, "min") for goal in axes.values()})
         options = {"target_names": list(axes.values())} if function == FRONT else {"target_name": axes["y"]}
         inside = {goal: trials[goal][clipped[goal] == trials[goal]] for goal in axes.values()}
-        level = linear_ica.get(axes["y"], math.nan)
+        level = levels.get(axes["y"], math.nan)
         inside[axes["y"]] = pd.concat([inside[axes["y"]], pd.Series([level]).dropna()]).rename(axes["y"])
         ranges = {s: _range(inside[goal]) if goal in (*linear, COST) else None for s, goal in axes.items()}
         hidden = sum(

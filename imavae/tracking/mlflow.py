@@ -383,9 +383,10 @@ class MLflowTracker(Tracker):
         """The epochs that the run has not got yet."""
         metrics = dict.fromkeys([*(objective.metric for objective in self._objectives), *tracking.CURVES])
         curves = tracking.quartile_curves(trial.history, list(metrics), after=run.epoch)
-        quartiles = {f"{name}/{end}" for name in ("train/mcc", "train/neg_elbo") for end in ("q25", "q75")}  # too many
+        train = [name for name in tracking.CURVES if name.startswith("train/")]
+        left_out = {name + suffix for name in train for suffix in tracking.QUARTILES if suffix}  # to keep rows few
         return [
-            (epoch, {CURVE + name.removeprefix("val/"): v for name, v in row.items() if name not in quartiles})
+            (epoch, {CURVE + name.removeprefix("val/"): v for name, v in row.items() if name not in left_out})
             for epoch, row in curves
         ]
 
