@@ -7,6 +7,7 @@ name here, ``data={"mixing": {"name": "mlp"}}``.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import sys
@@ -21,6 +22,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from imavae.config.data import Data, SyntheticData
 from imavae.config.mapping import build, plain
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.data import dataset, tables
@@ -235,6 +237,8 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     best = best_member(record.members)
     shown = 0 if best is None else record.members.index(best)
     figures.append(_write_latents(results, session, session.best_weights[shown : shown + 1], shown))
+    shown_world = session.ensemble.members[shown].world
+    figures += _solution_plane(results, dataclasses.replace(results.config.data, seed=shown_world))
     if val.images is not None:
         panels = image_panels(ensemble, session.best_weights, rows, val, shown)
         figures += image_figures(panels, names, shown, folder, results.config.pdf)
@@ -261,10 +265,30 @@ def _champion_figures(results: Results) -> list[Path]:
         if session.points[0].data.has_sources:
             factors = [factor.name for factor in session.points[0].data.source_factors]
             files += champion_figures(posterior_shapes(ensemble, weights, one, val), factors, names.figures, pdf)
+        files += _solution_plane(results, session.points[0].data)
         if val.images is not None:
             panels = image_panels(ensemble, weights, one, val, 0)
             files += image_figures(panels, ["champion"], 0, names.figures, pdf)
     return files
+
+
+def _solution_plane(results: Results, data: Data) -> list[Path]:
+    """Draw the members trained in the world ``data.seed`` of the best trial's data, if its mixing is known."""
+    from imavae.metrics.references import references
+    from imavae.report import drawing
+    from imavae.report.run_figures import solution_plane
+    from imavae.report.summary import linear_mcc
+
+    if not isinstance(data, SyntheticData):
+        return []
+    best, members = results.ranked()[0], results.members
+    same = {key: value for key, value in best.values.items() if key.startswith("data.")}
+    trials = [record.number for record in results.records if same.items() <= record.values.items()]
+    members = members[members["trial"].isin(trials)]
+    if "data.seed" in members:
+        members = members[members["data.seed"] == data.seed]
+    figure = solution_plane(members, references(data), linear_mcc(members[:1]).tolist())
+    return drawing.write({"solution_plane": figure}, results.names.figures, results.config.pdf)
 
 
 def _write_latents(results: Results, session: Session, weights: torch.Tensor, row: int) -> Path:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from imavae.config.settings import Objective, RunConfig, WarmUp, run_config, with_values
+import imavae
+from imavae.config.settings import Objective, RunConfig, WarmUp, run_config
 from imavae.errors import UserError
 from imavae.model.vae import GAMMA
 from imavae.runs.session import Session
@@ -92,14 +93,27 @@ def test_members_start_from_a_stored_model_at_their_own_gamma(tmp_path: Path) ->
     for name, rows in session.ensemble.model.layout.views(session.state.weights).items():
         expected = torch.tensor(50.0).log() if name == GAMMA else stored[name]
         torch.testing.assert_close(rows, expected.expand_as(rows))
-    with pytest.raises(UserError, match="weights of this architecture"):
-        Session.start([with_values(at, {"model.hidden_factor": 5})], CPU)
-    source.save(tmp_path / "ensemble.pt")
-    with pytest.raises(UserError, match=r"training\.init is of one model"):
-        Session.start([with_values(at, {"training.init": str(tmp_path / "ensemble.pt")})], CPU)
     session.save(tmp_path / "state.pt")
     (tmp_path / "one.pt").unlink()
     assert torch.equal(Session.load(tmp_path / "state.pt", CPU).state.weights, session.state.weights)
+
+
+def test_weights_of_another_architecture_are_refused_before_a_run_or_study_begins(tmp_path: Path) -> None:
+    source = trained([config(max_epochs=1)])
+    stored = {name: row[1] for name, row in source.ensemble.model.layout.views(source.state.frozen).items()}
+    save_member(tmp_path / "one.pt", source.points[0], stored, {})
+    source.save(tmp_path / "ensemble.pt")
+    here: dict[str, Any] = {"output_dir": str(tmp_path / "out"), "tracking": {"name": "none"}}
+    at = config({"hidden_factor": 5}, init=str(tmp_path / "one.pt"))
+    with pytest.raises(UserError, match=r"hidden_factor=4 there and 5 here.*set model\.hidden_factor=4"):
+        imavae.train(at, **here)
+    with pytest.raises(UserError, match=r"training\.init is of one model"):
+        imavae.train(at, training={"init": str(tmp_path / "ensemble.pt")}, **here)
+    search = {"model": {"n_layers": {"type": "choice", "values": [2, 3]}}}
+    study: dict[str, Any] = {"search": search, "sampler": {"name": "grid"}, "model": {"hidden_factor": 4}}
+    with pytest.raises(UserError, match=r"search\.model\.n_layers` reaches 3.*n_layers=2 there and 3 here"):
+        imavae.tune(at, **study, **here)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

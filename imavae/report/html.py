@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 
 RECOVERED, PARTLY = 0.95, 0.8  # thresholds of a median MCC or agreement
 BEST = 10  # rows of the table of best trials
-PICTURES = ("champion_latents", "champion_correlations", "best_trials", "reconstructions", "traversals")  # of a study
+PICTURES = (  # of a study
+    "champion_latents",
+    "champion_correlations",
+    "solution_plane",
+    "best_trials",
+    "reconstructions",
+    "traversals",
+)
 PIXELS_PER_INCH, DPI = 100, 150  # of a picture on the page, and in its file
 PLOTLY = {  # sendChartToCloud would upload the data
     "responsive": True,

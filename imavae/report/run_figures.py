@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from imavae.metrics.evaluate import ENDS, ImagePanels, PosteriorShapes
+from imavae.metrics.references import Reference
 from imavae.report import drawing
+from imavae.report.display import compact
 from imavae.report.drawing import BLUE, FAINT, GREY, INK, NEAR_ONE, SEED_COLOURS, VERMILLION, dress, floats, legend
-from imavae.report.summary import Floats
+from imavae.report.summary import Floats, column_values
+from imavae.runs.records import at_best
 from imavae.tracking import QUARTILES, Row, quartile_curves
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 LABELS = {"val/mcc": "MCC", "val/agreement": "agreement of seeds", "val/neg_elbo": "−ELBO (nats)"}
 MAX_MEMBERS = 8  # members that a figure of latents, variances or images shows
 MAX_WRITTEN = 12  # sources up to which a table of correlations has numbers
+NEAR_ZERO = 0.01  # nats below which the axes of the plane of solutions are linear
 CELL, GAP = 0.85, 0.08  # size of an image in inches, and the share of it that is left white between two
 
 
@@ -95,6 +99,48 @@ def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path
     """Draw reconstructions of all members and latent traversals of member ``best``, and return the files."""
     figures = {"reconstructions": _reconstructions(panels, names), "traversals": _traversals(panels, names[best])}
     return drawing.write(figures, folder, pdf)
+
+
+def solution_plane(members: pd.DataFrame, references: Sequence[Reference], linear_ica: Sequence[float]) -> Figure:
+    """Draw where members stand between the truth and spurious solutions: their contrast, −ELBO and MCC, which is the
+    colour, at the smallest −ELBO. ``members`` are rows of ``members.csv`` of one world, ``linear_ica`` its MCC there.
+
+    The −ELBO is that above −E[log p(x)], so that a decoder which generates the law of x lies on the diagonal, if its
+    precision is large enough.
+    """
+    figure = drawing.new_figure("Between the truth and spurious solutions", 6.6, 5.0)
+    axes = figure.subplots()
+    axes.set_xscale("symlog", linthresh=NEAR_ZERO)
+    axes.set_yscale("symlog", linthresh=NEAR_ZERO)
+    scale: dict[str, Any] = {"cmap": "viridis", "vmin": 0, "vmax": 1}
+    names = (at_best(f"val/{name}", "val/neg_elbo") for name in ("cima", "gap_log_px", "mcc"))
+    x, y, mcc = (column_values(members, name) for name in names)
+    sound = np.isfinite(x) & np.isfinite(y)
+    kinds = {
+        "truth": ("*", 190, "the true mixing f"),
+        "f ∘ a": ("s", 42, "f ∘ a, an automorphism of 15° to 90°"),
+        "Darmois": ("D", 60, "Darmois construction"),
+    }
+    largest = max([0.1, *x[sound], *y[sound], *(one.cima for one in references)])
+    axes.plot([0, largest], [0, largest], "--", color=GREY, linewidth=1, label="the law of a large γ")
+    dots = axes.scatter(x[sound], y[sound], c=mcc[sound], s=26, edgecolors=INK, linewidths=0.4, **scale, label="member")
+    for kind, (marker, size, label) in kinds.items():
+        of_kind = [one for one in references if one.name.startswith(kind)]
+        at, colours = [one.cima for one in of_kind], [one.mcc for one in of_kind]
+        if of_kind:
+            axes.scatter(
+                at, at, c=colours, s=size, marker=marker, edgecolors=VERMILLION, linewidths=1.2, label=label, **scale
+            )
+    bar = figure.colorbar(dots, label="MCC")
+    for level in linear_ica:
+        bar.ax.axhline(level, color=VERMILLION, linewidth=2)
+        bar.ax.set_title("line: linear ICA", fontsize=8, color=FAINT)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: compact(value))
+    missing = int((~sound).sum())
+    dress(axes, "c_IMA of the decoder (nats)", "−ELBO + E[log p(x)] (nats)", f"{missing} not shown" * (missing > 0))
+    axes.legend(loc="lower right", frameon=False, fontsize=9)  # no −ELBO lies below the law
+    return figure
 
 
 def learning_curves(history: pd.DataFrame, linear_ica: Sequence[float] = ()) -> Figure:

@@ -34,7 +34,7 @@ from imavae.runs.folder import (
 )
 from imavae.runs.records import best_member, final_metrics, partial_record, trial_record
 from imavae.runs.results import Results
-from imavae.runs.session import Session, cache_of, render, resolve_device, training_step
+from imavae.runs.session import Session, cache_of, initial_weights, render, resolve_device, training_step
 from imavae.tracking import Status, Tracker, TrialRecord, member_name
 from imavae.tracking.mlflow import open_tracker
 from imavae.training.checkpoint import SEAL, save_member
@@ -193,6 +193,7 @@ def run_point(
     champion; the tracker a run with one trial.
     """
     device = resolve_device(config.training.device)
+    initial_weights(config)  # a mistake is told before anything is written
     torch.set_num_threads(config.training.threads)
     home = reopen(config, "runs", "train") if config.resume else None
     tracker = tracker_of(config, "train")

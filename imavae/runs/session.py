@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from imavae.config.data import SpritesData
-from imavae.config.mapping import to_mapping
+from imavae.config.mapping import flatten, to_mapping
 from imavae.config.settings import WORST_SCORE, Objective, RunConfig, StudyConfig
 from imavae.data import dataset
 from imavae.data.images import Cache
@@ -22,6 +22,7 @@ from imavae.metrics import linear
 from imavae.metrics.evaluate import evaluate
 from imavae.metrics.forward import shortened
 from imavae.metrics.glossary import METRICS
+from imavae.model import vae
 from imavae.model.vae import torch_dtype
 from imavae.tracking import Value
 from imavae.training import checkpoint
@@ -49,6 +50,28 @@ def training_step(config: RunConfig) -> tuple[str, str]:
     return chosen(config, resolve_device(config.training.device))
 
 
+def initial_weights(config: RunConfig) -> dict[str, torch.Tensor]:
+    """Weights that members start from, by name; empty without ``training.init``.
+
+    Raises UserError for weights that are not those of such a model.
+    """
+    init = config.training.init
+    if init is None:
+        return {}
+    content = checkpoint.load(Path(init))
+    require(content["kind"] == "model", "training.init is of one model", init, "use the champion.pt beside it")
+    weights: dict[str, torch.Tensor] = content["state_dict"]
+    if {name: tuple(weight.shape) for name, weight in weights.items()} != vae.build(config).layout.shapes:
+        there, here = (
+            flatten({name: of[name] for name in ("data", "model")}) for of in (content["config"], to_mapping(config))
+        )
+        shaping = [key for key in there if key in SHAPING and there[key] != here.get(key)]
+        got = ", ".join(f"{key}={there[key]} there and {here.get(key)} here" for key in shaping) or "others"
+        remedy = f"set {' '.join(f'{key}={there[key]}' for key in shaping)}" if shaping else "train one of this kind"
+        require(False, "training.init has the weights of this architecture", f"{got} ({init})", remedy)
+    return weights
+
+
 def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache:
     """Return the cache of an output folder; ``progress`` is called while images are rendered."""
     return Cache(Path(output_dir).resolve() / "cache", progress)
@@ -61,6 +84,19 @@ def render(config: RunConfig, rendering: Rendering | None) -> None:
         dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
 
 
+SHAPING = (  # settings that decide the shapes of weights, besides the number of observed columns
+    "data.dim",
+    "data.n_segments",
+    "model.name",
+    "model.decoder",
+    "model.posterior",
+    "model.n_layers",
+    "model.hidden_factor",
+    "model.encoder.n_layers",
+    "model.encoder.hidden_factor",
+    "model.prior.name",
+    "model.prior.parameters",
+)
 TRAIN_CURVES = ("neg_elbo", "mcc")  # metrics that validations compute on the training split, too
 # Metrics at the best states by each criterion: criterion -> SPLIT/METRIC -> (member,)
 Finals = dict[str, dict[str, torch.Tensor]]
@@ -84,13 +120,7 @@ class Session:
         Raises UserError for weights of ``training.init`` that are not those of such a model.
         """
         session = cls._new(points, device, cache)
-        if init := points[0].training.init:
-            content, shapes = checkpoint.load(Path(init)), session.ensemble.model.layout.shapes
-            require(content["kind"] == "model", "training.init is of one model", init, "use the champion.pt beside it")
-            weights = content["state_dict"]
-            same = {name: tuple(weight.shape) for name, weight in weights.items()} == shapes
-            rule, remedy = "training.init has the weights of this architecture", "set its model and data.dim"
-            require(same, rule, f"others in {init}", remedy)
+        if weights := initial_weights(points[0]):
             session.state = initial_state(session.ensemble, weights)
         return session
 

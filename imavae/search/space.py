@@ -109,7 +109,8 @@ def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
 
     Raises UserError for any mistake in the study that can be found before its first trial.
     """
-    from imavae.metrics.glossary import check_metric  # it imports torch; the samplers are needed without it
+    from imavae.metrics.glossary import check_metric  # they import torch; the samplers are needed without it
+    from imavae.runs.session import initial_weights
 
     metrics = [objective.metric for objective in config.objectives]
     for objective in config.objectives:
@@ -123,7 +124,13 @@ def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
     ):
         got = f"{name} with {', '.join(metrics)}"
         require(several or len(metrics) == 1, f"{setting} supports several objectives", got, remedy)
-    parameters = parse(config)
+    parameters, base = parse(config), base_of(config)
+    initial_weights(base)
+    for key, value in [(parameter.key, value) for parameter in parameters for value in parameter.ends]:
+        try:
+            initial_weights(with_values(base, {key: value}))
+        except UserError as error:
+            raise UserError(f"`search.{key}` reaches {value!r}, for which {error}") from None
     points = start_points(config, parameters)
     if sampler == "grid":
         return parameters, grid(parameters)[: config.budget.trials]
