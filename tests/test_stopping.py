@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from imavae.search.worker import read_stops
 CURVES = {0: [0.6, 0.62, 0.9], 1: [0.1, 0.2, 0.3], 2: [0.5, 0.6, 0.7], 3: [0.3, 0.35, 0.4]}
 
 
-def config(mode: str = "max", **scheduler: Any) -> StudyConfig:
+def config(mode: str = "max", budget: dict[str, float] | None = None, **scheduler: Any) -> StudyConfig:
     metric = {"max": "val/mcc", "min": "val/neg_elbo"}[mode]
     return study_config(
         {
@@ -26,15 +28,17 @@ def config(mode: str = "max", **scheduler: Any) -> StudyConfig:
             "training": {"max_epochs": 4},
             "objective": {"metric": metric, "mode": mode},
             "scheduler": scheduler,
+            "budget": budget or {},
         }
     )
 
 
-def report(stopping: Stopping, points: dict[int, float], epoch: int, alive: int = 2) -> str:
+def report(stopping: Stopping, points: dict[int, float], epoch: int, alive: int = 2, seconds: float = 0.0) -> str:
     """The decision on a trial whose points have these scores."""
     trial = Trial("any", config={"points": [[number, {}] for number in points]}, stub=True)
     scores = [[score] for score in points.values()]
-    return stopping.on_trial_result(None, trial, {"epoch": epoch, "scores": scores, "alive": [alive] * len(points)})
+    result = {"epoch": epoch, "scores": scores, "alive": [alive] * len(points), "seconds": seconds}
+    return stopping.on_trial_result(None, trial, result)
 
 
 @pytest.mark.parametrize("mode", ["max", "min"])
@@ -91,6 +95,42 @@ def test_no_scheduler_stops_nothing(tmp_path: Path) -> None:
     stopping = Stopping(config(name="none"), RunFolder(tmp_path))
     assert {report(stopping, {0: 0.9, 1: 0.0}, epoch) for epoch in (1, 2, 3)} == {TrialScheduler.CONTINUE}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "before", "reached"), [("max", 0.79, 0.8), ("min", 0.81, 0.8)])
+def test_a_target_ends_every_trial_at_its_next_report(tmp_path: Path, mode: str, before: float, reached: float) -> None:
+    stopping = Stopping(config(mode, {"target": 0.8}), RunFolder(tmp_path))
+    assert report(stopping, {0: before, 1: before}, 1) == "CONTINUE"
+    assert not stopping.exhausted()
+    assert report(stopping, {2: before, 3: reached}, 1) == "STOP"
+    assert stopping.exhausted()
+    assert report(stopping, {0: before, 1: before}, 2) == "STOP"
+    assert stopping.stopped == {0: 2, 1: 2, 2: 1, 3: 1}
+
+
+def test_a_target_waits_until_the_schedules_are_over(tmp_path: Path) -> None:
+    settings = config(budget={"target": 0.8})
+    training = replace(settings.training, gamma_schedule=replace(settings.training.gamma_schedule, shape="linear", until=3))
+    stopping = Stopping(replace(settings, training=training), RunFolder(tmp_path))
+    assert report(stopping, {0: 0.9}, 1) == "CONTINUE"
+    assert report(stopping, {0: 0.9}, 3) == "STOP"
+
+
+def test_a_trial_ends_when_its_minutes_are_over_and_others_go_on(tmp_path: Path) -> None:
+    stopping = Stopping(config(budget={"trial_minutes": 1}), RunFolder(tmp_path))
+    assert report(stopping, {0: 0.5, 1: 0.6}, 1, seconds=60) == "CONTINUE"
+    assert report(stopping, {0: 0.5, 1: 0.6}, 2, seconds=61) == "STOP"
+    assert report(stopping, {2: 0.5}, 1, seconds=1) == "CONTINUE"
+    assert not stopping.exhausted()
+
+
+def test_a_study_ends_when_its_hours_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping = Stopping(config(budget={"hours": 2}), RunFolder(tmp_path))
+    assert report(stopping, {0: 0.5}, 1) == "CONTINUE"
+    later = time.monotonic() + 2 * 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert stopping.exhausted()
+    assert report(stopping, {0: 0.5}, 2) == "STOP"
 
 
 @pytest.mark.parametrize("name", ["pbt", "pb2"])

@@ -223,6 +223,18 @@ def test_a_run_that_is_broken_off_is_not_left_running(tmp_path: Path) -> None:
     assert {run.info.status for run in client.search_runs([experiment.experiment_id])} == {"KILLED"}
 
 
+def test_a_study_that_reached_its_target_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"tracking": {"name": "none"}, "name": "mine"}
+    first = run_study(config(tmp_path, **own, budget={"trials": 3, "target": 0.0}), ignore)
+    first.close("finished")
+    assert [record.status for record in first.records] == ["stopped"]
+    assert first.results.interrupted
+    again = run_study(config(tmp_path, **own, resume=True), ignore)
+    assert [record.status for record in again.results.records] == ["stopped", "finished", "finished"]
+    assert again.results.members["epochs"].unique().tolist() == [1, 4]
+    assert not again.results.interrupted
+
+
 def on_one_and_two_slots(tmp_path: Path, **own: Any) -> tuple[Ledger, list[Snapshot]]:
     """The second of two studies that differ in the number of trials at a time; their tables are equal to the byte."""
     tables, snapshots = [], list[Snapshot]()

@@ -361,9 +361,18 @@ class Scheduler(Settings):
 
 @dataclass(frozen=True)
 class Budget(Settings):
-    """Size of a study; a trial's epochs are training.max_epochs."""
+    """Size of a study; a trial's epochs are training.max_epochs.
+
+    When the hours are over or the target is reached, the study proposes no more points, stops each trial at its next
+    validation, and ends with its results. It can be resumed with a larger budget.
+    """
 
     trials: Annotated[Count | None, Field(description="points to train; null: all points of a grid")] = None
+    hours: Annotated[float | None, Field(gt=0, description="that a study may train; each resume counts anew")] = None
+    trial_minutes: Annotated[
+        float | None, Field(gt=0, description="of training and validation, after which a trial stops at a validation")
+    ] = None
+    target: Annotated[float | None, Field(description="score of a point at which the study ends")] = None
 
 
 Resources = dict[str, Annotated[float, Field(gt=0)]] | None

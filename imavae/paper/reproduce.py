@@ -13,7 +13,7 @@ import matplotlib
 import pandas as pd
 import yaml
 
-from imavae.config.mapping import to_mapping
+from imavae.config.mapping import flatten, to_mapping
 from imavae.config.settings import ReproduceConfig, StudyConfig, study_config
 from imavae.data.storage import write_text
 from imavae.errors import UserError, require
@@ -128,14 +128,14 @@ def _stored(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig, list[str]]
 
     Only settings that decide a study's results are compared; fewer trials are another grid.
     """
-    ours = essence(wanted) | {"budget.trials": wanted.budget.trials}
+    ours = essence(wanted) | flatten(to_mapping(wanted.budget))
     files = (Path(wanted.output_dir).resolve() / "studies").glob("[!.]*/config.yaml")
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             config = study_config(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (OSError, yaml.YAMLError, UserError, TypeError):
             continue  # this version can't read it
-        theirs = essence(config) | {"budget.trials": config.budget.trials}
+        theirs = essence(config) | flatten(to_mapping(config.budget))
         other = [f"{key}={theirs.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key)]
         yield path.parent, config, other
 

@@ -44,7 +44,7 @@ PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make 
 # Settings that may change when a study is resumed, since no trial's numbers depend on them. Of the files that are named
 # in ``plugins``, the contents are compared instead.
 FREE: tuple[str, ...] = ("name", "output_dir", "resume", "dry_run", "question", "plugins", "tracking", "cluster")
-FREE += ("pdf", "budget.trials", "training.threads", "training.device")
+FREE += ("pdf", "budget", "training.threads", "training.device")
 WRITTEN_NAMES = re.compile(  # in the folders that only imavae writes in
     r"(trial-#\.(json|csv)|ensemble-#\.(json|pt|previous\.pt|lock|pt\.damaged)|#\.json(\.damaged)?|winner-\d\.pt)".replace(
         "#", r"(\d{3}|[1-9]\d{3,})"

@@ -52,6 +52,7 @@ class Ledger:
     tracker: Tracker
     stored: list[Stored] = field(default_factory=list)  # in the order in which trials ended
     interrupted: Interrupted | None = None  # set if it ended before its budget was spent
+    spent: str | None = None  # what has ended a study before its last point: hours or a target
     work_seconds: float = 0.0  # that each of the concurrent trials spent in training and validation
 
     @classmethod
@@ -91,7 +92,7 @@ class Ledger:
     def results(self) -> Results:
         """The results so far."""
         stored, state = tuple(sorted(self.stored, key=lambda stored: stored.trial.number)), self.home.state
-        interrupted, earlier = self.interrupted is not None, len(self.home.stored)
+        interrupted, earlier = bool(self.interrupted or self.spent), len(self.home.stored)
         return Results(self.folder, self.config, stored, interrupted, state.points, earlier, state.champion)
 
     def has(self, number: int) -> bool:  # the trial has ended
@@ -152,7 +153,7 @@ class Ledger:
         try:
             self.tracker.finish(status, metrics or {}, files)
             self.home.sign(*(path for path in signed if path.is_file()))
-            self.home.state.finished = status == "finished"
+            self.home.state.finished = status == "finished" and not self.spent
             for _ in range(2):  # the state and its backup say the same
                 self.home.save_state()
         finally:

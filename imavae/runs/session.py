@@ -112,6 +112,7 @@ class Session:
     cache: Cache  # of its images, if its observations are images, and of its worlds' linear maps
     stopped: set[int] = field(default_factory=set)  # points that the study's scheduler has stopped
     finals: dict[int, Finals] = field(default_factory=dict)  # what a worker has evaluated of points that have ended
+    seconds: float = 0.0  # of training and validation so far
 
     @classmethod
     def start(cls, points: list[RunConfig], device: torch.device, cache: Cache | None = None) -> Session:
@@ -143,7 +144,7 @@ class Session:
             session = cls._new(points, device, cache)
             session.state = from_plain(content["state"], session.state, device)
             session.stopped = set(content.get("stopped", ()))
-            session.finals = content.get("finals", {})
+            session.finals, session.seconds = content.get("finals", {}), content.get("seconds", 0.0)
         return session
 
     @classmethod
@@ -162,7 +163,7 @@ class Session:
         """Write the state to continue from and both best states of every member; see :func:`checkpoint.save`."""
         points = [to_mapping(point) for point in self.points]
         content = {"points": points, "state": to_plain(self.state), "stopped": sorted(self.stopped)}
-        checkpoint.save(path, "ensemble", {**content, "finals": self.finals}, keep)
+        checkpoint.save(path, "ensemble", {**content, "finals": self.finals, "seconds": self.seconds}, keep)
 
     @functools.cached_property
     def data(self) -> dataset.Dataset:  # histories and best states need none
@@ -177,7 +178,9 @@ class Session:
     def train(self, objectives: Sequence[Objective] = ()) -> Iterator[Progress]:
         """Train until every member has stopped; yields after each epoch. Validations compute ``objectives``, too."""
         validate = functools.partial(self.validate, objectives=objectives)
-        return train(self.ensemble, self.state, self.data.train, self.points[0].training, validate)
+        for progress in train(self.ensemble, self.state, self.data.train, self.points[0].training, validate):
+            self.seconds += progress.train_seconds + progress.validate_seconds
+            yield progress
 
     def validate(
         self, weights: torch.Tensor, rows: torch.Tensor, objectives: Sequence[Objective] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +105,15 @@ class Searcher(RaySearcher):
         config: StudyConfig,
         waiting: Sequence[Sequence[int]],
         home: LockedFolder | None,
+        exhausted: Callable[[], bool] = lambda: False,
     ) -> None:
         """Train the existing points ``waiting`` first, a list of numbers per trial; then propose new ones.
 
-        ``home`` records the points of each trial; without it (in a dry run) no trial can end.
+        ``home`` records the points of each trial; without it (in a dry run) no trial can end. No trial begins once the
+        budget is ``exhausted``.
         """
         super().__init__()
-        self._study, self._storage, self._home = study, storage, home
+        self._study, self._storage, self._home, self._exhausted = study, storage, home, exhausted
         self._parameters, self._settings, self._waiting = parameters, config.sampler, list(waiting)
         self._asked = len(study.get_trials(deepcopy=False))
         self._budget = 0 if self._settings.name == "grid" else config.budget.trials or 0
@@ -126,6 +128,8 @@ class Searcher(RaySearcher):
 
         The points of a pack share the first one's settings, except for per-member ones, which are proposed for each.
         """
+        if self._exhausted():
+            return RaySearcher.FINISHED
         if self._waiting:
             points = [self._existing(number) for number in self._waiting.pop(0)]
         elif self._asked < self._budget:
@@ -149,7 +153,7 @@ class Searcher(RaySearcher):
                 continue  # reported by an earlier driver, which died before it recorded the trial
             if error or not result or "scores" not in result:
                 self._study.tell(number, state=TrialState.FAIL)
-            elif number in stopped:
+            elif number in stopped and len(result["scores"][i]) == 1:  # Optuna prunes for a single objective only
                 [score] = result["scores"][i]
                 self._storage.set_trial_intermediate_value(self._id(number), stopped[number], score)
                 self._study.tell(number, state=TrialState.PRUNED)  # its value is the last intermediate one
@@ -201,7 +205,7 @@ class Searcher(RaySearcher):
 
 def _frozen(record: TrialRecord, parameters: Sequence[Parameter], config: StudyConfig) -> FrozenTrial:
     """A recorded trial in Optuna's form."""
-    score, stopped = record.score or 0.0, record.status == "stopped"
+    score, stopped = record.score or 0.0, record.status == "stopped" and not config.further_objectives
     epoch = max(int(row["epochs"]) for row in record.members)
     return create_trial(
         state=TrialState.PRUNED if stopped else TrialState.COMPLETE,

@@ -1,4 +1,5 @@
-"""Early stopping of points by Ray's rules (ASHA, median), applied to each point of a trial instead of to the trial.
+"""Early stopping of points: by Ray's rules (ASHA, median), applied to each point of a trial instead of to the trial,
+and by the study's budget of time.
 
 A worker waits after each report until the driver has handled it. The driver decides then and writes a stop file into
 the study's folder, which the worker reads before it trains on: it freezes the members of stopped points and trains the
@@ -8,6 +9,7 @@ others. A trial ends when all of its points have stopped.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -44,6 +46,8 @@ class Stopping(FIFOScheduler):
         self._judged: dict[int, int] = {}  # last epoch at which each point was judged
         self._ended: set[int] = set()  # points whose members have all stopped by themselves
         self.stopped: dict[int, int] = {}  # epoch at which each stopped point was stopped
+        self._config, self._start = config, time.monotonic()
+        self.spent: str | None = None  # what has ended the study before its last point
         for path in names.stop_files():
             self.stopped |= read_stops(path)
 
@@ -52,10 +56,31 @@ class Stopping(FIFOScheduler):
         numbers = [number for number, _ in trial.config["points"]]
         points = list(zip(numbers, result["scores"], result["alive"], strict=True))
         new = [number for number, scores, alive in points if self._judge(number, result["epoch"], scores, alive)]
+        if self._over(result):
+            rest = [number for number, _, alive in points if alive and number not in self.stopped]
+            self.stopped |= dict.fromkeys(rest, result["epoch"])
+            new += rest
         if new:
             self._write(numbers)
         left = any(alive and number not in self.stopped for number, _, alive in points)
         return str(TrialScheduler.CONTINUE if left or not new else TrialScheduler.STOP)
+
+    def exhausted(self) -> bool:
+        """Whether the hours are over or the target is reached: no more points are proposed."""
+        hours = self._config.budget.hours
+        if hours is not None and time.monotonic() - self._start > 3600 * hours:
+            self.spent = self.spent or f"budget.hours={hours:g} are over"
+        return self.spent is not None
+
+    def _over(self, result: dict[str, Any]) -> bool:
+        """Return whether the trial of a report is to end now."""
+        budget, objective = self._config.budget, self._config.objective
+        if budget.target is not None and result["epoch"] >= self._config.training.settled:
+            sign = 1 if objective.mode == "max" else -1
+            if any(sign * scores[0] >= sign * budget.target for scores in result["scores"]):
+                self.spent = self.spent or f"budget.target={budget.target:g} is reached"
+        late = budget.trial_minutes is not None and result["seconds"] > 60 * budget.trial_minutes
+        return self.exhausted() or late
 
     def catch_up(self, ledger: Ledger) -> None:
         """Show the rule what the points of an earlier driver have reported, by their checkpoints.

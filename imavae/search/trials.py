@@ -269,6 +269,10 @@ def train(
             with patch("ray.air._internal.usage.tag_callbacks"):  # it imports MLflow, for statistics that are off
                 _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
         recorder.close()
+        if stopping.spent:
+            trained, asked = len(ledger.records), ledger.home.state.points
+            ledger.spent = stopping.spent if trained < asked else None
+            say(f"{stopping.spent}: {trained} of {asked} points were trained")
     except KeyboardInterrupt as error:
         ledger.interrupted = interruption_of(error)
         recorder.abandon()
@@ -312,7 +316,7 @@ def _plan(
     stopping.catch_up(ledger)
     home.state.points = n_points
     home.save_state()
-    return Searcher(study, storage, parameters, config, waiting, home), stopping
+    return Searcher(study, storage, parameters, config, waiting, home, stopping.exhausted), stopping
 
 
 def _rename_damaged(ledger: Ledger, packs: Sequence[Sequence[int]]) -> None:
