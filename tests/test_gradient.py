@@ -11,7 +11,8 @@ from torch import Tensor
 from imavae.config.settings import RunConfig
 from imavae.metrics import ima
 from imavae.model import vae
-from imavae.training.step import ByAutograd, local_contrast
+from imavae.model.vae import local_contrast
+from imavae.training.step import ByAutograd
 from tests.helpers import BETA, GAUSSIAN, LAPLACE, UNIFORM, normal, point, random_members
 
 COMMON = [

@@ -191,6 +191,7 @@ def test_the_portrait_has_jacobians_of_fewer_points(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(forward, "DIFFERENTIATED", 64 * 768)
     few = posterior_shapes(session.ensemble, session.state.weights, rows, session.data.val)
     assert few.latents.shape == whole.latents.shape == (2, 4, 128)
+    assert whole.formula is not None
     torch.testing.assert_close(few.formula, whole.formula[..., :64], rtol=1e-4, atol=0)
 
 

@@ -55,9 +55,10 @@ class NetworkSettings(Settings):
     """Base of the kinds of network, chosen by ``model.name``; their settings are those of the model."""
 
     name: str = ""
+    invertible: ClassVar[bool] = False  # True for a flow: build returns an Invertible, trained by maximum likelihood
 
-    def check(self, observed: int) -> None:
-        """Raise UserError if the network can't take observations of so many numbers."""
+    def check(self, config: RunConfig) -> None:
+        """Raise UserError if the network does not fit the data or other settings."""
 
     def build(self, prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model) -> Any:
         """Return the ``encoder`` or the ``decoder``, as ``prefix`` says: an :class:`imavae.model.networks.Network`.
@@ -92,7 +93,7 @@ class Encoder(Settings):
 class Model(Settings):
     """A VAE: networks, posterior, decoder precision, prior."""
 
-    name: Annotated[str, Field(description="network: mlp, conv (for images), or your own")] = "mlp"
+    name: Annotated[str, Field(description="network: mlp, conv (for images), flow (no VAE), or your own")] = "mlp"
     gamma: Annotated[float, Field(gt=0, lt=1e9, description="gamma squared is the decoder's precision")] = 100.0
     precision: Annotated[Precision, Field(description="learned: by gradient, mle: per epoch, from gamma on")] = "fixed"
     beta: Annotated[float, Field(gt=0, description="weight of the KL divergence in the loss; ELBOs use 1")] = 1.0
@@ -106,6 +107,7 @@ class Model(Settings):
     hidden_factor: Annotated[Count, Field(description="width of a hidden layer, in multiples of data.dim")] = 10
     activation: Annotated[Activation, Field(description="activation between two linear maps")] = "leaky_relu"
     slope: Annotated[float, Field(ge=0, le=1, description="slope of the leaky ReLU below zero")] = 0.2
+    couplings: Annotated[Count, Field(description="coupling layers of a flow, each with such a network")] = 6
     encoder: Encoder = field(default_factory=Encoder)
     automorphism: Automorphism = field(default_factory=Automorphism)  # a of the true decoder, f ∘ a instead of f
     prior: Prior = field(default_factory=lambda: PRIORS["uniform"]())
@@ -115,6 +117,11 @@ class Model(Settings):
         rule, got = "model.kl is analytic only where there is a closed form", f"a {self.prior.name} prior"
         known = self.kl == "sampled" or self.prior.analytic
         require(known, rule, got, "set model.kl=sampled, or model/prior=gaussian")
+
+    @property
+    def is_flow(self) -> bool:
+        """True if it is trained by maximum likelihood: it has neither gamma nor posterior."""
+        return NETWORKS[self.name].invertible
 
 
 @dataclass(frozen=True)
@@ -261,7 +268,7 @@ class RunConfig(Settings):
         segments, fixed = self.data.n_segments, getattr(prior, "parameters", "fixed") != "conditional"
         remedy = "its parameters depend on the segment: set data.n_segments=5, or model.prior.parameters=fixed"
         require(fixed or segments > 1, "data.n_segments > 1 for a conditional prior", segments, remedy)
-        NETWORKS[self.model.name]().check(self.data.observed)
+        NETWORKS[self.model.name]().check(self)
         fixed = self.model.precision == "fixed" or "gamma_schedule" not in self.training.schedules
         rule, remedy = "training.gamma_schedule is constant unless model.precision=fixed", "set its shape=constant"
         require(fixed, rule, f"model.precision={self.model.precision}", remedy)

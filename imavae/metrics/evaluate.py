@@ -92,19 +92,22 @@ def latent_rows(
     Returns a mapping per latent: its number, from 1; where the sources are known, the matched ``source`` and the
     ``correlation`` of its location with it; the geometric means of the posterior's ``variance`` and of its ``formula``,
     both in the unconstrained coordinate; the mean ``column_norm``; its term ``kl`` of the KL divergence, from one
-    posterior sample per point (nats); and 1 if it is ``active``, else 0.
+    posterior sample per point (nats); and 1 if it is ``active``, else 0. A flow has no variances and no ``kl``.
     """
     world = ensemble.world_of(torch.tensor([row], device=ensemble.device))
     noise = _noise(flat, [ensemble.members[row].seed], ensemble.model.dim, len(split))
     at = Evaluation.over(ensemble, flat, split, world, noise)
     y = at.posterior.sample(noise)
     columns = {
-        "variance": at.variances.posterior.log().mean(2).exp(),
-        "formula": (-at.variances.inverse_formula.log().mean(2)).exp(),
         "column_norm": at.local.contrast.norms.mean(2),
-        "kl": -(at.posterior.entropy() + ensemble.model.prior.log_prob(y, at.theta())).mean(2),
         "active": active(at.locations, at.prior_variance_of_latents).int(),
     }
+    if not ensemble.config.model.is_flow:
+        columns |= {
+            "variance": at.variances.posterior.log().mean(2).exp(),
+            "formula": (-at.variances.inverse_formula.log().mean(2)).exp(),
+            "kl": -(at.posterior.entropy() + ensemble.model.prior.log_prob(y, at.theta())).mean(2),
+        }
     rows: list[dict[str, int | float | str]] = [{"latent": k + 1} for k in range(ensemble.model.dim)]
     if ensemble.config.data.has_sources:
         factors, table = ensemble.config.data.source_factors, at.correlation(at.standardised_locations)[0].cpu()
@@ -124,8 +127,8 @@ class PosteriorShapes(NamedTuple):
     sources: Float[Tensor, "member s n"]
     latents: Float[Tensor, "member d n"]  # posterior locations on the prior's support
     correlation: Float[Tensor, "member s d"]  # of these sources with these latents; 0 with a constant one
-    variance: Float[Tensor, "member d m"]  # of the posterior, at the first m points: those with Jacobians
-    formula: Float[Tensor, "member d m"]  # σ_k² by :func:`ima.inverse_variance`
+    variance: Float[Tensor, "member d m"] | None  # of the posterior, at the first m points: those with Jacobians
+    formula: Float[Tensor, "member d m"] | None  # σ_k² by :func:`ima.inverse_variance`; both None for a flow
 
 
 @torch.no_grad()
@@ -137,13 +140,16 @@ def posterior_shapes(
     sources = few.sources[world].mT
     noise = sources.new_zeros(len(rows), ensemble.model.dim, len(few))
     points = Evaluation.over(ensemble, flat, few, world, noise)
-    latents, (variance, inverse, _) = points.locations.cpu(), points.variances
+    latents = points.locations.cpu()
     table = points.correlation(points.standardised_locations).nan_to_num().cpu()
     if ensemble.config.data.has_sources:
         order = torch.tensor([best_matching(one)[1].tolist() for one in table.abs().numpy()])
         latents = torch.take_along_dim(latents, order[:, :, None], dim=1)
         table = torch.take_along_dim(table, order[:, None], dim=2)
-    return PosteriorShapes(sources.cpu(), latents, table, variance.cpu(), 1 / inverse.cpu())
+    variance = formula = None
+    if not ensemble.config.model.is_flow:
+        variance, formula = points.variances.posterior.cpu(), 1 / points.variances.inverse_formula.cpu()
+    return PosteriorShapes(sources.cpu(), latents, table, variance, formula)
 
 
 class ImagePanels(NamedTuple):

@@ -66,6 +66,10 @@ FEWER_NUMBERS = Requirement(
     "images have more numbers than the rows on which a linear map would be fitted",
     lambda config, _: not isinstance(config.data, SpritesData),
 )
+POSTERIOR = Requirement(
+    "a flow has no posterior and no decoder's noise: it is inverted exactly",
+    lambda config, _: not config.model.is_flow,
+)
 SEVERAL_SEEDS = Requirement("a single seed has no others to agree with", lambda config, _: len(config.members.seed) > 1)
 TRUTH = (
     Requirement(
@@ -139,12 +143,14 @@ PROBED: dict[str, Any] = {"probe": True, **MATCHED}
 
 
 Metric("min", "kl − log_px_z", VAE, "nats", curve="all").read(
-    "neg_elbo", "Negative ELBO with β = 1, from one posterior sample per point", "elbo.neg_elbo"
+    "neg_elbo",
+    "Negative ELBO with β = 1, from one posterior sample per point; of a flow, the exact −log p(x)",
+    "elbo.neg_elbo",
 )
-Metric("none", "KL(q(z|x) ‖ p(z))", VAE, "nats", curve="all").read(
+Metric("none", "KL(q(z|x) ‖ p(z))", VAE, "nats", curve="all", needs=[POSTERIOR]).read(
     "kl", "KL divergence of the posterior from the prior", "elbo.kl"
 )
-Metric("max", "E_q[log N(x; g(z), γ⁻² I)]", VAE, "nats", curve="all").read(
+Metric("max", "E_q[log N(x; g(z), γ⁻² I)]", VAE, "nats", curve="all", needs=[POSTERIOR]).read(
     "log_px_z", "Reconstruction term of the ELBO", "elbo.log_px_z"
 )
 
@@ -314,13 +320,13 @@ Metric("none", "mean_k of Var over points of ‖J_:k‖", unit="(observation / l
 )
 
 
-@Metric("one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²", GAP, curve="first")
+@Metric("one", "exp mean log(var_k / σ_k²), σ_k⁻² = −(log p)″(μ_k) + γ²‖J_:k‖²", GAP, curve="first", needs=[POSTERIOR])
 def self_consistency(at: Evaluation) -> torch.Tensor:
     """Geometric mean of the posterior's variance over its formula, both in the unconstrained coordinate."""
     return (at.variances.posterior * at.variances.inverse_formula).log_().mean(1).mean(1).exp()
 
 
-@Metric("one", "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)", GAP)
+@Metric("one", "mean over batches and k of mean(var_k) · (mean −(log p)″ + γ²‖mean J_:k‖²)", GAP, needs=[POSTERIOR])
 def self_consistency_batch(at: Evaluation) -> torch.Tensor:
     """Published estimator: the formula with the mean Jacobian of a batch, as for mcc_batch."""
     return at.variances.batch_ratio.mean((1, 2))
@@ -340,30 +346,33 @@ def l_ima(at: Evaluation) -> torch.Tensor:
 
 @Metric("min", "E[log p(x)] − ELBO", GAP, "nats", needs=TRUTH, curve="all")
 def gap_log_px(at: Evaluation) -> torch.Tensor:
-    """Log-likelihood minus ELBO; not negative, except for the sampling of x and of the posterior."""
+    """Log-likelihood minus ELBO; not negative, except for the sampling of x and of the posterior. Of a flow, the KL
+    divergence of its density from the true one.
+    """
     return log_px(at) + at.elbo.neg_elbo
 
 
-@Metric("none", "E[L_IMA] − ELBO", GAP, "nats", needs=TRUTH)
+@Metric("none", "E[L_IMA] − ELBO", GAP, "nats", needs=[POSTERIOR, *TRUTH])
 def gap_ima(at: Evaluation) -> torch.Tensor:
     """IMA-regularised log-likelihood minus ELBO; tends to 0 for the true decoder as γ grows."""
     return l_ima(at) + at.elbo.neg_elbo
 
 
-Metric("min", "mean (g(μ(x)) − x)²", GAP, "observation²", curve="first").read(
+Metric("min", "mean (g(μ(x)) − x)²", GAP, "observation²", curve="first", needs=[POSTERIOR]).read(
     "mse_obs", "Squared error per dimension of the reconstruction from the posterior's location"
 )
-Metric("min", "mean (g(μ(x)) − x)², |s| < 0.8 w/2", GAP, "observation²", needs=[SOURCES, BOUNDED]).read(
+Metric("min", "mean (g(μ(x)) − x)², |s| < 0.8 w/2", GAP, "observation²", needs=[POSTERIOR, SOURCES, BOUNDED]).read(
     "mse_obs_interior", "As mse_obs, without points that have a source near an end of its support, of width w"
 )
-Metric("min", "mean (μ(g(s)) − s)²", GAP, "source²", needs=[SOURCES, OWN_SCALE, SHARED_SUPPORT]).read(
+ENCODED_AGAIN = [POSTERIOR, SOURCES, OWN_SCALE, SHARED_SUPPORT]
+Metric("min", "mean (μ(g(s)) − s)²", GAP, "source²", needs=ENCODED_AGAIN).read(
     "mse_source",
     "Squared error per dimension of the sources, decoded and encoded again; if prior and source share a support",
 )
-Metric(
-    "min", "mean (μ(g(s)) − s)², |s| < 0.8 w/2", GAP, "source²", needs=[SOURCES, OWN_SCALE, SHARED_SUPPORT, BOUNDED]
-).read("mse_source_interior", "As mse_source, without points that have a source near an end of its support")
-Metric("none", "γ", unit="1 / observation", curve="all").read(
+Metric("min", "mean (μ(g(s)) − s)², |s| < 0.8 w/2", GAP, "source²", needs=[*ENCODED_AGAIN, BOUNDED]).read(
+    "mse_source_interior", "As mse_source, without points that have a source near an end of its support"
+)
+Metric("none", "γ", unit="1 / observation", curve="all", needs=[POSTERIOR]).read(
     "gamma", "Square root of the decoder's precision; changes if model.precision is learned or mle"
 )
 

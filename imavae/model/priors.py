@@ -62,6 +62,11 @@ class Prior(ABC):
         low, high = self.support
         return y if math.isinf(high) else low + (high - low) * torch.sigmoid(y)
 
+    def unconstrained(self, z: torch.Tensor) -> torch.Tensor:
+        """y(z); at an end of the support, where it is infinite, a large number."""
+        low, high = self.support
+        return z if math.isinf(high) else torch.logit((z - low) / (high - low), torch.finfo(z.dtype).eps)
+
     def slope(self, y: torch.Tensor) -> torch.Tensor:
         """dz/dy."""
         low, high = self.support

@@ -21,7 +21,7 @@ from imavae.config.data import SyntheticData
 from imavae.config.settings import NETWORKS, RunConfig, support
 from imavae.data import dataset
 from imavae.data.mixings import Mixing, moved
-from imavae.model.networks import MLP, Layout, Network, Weights
+from imavae.model.networks import MLP, Invertible, Layout, Network, Passed, Weights
 from imavae.model.priors import Prior, Theta
 
 GAMMA = "log_gamma"
@@ -137,7 +137,7 @@ class VAE:
         if u is None:
             raise ValueError("a conditional prior needs segments")
         members, segments = len(u), self.prior_network.sizes[0]
-        one_hot = torch.eye(segments, dtype=weights[GAMMA].dtype, device=u.device).expand(members, -1, -1)
+        one_hot = torch.eye(segments, dtype=weights["prior.0.weight"].dtype, device=u.device).expand(members, -1, -1)
         table = self.prior_network(weights, one_hot)  # (member, parameter, segment): every segment, once
         offsets = torch.split(table.gather(2, u[:, None].expand(-1, table.shape[1], -1)), self.dim, dim=1)
         return tuple(start + offset for start, offset in zip(self._start, offsets, strict=True))
@@ -156,6 +156,23 @@ class VAE:
         """The ELBO with beta = 1, from one posterior sample made of standard normal ``noise``."""
         q = self.posterior(weights, x)
         return self.elbo_at(weights, x, q, q.sample(noise), self.theta(weights, u))
+
+    def objective(
+        self,
+        weights: Weights,
+        x: Float[Tensor, "member o n"],
+        noise: Float[Tensor, "member d batch"],
+        u: Int[Tensor, "member batch"] | None,
+        contrast: bool,
+    ) -> tuple[Elbo, Float[Tensor, " member"] | float]:
+        """The terms of the training loss: the ELBO's, and the decoder's mean contrast at posterior samples if asked."""
+        q = self.posterior(weights, x)
+        y = q.sample(noise)
+        elbo = self.elbo_at(weights, x, q, y, self.theta(weights, u))
+        if not contrast:
+            return elbo, 0.0
+        _, jacobian = self.decoder.jacobian(weights, self.prior.latent(y))
+        return elbo, local_contrast(jacobian).mean(1)
 
     def elbo_at(
         self,
@@ -178,6 +195,100 @@ class VAE:
         return Elbo(kl - log_px_z, kl, log_px_z)
 
 
+def local_contrast(jacobian: Float[Tensor, "member o d batch"]) -> Float[Tensor, "member batch"]:
+    """Contrast c_IMA = sum_k log(|J_k| / |r_k|), where r_k is the part of column k orthogonal to the columns before it.
+
+    For the loss, in its dtype: where r_k is only rounding, its gradient is zero. ``metrics.ima`` has the exact one.
+    """
+    tiny, smallest = torch.finfo(jacobian.dtype).tiny, torch.finfo(jacobian.dtype).eps ** 2
+    units: list[Tensor] = []  # orthonormal, by modified Gram-Schmidt
+    total = torch.zeros_like(jacobian[:, 0, 0])
+    for column in jacobian.unbind(2):
+        rest = column / column.square().sum(1, keepdim=True).clamp_min(tiny).sqrt()
+        for unit in units:
+            rest = rest - unit * (unit * rest).sum(1, keepdim=True)
+        square = rest.square().sum(1, keepdim=True).clamp_min(smallest)
+        total = total - 0.5 * square[:, 0].log()
+        units.append(rest / square.sqrt())
+    return total
+
+
+@dataclass(frozen=True)
+class Inverse(Network):
+    """A flow's decoder: from latents on the prior's support to observations."""
+
+    flow: Invertible
+    prior: Prior
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.flow.shapes
+
+    def __call__(self, weights: Weights, x: Float[Tensor, "member i n"]) -> Float[Tensor, "member o n"]:
+        return self.flow.inverse(weights, self.prior.unconstrained(x))
+
+    def jacobian(
+        self, weights: Weights, x: Float[Tensor, "member i n"]
+    ) -> tuple[Float[Tensor, "member o n"], Float[Tensor, "member o i n"]]:
+        y = self.prior.unconstrained(x)
+        outputs = self.flow.inverse(weights, y)
+        jacobian = self.flow.passed(weights, outputs, columns=True).inverse_jacobian
+        assert jacobian is not None  # noqa: S101  -- asked for
+        return outputs, jacobian / self.prior.slope(y)[:, None]
+
+
+@dataclass(frozen=True)
+class Flow(VAE):
+    """Maximum likelihood: log p(x) = Σ_k log p(y_k) + log |det J_h|, y = h(x), with a network h that has an inverse.
+
+    It takes the place of a VAE whose posterior has no width: ``neg_elbo`` is -log p(x), and a contrast in the loss is
+    that of h's inverse. A bounded prior's latents are z(y), whose coordinates are those of y, each bent: neither the
+    likelihood nor the contrast depends on that.
+    """
+
+    encoder: Invertible
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """Without a gamma."""
+        shapes = super().layout.shapes
+        return Layout({name: shape for name, shape in shapes.items() if name != GAMMA})
+
+    def posterior(self, weights: Weights, x: Float[Tensor, "member o n"]) -> Posterior:
+        """All of its mass is at h(x)."""
+        y = self.encoder(weights, x)
+        return Posterior(y, torch.full_like(y, -torch.inf), None)
+
+    def objective(
+        self,
+        weights: Weights,
+        x: Float[Tensor, "member o n"],
+        noise: Float[Tensor, "member d batch"],
+        u: Int[Tensor, "member batch"] | None,
+        contrast: bool,
+    ) -> tuple[Elbo, Float[Tensor, " member"] | float]:
+        """The likelihood's terms and the contrast, from one pass."""
+        passed = self.encoder.passed(weights, x, contrast)
+        elbo = self._likelihood(passed, self.theta(weights, u))
+        return elbo, 0.0 if passed.contrast is None else passed.contrast.mean(1)
+
+    def elbo_at(
+        self,
+        weights: Weights,
+        x: Float[Tensor, "member o n"],
+        q: Posterior,
+        y: Float[Tensor, "member d batch"],
+        theta: Theta,
+    ) -> Elbo:
+        """The log-likelihood of ``x``, whatever ``q`` and ``y``."""
+        return self._likelihood(self.encoder.passed(weights, x), theta)
+
+    def _likelihood(self, passed: Passed, theta: Theta) -> Elbo:
+        cross_entropy = -self.prior.log_prob(passed.y, theta).sum((1, 2)) / passed.y.shape[2]
+        log_det = passed.log_det.mean(1)
+        return Elbo(cross_entropy - log_det, cross_entropy, log_det)
+
+
 def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     """The architecture of ``config``; a true decoder's mixing is on ``device``."""
     model, dim, observed = config.model, config.data.dim, config.data.observed
@@ -187,14 +298,17 @@ def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     network = NETWORKS[model.name]()
     parameters, segments = getattr(model.prior, "parameters", "fixed"), config.data.n_segments
     conditional = (segments, inner[1], len(prior.start) * dim)
+    encoder = network.build("encoder", observed, encoding_size(dim, model.posterior), outer, model)
     if model.decoder == "mixing" and isinstance(config.data, SyntheticData):
         f = dataset.turned(dataset.world(config.data).mixing, model.automorphism, config.data.source)
         decoder: Network = TrueDecoder(moved(f, device))
+    elif network.invertible:
+        decoder = Inverse(encoder, prior)
     else:
         decoder = network.build("decoder", dim, observed, inner, model)
-    return VAE(
+    return (Flow if network.invertible else VAE)(
         dim=dim,
-        encoder=network.build("encoder", observed, encoding_size(dim, model.posterior), outer, model),
+        encoder=encoder,
         decoder=decoder,
         prior=prior,
         prior_network=MLP("prior", conditional, "tanh") if parameters == "conditional" else None,

@@ -177,12 +177,11 @@ def _graded(value: float, good: str, fair: str, poor: str) -> str:
 
 
 def _point_in_words(values: Mapping[str, Value], members: pd.DataFrame) -> str:
-    """A point as text; gamma squared comes from its members if gamma was not searched."""
-    names, squares = short_names(values), members["gamma_sq"].astype(float)
+    """A point as text; gamma squared comes from its members if gamma was not searched. A flow has none."""
+    names, squares = short_names(values), members["gamma_sq"].astype(float).dropna()
+    words = [f"{names[key]} = {compact(value)}" for key, value in values.items() if key != "model.gamma"]
     gamma = f"{'' if squares.nunique() == 1 else 'median '}γ² = {compact(float(squares.median()))}"
-    return ", ".join(
-        [gamma, *(f"{names[key]} = {compact(value)}" for key, value in values.items() if key != "model.gamma")]
-    )
+    return ", ".join([gamma if len(squares) else "flow", *words])
 
 
 def _spread(name: str, members: pd.DataFrame, column: str) -> str:

@@ -129,6 +129,8 @@ class OverGamma:
 def gamma_quantities(results: Results) -> dict[str, OverGamma]:
     """The quantities that a study shows over gamma, by the names of their files."""
     members, trials = results.members, results.trials
+    if results.config.model.is_flow:
+        return {}
     parameters = parse(results.config) if isinstance(results.config, StudyConfig) else []
     file, quantity = ("mcc_vs_gamma", MCC) if summary.has_sources(members) else ("agreement_vs_gamma", SEEDS)
     both = {file: quantity, "cima_vs_gamma": CONTRAST}

@@ -49,10 +49,12 @@ def run_figures(
     Without sources, latents have no figure, and ``val/agreement`` takes the place of ``val/mcc`` in ``history`` (rows
     of ``history.csv``), if there are several seeds. ``linear_ica`` has the MCC of linear ICA in each world.
     """
-    figures = {"learning_curves": learning_curves(history, linear_ica), "posterior_variance": _variances(shapes, names)}
+    figures = {"learning_curves": learning_curves(history, linear_ica)}
+    if shapes.variance is not None:
+        figures["posterior_variance"] = _variances(shapes, names)
     if shapes.sources.shape[1]:
         figures["latents"] = _latents(shapes, names, factors)
-    if history["val/gamma"].nunique() > 1:
+    if "val/gamma" in history and history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
     return drawing.write(figures, folder, pdf)
 
@@ -226,6 +228,7 @@ def _variances(shapes: PosteriorShapes, names: list[str]) -> Figure:
     size = max(4.2, 2.1 * columns + 0.6), max(4.2, 2.1 * rows + 1.0)
     figure = drawing.new_figure("Posterior variance against self-consistency", *size)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    assert shapes.formula is not None and shapes.variance is not None  # noqa: S101, PT018  -- else there is no figure
     formula, variance = shapes.formula.double().numpy(), shapes.variance.double().numpy()
     sound = np.isfinite(formula) & np.isfinite(variance) & (formula > 0) & (variance > 0)
     both = np.concatenate([formula[sound], variance[sound]])

@@ -118,7 +118,8 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
         cells["quartiles"] = MISSING if np.isnan(spread.median) else f"{spread.low:.3f}–{spread.high:.3f}"
         if linear:
             cells["linear ICA"] = fixed(quartiles(summary.linear_mcc(group)).median)
-        cells |= {"gamma": _shared(group, "gamma"), "gamma²": _shared(group, "gamma_sq")}
+        if group["gamma"].notna().any():
+            cells |= {"gamma": _shared(group, "gamma"), "gamma²": _shared(group, "gamma_sq")}
         if len(keys) <= COLUMN_PER_PARAMETER:
             cells |= {names[key].replace("_", " "): compact(point[key]) for key in keys}
         else:
@@ -217,8 +218,9 @@ def member_table(members: pd.DataFrame) -> Table:
         *each, middle, low, high = (fixed(value, contrast=name == "c_IMA") for value in values)
         columns[name] = [*each, f"{middle}\n{low}\n{high}"]
     caption += "\nA diverged member counts as the worst in the last row."
+    gamma = f"Gamma {_shared(members, 'gamma')}, gamma² {_shared(members, 'gamma_sq')}: "
     return Table(
-        f"Gamma {_shared(members, 'gamma')}, gamma² {_shared(members, 'gamma_sq')}: {len(members)} members",
+        f"{gamma * bool(members['gamma'].notna().any())}{len(members)} members",
         f"{caption}\n{summary.linear_sentence(members)}".rstrip(),
         list(columns),
         list(zip(*columns.values(), strict=True)),
@@ -257,7 +259,7 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
 
     One member has its values; several of one gamma have the median and quartiles; several gammas the median at each.
     """
-    gammas = sorted(set(values["gamma"]))
+    gammas = sorted(set(values["gamma"].dropna()))  # none of a flow
     columns = ["value"] if len(values) == 1 else ["median", "quartile 1", "quartile 3"]
     if len(gammas) > 1:
         columns = [f"gamma {compact(gamma)}" for gamma in gammas]
@@ -269,7 +271,7 @@ def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
             numbers = [summary.median(values[values["gamma"] == gamma], metric) for gamma in gammas]
         rows.append((metric, *(compact(number, 4) for number in numbers)))
     over = f"medians over {len(values)} members, " if len(values) > 1 else ""
-    caption = f"{over}gamma {', '.join(map(compact, gammas))}"
+    caption = over + f"gamma {', '.join(map(compact, gammas))}" * bool(gammas)
     for split in ("train", "val", "test"):
         columns_of = (summary.column_values(values, f"{split}/mcc_{name}") for name in ("linear_ica", "pca"))
         ica, pca = (np.unique(column[~np.isnan(column)]) for column in columns_of)

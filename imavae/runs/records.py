@@ -95,12 +95,15 @@ def member_rows(session: Session, point: int, trial: int) -> list[dict[str, Valu
     rows = session.members_of(point)
     evaluated = session.finals.get(point) or session.final(point)
     whole = {f"val/{metric.name}" for metric in METRICS if metric.curve == "all"}
-    fixed, log_gammas = session.points[0].model.precision == "fixed", ensemble.model.layout.views(state.frozen)[GAMMA]
+    fixed, log_gammas = (
+        session.points[0].model.precision == "fixed",
+        ensemble.model.layout.views(state.frozen).get(GAMMA),
+    )
     validations = {validation.epoch: validation for validation in state.history}
     criteria = sorted(session.criteria, reverse=True)
     table = []
     for i, row in enumerate(rows):
-        gamma = ensemble.members[row].gamma if fixed else float(log_gammas[row].exp())
+        gamma = ensemble.members[row].gamma if fixed or log_gammas is None else float(log_gammas[row].exp())
         status = "stopped" if state.status[row] == "running" else state.status[row]
         entry: dict[str, Value] = {"trial": trial, **session.axes(row), "gamma": gamma, "gamma_sq": gamma**2}
         entry |= {"status": status, "epochs": int(state.epochs[row])}

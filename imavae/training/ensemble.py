@@ -6,6 +6,7 @@ row of a tensor along the member axis. Weights and Adam's moments are flat (memb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +37,7 @@ class Member(NamedTuple):
     point: int
     seed: int
     world: int  # data seed
-    gamma: float  # fixed, or the initial value
+    gamma: float  # fixed, or the initial value; NaN for a flow
     learning_rate: float
     beta: float
     ima_weight: float
@@ -85,7 +86,13 @@ def ensemble(points: list[RunConfig], device: torch.device | str) -> Ensemble:
     worlds = first.members.data.seed or (first.data.seed,)
     members = tuple(
         Member(
-            i, seed, world, point.model.gamma, point.training.learning_rate, point.model.beta, point.model.ima_weight
+            i,
+            seed,
+            world,
+            math.nan if point.model.is_flow else point.model.gamma,
+            point.training.learning_rate,
+            point.model.beta,
+            point.model.ima_weight,
         )
         for i, point in enumerate(points)
         for world in worlds
@@ -138,8 +145,9 @@ def initial_state(ensemble: Ensemble, start: Mapping[str, Tensor] | None = None)
     weights = torch.stack([layout.initial(stream(member.seed, "init")) for member in ensemble.members])
     for name, weight in (start or {}).items():
         layout.views(weights)[name][:] = weight
-    gamma = torch.tensor([member.gamma for member in ensemble.members], dtype=torch.float64)
-    layout.views(weights)[vae.GAMMA][:] = gamma.log()
+    if vae.GAMMA in layout.shapes:
+        gamma = torch.tensor([member.gamma for member in ensemble.members], dtype=torch.float64)
+        layout.views(weights)[vae.GAMMA][:] = gamma.log()
     weights = weights.to(device, ensemble.dtype)
     best = {
         name: Best(

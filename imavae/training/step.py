@@ -1,13 +1,13 @@
 """One epoch of training: the gradient of the loss, and Adam.
 
 The loss is the sum of the members' beta KL - E_q[log p(x|z)] + lambda c_IMA(g, z), with the local contrast of the
-decoder at the posterior sample (lambda is model.ima_weight); no weight is shared, so its gradient holds every member's
-own. There are two statements of a step. The one here is autograd's, for every model, dtype and device. The other one,
-step.cpp, is compiled, and carries out a member's whole step in the processor's cache; see ``compiled.py`` for what it
-supports, without lambda. It computes, for means over a batch of B: d/dx_hat = gamma^2 (x_hat - x) / B, through the
-decoder to z; d/dy = dz/dy d/dz - beta (log p)'(y) / B; d/dmu = d/dy; d/dlog sigma^2 = (sigma noise d/dy - beta / B) /
-2; and through the encoder. A layer a = phi(W h + b) has delta = phi'(a) * (W_next^T delta_next), dW = delta h^T, db =
-sum delta.
+decoder at the posterior sample (lambda is model.ima_weight); a flow's is -log p(x) + lambda c_IMA(h^-1). No weight is
+shared, so the loss's gradient holds every member's own. There are two statements of a step. The one here is autograd's,
+for every model, dtype and device. The other one, step.cpp, is compiled, and carries out a member's whole step in the
+processor's cache; see ``compiled.py`` for what it supports, without lambda. It computes, for means over a batch of B:
+d/dx_hat = gamma^2 (x_hat - x) / B, through the decoder to z; d/dy = dz/dy d/dz - beta (log p)'(y) / B; d/dmu = d/dy;
+d/dlog sigma^2 = (sigma noise d/dy - beta / B) / 2; and through the encoder. A layer a = phi(W h + b) has delta =
+phi'(a) * (W_next^T delta_next), dW = delta h^T, db = sum delta.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class Adam:
 
 
 class ByAutograd:
-    """The gradient of the sum over members of beta KL - E_q[log p(x|z)] + ima c_IMA(g, z), for every model."""
+    """The gradient of the sum over members of beta KL - E_q[log p(x|z)] + ima c_IMA(g, z), or of a flow's loss."""
 
     def __init__(
         self,
@@ -145,35 +145,14 @@ class ByAutograd:
         views = model.layout.views(weights.detach())
         self._leaves = {name: view.requires_grad_(not (fixed and name == GAMMA)) for name, view in views.items()}
         self._trained = [view for view in self._leaves.values() if view.requires_grad]
-        self._into = gradient[:, : gradient.shape[1] - fixed]  # gamma is the last of a member's weights
+        held = fixed and GAMMA in views
+        self._into = gradient[:, : gradient.shape[1] - held]  # gamma is the last of a member's weights, if there is one
 
     def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch."""
-        model, weights = self._model, self._leaves
-        q = model.posterior(weights, x)
-        y = q.sample(noise)
-        elbo = model.elbo_at(weights, x, q, y, model.theta(weights, u))
+        elbo, contrast = self._model.objective(self._leaves, x, noise, u, self._ima is not None)
         loss = self._beta * elbo.kl - elbo.log_px_z
         if self._ima is not None:
-            _, jacobian = model.decoder.jacobian(weights, model.prior.latent(y))
-            loss = loss + self._ima * local_contrast(jacobian).mean(1)
+            loss = loss + self._ima * contrast
         gradients = torch.autograd.grad(loss.sum(), self._trained)
         torch.cat([g.reshape(len(g), -1) for g in gradients], 1, out=self._into)
-
-
-def local_contrast(jacobian: Float[Tensor, "member o d batch"]) -> Float[Tensor, "member batch"]:
-    """Contrast c_IMA = sum_k log(|J_k| / |r_k|), where r_k is the part of column k orthogonal to the columns before it.
-
-    For the loss, in its dtype: where r_k is only rounding, its gradient is zero. ``metrics.ima`` has the exact one.
-    """
-    tiny, smallest = torch.finfo(jacobian.dtype).tiny, torch.finfo(jacobian.dtype).eps ** 2
-    units: list[Tensor] = []  # orthonormal, by modified Gram-Schmidt
-    total = torch.zeros_like(jacobian[:, 0, 0])
-    for column in jacobian.unbind(2):
-        rest = column / column.square().sum(1, keepdim=True).clamp_min(tiny).sqrt()
-        for unit in units:
-            rest = rest - unit * (unit * rest).sum(1, keepdim=True)
-        square = rest.square().sum(1, keepdim=True).clamp_min(smallest)
-        total = total - 0.5 * square[:, 0].log()
-        units.append(rest / square.sqrt())
-    return total

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from jaxtyping import Float
 from pydantic.dataclasses import dataclass as checked_dataclass
@@ -61,6 +62,30 @@ class Network(ABC):
             outputs, tangent = torch.func.jvp(lambda z: self(weights, z), (x,), (direction,))  # type: ignore[misc]
             columns.append(tangent)
         return outputs, torch.stack(columns, 2)
+
+
+class Passed(NamedTuple):
+    """What an invertible network h gives at each observation x."""
+
+    y: Float[torch.Tensor, "member d n"]
+    log_det: Float[torch.Tensor, "member n"]  # log |det of h's Jacobian|
+    contrast: Float[torch.Tensor, "member n"] | None  # c_IMA of the inverse
+    inverse_jacobian: Float[torch.Tensor, "member d d n"] | None  # J[m, i, k, n] = d x_i / d y_k
+
+
+class Invertible(Network):
+    """A bijection y = h(x) of the observations and the unconstrained latents: encoder, and by its inverse decoder."""
+
+    @abstractmethod
+    def passed(self, weights: Weights, x: Float[torch.Tensor, "member d n"], columns: bool = False) -> Passed:
+        """Apply h, with its log-determinant and, with ``columns``, the contrast and Jacobian of its inverse."""
+
+    @abstractmethod
+    def inverse(self, weights: Weights, y: Float[torch.Tensor, "member d n"]) -> Float[torch.Tensor, "member d n"]:
+        """The observations of these latents."""
+
+    def __call__(self, weights: Weights, x: Float[torch.Tensor, "member i n"]) -> Float[torch.Tensor, "member o n"]:
+        return self.passed(weights, x).y
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.registry import torch
-from imavae.config.settings import NETWORKS, Model, NetworkSettings
+from imavae.config.settings import NETWORKS, Model, NetworkSettings, RunConfig
 from imavae.errors import require
 from imavae.model.networks import ACTIVATIONS, MLP, Network, Weights
 
@@ -35,8 +35,8 @@ class ConvNetwork(NetworkSettings):
 
     name: str = "conv"
 
-    def check(self, observed: int) -> None:
-        image_side(observed)
+    def check(self, config: RunConfig) -> None:
+        image_side(config.data.observed)
 
     def build(
         self, prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model
