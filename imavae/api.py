@@ -22,12 +22,12 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from imavae.config.data import Data, SyntheticData
+from imavae.config.data import Data, FileData, SyntheticData
 from imavae.config.mapping import build, plain
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.data import dataset, tables
 from imavae.data.storage import write_text
-from imavae.errors import require, require_choice, resumable
+from imavae.errors import UserError, require, require_choice, resumable
 from imavae.metrics.forward import shortened
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
@@ -81,7 +81,7 @@ def train(
         The results, from ``OUTPUT_DIR/runs/NAME``.
 
     Raises:
-        UserError: a setting that does not exist or breaks a rule, or data that can't be used.
+        UserError: a setting that does not exist or breaks a rule, data that can't be used, or all members diverged.
         KeyboardInterrupt: it was interrupted; ``resume=True`` continues from its last validation.
     """
     config, data = _given(x, config, settings, sources=sources, segments=segments, groups=groups)
@@ -119,7 +119,8 @@ def tune(
         The results, from ``OUTPUT_DIR/studies/NAME``.
 
     Raises:
-        UserError: a setting that does not exist or breaks a rule, data that can't be used, or no trial has a result.
+        UserError: a setting that does not exist or breaks a rule, data that can't be used, no trial has a result, or
+            all members diverged.
         KeyboardInterrupt: it was interrupted; ``resume=True`` continues it.
     """
     config, data = _given(x, config, settings, sources=sources, segments=segments, groups=groups)
@@ -169,7 +170,7 @@ def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = 
                 ledger.finish([*figures, _write_report(ledger, command, start)])
     finally:
         torch.set_num_threads(threads)  # a run sets those of its process
-    return load_results(ledger.folder)
+    return _converged(load_results(ledger.folder))
 
 
 def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] = ()) -> Results:
@@ -203,13 +204,40 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
             raise ledger.interrupted
         observer.notice("storing the models, drawing the figures, writing the report")
         _conclude(ledger, command, start)
-    return load_results(ledger.folder)
+    return _converged(load_results(ledger.folder))
+
+
+class DivergedError(UserError):
+    """All members of a run or study diverged. ``results`` has what is known of them."""
+
+    def __init__(self, message: str, results: Results) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+def _converged(results: Results) -> Results:
+    """Return the results. Raises DivergedError with the likely cause if all members diverged."""
+    members, data = results.members, results.config.data
+    if not len(members) or (members["status"] != "diverged").any():
+        return results
+    remedy = "lower training.learning_rate or model.gamma"
+    if isinstance(data, FileData):
+        remedy += "" if data.standardise else ", or set data.standardise=true"
+        remedy += "".join(f"; {line}" for line in tables.understood(data)[1:])
+    got = f"all {len(members)} of {results.folder} diverged"
+    raise DivergedError(f"`a member keeps finite numbers` must hold, but {got}; {remedy}", results)
 
 
 def _announcer(config: RunConfig, observer: Observer) -> Callable[[], None]:
     """Return a function that tells the observer, the first time, which step trains. UserError: it can't be had."""
     step, reason = training_step(config)
-    return functools.cache(lambda: observer.notice(f"training step: {step} ({reason})"))
+    lines = tables.understood(config.data) if isinstance(config.data, FileData) else []
+
+    def say() -> None:
+        for line in [*lines, f"training step: {step} ({reason})"]:
+            observer.notice(line)
+
+    return functools.cache(say)
 
 
 def resuming(command: Sequence[str], name: str) -> list[str]:
@@ -362,10 +390,12 @@ def world(of: Model | RunConfig, split: str = "test") -> World:
     x = rows.block(torch.tensor([0]), slice(None))[0].T
     if data.scalings:
         x = (x * data.scalings[0].std + data.scalings[0].mean).to(x.dtype)
-    n, o = x.shape
+    s, (n, o) = rows.sources[0], x.shape
+    if data.sources_scaling is not None:
+        s = s * data.sources_scaling.std + data.sources_scaling.mean
     return World(
         np.array(x),
-        np.array(rows.sources[0]),
+        np.array(s),
         np.zeros(n, dtype=np.int64) if rows.segments is None else np.array(rows.segments[0]),
         np.array(rows.truth.jacobian[0].permute(2, 0, 1)) if rows.truth else np.zeros((0, o, config.data.dim)),
         np.array(rows.truth.log_px[0]) if rows.truth else np.zeros(0),

@@ -91,13 +91,15 @@ def test_sources_segments_and_groups_stay_with_their_rows(tmp_path: Path) -> Non
     config = run_config({"data": {**data, "standardise": False}})
     assert config.data.n_segments == 2
     made = dataset.make(config.data, (1, 2), torch.float64)
+    scaling = made.sources_scaling
+    assert scaling is not None
     inverse = np.linalg.inv([[1, 1], [1, -1]])
     for world in range(2):
         seen: list[set[int]] = []
         for split in (made.train, made.val, made.test):
             assert split.segments is not None
             found = split.observations[world].numpy() @ inverse.T
-            np.testing.assert_allclose(found, split.sources[world], atol=1e-12)
+            np.testing.assert_allclose(found, split.sources[world] * scaling.std + scaling.mean, atol=1e-12)
             np.testing.assert_array_equal(split.segments[world] == 1, found[:, 0] > 0)
             rows = [int(np.abs(s - row).sum(1).argmin()) for row in found]
             seen.append({int(groups[row]) for row in rows})

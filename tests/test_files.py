@@ -138,7 +138,11 @@ RAW: dict[str, tuple[str, bytes, list[str]]] = {
     "late text": ("x.csv", b"n,a\n" + b"x,1\n" * 2_000_000 + b"x,oops\n", ["column 'a'", "Row #2000002", "'oops'"]),
     "no array": ("x.npy", b"hello", ["can be read", "no array of numbers"]),
     "no parquet": ("x.parquet", b"hello", ["can be read", "correct the file"]),
-    "another ending": ("x.npz", b"hello", ["the ending of data.path", "one of .npy, .csv, .parquet", "mean .npy?"]),
+    "another ending": (
+        "x.npz",
+        b"hello",
+        ["the ending of data.path", "one of .npy, .csv, .tsv, .parquet", "mean .npy?"],
+    ),
 }
 
 

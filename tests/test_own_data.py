@@ -79,10 +79,12 @@ def test_sources_and_segments_stay_with_their_rows(tmp_path: Path) -> None:
     frame.assign(u=np.where(s[:, 0] > 0, "up", "down")).to_csv(tmp_path / "x.csv", index=False)
     config = own(tmp_path / "x.csv", dim=2, sources_path=str(tmp_path / "s.npy"), segment_column="u", standardise=False)
     made = dataset.make(config.data, (1,), torch.float64)
+    scaling = made.sources_scaling
+    assert scaling is not None
     for split in (made.train, made.val, made.test):
         assert split.segments is not None
         assert split.truth is None
-        first, second = split.sources[0].T
+        first, second = (split.sources[0] * scaling.std + scaling.mean).T
         torch.testing.assert_close(split.observations[0], torch.stack([first + second, first - second, first**3], 1))
         assert torch.equal(split.segments[0] == 1, first > 0)
 

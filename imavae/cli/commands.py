@@ -30,6 +30,9 @@ def train(config: RunConfig, command: Sequence[str] = ()) -> None:
     console = new_console()
     try:
         results = api.train_point(config, Display(console), command)
+    except api.DivergedError as error:
+        _print_addresses(console, error.results)
+        raise
     except Interrupted as error:
         _print_resuming(console, error, command)
         raise
@@ -64,6 +67,9 @@ def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
         results = api.tune_study(config, display, command)
     except NoResultError as error:
         _print_addresses(console, error.ledger.results)
+        raise
+    except api.DivergedError as error:
+        _print_addresses(console, error.results)
         raise
     except Interrupted as error:
         if error.folder is not None:

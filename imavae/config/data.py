@@ -286,17 +286,28 @@ class FileData(Data):
     dim: Annotated[int, Field(ge=1, description="latents, at most as many as columns; null: as many")] = FROM_FILE
     n_obs: Annotated[int, Field(description="number of the file's first rows to use; null: all")] = FROM_FILE
     n_segments: Annotated[int, Field(ge=1, description="labels in data.segment_column; null: counts them")] = FROM_FILE
-    path: Annotated[str, Field(description="your observations: .npy, .csv or .parquet")] = ""
-    columns: Annotated[tuple[str, ...], Field(description="names (0, 1, ... of an .npy); null: all")] = FROM_FILE
+    path: Annotated[str, Field(description="your observations: .npy, .csv, .tsv or .parquet")] = ""
+    columns: Annotated[
+        tuple[str, ...], Field(description="names (0, 1, ... of an .npy); null: all, but those that number the rows")
+    ] = FROM_FILE
     sources_path: Annotated[str | None, Field(description="file of their sources, data.dim columns, if known")] = None
     segment_column: Annotated[str | None, Field(description="labels of any type: the observations' segments")] = None
+    segment_bins: Annotated[
+        int | None, Field(ge=2, description="bins of equally many rows that numbers or dates in segment_column make")
+    ] = None
     group_column: Annotated[
         str | None, Field(description="labels of any type: rows that share one are never in different splits")
     ] = None
     standardise: Annotated[bool, Field(description="scale columns by mean and std of the training split")] = True
+    fingerprint: Annotated[
+        str | None, Field(description="digest of the rows, which must not change from then on; null: computes it")
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        binned = self.segment_bins is None or self.segment_column is not None
+        remedy = "name the labels, or leave it at null"
+        require(binned, "data.segment_bins is null without data.segment_column", self.segment_bins, remedy)
         rule = "data.n_segments > 1 exactly where data.segment_column names the labels"
         got, remedy = f"n_segments={self.n_segments}", "leave data.n_segments at null, which counts them"
         require((self.segment_column is not None) == (self.n_segments > 1), rule, got, remedy)

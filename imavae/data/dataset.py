@@ -99,6 +99,7 @@ class Dataset:
     val: Split
     test: Split
     scalings: tuple[Scaling, ...] = ()  # of each world of a file whose columns are standardised
+    sources_scaling: Scaling | None = None  # of a file, whose sources are standardised
 
 
 class World(NamedTuple):
@@ -120,6 +121,7 @@ class _Rows(NamedTuple):
     world: World | None = None  # of synthetic data
     images: UInt8[ndarray, "n feature"] | None = None  # in the order of the splits
     scaling: Scaling | None = None
+    sources_scaling: Scaling | None = None
 
 
 def make(
@@ -169,7 +171,7 @@ def _make(
         at = slice(sizes[0]), slice(sizes[0], last), slice(last, None)
         splits = [replace(split, images=whole.rows(part)) for split, part in zip(splits, at, strict=True)]
     train, val, test = splits
-    return Dataset(tuple(mixings), train, val, test, tuple(scalings))
+    return Dataset(tuple(mixings), train, val, test, tuple(scalings), file and file.sources_scaling)
 
 
 def _order(data: Data, seed: int) -> tuple[Int[Tensor, " m"], ...]:
@@ -207,11 +209,20 @@ def _read(data: FileData) -> _Rows:
     s, u = torch.empty(data.n_obs, 0), None
     if data.sources_path is not None:
         s = torch.from_numpy(tables.read(data.sources_path, None, data.n_obs, "data.sources_path"))
+    found = tables.fingerprint(x.numpy(), s.numpy() if data.has_sources else None)
+    rule, got = "the rows of data.path, and their sources, are those of data.fingerprint", f"others in {data.path}"
+    remedy = "the file or the order of its rows has changed: put the old one back, or train with data.fingerprint=null"
+    require(data.fingerprint in (None, found), rule, f"{got} ({found}, not {data.fingerprint})", remedy)
     if data.segment_column is not None:
-        u = torch.from_numpy(tables.labels(data.path, data.segment_column, data.n_obs))
-        found, rule = int(u.max()) + 1, "data.n_segments is the number of labels"
-        require(found == data.n_segments, rule, f"{data.n_segments} for {found}", "leave it at null, which counts them")
-    return _Rows(s, x, u)
+        u = torch.from_numpy(tables.labels(data.path, data.segment_column, data.n_obs, bins=data.segment_bins))
+        labels, rule = int(u.max()) + 1, "data.n_segments is the number of labels"
+        remedy = "leave it at null, which counts them"
+        require(labels == data.n_segments, rule, f"{data.n_segments} for {labels}", remedy)
+    if not data.has_sources:
+        return _Rows(s, x, u)
+    # Sources may be numbers of days or of base pairs: what float32 would round away is subtracted before.
+    scaling = Scaling(s.mean(0), s.std(0, correction=0))
+    return _Rows((s - scaling.mean) / scaling.std, x, u, sources_scaling=scaling)
 
 
 def _standardised(rows: _Rows, data: FileData, train: Int[Tensor, " m"]) -> _Rows:

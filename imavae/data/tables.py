@@ -1,37 +1,59 @@
-"""A user's file of numbers (.npy, .csv or .parquet), read in blocks: no file has to fit into memory.
+"""A user's file of numbers (.npy, .csv, .tsv or .parquet), read in blocks: no file has to fit into memory.
 
 Columns have names: those in the first line of a .csv, or in a .parquet; the columns of an .npy, an array (row, column),
 are called 0, 1, 2, ... Blocks are (column, row) in float64. Messages name the file, the column and the row (the first
 is 1). This module imports neither torch nor pandas: files are checked before the slow imports.
+
+What a .csv leaves open is decided by its first lines (:func:`_dialect`): separator, decimal point or comma, encoding.
+Columns that number the rows are left out unless they are asked for. :func:`understood` says what was decided.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from csv import reader
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import compute, csv, parquet
 
-from imavae.config.data import READERS, Reader
+from imavae.config.data import READERS, FileData, Reader
 from imavae.data.storage import written_whole
 from imavae.errors import UserError, require, require_choice
 
 Floats = NDArray[np.float64]
-Stamp = tuple[int, int]
+Stamp = tuple[int, ...]
 
-ENDINGS = (".npy", ".csv", ".parquet")
+ENDINGS = (".npy", ".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
+SEPARATORS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'", " ": "space"}
+SAMPLE_LINES = 50  # of a .csv, that decide how it is read
+INDEX_NAME = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # of a column of row numbers that pandas has written
+ROWS_PER_LABEL = 10  # on average, at least: a label of fewer rows has no distribution
+SAMPLED_ROWS = 1000  # of each block, to estimate quartiles
+FAR, TOO_FAR = 100, 1e6  # standard deviations (by quartiles) from the median: told, and refused
+DECIMAL_COMMA, DECIMAL_POINT = (re.compile(rf"\s*[-+]?\d*{mark}\d+([eE][-+]?\d+)?\s*") for mark in (",", r"\."))
+SHOWN_COLUMNS = 12  # names in a line
+IQR_OF_NORMAL = 1.349  # interquartile range over standard deviation
 BLOCK_ROWS = 65_536  # rows of a block, at most
 BLOCK_NUMBERS = 4 << 20  # numbers of a block, at most: a row may be an image
 CSV_BYTES = 4 << 20  # text of a block
+
+
+class Dialect(NamedTuple):
+    """How a .csv is written."""
+
+    separator: str
+    decimal: str
+    encoding: str
 
 
 @dataclass(frozen=True)
@@ -42,31 +64,42 @@ class Table:
     key: str  # setting that names the file
     numeric: dict[str, bool]  # by column; judged by the first block of a .csv
     rows: int | None  # None for a .csv
+    dialect: Dialect | None = None  # of a .csv
+    truths: frozenset[str] = frozenset()  # columns of true and false
+
+
+def _kind(path: Path) -> str:
+    """The kind of a file by its ending: ``.npy``, ``.parquet``, or ``.csv`` for all others."""
+    return path.suffix if path.suffix in (".npy", ".parquet") else ".csv"
 
 
 def open_table(path: str | Path, key: str = "data.path") -> Table:
     """Read the names and types of a file's columns. Raises UserError for a file or names that can't be used."""
     path = Path(path)
-    require_choice(path.suffix, ENDINGS, f"the ending of {key}")
+    suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    require_choice(suffix, ENDINGS, f"the ending of {key}")
     require(path.is_file(), f"{key} is a file", path, "correct the path")
     with _readable(path, key):
-        schema, rows = pa.schema([]), None
+        schema, rows, dialect = pa.schema([]), None, None
         if path.stat().st_size == 0:
             rows = 0
         elif path.suffix == ".npy":
             array = np.load(path, mmap_mode="r")
             shape: tuple[int, ...] = getattr(array, "shape", ())
-            rule = f"{key} is an array with two axes, (row, column)"
-            require(len(shape) == 2, rule, f"{shape} in {path}", "reshape it")
+            rule, flat = f"{key} is an array with two axes, (row, column)", len(shape) == 1
+            remedy = "np.save its [:, None], or stack it with other columns" if flat else "reshape it"
+            require(len(shape) == 2, rule, f"{shape} in {path}", remedy)
             kind = pa.float64() if array.dtype.kind in "biuf" else pa.null()
             schema, rows = pa.schema([(str(k), kind) for k in range(shape[1])]), shape[0]
-        elif path.suffix == ".csv":
-            reader = _csv_reader(path, None)
-            schema = reader.schema
-            rows = sum(batch.num_rows for batch in reader) if set(schema.types) == {pa.null()} else None
+        elif _kind(path) == ".csv":
+            dialect = _dialect(path)
+            batches = _csv_reader(path, dialect, None)
+            schema = batches.schema
+            rows = sum(batch.num_rows for batch in batches) if set(schema.types) == {pa.null()} else None
             rule, remedy = f"the first line of {key} names its columns", "put a line of names above it"
             with suppress(ValueError):  # from a name that is no number
-                require(not [float(name) for name in schema.names], rule, f"{schema.names} in {path}", remedy)
+                values = [float(name.replace(dialect.decimal, ".")) for name in schema.names]
+                require(not values, rule, f"{schema.names} in {path}", remedy)
         else:
             file = parquet.ParquetFile(path)
             schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -75,7 +108,9 @@ def open_table(path: str | Path, key: str = "data.path") -> Table:
     twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
     require(not twice, f"the columns of {key} have different names", f"{twice} twice in {path}", "rename one")
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return Table(path, key, {field.name: any(holds(field.type) for holds in numeric) for field in schema}, rows)
+    truths = frozenset(field.name for field in schema if pa.types.is_boolean(field.type))
+    named = {field.name: any(holds(field.type) for holds in numeric) for field in schema}
+    return Table(path, key, named, rows, dialect, truths)
 
 
 def pick(table: Table, columns: Sequence[str] | None) -> tuple[str, ...]:
@@ -125,27 +160,63 @@ def read(path: str, columns: Sequence[str] | None, rows: int, key: str = "data.p
     return values
 
 
-def labels(path: str, column: str, rows: int | None = None, key: str = "data.segment_column") -> NDArray[np.int64]:
+def labels(
+    path: str, column: str, rows: int | None = None, key: str = "data.segment_column", bins: int | None = None
+) -> NDArray[np.int64]:
     """The first rows of a column of labels of any type, as positions in the sorted list of all labels.
 
-    Raises UserError if there is no such column, or a label is missing.
+    With ``bins``, labels are numbers or dates, and the position is that of one of so many intervals of equally many
+    rows. Raises UserError if there is no such column, or a label is missing.
     """
     table = open_table(path)
     require_choice(column, table.numeric, f"{key} (of {path})")
     with _readable(table.path, table.key):
         if table.path.suffix == ".npy":
             read: Any = pa.chunked_array([np.load(path, mmap_mode="r")[:, int(column)]])
-        elif table.path.suffix == ".csv":
-            read = _csv_reader(table.path, {column: pa.string()}).read_all().column(0)
+        elif table.dialect is not None:
+            read = _csv_reader(table.path, table.dialect, {column: pa.string()}).read_all().column(0)
         else:
             read = parquet.read_table(path, columns=[column]).column(0)
     values = read.combine_chunks().slice(0, rows)
-    blank = compute.equal(values.cast(pa.string()), "").fill_null(True).to_numpy(zero_copy_only=False)
+    as_text = compute.utf8_lower(values.cast(pa.string()))
+    blank = compute.is_in(as_text, pa.array(["", "nan"])).to_numpy(zero_copy_only=False)
+    blank |= as_text.is_null().to_numpy(zero_copy_only=False)
     got = f"no label in row {int(np.argmax(blank)) + 1} of column {column!r} of {path}"
     require(not blank.any(), f"{key} labels every row", got, "drop or fill such rows")
+    if bins is not None:
+        numbers = _ordered(values, table, column)
+        ends = np.unique(np.quantile(numbers, np.arange(1, bins) / bins))
+        return np.unique(np.searchsorted(ends, numbers), return_inverse=True)[1].astype(np.int64)
     encoded = values.dictionary_encode()
     position = np.argsort(np.argsort(np.array(encoded.dictionary.to_pylist())))
     return np.asarray(position[encoded.indices.to_numpy()], dtype=np.int64)
+
+
+def _ordered(values: Any, table: Table, column: str) -> Floats:
+    """Labels that are numbers or dates, as numbers. Raises UserError for others."""
+    if pa.types.is_string(values.type) and table.dialect is not None:
+        values = compute.replace_substring(values, table.dialect.decimal, ".")
+    for kinds in ([pa.float64()], [pa.timestamp("us"), pa.int64(), pa.float64()]):
+        with suppress(pa.ArrowException):
+            cast = values
+            for kind in kinds:
+                cast = cast.cast(kind)
+            return np.asarray(cast.to_numpy(zero_copy_only=False), dtype=np.float64)
+    got, remedy = f"others in column {column!r} of {table.path}", "leave data.segment_bins out: each label is a segment"
+    require(False, "labels to be binned are numbers or dates", got, remedy)
+    raise AssertionError
+
+
+def _segments(filled: Mapping[str, Any], rows: int) -> int:
+    """The number of segments. Raises UserError for labels that make none, or a segment of nearly every row."""
+    column, bins = filled["segment_column"], filled.get("segment_bins")
+    found = int(labels(filled["path"], column, rows, bins=bins).max()) + 1
+    where = f"column {column!r} of {filled['path']}"
+    remedy = "leave data.segment_column out"
+    require(found > 1, "data.segment_column has two labels or more", f"one in {where}", remedy)
+    rule, got = f"a label has {ROWS_PER_LABEL} rows or more on average", f"{found} labels of {rows} rows in {where}"
+    require(found * ROWS_PER_LABEL <= rows, rule, got, "a continuous label can be binned: set data.segment_bins=5")
+    return found
 
 
 def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,9 +229,10 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(filled.get(key), str):
             filled[key] = str(Path(filled[key]).resolve())
     columns, label, limit = filled.get("columns"), filled.get("segment_column"), filled.get("n_obs")
+    bins = filled.get("segment_bins")
     labelled = {key: filled[key] for key in ("segment_column", "group_column") if isinstance(filled.get(key), str)}
     typed = all(name is None or isinstance(name, str) for name in (label, filled.get("group_column")))
-    if not typed or not isinstance(columns, (list, tuple, NoneType)):
+    if not typed or not isinstance(columns, (list, tuple, NoneType)) or not isinstance(bins, (int, NoneType)):
         return filled  # of the wrong type: the settings' own check says so
     table = open_table(filled["path"])
     for key, column in labelled.items():
@@ -168,25 +240,55 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         rule, remedy = f"data.{key} is none of data.columns", "labels are no observations: leave it out"
         require(column not in (columns or ()), rule, f"{column} of {table.path}", remedy)
     free = [name for name in table.numeric if name not in labelled.values()]
-    names = pick(table, free if columns is None else columns)
     limit = limit if isinstance(limit, int) else None
-    rows = _survey(table.path, table.key, names, limit, stamp(table.path))
+    if columns is None:
+        free = [name for name in free if not INDEX_NAME.fullmatch(name)] or free
+        if len(free) > 1 and table.numeric[free[0]] and _counts(table.path, table.key, free[0], stamp(table.path)):
+            del free[0]
+    names = pick(table, free if columns is None else columns)
+    found = _survey(table.path, table.key, names, limit, stamp(table.path))
+    rows, digest = found.rows, hashlib.sha256(found.digest)
     got = f"{limit} of {rows} in {table.path}"
     require(limit in (None, rows), "data.n_obs <= the rows of data.path", got, "set data.n_obs=null for all")
     filled |= {"columns": list(names), "n_obs": rows}
     if filled.get("dim") is None:
         filled["dim"] = len(names)
     if filled.get("n_segments") is None:
-        filled["n_segments"] = 1 if label is None else int(labels(filled["path"], label, rows).max()) + 1
+        filled["n_segments"] = 1 if label is None else _segments(filled, rows)
     if isinstance(filled.get("sources_path"), str):
         sources = open_table(filled["sources_path"], "data.sources_path")
         names, got = pick(sources, None), f"{len(sources.numeric)} in {sources.path}"
         remedy = "give one column for each latent, or set data.dim"
         require(len(names) == filled["dim"], "data.sources_path has data.dim columns", got, remedy)
-        found = _survey(sources.path, sources.key, names, limit and rows, stamp(sources.path))
-        rule, got = "data.sources_path has as many rows as data.path", f"{found} in {sources.path} and {rows}"
-        require(found == rows, rule, got, "row n holds the sources of observation n: give as many rows")
+        of_sources = _survey(sources.path, sources.key, names, limit and rows, stamp(sources.path))
+        rule, got = "data.sources_path has as many rows as data.path", f"{of_sources.rows} in {sources.path} and {rows}"
+        require(of_sources.rows == rows, rule, got, "row n holds the sources of observation n: give as many rows")
+        digest.update(of_sources.digest)
+    if filled.get("fingerprint") is None:
+        filled["fingerprint"] = digest.hexdigest()[:16]
     return filled
+
+
+def fingerprint(x: Floats, sources: Floats | None = None) -> str:
+    """Digest of rows of observations and their sources, (n, d), in their order."""
+    parts = [hashlib.sha256(np.ascontiguousarray(part).data).digest() for part in (x, sources) if part is not None]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def understood(data: FileData) -> list[str]:
+    """What was read from a file and decided about it, in one line; then a line for each column with far values."""
+    table = open_table(data.path)
+    used, shown = {*data.columns, data.segment_column, data.group_column}, list(data.columns)
+    if len(shown) > SHOWN_COLUMNS:
+        shown = [*shown[:3], "…", shown[-1]]
+    parts = [f"{data.n_obs:,} rows, {len(data.columns)} columns ({', '.join(shown)})"]
+    if table.dialect is not None:
+        separator, decimal, encoding = table.dialect
+        parts.append(f"separator {SEPARATORS[separator]}, decimal '{decimal}'" + f", {encoding}" * (encoding != "utf8"))
+    out = [repr(name) for name in table.numeric if name not in used]
+    parts += [f"left out: {', '.join(out)}"] if 0 < len(out) <= SHOWN_COLUMNS else [f"{len(out)} left out"] * bool(out)
+    survey = _survey(table.path, table.key, data.columns, data.n_obs, stamp(table.path))
+    return [f"{table.path.name}: {'; '.join(parts)}", *survey.far]
 
 
 READERS.register(Reader("file", resolved))
@@ -263,24 +365,65 @@ def numbers(x: Any, name: str = "x") -> NDArray[Any]:
 
 
 def stamp(path: str | Path) -> Stamp:
-    """Time of modification and size of a file, which differ once it has changed; zeros if it is missing."""
+    """Numbers that differ once a file has changed: of its place, size, and last changes; zeros if it is missing."""
     file = Path(path)
-    return (file.stat().st_mtime_ns, file.stat().st_size) if file.is_file() else (0, 0)
+    if not file.is_file():
+        return (0, 0, 0, 0)
+    found = file.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns  # the last one can't be set back
+
+
+class Survey(NamedTuple):
+    """What reading all rows of some columns has found."""
+
+    rows: int
+    digest: bytes  # of the rows, in their order
+    far: tuple[str, ...]  # a line for each column with a value far from the others
 
 
 @functools.lru_cache(maxsize=8)  # a study checks every point
-def _survey(path: Path, key: str, columns: tuple[str, ...], most: int | None, stamp: Stamp) -> int:  # noqa: ARG001
-    """The number of rows, after reading all of them. Raises UserError as :func:`blocks`, or for a constant column."""
-    low, high, rows = np.full(len(columns), np.inf), np.full(len(columns), -np.inf), 0
+def _survey(path: Path, key: str, columns: tuple[str, ...], most: int | None, stamp: Stamp) -> Survey:  # noqa: ARG001
+    """Read all rows. Raises UserError as :func:`blocks`, for a constant column, or a value too far from the others."""
+    ends = np.array([[np.inf], [-np.inf]]).repeat(len(columns), 1)  # lowest and highest value of each column
+    at, rows, digest, sampled = np.zeros(ends.shape, dtype=np.int64), 0, hashlib.sha256(), []
     for block in blocks(open_table(path, key), columns, most):
-        low, high = np.minimum(low, block.min(1)), np.maximum(high, block.max(1))
+        for side, find, better in ((0, np.argmin, np.less), (1, np.argmax, np.greater)):
+            place = find(block, 1)
+            value = np.take_along_axis(block, place[:, None], 1)[:, 0]
+            new = better(value, ends[side])
+            ends[side], at[side] = np.where(new, value, ends[side]), np.where(new, rows + place, at[side])
         rows += block.shape[1]
+        digest.update(np.ascontiguousarray(block.T).data)
+        sampled.append(block[:, :: max(1, block.shape[1] // SAMPLED_ROWS)])
     remedy = "a single observation has no distribution: take a longer file"
     require(rows > 1, f"{key} has more than one row", f"{'one' if rows else 'none'} in {path}", remedy)
-    constant = [name for name, same in zip(columns, low == high, strict=True) if same]
+    constant = [name for name, same in zip(columns, ends[0] == ends[1], strict=True) if same]
     got, remedy = f"column {', '.join(constant)} of {path}", "leave it out of the columns"
     require(not constant, f"the columns of {key} vary", got, remedy)
-    return rows
+    low, middle, high = np.quantile(np.concatenate(sampled, 1), [0.25, 0.5, 0.75], axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # half of a column may have one value: then nothing is far
+        distance = np.nan_to_num(np.abs(ends - middle) / (high - low) * IQR_OF_NORMAL, posinf=0)
+    side, far = distance.argmax(0), []
+    for column in np.flatnonzero(distance.max(0) > FAR):
+        value, row = ends[side[column], column], at[side[column], column] + 1
+        where = f"{value:.6g} in column {columns[column]!r}, row {row}, of {path}"
+        remedy = "correct or drop it, or leave the column out"
+        near = bool(distance[side[column], column] < TOO_FAR)
+        require(near, f"values lie within {TOO_FAR:,.0f} standard deviations of the median", where, remedy)
+        far.append(f"{where} lies {distance[side[column], column]:.0f} standard deviations from the median")
+    return Survey(rows, digest.digest(), tuple(far))
+
+
+@functools.lru_cache(maxsize=8)
+def _counts(path: Path, key: str, column: str, stamp: Stamp) -> bool:  # noqa: ARG001
+    """True if a column numbers the rows: each whole number is one more than that before it."""
+    last = None
+    for block in blocks(open_table(path, key), [column]):
+        values = block[0] if last is None else np.append(last, block[0])
+        if values[0] != round(values[0]) or (np.diff(values) != 1).any():
+            return False
+        last = values[-1]
+    return last is not None
 
 
 def _raw_blocks(table: Table, columns: Sequence[str]) -> Iterator[Floats]:
@@ -290,8 +433,9 @@ def _raw_blocks(table: Table, columns: Sequence[str]) -> Iterator[Floats]:
         for start in range(0, len(array), size):
             yield np.ascontiguousarray(array[start : start + size, at].T, dtype=np.float64)
         return
-    if table.path.suffix == ".csv":
-        batches = _csv_reader(table.path, dict.fromkeys(columns, pa.float64()))
+    if table.dialect is not None:
+        types = {name: pa.bool_() if name in table.truths else pa.float64() for name in columns}
+        batches = _csv_reader(table.path, table.dialect, types)
     else:
         batches = parquet.ParquetFile(table.path).iter_batches(size, columns=list(columns), use_threads=False)
     for batch in batches:
@@ -314,11 +458,39 @@ def floats(batch: Any, columns: Sequence[str]) -> Floats:
     return block
 
 
-def _csv_reader(path: Path, types: dict[str, Any] | None) -> Any:
+def _dialect(path: Path) -> Dialect:
+    """How a .csv is written, by its first lines: the separator that gives the most columns, the same in each line."""
+    with pa.input_stream(path, compression="gzip" if path.suffix == ".gz" else None) as file:
+        raw = file.read(CSV_BYTES // 16)
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf8"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        if error.start < len(raw) - 4:  # else the sample ends within a character
+            encoding = "latin-1"
+        text = raw.decode(encoding, errors="replace")
+    lines = text.removeprefix("\ufeff").splitlines()[: SAMPLE_LINES + 1]
+    lines = [line for line in lines if line.strip()][: SAMPLE_LINES if len(lines) > SAMPLE_LINES else None]
+    best, most = ",", [[line] for line in lines]
+    for separator in SEPARATORS:
+        fields = list(reader(lines, delimiter=separator))
+        if len({len(row) for row in fields}) == 1 and len(fields[0]) > len(most[0]):
+            best, most = separator, fields
+    values = [field for row in most[1:] for field in row]
+    comma = best != "," and any(map(DECIMAL_COMMA.fullmatch, values)) and not any(map(DECIMAL_POINT.fullmatch, values))
+    return Dialect(best, "," if comma else ".", encoding)
+
+
+def _csv_reader(path: Path, dialect: Dialect, types: dict[str, Any] | None) -> Any:
     """Some columns with given types; None: all columns, with the types that the first block suggests."""
-    chosen = csv.ConvertOptions(column_types=types, include_columns=list(types)) if types else csv.ConvertOptions()
+    chosen = {"column_types": types, "include_columns": list(types)} if types else {}
     # One thread: only then an error names its line.
-    return csv.open_csv(path, csv.ReadOptions(use_threads=False, block_size=CSV_BYTES), convert_options=chosen)
+    return csv.open_csv(
+        path,
+        csv.ReadOptions(use_threads=False, block_size=CSV_BYTES, encoding=dialect.encoding),
+        csv.ParseOptions(delimiter=dialect.separator),
+        csv.ConvertOptions(decimal_point=dialect.decimal, **chosen),
+    )
 
 
 @contextmanager

@@ -45,6 +45,7 @@ PACKS = Seal(b"imavae ensemble", 1, "ensemble's record", "make it again", "make 
 # in ``plugins``, the contents are compared instead.
 FREE: tuple[str, ...] = ("name", "output_dir", "resume", "dry_run", "question", "plugins", "tracking", "cluster")
 FREE += ("pdf", "budget", "training.threads", "training.device")
+FREE += ("data.fingerprint",)  # the state has digests of the files
 WRITTEN_NAMES = re.compile(  # in the folders that only imavae writes in
     r"(trial-#\.(json|csv)|ensemble-#\.(json|pt|previous\.pt|lock|pt\.damaged)|#\.json(\.damaged)?|winner-\d\.pt)".replace(
         "#", r"(\d{3}|[1-9]\d{3,})"
