@@ -84,7 +84,7 @@ BAD_INPUT = [
     ("train", "-m model=mlp,transformer", ["`model=transformer`", "conv, mlp"]),
     ("train", "--config-name=trian", ["trian", "--help"]),
     ("train", "data=file", ["data.path"]),
-    ("train", "data=file data.path=x.txt", ["data.path", ".npy, .csv, .parquet", "'.txt'"]),
+    ("train", "data=file data.path=x.txt", ["data.path", ".npy, .csv, .tsv, .parquet", "'.txt'"]),
     ("train", "data=file data.path=x.npy", ["data.path", "x.npy"]),
     ("train", "data.path=x.npy", ["`data.path`", "another variant of `data`"]),
     ("tune", "", ["search is one of gamma_annealing, gamma_uniform", "none"]),

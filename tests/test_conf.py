@@ -88,6 +88,7 @@ def test_a_file_is_stated_in_full_and_what_is_null_is_read_from_it(tmp_path: Pat
     mapping = composed("train", "data=file", f"data.path={observations(tmp_path / 'x.csv')}")
     config = run_config(mapping)
     read = {"columns": ["a", "b", "c", "d"], "dim": 4, "n_obs": 1000, "n_segments": 1}
+    read["fingerprint"] = to_mapping(config)["data"]["fingerprint"]
     assert {key: mapping["data"][key] for key in read} == dict.fromkeys(read)
     assert to_mapping(config) == {**mapping, "data": {**mapping["data"], **read}}
     assert run_config(to_mapping(config)) == config
