@@ -35,6 +35,7 @@ ENTROPY = 1.5 * math.log(2 * math.pi * math.e)  # of three standard Gaussians (t
 ASIDE = 0.05  # distance of a kind's marks from its tick
 BESIDE = 10**0.08  # factor of γ² by which published marks are moved, so that no bars overlap
 SHOWN = (q.MCC, q.CONTRAST)  # of most figures
+FITTED = (*SHOWN, q.GAP)
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,29 @@ def spurious(studies: Sequence[Study]) -> Figure:
         for one, quantity in ((middle, q.MCC), (right, q.CONTRAST)):
             _medians(one, Look("of the trained encoder", ORANGE, "^", "none"), q.OVER_ANGLE, law, quantity.best)
         left.set_title(study.name.partition("_")[2])
+    _legend(figure, axes, columns=4)
+    return figure
+
+
+def axis_of(study: Study) -> Points:
+    """Return λ for a study of flows, and γ² for one of VAEs."""
+    return q.OVER_WEIGHT if study.config.model.is_flow else q.OVER_GAMMA
+
+
+def vae_and_flow(studies: Sequence[Study]) -> Figure:
+    """Draw MCC, c_IMA and distance from the true likelihood, over γ² or λ: a row per study."""
+    figure, axes = _panels(len(studies), 3, 1.45, FITTED * len(studies))
+    for row, study in enumerate(studies):
+        points, panels = axis_of(study), axes[3 * row : 3 * row + 3]
+        look = Look("flow", VERMILLION, "s", "-") if study.config.model.is_flow else Look("VAE", BLUE, "o", "-")
+        for one, quantity in zip(panels, FITTED, strict=True):
+            _points_axis(one, points, study.members)
+            _medians(one, look, points, study.members, quantity.best)
+        _medians(panels[0], LINEAR_ICA, points, study.members, q.LINEAR_ICA.column)
+        truth = summarise(study.members, q.TRUTH).median
+        if truth > FLOOR:
+            panels[1].axhline(truth, color=INK, linewidth=1, linestyle="--", label="contrast of the mixing itself")
+        panels[1].set_title(f"{look.label}, {study.name.partition('_')[2].replace('_', ' ')}")
     _legend(figure, axes, columns=4)
     return figure
 

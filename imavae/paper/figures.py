@@ -276,6 +276,12 @@ def _by_world(study: Study, column: str, value: Callable[[SyntheticData], float]
     return dataclasses.replace(study, members=study.members.assign(**{column: worlds.map(values)}))
 
 
+def rows_of_vae_and_flow(studies: Sequence[Study]) -> list[Row]:
+    """Return MCC, contrast and distance from the true likelihood of VAEs over γ² and of flows over λ, not judged."""
+    quantities = [quantity._replace(column=quantity.best, corrected=None) for quantity in draw.FITTED]
+    return [row for study in studies for row in rows_at_points([study], draw.axis_of(study), quantities)]
+
+
 LEARNED_GAMMA = Kind(rows_at_states, partial(draw.over_epochs, quantities=(q.GAMMA, *draw.SHOWN)))
 _figures = (
     PaperFigure(
@@ -340,6 +346,16 @@ _figures = (
         "a of the sources: a rotation by θ of a plane of their normal coordinates (Gresele et al. 2021). The "
         "likelihood is that of f at each θ. At γ² = 1e5 the ELBO of the best encoder must be within 0.15 nats of "
         "E[log p(x)] − E[c_IMA(f ∘ a)], whose terms are computed without a model.",
+    ),
+    PaperFigure(
+        "vae_and_flow",
+        "VAEs over γ², flows over the weight λ of their contrast, and linear ICA, on worlds with and without contrast",
+        ("paper/vae_near_pole", "paper/flow_near_pole", "paper/vae_linear_map", "paper/flow_linear_map"),
+        minutes=6,
+        kind=Kind(rows_of_vae_and_flow, draw.vae_and_flow),
+        differs="This figure is not in the paper. A flow maximises E[log p(x)] − λ E[c_IMA] of its own density: λ = 0 "
+        "is maximum likelihood, and λ = 1 the limit that the paper ascribes to the VAE. The distance from the true "
+        "likelihood is E[log p(x)] − ELBO of a VAE, and the KL divergence of a flow.",
     ),
     PaperFigure(
         "moebius_linear_map",
