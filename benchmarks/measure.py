@@ -49,6 +49,8 @@ LOOPS = ("idiomatic", "lean")
 STEPS: dict[str, dict[str, Any]] = {"compiled": {"step": "compiled"}, "autograd": {"step": "autograd"}}
 FAST = "compiled"  # the step that has bars
 MEMBERS = (1, 8, 120)
+FLOWS = {"flow": 0.0, "flow with its contrast": 1.0}  # weights of the contrast, in ensembles of so many flows:
+FLOW_MEMBERS, OVER_ONE = 20, 10  # and the bar of their rate over that of one
 WIDE = ((3, 60), (4, 120))  # linear maps and width of the networks whose GFLOP/s are measured, with 8 members
 TRIALS, EPOCHS, OBSERVATIONS = 4, 10, 20_000  # of the study, with 8 members
 
@@ -69,8 +71,8 @@ class Line(NamedTuple):
 class Training:
     """Epochs of an ensemble, on so many of its batches that a measurement is short."""
 
-    def __init__(self, members: int, step: str = FAST, maps: int = 2, width: int = 30) -> None:
-        model = {"n_layers": maps, "hidden_factor": width // 3, "gamma": 100.0}
+    def __init__(self, members: int, step: str = FAST, maps: int = 2, width: int = 30, **network: Any) -> None:
+        model = {"n_layers": maps, "hidden_factor": width // 3, "gamma": 100.0, **network}
         mapping = {"model": model, "training": STEPS[step], "members": {"seed": list(range(members))}}
         self.session = Session.start([run_config(mapping)], torch.device("cpu"))
         self.members, self.size = members, self.session.points[0].training.batch_size
@@ -155,7 +157,12 @@ def measure_training() -> list[Line]:
     """Rates of loops and steps, GFLOP/s of wide networks, and the price of a validation."""
     ensembles = {(step, members): Training(members, step) for step in STEPS for members in MEMBERS}
     wide = {shape: Training(8, FAST, *shape) for shape in WIDE}
-    measured: dict[Any, Callable[[], float]] = {"matrix": matrix_product, **ensembles, **wide}
+    flows = {
+        (name, members): Training(members, "autograd", width=15, name="flow", activation="silu", ima_weight=weight)
+        for name, weight in FLOWS.items()
+        for members in (1, FLOW_MEMBERS)
+    }
+    measured: dict[Any, Callable[[], float]] = {"matrix": matrix_product, **ensembles, **wide, **flows}
     measured |= {loop: plain_loop(ensembles[FAST, 1].session, loop) for loop in LOOPS}
     measured |= {("validation", members): ensembles[FAST, members].validate for members in MEMBERS[1:]}
     rounds = pd.DataFrame([{key: measure() for key, measure in measured.items()} for _ in range(ROUNDS)])
@@ -173,6 +180,12 @@ def measure_training() -> list[Line]:
         speed, name = value[maps, width] * training.gflop, f"{maps} maps of width {width}, 8 members"
         lines.append(Line(name, speed, "GFLOP/s"))
         lines.append(Line(f"{name}, over the product", speed / value["matrix"], "×", f"{OVER_MATRIX[maps, width]}"))
+    for name in FLOWS:
+        lines += [
+            Line(f"{name}, {members} members", value[name, members], "member-steps/s") for members in (1, FLOW_MEMBERS)
+        ]
+        ratio = value[name, FLOW_MEMBERS] / value[name, 1]
+        lines.append(Line(f"{name}, {FLOW_MEMBERS} members over one", ratio, "×", f"{OVER_ONE}"))
     for members in MEMBERS[1:]:
         training = ensembles[FAST, members]
         epochs = training.session.points[0].training.validate_every

@@ -236,3 +236,23 @@ def test_fewer_latents_than_columns_and_a_single_latent_are_refused() -> None:
         x = normal(300, columns).numpy()
         with pytest.raises(UserError, match=f"as many latents as observed numbers.*{dim} latents? of {columns}"):
             imavae.train(x, model=FLOW, data={"dim": dim})
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_a_study_searches_the_weight_tracks_it_and_stores_its_champion(tmp_path: Path) -> None:
+    weights = {"type": "choice", "values": [0.0, 1.0]}
+    results = imavae.tune(
+        run([1, 2], dtype="float32", max_epochs=1),
+        search={"model": {"ima_weight": weights}},
+        sampler={"name": "grid"},
+        cluster={"cpus": 1},
+        output_dir=str(tmp_path),
+        study="flows",
+    )
+    assert results.trials["model.ima_weight"].tolist() == [0.0, 1.0]
+    assert results.members["gamma"].isna().all()
+    assert not list((results.folder / "figures").glob("*gamma*"))
+    model = imavae.load_model("models:/flows@champion", str(tmp_path))
+    x = torch.as_tensor(imavae.world(model).observations)
+    torch.testing.assert_close(model.decode(model.encode(x)), x, rtol=1e-3, atol=1e-3)

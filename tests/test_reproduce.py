@@ -94,7 +94,7 @@ def wanted(search: str, *overrides: str) -> StudyConfig:
 def members_of(config: StudyConfig) -> pd.DataFrame:
     """Members of every point, with a plausible number for every metric of the glossary."""
     worlds = config.members.data.seed or (config.data.seed,)
-    gammas = [float(point["model.gamma"]) for point in grid(parse(config))]
+    gammas = [float(point.get("model.gamma", np.nan)) for point in grid(parse(config))]  # a flow has none
     index = itertools.product(range(len(gammas)), worlds, config.members.seed)
     members = pd.DataFrame(index, columns=["trial", "data.seed", "seed"])
     if len(worlds) == 1:

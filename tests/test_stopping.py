@@ -110,7 +110,9 @@ def test_a_target_ends_every_trial_at_its_next_report(tmp_path: Path, mode: str,
 
 def test_a_target_waits_until_the_schedules_are_over(tmp_path: Path) -> None:
     settings = config(budget={"target": 0.8})
-    training = replace(settings.training, gamma_schedule=replace(settings.training.gamma_schedule, shape="linear", until=3))
+    training = replace(
+        settings.training, gamma_schedule=replace(settings.training.gamma_schedule, shape="linear", until=3)
+    )
     stopping = Stopping(replace(settings, training=training), RunFolder(tmp_path))
     assert report(stopping, {0: 0.9}, 1) == "CONTINUE"
     assert report(stopping, {0: 0.9}, 3) == "STOP"

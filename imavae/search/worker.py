@@ -49,7 +49,13 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
     def metrics_of(session: Session) -> dict[str, Any]:
         alive = [len(session.alive(i)) for i in range(len(points))]
         seconds = session.seconds  # of earlier workers, too
-        return {"scores": session.scores(goals), "alive": alive, "epoch": session.state.epoch, "seconds": seconds, **work}
+        return {
+            "scores": session.scores(goals),
+            "alive": alive,
+            "epoch": session.state.epoch,
+            "seconds": seconds,
+            **work,
+        }
 
     def report(session: Session) -> None:
         metrics = metrics_of(session)
