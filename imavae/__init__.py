@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from imavae import metrics as metrics
+    from imavae.api import Results as Results
     from imavae.api import World as World
+    from imavae.api import load_results as load_results
     from imavae.api import reproduce as reproduce
     from imavae.api import train as train
     from imavae.api import tune as tune
@@ -24,17 +26,14 @@ if TYPE_CHECKING:
     from imavae.runs.models import Latents as Latents
     from imavae.runs.models import encode as encode
     from imavae.runs.models import load_model as load_model
-    from imavae.runs.results import Results as Results
-    from imavae.runs.results import load_results as load_results
 
 _NAMES = {
-    "api": ("World", "reproduce", "train", "tune", "world"),
+    "api": ("Results", "World", "load_results", "reproduce", "train", "tune", "world"),
     "errors": ("UserError",),
     "estimator": ("IMAVAE",),
     "model.export": ("Model",),
     "report.display": ("Observer",),
     "runs.models": ("Latents", "encode", "load_model"),
-    "runs.results": ("Results", "load_results"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted([*_MODULES, "metrics"])

@@ -1,6 +1,7 @@
 """The library: train an ensemble, run a study, reproduce a figure of the paper, and get the data of a model.
 
-These functions do the work of the commands and write the same folders. They print nothing unless ``progress`` is set.
+These functions do the work of the commands and write the same folders. They print nothing unless ``progress`` is set;
+in a notebook, they show their progress.
 Settings are those of docs/config.md. Hydra has no part in it: a group's option such as ``data=mlp`` is the variant's
 name here, ``data={"mixing": {"name": "mlp"}}``.
 """
@@ -10,20 +11,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from rich.console import Group
 
 from imavae.config.data import Data, FileData, SyntheticData
 from imavae.config.mapping import build, plain
+from imavae.config.registry import load_plugins
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.data import dataset, tables
 from imavae.data.storage import write_text
@@ -31,11 +36,11 @@ from imavae.errors import UserError, require, require_choice, resumable
 from imavae.metrics.forward import shortened
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
-from imavae.report.display import Display, Observer
+from imavae.report.display import Display, Observer, new_console
+from imavae.runs import results as stored
 from imavae.runs.ledger import WINNERS, Ledger, run_point
 from imavae.runs.models import model_session
 from imavae.runs.records import best_member
-from imavae.runs.results import Results, load_results
 from imavae.runs.session import Session, cache_of, training_step
 from imavae.tracking import member_name
 from imavae.training.loop import Progress
@@ -47,7 +52,35 @@ if TYPE_CHECKING:
 
 FIGURES = "imavae.report.study_figures"  # imported while the last trials train
 Array = NDArray[np.floating[Any]]
-Watcher = Observer | Literal[True] | None
+Watcher = Observer | bool | None
+
+
+class Results(stored.Results):
+    """Results that a notebook and Rich show as their answer and the table of the best trials, or of the members."""
+
+    def __rich__(self) -> Group:
+        from imavae.report.html import answer
+        from imavae.report.tables import result_tables
+
+        return Group(*answer(self), *itertools.islice(result_tables(self), 1))
+
+    def _repr_html_(self) -> str:
+        parts: list[Any] = self.__rich__().renderables
+        return "".join(f"<p>{escape(part)}</p>" if isinstance(part, str) else part._repr_html_() for part in parts)
+
+
+def load_results(folder: str | Path, plugins: Sequence[str] = ()) -> Results:
+    """Load the results of a run or study, as :func:`train` and :func:`tune` return them.
+
+    Args:
+        folder: ``outputs/runs/NAME`` or ``outputs/studies/NAME``.
+        plugins: files with the variants of your own that it uses.
+
+    Raises:
+        UserError: there is no run or study; a file is damaged or of another version; or a plugin is missing.
+    """
+    load_plugins(plugins)
+    return Results(**vars(stored.load_results(folder)))
 
 
 def train(
@@ -74,7 +107,7 @@ def train(
         sources: (n, data.dim) true sources of the observations, if they are known.
         segments: (n,) labels of any type, the auxiliary variable u; or the name of the column of ``x`` that has them.
         groups: (n,) labels, likewise: observations of one group are never in different splits.
-        progress: True shows a progress bar; an observer receives the progress.
+        progress: True shows a progress bar, as in a notebook by default; False none. An observer receives it.
         settings: fields of :class:`imavae.config.settings.RunConfig`, nested mappings, over those of ``config``.
 
     Returns:
@@ -111,7 +144,7 @@ def tune(
         segments: of ``x``.
         groups: of ``x``.
         config: settings to start from; a run's become the base that all points share.
-        progress: True shows a live display; an observer receives the progress.
+        progress: True shows a live display, as in a notebook by default; False none. An observer receives it.
         settings: fields of :class:`imavae.config.settings.StudyConfig`, nested mappings, over those of ``config``;
             ``search`` replaces its search. Without ``tracking={"name": "none"}``, MLflow tracks the study.
 
@@ -246,7 +279,7 @@ def resuming(command: Sequence[str], name: str) -> list[str]:
     return [*words, "resume=true", f"name={name}"] if words else []
 
 
-def _run_figures(results: Results, session: Session) -> list[Path]:
+def _run_figures(results: stored.Results, session: Session) -> list[Path]:
     from imavae.metrics.evaluate import image_panels, posterior_shapes
     from imavae.report.run_figures import image_figures, run_figures
     from imavae.report.summary import linear_mcc
@@ -273,7 +306,7 @@ def _run_figures(results: Results, session: Session) -> list[Path]:
     return figures
 
 
-def _champion_figures(results: Results) -> list[Path]:
+def _champion_figures(results: stored.Results) -> list[Path]:
     """Draw the champion of a study and the learning curves of its best trials, as far as there are any."""
     from imavae.metrics.evaluate import image_panels, posterior_shapes
     from imavae.report import drawing
@@ -300,7 +333,7 @@ def _champion_figures(results: Results) -> list[Path]:
     return files
 
 
-def _solution_plane(results: Results, data: Data) -> list[Path]:
+def _solution_plane(results: stored.Results, data: Data) -> list[Path]:
     """Draw the members trained in the world ``data.seed`` of the best trial's data, if its mixing is known."""
     from imavae.metrics.references import references
     from imavae.report import drawing
@@ -319,7 +352,7 @@ def _solution_plane(results: Results, data: Data) -> list[Path]:
     return drawing.write({"solution_plane": figure}, results.names.figures, results.config.pdf)
 
 
-def _write_latents(results: Results, session: Session, weights: torch.Tensor, row: int) -> Path:
+def _write_latents(results: stored.Results, session: Session, weights: torch.Tensor, row: int) -> Path:
     """Write the table of the latents of one member, the best."""
     from imavae.metrics.evaluate import latent_rows
 
@@ -331,8 +364,10 @@ def _write_latents(results: Results, session: Session, weights: torch.Tensor, ro
 
 def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     """Store the models of a finished study, draw its figures, write its report, and track all of it."""
+    from imavae.report.html import answer
     from imavae.report.study_figures import draw_study, trial_plots_of
     from imavae.report.summary import choices, chosen_numbers, searched, selection_metrics
+    from imavae.search.searcher import write_notes
 
     ledger.crown()
     results, names = ledger.results, ledger.names
@@ -344,6 +379,7 @@ def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
         write_text(names.selection, chosen.to_csv(index=False))
         files.append(names.selection)
     metrics = chosen_numbers(results.winners) | selection_metrics(chosen)
+    write_notes(results, answer(results))
     files.append(_write_report(ledger, command, start, metrics, plots))
     ledger.finish(files, results.summary)
 
@@ -417,4 +453,5 @@ def _given(
 
 
 def _observer(progress: Watcher) -> Observer:
-    return Display() if progress is True else progress or Observer()
+    shown = new_console().is_jupyter if progress is None else progress
+    return Display() if shown is True else shown or Observer()

@@ -163,6 +163,8 @@ def test_a_plugins_variants_are_options(tmp_path: Path) -> None:
     )
     settings = composed("train", f"plugins=[{plugin}]", "data/source=student", "data.source.scale=2")
     assert settings["data"]["source"] == {"name": "student", "scale": 2}
+    study = composed("tune", "search=gamma_uniform", f"plugins=[{plugin}]")
+    assert study["search"] == composed("tune", "search=gamma_uniform")["search"] != {}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import scipy.stats
 import torch
 
+import imavae
 from imavae.cli.compose import compose
 from imavae.cli.main import EVALUATE, TRAIN, launch
 from imavae.config.registry import load_plugins
@@ -228,3 +230,12 @@ def test_an_own_network_whose_name_is_taken_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has a unique name.*'mlp'"):
         load_plugins([str(tmp_path / "own.py")])
     assert math.prod(vae.build(RunConfig()).decoder.shapes["decoder.0.weight"]) == 90  # the package's is still there
+
+
+def test_the_printed_line_loads_an_own_network_in_any_folder(tmp_path: Path) -> None:
+    tiny = {"data": {"n_obs": 700}, "training": {"max_epochs": 1, "validate_every": 1}, "output_dir": str(tmp_path)}
+    run = imavae.train(tiny, plugins=[NETWORK], model={"name": "residual"}, members={"seed": [1, 2]})
+    load = f"{run.loading('load_model')}.config.model.name, len({run.loading('load_results')}.members)"
+    command = [sys.executable, "-c", f"import imavae; print({load})"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "residual 2\n"

@@ -279,7 +279,8 @@ def test_a_page_has_every_trial_and_what_is_known_of_the_study(tmp_path: Path) -
     for trial in range(4):
         assert f"trial {trial}, seed 20" in written
     assert "make ui" in reader.codes
-    assert 'imavae.load_model("models:/study@champion")' in "".join(reader.codes)
+    assert f'imavae.load_model("{found.folder}")' in "".join(reader.codes)
+    assert "models:/study@champion" in reader.text + "".join(reader.codes)
     assert "python" not in "".join(code for code in reader.codes if "scripts" in code)  # no command was passed
     alone = run_config({"tracking": {"name": "none"}, "output_dir": str(tmp_path)})
     reader = Reader(page(results_of(alone, records_of([sources(0.97)]))))

@@ -59,6 +59,24 @@ def trained(searcher: Searcher, count: int = 1000) -> list[list[tuple[int, Point
     return packs
 
 
+def test_optuna_has_each_points_curve_up_to_its_end_and_what_is_told_about_it(tmp_path: Path) -> None:
+    searcher, found = started(config(tmp_path, SPACE, 3, sampler={"pack": 3}))
+    searcher.suggest("a")
+    file = RunFolder(tmp_path / "studies" / "tiny").stop_file(0)
+    about = [{"val/mcc/q25": 0.1 * n} for n in range(3)]
+    for epoch, alive in ((10, [2, 2, 2]), (20, [2, 2, 0]), (30, [0, 0, 0])):
+        if epoch == 20:
+            write_stops(file, {1: 20})
+        result = {"epoch": epoch, "scores": [[n + epoch / 100] for n in range(3)], "alive": alive, "about": about}
+        searcher.on_trial_result("a", result)
+    searcher.on_trial_complete("a", {**result, "scores": [[0.3], [1.2], [2.2]]})
+    curves = [list(trial.intermediate_values) for trial in found.trials]
+    assert curves == [[10, 20, 30], [10, 20], [10, 20]]
+    assert [trial.value for trial in found.trials] == [0.3, 1.2, 2.2]
+    for trial, told in zip(found.trials, about, strict=True):
+        assert trial.user_attrs == {**told, "folder": str(tmp_path / "studies" / "tiny")}
+
+
 @pytest.mark.parametrize("name", ["tpe", "qmc", "random"])
 def test_a_pack_shares_its_architecture_and_spends_the_budget_to_the_point(tmp_path: Path, name: str) -> None:
     searcher, found = started(config(tmp_path, SPACE, 11, sampler={"name": name, "startup": 3, "pack": 4}))

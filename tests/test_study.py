@@ -20,6 +20,7 @@ from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import load_model
 from imavae.runs.session import Session
 from imavae.search import trials
+from imavae.search.searcher import write_notes
 from imavae.search.study import run_study
 from imavae.search.trials import Snapshot
 from imavae.training.loop import Progress
@@ -158,6 +159,13 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: S
     assert [trial.value for trial in told] == trials["score"].tolist()
     assert [t.state.name == "PRUNED" for t in told] == (trials["status"] == "stopped").tolist()
     assert [trial.params["model.gamma"] for trial in told] == trials["model.gamma"].tolist()
+    for trial, epochs in zip(told, trials["epochs"], strict=True):
+        rows = ledger.results.members.query(f"trial == {trial.number}")["max val/mcc"]
+        assert list(trial.intermediate_values) == list(range(1, epochs + 1))
+        assert trial.user_attrs["val/mcc/q25"] == pytest.approx(rows.quantile(0.25))
+        assert trial.user_attrs["val/mcc/q75"] == pytest.approx(rows.quantile(0.75))
+        assert {"val/cima", "val/neg_elbo"} < set(trial.user_attrs)
+        assert trial.user_attrs["folder"] == str(ledger.folder)
     runs = {run.data.tags["imavae.trial"]: run for run in runs_of(Path(settings.output_dir), "trial")}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert [runs[str(n)].data.metrics["val/mcc"] for n in range(10)] == pytest.approx(trials["score"].tolist())
@@ -166,6 +174,16 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: S
     assert study.data.metrics["val/mcc"] == trials["score"].max()
     assert float(study.data.params["model.gamma"]) == trials["model.gamma"].tolist()[int(trials["score"].argmax())]
     assert not runs_of(Path(settings.output_dir), "member")
+
+
+def test_optunas_page_has_the_answer_and_how_to_load_each_trial(packed: Study) -> None:
+    dashboard = pytest.importorskip("optuna_dashboard", reason="an optional extra")
+    settings, ledger, _ = packed
+    write_notes(ledger.results, ["It recovers them."])
+    found = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{settings.output_dir}/optuna.db")
+    assert dashboard.get_note(found).startswith("It recovers them.")
+    note = dashboard.get_note(optuna.trial.Trial(found, found.trials[3]._trial_id))
+    assert ledger.results.loading("load_results") + ".model(trial=3)" in note
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pyte
 import pytest
 from rich.console import Console, RenderableType
+from rich.live import Live
 
 from imavae.config.settings import Objective
 from imavae.report.display import Display, new_console
@@ -180,7 +181,7 @@ def test_the_panel_is_redrawn_in_its_place(columns: int, monkeypatch: pytest.Mon
         for n in range(30):
             point = {f"model.a_long_name_{k}": n / 3 for k in range(n % 7)}  # the panel grows and shrinks
             display.snapshot(snapshot(1.0 * n, n, n / 30, best_point=point))
-            assert display._live is not None
+            assert isinstance(display._live, Live)
             display._live.refresh()
         display.notice("a notice")
     lines = screen_of(text_of(output), columns)

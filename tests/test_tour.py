@@ -34,10 +34,12 @@ def test_its_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: 
     assert float(equal[1]) == pytest.approx(float(equal[2]), abs=1e-6)
 
     run, study = names["run"], names["study"]
+    reached = run.members["test/mcc at max val/mcc"]
+    assert reached.min() > 0.9 > 0.7 > run.members["test/mcc_linear_ica at max val/mcc"].max()
     x = names["world"].observations
     assert np.array_equal(names["imavae"].encode(names["same"], x).z, names["latents"].z)
     assert names["other"].about["seed"] == 2
-    assert study.trials["model.gamma"].tolist() == [10.0, 100.0]
+    assert study.trials["model.gamma"].tolist() == [10.0, 30.0]
     assert study.trials["status"].tolist() == ["finished"] * 2
     assert len(study.members) == 6
     assert study.folder == tmp_path / "outputs/studies/tour"

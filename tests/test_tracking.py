@@ -1,6 +1,5 @@
 """The tracker on a real SQLite database: nothing is lost or duplicated, and stored models load again."""
 
-import json
 import math
 import os
 import socket
@@ -577,19 +576,25 @@ def test_the_address_is_the_settings_then_the_environments_then_the_output_folde
 
 
 def test_mlflows_page_shows_scores_and_what_is_searched(output_dir: Path) -> None:
-    started(output_dir)
+    tracker = started(output_dir)
     (study,) = runs(output_dir, "study")
     for part in ("model.gamma, training.beta.", "mean", "6 members", "smallest val/neg_elbo", "(#/models/paper-grid)"):
         assert part in study.data.tags[tracking.NOTE]
     assert study.data.tags[tracking.NOTE].startswith("A pilot.")
     assert (study.data.tags["project"], study.data.tags["round"]) == ("pilot", "2")
     experiment = client(output_dir).get_experiment(experiment_id(output_dir))
-    view = json.loads(experiment.tags[tracking.VIEW])
-    columns = view["selectedColumns"]
-    assert [c for c in columns if c.startswith("params")] == ["params.`model.gamma`", "params.`training.beta`"]
-    assert (view["orderByKey"], view["orderByAsc"]) == (columns[0], True) == ("metrics.`val/neg_elbo`", True)
-    path = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey=trials"
-    assert tracking.first_page(server.tracking_uri(SETTINGS, output_dir)) == path
+    path = f"/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    order = "&orderByKey=metrics.%60val%2Fneg_elbo%60&orderByAsc=true"
+    assert tracking.first_page(server.tracking_uri(SETTINGS, output_dir)) == path + order
+    finish(tracker, a_trial(0))
+    finish(tracker, a_trial(1))
+    tracker.finish("finished", {}, [])
+    experiment = client(output_dir).get_experiment(experiment_id(output_dir))
+    [answer] = [
+        line for line in experiment.tags[tracking.NOTE].splitlines() if "trial 1 · γ=11, val/neg_elbo 0.4" in line
+    ]
+    assert f"/runs/{study.info.run_id}" in answer  # the page shows the first line
+    assert experiment.tags[tracking.NOTE].startswith(answer)
 
 
 def test_no_tracking_leaves_nothing(tmp_path: Path) -> None:

@@ -204,7 +204,9 @@ def _print_addresses(console: Console, results: Results) -> None:
     lines += [f"figures   {names.figures}"] if names.figures.exists() else []
     lines += [f"report    {names.report}"] if names.report.exists() else []
     if results.champion_address:
-        lines.append(f'champion  import imavae; model = imavae.load_model("{results.champion_address}")')
+        registered = results.champion_address.startswith("models:/")
+        note = f"  # in MLflow: {results.champion_address}" if registered else ""
+        lines.append(f"champion  import imavae; model = {results.loading('load_model')}{note}")
     if results.config.tracking.name == "mlflow":
         lines.append("browse    make ui")
     _print_lines(console, lines)

@@ -84,14 +84,14 @@ def compose_jobs(command: Command[C], overrides: list[str], multirun: bool = Fal
     """Compose as :func:`compose` does; with ``multirun`` once per combination of the overrides' values."""
     with _hydra(command.kind, command.name) as loader:
         try:
-            if issubclass(command.kind, StudyConfig):
-                _store_searches(overrides)
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
             for override in parsed:
                 paths = override.value() if override.key_or_group == "plugins" else None
                 if isinstance(paths, list):
                     load_plugins(path for path in paths if isinstance(path, str))
                     _store(command.kind, command.name)  # again, with the plugins' variants
+            if issubclass(command.kind, StudyConfig):
+                _store_searches(overrides)
             batches = BasicSweeper.split_arguments(parsed, None) if multirun else [[overrides]]
             return [_compose(command.name, one) for batch in batches for one in batch]
         except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+import time
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 MISSING = "–"  # stands for a missing number
 PLAIN_WIDTH = 80  # columns of a plain line, whatever the width of the terminal
 PLAIN_INTERVAL = 1.0  # seconds between updates in a pipe, at least
+CELL_INTERVAL = 0.25  # seconds between updates in a notebook, at least
 
 
 def compact(value: object, digits: int = 3) -> str:
@@ -93,12 +95,39 @@ class Observer:
         """Receive a notice: the phase of a study that begins, or damage that was found on resuming."""
 
 
+class _Cell:
+    """The output of a cell of a notebook, replaced in place as by ``Live``; without widgets, so that it is saved."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._shown_at = -math.inf
+
+    def start(self) -> None:
+        """Do nothing: the first update shows it."""
+
+    def update(self, shown: RenderableType) -> None:
+        self._shown = Table.grid()
+        self._shown.add_row(shown)
+        if time.monotonic() - self._shown_at >= CELL_INTERVAL:
+            self.stop()
+
+    def stop(self) -> None:
+        """Show the last update."""
+        from IPython import display
+
+        self._shown_at = time.monotonic()
+        if self._handle is None:
+            self._handle = cast("Any", display).display(self._shown, display_id=True)
+        else:
+            self._handle.update(self._shown)
+
+
 class Display(Observer):
     """Shows progress on a console, by default that of standard output.
 
-    On a terminal, a bar or a study's panel is redrawn in place and its last state stays. In a pipe, a bar is printed
-    once, at its end; of a study, lines are printed when a trial has finished or the best score has changed, at most
-    once a second by the snapshots' own clock.
+    On a terminal and in a notebook, a bar or a study's panel is redrawn in place and its last state stays. In a pipe, a
+    bar is printed once, at its end; of a study, lines are printed when a trial has finished or the best score has
+    changed, at most once a second by the snapshots' own clock.
 
     Nothing is shown before the first update, so that a mistake found earlier is all that is printed.
     """
@@ -108,7 +137,9 @@ class Display(Observer):
 
     def __enter__(self) -> Display:
         in_place = self._console.is_terminal and not self._console.is_dumb_terminal
-        self._live = Live(console=self._console, refresh_per_second=4) if in_place else None
+        self._live: Live | _Cell | None = Live(console=self._console, refresh_per_second=4) if in_place else None
+        if self._console.is_jupyter:
+            self._live = _Cell()
         self._bar: Progress | None = None
         self._latest: Snapshot | None = None
         self._printed_at = -math.inf
@@ -138,8 +169,11 @@ class Display(Observer):
             columns = TextColumn("{task.fields[label]}"), BarColumn(), TextColumn("{task.description}")
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
             self._bar.add_task(text, total=total, label=label)
-            self._bar.start()
+            if not self._console.is_jupyter:
+                self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=text, label=label)
+        if isinstance(self._live, _Cell):
+            self._live.update(self._bar.get_renderable())
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Show the study in place of its last snapshot."""
@@ -157,7 +191,7 @@ class Display(Observer):
 
     def _end_bar(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            (self._live if isinstance(self._live, _Cell) else self._bar).stop()
             self._bar = None
 
     def _print_news(self, snapshot: Snapshot) -> None:

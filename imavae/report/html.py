@@ -177,11 +177,13 @@ def _graded(value: float, good: str, fair: str, poor: str) -> str:
 
 
 def _point_in_words(values: Mapping[str, Value], members: pd.DataFrame) -> str:
-    """A point as text; gamma squared comes from its members if gamma was not searched. A flow has none."""
-    names, squares = short_names(values), members["gamma_sq"].astype(float).dropna()
-    words = [f"{names[key]} = {compact(value)}" for key, value in values.items() if key != "model.gamma"]
-    gamma = f"{'' if squares.nunique() == 1 else 'median '}γ² = {compact(float(squares.median()))}"
-    return ", ".join([gamma if len(squares) else "flow", *words])
+    """A point as text; gamma comes from its members if it was not searched. A flow has none."""
+    names, gammas = short_names(values), members["gamma"].astype(float).dropna()
+    middle, median = float(gammas.median()), "" if gammas.nunique() == 1 else "median "
+    words = [f"{median}gamma = {compact(middle)}", f"γ² = {compact(middle**2)}"] if len(gammas) else ["flow"]
+    return ", ".join(
+        words + [f"{names[key]} = {compact(value)}" for key, value in values.items() if key != "model.gamma"]
+    )
 
 
 def _spread(name: str, members: pd.DataFrame, column: str) -> str:

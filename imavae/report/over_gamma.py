@@ -159,7 +159,7 @@ def draw_over_gamma(shown: OverGamma) -> Figure:
             face = "white" if row["early"] else colour
             axes.plot(row["x"], row["median"], marker, color=colour, markerfacecolor=face, markersize=6)
         handles += axes.plot(
-            trials["x"], trials["paper"], "_", color=INK, markersize=9, zorder=1.5, label="median, smallest −ELBO"
+            trials["x"], trials["paper"], "_", color=INK, markersize=9, zorder=1.5, label="at smallest −ELBO"
         )
         for n, text in enumerate(shown.colours):
             handles += axes.plot([], [], "o", color=SEED_COLOURS[n], label=text or "median of a trial, quartiles")
@@ -221,7 +221,7 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
             figure.add_trace(Scatter(**where, mode="lines", showlegend=False, line={"color": colour, "width": 1}))
     where = {"x": trials["x"].tolist(), "y": trials["paper"].tolist(), "hoverinfo": "skip"}
     marker = {"symbol": "line-ew", "size": 10, "line": {"color": INK, "width": 2}}
-    figure.add_trace(Scatter(**where, mode="markers", name="median, smallest −ELBO", marker=marker))
+    figure.add_trace(Scatter(**where, mode="markers", name="at smallest −ELBO", marker=marker))
     for n, colour in enumerate(shown.colours):
         mine = trials[trials["colour"] == colour]
         texts, symbols = [], []
@@ -254,6 +254,7 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
     if np.isfinite(shown.linear_ica):
         stroke: dict[str, Any] = {"color": INK, "width": 1.5, "dash": "dashdot"}
         figure.add_hline(shown.linear_ica, line=stroke, name="linear ICA", showlegend=True)
+    figure.update_layout(height=600)  # on a phone, the legend takes half of it
     figure.update_xaxes(title="γ² (decoder precision)", type="log", exponentformat="power", dtick=1)
     figure.update_yaxes(title=f"{shown.quantity.name}, validation split", exponentformat="power")
     if log:

@@ -190,12 +190,14 @@ def learning_curves(history: pd.DataFrame, linear_ica: Sequence[float] = ()) -> 
 def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> Figure:
     members, dim = min(len(names), MAX_MEMBERS), shapes.sources.shape[1]
     figure = drawing.new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.55 * members + 1.0)
+    mcc = shapes.correlation.diagonal(dim1=1, dim2=2).abs().mean(1).tolist()
     for (m, k), axes in np.ndenumerate(figure.subplots(members, dim, squeeze=False, sharex="col")):
         match = float(shapes.correlation[m, k, k])
         latent = -shapes.latents[m, k] if match < 0 else shapes.latents[m, k]
         axes.plot(shapes.sources[m, k], latent, ".", color=BLUE, markersize=1.5, alpha=0.5)
         note = f"{'−z' if match < 0 else 'z'}, |r| {abs(match):.3f}"
-        dress(axes, factors[k] if m == members - 1 else "", names[m] if k == 0 else "", note)
+        label = f"{names[m]}\nMCC {mcc[m]:.3f}" if k == 0 else ""
+        dress(axes, factors[k] if m == members - 1 else "", label, note)
         axes.tick_params(labelsize=7)
     return figure
 

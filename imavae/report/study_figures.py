@@ -41,13 +41,15 @@ COST = "training steps of all members"  # a column of the table of trials
 WIDTH = "model.hidden_factor"
 ENOUGH_TRIALS = 4  # fewer trials have no importances, parallel coordinates or cost
 ENOUGH_FOR_CONTOUR = 20  # a contour interpolates: between fewer trials it would be made up
+PANEL = 170  # pixels of each panel's width on the page, at least
 LOG_RATIO = 20  # an axis whose largest positive value is more than this times its smallest is logarithmic
 HISTORY, SLICE = "plot_optimization_history", "plot_slice"
 IMPORTANCES, CONTOUR, FRONT = "plot_param_importances", "plot_contour", "plot_pareto_front"
 READINGS = {  # how to read a figure, by the function of Optuna that draws it
     HISTORY: "The score of each trial, and the best so far.",
     SLICE: "Each dot is a trial, darker for later ones.",
-    IMPORTANCES: "The share of the score's variance that each parameter explains by itself (fANOVA).",
+    IMPORTANCES: "The share of the score's variance that each parameter explains by itself (fANOVA). Optuna's page has "
+    "PED-ANOVA instead: it tells what sets the best tenth of the trials apart, so its shares differ.",
     CONTOUR: "Interpolated between the trials (dots), which differ in other parameters, too.",
     FRONT: "No trial is better than one on the front in one respect without being worse in the other.",
 }
@@ -274,13 +276,23 @@ def trial_sections(plots: Sequence[TrialPlot]) -> Iterator[Section]:
                 best = trace.marker.colorbar.title.text == "Best Trial"
                 trace.update(name="on the front" if best else "other trial", showlegend=True)
                 trace.marker = {"color": VERMILLION if best else BLUE, "size": 9 if best else 7}
+        if plot.function == SLICE:  # a bar beside the panels leaves them no room on a phone
+            figure.update_traces(marker_showscale=False)
+        elif plot.function == CONTOUR:
+            bar = {"orientation": "h", "y": -0.25, "yanchor": "top", "thickness": 14}
+            figure.update_traces(colorbar=bar, selector={"type": "contour"})
+        elif plot.function == IMPORTANCES:
+            figure.update_traces(textposition="auto", textangle=0).update_xaxes(title="importance").update_yaxes(
+                title=""
+            )
         reading = [READINGS[plot.function]]
         if np.isfinite(plot.linear_ica):
             figure.add_hline(plot.linear_ica, line={"color": INK, "width": 1.5, "dash": "dashdot"})
             reading.append("The horizontal line is linear ICA.")
         for side, limits in plot.ranges.items():
             getattr(figure, f"update_{side}axes")(type="linear" if limits else "log", range=limits)
-        yield Section(plot.title, " ".join([*reading, *[f"{plot.note}."] * bool(plot.note)]), figure)
+        width = PANEL * sum(axis.title.text is not None for axis in figure.select_xaxes())
+        yield Section(plot.title, " ".join([*reading, *[f"{plot.note}."] * bool(plot.note)]), figure, width)
 
 
 def without_outliers(scores: Floats, mode: str) -> Floats:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,7 @@ COLUMN_PER_PARAMETER = 2  # up to this many searched parameters besides gamma ha
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a title. Rich prints it (``__rich__``); the template of the report makes HTML of it."""
+    """Rows of text under a title. Rich prints it, a notebook shows it, and the template of the report has it."""
 
     title: str
     caption: str
@@ -47,6 +48,16 @@ class Table:
         rows = [[MINUS.sub("−", c) if n else c for c, n in zip(row, number, strict=True)] for row in self.rows]
         object.__setattr__(self, "rows", rows)
 
+    def _repr_html_(self) -> str:
+        """Build the table for a notebook."""
+        import pandas as pd
+
+        cells = pd.DataFrame(self.rows, columns=pd.Index(self.columns)).map(
+            lambda text: escape(text).replace("\n", "<br>")
+        )
+        caption = escape(self.caption).replace("\n", "<br>")
+        return f"<p><b>{escape(self.title)}</b><br>{caption}</p>{cells.to_html(index=False, escape=False, border=0)}"
+
     def __rich__(self) -> RichTable:
         """Build the table for the terminal. No number is broken or cut in 80 columns."""
         table = plain_table(self.title, self.caption)
@@ -60,6 +71,10 @@ class Table:
         for n, row in enumerate(self.rows):
             table.add_row(*map(Text, row), style="bold" if n == self.bold else None)
         return table
+
+
+def _html(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
 
 
 def plain_table(title: str, caption: str) -> RichTable:
@@ -129,10 +144,12 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
         if lost:
             cells["seeds lost"] = f"{diverged(group).sum()}/{len(group)}"
         rows.append(cells)
-    caption = "Medians over members: MCC at best val/mcc, c_IMA there, smallest −ELBO (nats)."
+    caption = "Medians over members: MCC at best val/mcc, c_IMA (nats) there, smallest −ELBO (nats)."
     caption += "\nLinear ICA: its MCC on the same points, median over worlds." * linear
     if not sources:
-        caption = f"{NO_SOURCES}\nMedians over members: smallest −ELBO (nats), agreement of seeds and c_IMA there."
+        caption = (
+            f"{NO_SOURCES}\nMedians over members: smallest −ELBO (nats), agreement of seeds and c_IMA (nats) there."
+        )
     if lost:
         caption += " Seeds lost diverged; each counts as the worst."
     title = f"Best {len(best)} of {len(trials)} trials"
@@ -192,7 +209,7 @@ def chosen_table(members: pd.DataFrame) -> Table:
 
 def member_table(members: pd.DataFrame) -> Table:
     """A row per member of one point, and a last row with the medians and quartiles over them."""
-    caption = "On validation but for test MCC; at the best val/mcc but for −ELBO (nats) and MCC there."
+    caption = "On validation but for test MCC; at the best val/mcc but for −ELBO and MCC there. −ELBO, c_IMA: nats."
     shown = {
         "MCC": BEST_MCC,
         "MCC at best −ELBO": at_best("val/mcc", "val/neg_elbo"),
@@ -203,7 +220,7 @@ def member_table(members: pd.DataFrame) -> Table:
     if summary.LINEAR_ICA in members:
         shown["linear ICA"] = summary.LINEAR_ICA
     if not has_sources(members):
-        caption = f"{NO_SOURCES}\nOn validation but for test −ELBO (nats); at the smallest −ELBO."
+        caption = f"{NO_SOURCES}\nOn validation but for test −ELBO; at the smallest −ELBO. −ELBO and c_IMA in nats."
         shown = {
             "−ELBO": BEST_NEG_ELBO,
             "test −ELBO": at_best("test/neg_elbo", "val/neg_elbo"),
@@ -247,7 +264,8 @@ def latent_table(latents: pd.DataFrame) -> Table:
     columns["active"] = ["yes" if value else "no" for value in latents["active"]]
     return Table(
         "Latents of the best member",
-        "On validation; y is the unconstrained latent. Geometric means of variances; KL in nats.",
+        "On validation; y is the unconstrained latent. Geometric means of variances; KL in nats; column norms in "
+        "units of x per unit of the latent.",
         list(columns),
         list(zip(*columns.values(), strict=True)),
         ["source", "active"],

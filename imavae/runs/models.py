@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,12 +62,13 @@ def member_parts(session: Session, row: int, criterion: str, about: dict[str, An
     return config, weights, {**session.axes(row), "chosen by": criterion, **about}, scaling
 
 
-def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
+def load_model(address: str | Path, output_dir: str = "outputs", plugins: Sequence[str] = ()) -> Model:
     """Load a model from a file, the folder of a run or study (its champion), or an MLflow address.
 
     Args:
         address: ``outputs/studies/NAME``, ``….pt``, ``models:/NAME@champion`` or ``runs:/ID``.
         output_dir: folder of the tracking database, unless MLFLOW_TRACKING_URI is set.
+        plugins: files with the variants of your own that it uses.
 
     Returns:
         A plain ``nn.Module`` with ``encode`` and ``decode`` for rows of observations.
@@ -75,6 +76,7 @@ def load_model(address: str | Path, output_dir: str = "outputs") -> Model:
     Raises:
         UserError: there is no such model, or its file is damaged or of another format version.
     """
+    load_plugins(plugins)
     return checkpoint.load_member(locate(str(address), EvaluateConfig(checkpoint=str(address), output_dir=output_dir)))
 
 

@@ -41,6 +41,11 @@ class Results:
     earlier: int = 0  # number of trials that had ended before the last process began
     champion_address: str = ""  # of the best model, for :func:`imavae.load_model`; empty if there is none
 
+    def loading(self, function: str) -> str:
+        """A call of ``imavae.load_model`` or ``load_results`` for this folder, which works in any directory."""
+        plugins = f", plugins={list(self.config.plugins)}" if self.config.plugins else ""
+        return f"imavae.{function}({json.dumps(str(self.folder.resolve()))}{plugins})"
+
     @property
     def names(self) -> RunFolder:
         return RunFolder(self.folder)
@@ -173,14 +178,11 @@ class Results:
 
 
 def load_results(folder: str | Path) -> Results:
-    """Load the results of a run or study, as ``train`` and ``tune`` return them.
-
-    Args:
-        folder: ``outputs/runs/NAME`` or ``outputs/studies/NAME``.
+    """Load the results of a run or study from its folder.
 
     Raises:
         UserError: there is no run or study; a file is damaged or of another version; or a variant of your own is not
-            registered (``imavae.config.registry.load_plugins`` does that).
+            registered (:func:`imavae.config.registry.load_plugins` does that).
     """
     path = Path(folder).resolve()
     require(path.is_dir(), "folder is that of a run or study", folder, "look under outputs/runs and outputs/studies")

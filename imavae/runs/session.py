@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from imavae.config.data import SpritesData
 from imavae.config.mapping import flatten, to_mapping
@@ -259,10 +260,29 @@ class Session:
         freeze(self.state, torch.tensor(mine, dtype=torch.bool), "stopped")
 
     def scores(self, objectives: Sequence[Objective]) -> list[list[float]]:
-        """Scores of each point: each objective, aggregated over its members at each one's best state so far.
+        """Scores of each point: each objective, aggregated over its members at each one's best state so far."""
+        counted = self._counted(objectives)
+        return [
+            [float(getattr(np, o.aggregate)(row[members])) for o, row in zip(objectives, counted, strict=True)]
+            for members in map(self.members_of, range(len(self.points)))
+        ]
 
-        Best is by the first objective, so all scores of a point belong to one set of models. A diverged member counts
-        as the worst. Until the schedules are over, the newest state counts.
+    def described(self, objective: Objective) -> list[dict[str, float]]:
+        """Quartiles over each point's members of the objective, and medians of c_IMA and −ELBO, at the same states."""
+        known = self.state.history[-1].values if self.state.history else {}
+        others = [name for name in ("val/cima", "val/neg_elbo") if name in known and name != objective.metric]
+        counted = self._counted([objective, *(Objective(metric=name, mode="min") for name in others)])
+        names = [f"{objective.metric}/q25", f"{objective.metric}/q75", *others]
+        return [
+            dict(zip(names, [*np.quantile(own[0], [0.25, 0.75]), *np.median(own[1:], axis=1)], strict=True))
+            for own in (counted[:, self.members_of(point)] for point in range(len(self.points)))
+        ]
+
+    def _counted(self, objectives: Sequence[Objective]) -> NDArray[np.float64]:
+        """Each member's values at its best state so far, (objective, member).
+
+        Best is by the first objective, so all values of a member belong to one model. A diverged member counts as the
+        worst. Until the schedules are over, the newest state counts.
         """
         signs = np.array([[1 if objective.mode == "max" else -1] for objective in objectives])
         best = np.full((len(objectives), len(self.ensemble)), -np.inf)  # larger is better
@@ -275,11 +295,8 @@ class Session:
         floors = [METRICS[o.metric.removeprefix("val/")].floor if o.mode == "max" else -WORST_SCORE for o in objectives]
         floor = np.array(floors, dtype=np.float64)[:, None]
         diverged = np.array([status == "diverged" for status in self.state.status])
-        counted = signs * np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor))
-        return [
-            [float(getattr(np, o.aggregate)(row[members])) for o, row in zip(objectives, counted, strict=True)]
-            for members in map(self.members_of, range(len(self.points)))
-        ]
+        counted: NDArray[np.float64] = signs * np.where(diverged | ~np.isfinite(best), floor, np.maximum(best, floor))
+        return counted
 
 
 def _numeric_settings(point: RunConfig) -> tuple[object, ...]:

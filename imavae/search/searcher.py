@@ -6,6 +6,7 @@ hands them out with their numbers in Optuna's study, which are their numbers eve
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from imavae.config.settings import SAMPLERS, Objective, StudyConfig
 from imavae.errors import UserError
 from imavae.runs.folder import LockedFolder, Numbered
 from imavae.runs.ledger import Ledger
+from imavae.runs.results import Results
 from imavae.search.space import Parameter, Point, shared
 from imavae.search.worker import read_stops
 from imavae.tracking import TrialRecord
@@ -91,7 +93,23 @@ def synchronised(
                 study.enqueue_trial(known.get(number, {}))
     for values in points[len(study.get_trials(deepcopy=False)) :]:
         study.enqueue_trial(dict(values))
+    study.set_user_attr("question", config.question)
+    study.set_user_attr("folder", str(ledger.folder))
     return study
+
+
+def write_notes(results: Results, answer: Sequence[str]) -> None:
+    """Write the notes that Optuna's page shows, if it is installed: the study's answer, and how to load each trial."""
+    if not importlib.util.find_spec("optuna_dashboard"):
+        return
+    from optuna_dashboard import save_note
+
+    study = optuna.load_study(study_name=results.folder.name, storage=open_storage(results.names.output_dir))
+    save_note(study, "\n\n".join([*answer, f"Report: {results.names.report}"]))
+    for trial in study.get_trials(deepcopy=False):
+        code = f"{results.loading('load_results')}.model(trial={trial.number})"
+        if trial.state != TrialState.FAIL:
+            save_note(optuna.trial.Trial(study, trial._trial_id), f"```python\n{code}\n```")
 
 
 class Searcher(RaySearcher):
@@ -118,6 +136,7 @@ class Searcher(RaySearcher):
         self._asked = len(study.get_trials(deepcopy=False))
         self._budget = 0 if self._settings.name == "grid" else config.budget.trials or 0
         self._numbers: dict[str, list[int]] = {}  # of the points of each Ray trial
+        self._ended: set[int] = set()  # points without a member in training
         self.n_trials = len(waiting) + math.ceil(max(0, self._budget - self._asked) / (self._settings.pack or 1))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,14 +162,25 @@ class Searcher(RaySearcher):
         self._numbers[trial_id] = [number for number, _ in points]
         return {"points": points}
 
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Store each point's score as an intermediate value, up to the epoch at which it stopped."""
+        stopped = self._stopped(trial_id)
+        for number, (score, *_), alive in zip(self._numbers[trial_id], result["scores"], result["alive"], strict=True):
+            if number not in self._ended and result["epoch"] <= stopped.get(number, math.inf):
+                self._storage.set_trial_intermediate_value(self._id(number), result["epoch"], score)
+            if not alive:
+                self._ended.add(number)
+
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report each point to Optuna as complete, pruned or failed."""
-        numbers = self._numbers.pop(trial_id)
-        stopped = read_stops(self._home.names.stop_file(min(numbers))) if self._home else {}
+        stopped, numbers = self._stopped(trial_id), self._numbers.pop(trial_id)
         ended = {trial.number for trial in self._study.get_trials(deepcopy=False) if trial.state.is_finished()}
         for i, number in enumerate(numbers):
             if number in ended:
                 continue  # reported by an earlier driver, which died before it recorded the trial
+            about = result["about"][i] if result and "about" in result else {}
+            for name, value in {**about, "folder": str(self._home.path) if self._home else ""}.items():
+                self._storage.set_trial_user_attr(self._id(number), name, value)
             if error or not result or "scores" not in result:
                 self._study.tell(number, state=TrialState.FAIL)
             elif number in stopped and len(result["scores"][i]) == 1:  # Optuna prunes for a single objective only
@@ -162,6 +192,10 @@ class Searcher(RaySearcher):
 
     def save(self, checkpoint_path: str) -> None:  # Optuna's storage has everything
         pass
+
+    def _stopped(self, trial_id: str) -> dict[int, int]:
+        """Epochs at which points of a trial were stopped, by number."""
+        return read_stops(self._home.names.stop_file(min(self._numbers[trial_id]))) if self._home else {}
 
     def _ask(self, fixed: Point) -> Numbered:
         """A new point; the sampler proposes what is not fixed."""
@@ -176,6 +210,7 @@ class Searcher(RaySearcher):
         """A point that Optuna's study has already, enqueued or left by an earlier driver."""
         found = self._study.get_trials(deepcopy=False)[number]
         if found.state.is_finished():
+            self._ended.add(number)
             return [number, dict(found.params)]
         if found.state == TrialState.WAITING:
             self._storage.set_trial_state_values(self._id(number), state=TrialState.RUNNING)

@@ -30,7 +30,8 @@ STOPS = Seal(b"imavae note", 1, "stop file", REMEDY, REMEDY, OTHER_VERSION)
 def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dict[str, Any]], folder: str) -> None:
     """Train ``config["points"]``, (number, values) each, in one ensemble; continue from its checkpoint if there is one.
 
-    All points share the settings ``base``. Each report has every point's ``scores``, by objective.
+    All points share the settings ``base``. Each report has every point's ``scores``, by objective, and what Optuna's
+    page tells ``about`` it.
     """
     shared, names = run_config(base), RunFolder(Path(folder))
     torch.set_num_threads(shared.training.threads)
@@ -47,13 +48,12 @@ def trainable(config: dict[str, Any], base: dict[str, Any], objectives: list[dic
                 session.stop(numbers.index(number))
 
     def metrics_of(session: Session) -> dict[str, Any]:
-        alive = [len(session.alive(i)) for i in range(len(points))]
-        seconds = session.seconds  # of earlier workers, too
         return {
             "scores": session.scores(goals),
-            "alive": alive,
+            "about": session.described(goals[0]),
+            "alive": [len(session.alive(i)) for i in range(len(points))],
             "epoch": session.state.epoch,
-            "seconds": seconds,
+            "seconds": session.seconds,  # of earlier workers, too
             **work,
         }
 

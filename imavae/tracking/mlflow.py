@@ -10,7 +10,6 @@ is imported when a tracker opens: it takes a second.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import tempfile
 import time
@@ -19,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 PARENT = "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # tag with a run's description
-VIEW = "mlflow.sharedViewState.trials"  # tag of an experiment with the columns that its page shows
 CURVE = "curves/"  # begins the names of a trial's curves
 SYMBOLS = {"model.gamma": "γ", "model.hidden_factor": "h", "model.n_layers": "L"}  # in names of trials
 CHAMPION = "champion"  # alias of the best model
@@ -46,8 +45,10 @@ LOADER_MODULE = "imavae.training.checkpoint"  # its `_load_pyfunc(path)` is call
 NEWEST_FIRST = ["attributes.start_time DESC"]
 FIGURE_SUFFIXES = (".png", ".pdf")  # files that are stored under figures/
 LINEAR_ICA = "val/mcc_linear_ica"
-EXPERIMENT_NOTE = "Each run is a study or a training run; its child runs are trials. Sort by the score's column."
-RANKING = ("val/mcc", "test/mcc", "val/neg_elbo", "test/neg_elbo")  # scores in a champion's description
+EXPERIMENT_NOTE = (
+    "Each run is a study or a training run; its child runs are trials. *Columns* adds scores and parameters."
+)
+RANKING = ("val/mcc", "test/mcc", "val/neg_elbo", "test/neg_elbo")  # the scores of a model
 MAX_ENTITIES, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_RUNS = 1000, 100, 6000, 50_000  # MLflow's limits per call
 
 
@@ -154,20 +155,6 @@ class MLflowTracker(Tracker):
         tags_given = self._config.get("tracking", {}).get("tags") or {}
         own = {str(key): str(value) for key, value in tags_given.items()}
         self._log(self._study, params=params, tags={**own, NOTE: describe(self._config, self._model)})
-        # MLflow's page shows no metric and no parameter by default, and hides the trials unless it sorts by a metric.
-        scores = [f"metrics.`{objective.metric}`" for objective in self._objectives]
-        columns = [
-            *scores,
-            *([f"metrics.`{LINEAR_ICA}`"] if any(o.metric == "val/mcc" for o in self._objectives) else []),
-            "tags.`imavae.best`",
-            "tags.`imavae.status`",
-            *(f"params.`{key}`" for key in searched or ["model.gamma"]),
-        ]
-        view: dict[str, Any] = {"selectedColumns": columns}
-        if self._objectives:
-            view |= {"orderByKey": scores[0], "orderByAsc": self._objectives[0].mode == "min"}
-        self._client.set_experiment_tag(self._experiment, VIEW, json.dumps(view))
-        self._client.set_experiment_tag(self._experiment, NOTE, EXPERIMENT_NOTE)
         files = {"config.yaml": dict(self._config)}
         if self._config.get("search"):
             files["search_space.yaml"] = {"search": self._config["search"]}
@@ -244,7 +231,20 @@ class MLflowTracker(Tracker):
     def _log_scores(self) -> None:
         if self._best is not None:
             self._log(self._study, self._scores, tags={"imavae.best": self._best.name})
+            page, found = f"#/experiments/{self._experiment}/runs/{self._study}", self._answer(self._best)
+            note = (
+                f"**{self._name}**: {found} [The study]({page})\n\n{EXPERIMENT_NOTE}"  # the page shows the first line
+            )
+            self._client.set_experiment_tag(self._experiment, NOTE, note)
         self._scores, self._written = [], time.monotonic()
+
+    def _answer(self, best: _Tracked) -> str:
+        """The best trial, its score, and linear ICA's."""
+        linear, metric = best.metrics.get(LINEAR_ICA), self._objectives[0].metric
+        compared = "" if linear is None else f"; linear ICA: {linear:.4g}"
+        if linear is not None and linear > NEARLY_LINEAR:
+            compared += ", so these data are nearly linear, and the answer is no evidence of nonlinear recovery"
+        return f"{best.name}, {metric} {best.metrics[metric]:.4g}{compared}."
 
     def _finish_member(self, trial: _TrialRun, run_id: str | None, number: int, row: Row, values: Finals) -> None:
         """Write a member's run, whose id is ``run_id`` if an earlier attempt has created it."""
@@ -282,7 +282,8 @@ class MLflowTracker(Tracker):
             self._link(run, model.model_id)
             self._client.finalize_logged_model(model.model_id, "READY")
         # MLflow gives them to the run, too: they are older than the trial's own, so that it shows those.
-        self._log(run, [(0, metrics)], model_id=model.model_id, later=-1)
+        scores = {key: metrics[key] for key in RANKING if key in metrics}
+        self._log(run, [(0, scores)], model_id=model.model_id, later=-1)
         if question is None:
             return f"models:/{model.model_id}"
         self._link(self._study, model.model_id)
@@ -347,7 +348,7 @@ class MLflowTracker(Tracker):
                 known = self._client.get_run(self._study).data.params  # of an earlier end: MLflow keeps them
                 params = {key: value for key, value in self._best.params.items() if key not in known}
                 finals = {k: v for k, v in self._best.metrics.items() if k != self._objectives[0].metric}
-                note = {NOTE: describe(self._config, self._model, self._best)}
+                note = {NOTE: describe(self._config, self._model, self._answer(self._best))}
                 self._log(self._study, [(0, finals)], params, note, later=self._scored)
             self._log(self._study, [(0, metrics)], later=self._scored)
             for path in files:
@@ -426,17 +427,21 @@ class MLflowTracker(Tracker):
 
 
 def first_page(uri: str) -> str:
-    """Path of the newest study's runs on MLflow's page, or of the list of experiments if there is no study."""
+    """Path of the newest study's experiment on MLflow's page, or of the list of experiments if there is no study."""
     client = server.open_client(uri)
-    experiments = {experiment.experiment_id: experiment for experiment in client.search_experiments()}
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     studies = filter_for_tags({"imavae.kind": "study"})
-    newest = client.search_runs(list(experiments), studies, max_results=1, order_by=NEWEST_FIRST)
+    newest = client.search_runs(experiments, studies, max_results=1, order_by=NEWEST_FIRST)
     path = "/#/experiments?workflowType=machine_learning"  # the part of the page that is not about language models
     if not newest:
         return path
-    experiment = experiments[newest[0].info.experiment_id]
-    shared = "&viewStateShareKey=trials" if VIEW in experiment.tags else ""  # MLflow shows an error without the tag
-    return path.replace("?", f"/{experiment.experiment_id}/runs?") + shared
+    path = path.replace("?", f"/{newest[0].info.experiment_id}/runs?")
+    params = newest[0].data.params
+    if "objective.metric" not in params:  # a run of one point
+        return path
+    rising = str(params["objective.mode"] == "min").lower()
+    order = {"orderByKey": f"metrics.`{params['objective.metric']}`", "orderByAsc": rising}
+    return f"{path}&{urlencode(order)}"  # a page that does not know these fields ignores them
 
 
 def _model_name(name: str) -> str:
@@ -460,7 +465,7 @@ def medians(members: Sequence[Finals]) -> dict[str, float]:
     return {name: float(np.median(values)) for name, values in found.items()}
 
 
-def describe(config: Mapping[str, Any], model: str, best: _Tracked | None = None) -> str:
+def describe(config: Mapping[str, Any], model: str, answer: str = "") -> str:
     """Description of a run or study in Markdown; ``model`` is the registered model's name."""
     members = build(Members, config["members"]).count
     searched = _searched(config)
@@ -468,12 +473,8 @@ def describe(config: Mapping[str, Any], model: str, best: _Tracked | None = None
     if searched:
         goal = config["objective"]
         extreme = "largest" if goal["mode"] == "max" else "smallest"
-        if best is not None:
-            linear = best.metrics.get(LINEAR_ICA)
-            compared = "" if linear is None else f"; linear ICA: {linear:.4g}"
-            if linear is not None and linear > NEARLY_LINEAR:
-                compared += ", so these data are nearly linear, and the answer is no evidence of nonlinear recovery"
-            lines.append(f"**Answer**: {best.name}, {goal['metric']} {best.metrics[goal['metric']]:.4g}{compared}.")
+        if answer:
+            lines.append(f"**Answer**: {answer}")
         lines.append(
             f"Searched: {', '.join(searched)}. The score of a trial is the {goal['aggregate']}, over its {members} "
             f"members, of each one's {extreme} {goal['metric']}."

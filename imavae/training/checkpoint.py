@@ -129,7 +129,7 @@ def stored_config(mapping: Mapping[str, Any], kind: type[C]) -> C:
     try:
         return build(kind, {**mapping, "plugins": ()})
     except UserError as error:
-        remedy = "plugins=[FILE.py] (in Python: imavae.config.registry.load_plugins)"
+        remedy = "plugins=[FILE.py]"
         raise UserError(f"{error}; if the checkpoint has a variant of a plugin, name its file: {remedy}") from None
 
 
