@@ -232,9 +232,7 @@ class MLflowTracker(Tracker):
         if self._best is not None:
             self._log(self._study, self._scores, tags={"imavae.best": self._best.name})
             page, found = f"#/experiments/{self._experiment}/runs/{self._study}", self._answer(self._best)
-            note = (
-                f"**{self._name}**: {found} [The study]({page})\n\n{EXPERIMENT_NOTE}"  # the page shows the first line
-            )
+            note = f"[{self._name}]({page}): {found}\n\n{EXPERIMENT_NOTE}"  # the page shows the first line
             self._client.set_experiment_tag(self._experiment, NOTE, note)
         self._scores, self._written = [], time.monotonic()
 
