@@ -231,18 +231,20 @@ class MLflowTracker(Tracker):
     def _log_scores(self) -> None:
         if self._best is not None:
             self._log(self._study, self._scores, tags={"imavae.best": self._best.name})
-            page, found = f"#/experiments/{self._experiment}/runs/{self._study}", self._answer(self._best)
-            note = f"[{self._name}]({page}): {found}\n\n{EXPERIMENT_NOTE}"  # the page shows the first line
+            page = f"#/experiments/{self._experiment}/runs/{self._study}"
+            found, *more = self._answer(self._best)
+            note = "\n\n".join([f"[{self._name}]({page}): {found}", *more, EXPERIMENT_NOTE])  # the first line is shown
             self._client.set_experiment_tag(self._experiment, NOTE, note)
         self._scores, self._written = [], time.monotonic()
 
-    def _answer(self, best: _Tracked) -> str:
-        """The best trial, its score, and linear ICA's."""
+    def _answer(self, best: _Tracked) -> list[str]:
+        """The best trial, its score and linear ICA's, in one or two sentences."""
         linear, metric = best.metrics.get(LINEAR_ICA), self._objectives[0].metric
-        compared = "" if linear is None else f"; linear ICA: {linear:.4g}"
-        if linear is not None and linear > NEARLY_LINEAR:
-            compared += ", so these data are nearly linear, and the answer is no evidence of nonlinear recovery"
-        return f"{best.name}, {metric} {best.metrics[metric]:.4g}{compared}."
+        found = f"{best.name}, {metric} {best.metrics[metric]:.4g}"
+        if linear is None:
+            return [f"{found}."]
+        nearly = "These data are nearly linear, so the answer is no evidence of nonlinear recovery."
+        return [f"{found}; linear ICA: {linear:.4g}.", *[nearly] * (linear > NEARLY_LINEAR)]
 
     def _finish_member(self, trial: _TrialRun, run_id: str | None, number: int, row: Row, values: Finals) -> None:
         """Write a member's run, whose id is ``run_id`` if an earlier attempt has created it."""
@@ -346,7 +348,7 @@ class MLflowTracker(Tracker):
                 known = self._client.get_run(self._study).data.params  # of an earlier end: MLflow keeps them
                 params = {key: value for key, value in self._best.params.items() if key not in known}
                 finals = {k: v for k, v in self._best.metrics.items() if k != self._objectives[0].metric}
-                note = {NOTE: describe(self._config, self._model, self._answer(self._best))}
+                note = {NOTE: describe(self._config, self._model, " ".join(self._answer(self._best)))}
                 self._log(self._study, [(0, finals)], params, note, later=self._scored)
             self._log(self._study, [(0, metrics)], later=self._scored)
             for path in files:
