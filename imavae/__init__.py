@@ -1,8 +1,8 @@
 """Search the hyper-parameters of VAEs that must recover the true sources of nonlinearly mixed data.
 
 ``train``, ``tune`` and ``reproduce`` do the work of the commands; ``load_results`` and ``load_model`` read what they
-wrote; ``encode`` gives latents, ``world`` the data of a model, ``metrics`` every metric as a function on arrays. See
-docs/tour.md.
+wrote; ``export`` and ``import_study`` make a study one file and back; ``encode`` gives latents, ``world`` the data of a
+model, ``metrics`` every metric as a function on arrays. See docs/tour.md.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from imavae.estimator import IMAVAE as IMAVAE
     from imavae.model.export import Model as Model
     from imavae.report.display import Observer as Observer
+    from imavae.runs.archive import export as export
+    from imavae.runs.archive import import_study as import_study
     from imavae.runs.models import Latents as Latents
     from imavae.runs.models import encode as encode
     from imavae.runs.models import load_model as load_model
@@ -33,6 +35,7 @@ _NAMES = {
     "estimator": ("IMAVAE",),
     "model.export": ("Model",),
     "report.display": ("Observer",),
+    "runs.archive": ("export", "import_study"),
     "runs.models": ("Latents", "encode", "load_model"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

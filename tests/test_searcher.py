@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
 
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.runs.folder import RunFolder, Stored, create
+from imavae.search import searcher as searcher_module
 from imavae.search import space
 from imavae.search.searcher import Searcher, open_study
 from imavae.search.space import Point
 from imavae.search.worker import write_stops
 from imavae.tracking import TrialRecord
 
-STORAGES: dict[str, optuna.storages.InMemoryStorage] = {}  # by output folder; faster than SQLite
+STORAGES: dict[str, BaseStorage] = {}  # by output folder; faster than SQLite
 GAMMA = {"type": "float", "low": 1.0, "high": 256.0, "log": True}
 LAYERS = {"type": "int", "low": 2, "high": 5}
 RATE = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
@@ -232,3 +237,31 @@ def test_a_grid_does_not_start_from_points(tmp_path: Path) -> None:
     search = {"model": {"n_layers": {"type": "choice", "values": [2, 3]}}}
     with pytest.raises(UserError, match=r"sampler\.start_from"):
         space.check(config(tmp_path, search, sampler={"name": "grid", "start_from": [{"model": {"n_layers": 2}}]}))
+
+
+def locked(database: Path) -> sqlite3.Connection:
+    """A connection of another program that keeps everyone from writing."""
+    other = sqlite3.connect(database, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    return other
+
+
+def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searcher_module, "WRITE_TIMEOUT", 0.05)
+    STORAGES[str(tmp_path)] = searcher_module.open_storage(tmp_path)
+    searcher, study = started(config(tmp_path, {"model": {"gamma": GAMMA}}, trials=3))
+    other = locked(tmp_path / "optuna.db")
+    threading.Timer(0.5, other.rollback).start()
+    assert [len(points) for points in trained(searcher)] == [1, 1, 1]
+    assert {trial.state for trial in study.get_trials()} == {TrialState.COMPLETE}
+
+
+def test_a_database_that_stays_locked_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(searcher_module, "WRITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(searcher_module, "LONGEST_OUTAGE", 0.2)
+    STORAGES[str(tmp_path)] = searcher_module.open_storage(tmp_path)
+    searcher, _ = started(config(tmp_path, {"model": {"gamma": GAMMA}}))
+    other = locked(tmp_path / "optuna.db")
+    with pytest.raises(UserError, match=r"optuna\.db can be written within 0\.2 s"):
+        searcher.suggest("1")
+    other.rollback()

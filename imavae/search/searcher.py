@@ -6,12 +6,15 @@ hands them out with their numbers in Optuna's study, which are their numbers eve
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
+import sqlite3
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import optuna
@@ -22,18 +25,52 @@ from ray.tune.search import Searcher as RaySearcher
 from sqlalchemy.exc import DatabaseError
 
 from imavae.config.settings import SAMPLERS, Objective, StudyConfig
-from imavae.errors import UserError
+from imavae.errors import UserError, check_interruption, require
 from imavae.runs.folder import LockedFolder, Numbered
 from imavae.runs.ledger import Ledger
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, Point, shared
 from imavae.search.worker import read_stops
 from imavae.tracking import TrialRecord
-from imavae.tracking.server import sqlite_uri
+from imavae.tracking.server import LONGEST_OUTAGE, sqlite_uri
 from imavae.tracking.ui import OPTUNA_DATABASE
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 DIRECTIONS = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
-WRITE_TIMEOUT = 60  # seconds that a write waits for another process's, such as that of a second study
+WRITE_TIMEOUT = 2.0  # seconds that one attempt waits for another process's write, and that Ctrl-C waits for it
+
+
+def _waiting(act: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a statement to be repeated while the database is locked, for as long as MLflow is waited for."""
+
+    @functools.wraps(act)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        end = time.monotonic() + LONGEST_OUTAGE
+        while True:
+            try:
+                return act(*args, **kwargs)
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+            check_interruption()
+            rule, got = f"{OPTUNA_DATABASE} can be written within {LONGEST_OUTAGE:g} s", "another process locks it"
+            require(time.monotonic() < end, rule, got, "finished trials are kept: resume=true goes on")
+
+    return call
+
+
+class _Cursor(sqlite3.Cursor):
+    execute = _waiting(sqlite3.Cursor.execute)
+    executemany = _waiting(sqlite3.Cursor.executemany)
+
+
+class _Connection(sqlite3.Connection):
+    commit = _waiting(sqlite3.Connection.commit)
+
+    def cursor(self, factory: Any = _Cursor) -> Any:
+        return super().cursor(factory)
 
 
 def open_storage(output_dir: Path) -> BaseStorage:
@@ -42,7 +79,7 @@ def open_storage(output_dir: Path) -> BaseStorage:
     path = output_dir.resolve() / OPTUNA_DATABASE
     try:
         with FileLock(path.with_name(f".{OPTUNA_DATABASE}.lock")):  # one process alone creates the tables
-            arguments = {"connect_args": {"timeout": WRITE_TIMEOUT}}
+            arguments = {"connect_args": {"timeout": WRITE_TIMEOUT, "factory": _Connection}}
             return optuna.storages.get_storage(optuna.storages.RDBStorage(sqlite_uri(path), arguments))
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error).splitlines()[0]
