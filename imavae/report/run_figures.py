@@ -196,7 +196,7 @@ def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> F
         latent = -shapes.latents[m, k] if match < 0 else shapes.latents[m, k]
         axes.plot(shapes.sources[m, k], latent, ".", color=BLUE, markersize=1.5, alpha=0.5)
         note = f"{'−z' if match < 0 else 'z'}, |r| {abs(match):.3f}"
-        label = f"{names[m]}\nMCC {mcc[m]:.3f}" if k == 0 else ""
+        label = f"{names[m]}\nMCC of μ {mcc[m]:.3f}" if k == 0 else ""
         dress(axes, factors[k] if m == members - 1 else "", label, note)
         axes.tick_params(labelsize=7)
     return figure

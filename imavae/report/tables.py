@@ -228,7 +228,7 @@ def member_table(members: pd.DataFrame) -> Table:
             "c_IMA": at_best("val/cima", "val/neg_elbo"),
         }
     columns = {name: [*map(str, members[name]), ""] for name in ("seed", "status", "epochs")}
-    columns["status"][-1] = "median\nquartile 1\nquartile 3"
+    columns["status"][-1] = "median\nquartile\u00a01\nquartile\u00a03"  # never broken
     for name, column in shown.items():
         spread = quartiles(counted(members, column))
         values = [*summary.column_values(members, column), spread.median, spread.low, spread.high]
