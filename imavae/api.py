@@ -43,6 +43,7 @@ from imavae.runs.models import model_session
 from imavae.runs.records import best_member
 from imavae.runs.session import Session, cache_of, training_step
 from imavae.tracking import member_name
+from imavae.training.checkpoint import load_member
 from imavae.training.loop import Progress
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 FIGURES = "imavae.report.study_figures"  # imported while the last trials train
 Array = NDArray[np.floating[Any]]
+TRAVERSED_ROWS = 10_000  # at most, whose quantiles bound a traversal
 Watcher = Observer | bool | None
 
 
@@ -299,6 +301,7 @@ def _run_figures(results: stored.Results, session: Session) -> list[Path]:
     shown = 0 if best is None else record.members.index(best)
     figures.append(_write_latents(results, session, session.best_weights[shown : shown + 1], shown))
     shown_world = session.ensemble.members[shown].world
+    figures += _column_traversals(results, session, shown)
     figures += _solution_plane(results, dataclasses.replace(results.config.data, seed=shown_world))
     if val.images is not None:
         panels = image_panels(ensemble, session.best_weights, rows, val, shown)
@@ -316,6 +319,7 @@ def _champion_figures(results: stored.Results) -> list[Path]:
     curves: dict[int, list[Any]] = {
         record.number: history[history["trial"] == record.number].to_dict("records")
         for record in results.ranked()[:WINNERS]
+        if len(history)  # not if all members diverged before their first validation
     }
     if curves := {number: rows for number, rows in curves.items() if rows}:
         files += drawing.write({"best_trials": trial_curves(curves)}, names.figures, pdf)
@@ -326,6 +330,7 @@ def _champion_figures(results: stored.Results) -> list[Path]:
         if session.points[0].data.has_sources:
             factors = [factor.name for factor in session.points[0].data.source_factors]
             files += champion_figures(posterior_shapes(ensemble, weights, one, val), factors, names.figures, pdf)
+        files += _column_traversals(results, session, 0)
         files += _solution_plane(results, session.points[0].data)
         if val.images is not None:
             panels = image_panels(ensemble, weights, one, val, 0)
@@ -350,6 +355,21 @@ def _solution_plane(results: stored.Results, data: Data) -> list[Path]:
         members = members[members["data.seed"] == data.seed]
     figure = solution_plane(members, references(data), linear_mcc(members[:1]).tolist())
     return drawing.write({"solution_plane": figure}, results.names.figures, results.config.pdf)
+
+
+def _column_traversals(results: stored.Results, session: Session, row: int) -> list[Path]:
+    """Draw how the columns of a file move with each latent of the best member, the ``row`` of a session."""
+    from imavae.report import drawing
+    from imavae.report.run_figures import column_traversals
+
+    if not isinstance(results.config.data, FileData) or not results.names.champion.is_file():
+        return []
+    model = load_member(results.names.champion).requires_grad_(False)
+    [world] = session.ensemble.world_of(torch.tensor([row], device=session.ensemble.device)).tolist()
+    x = session.data.val.observations[world, :TRAVERSED_ROWS].cpu()
+    x = x * model.column_std + model.column_mean
+    figure = column_traversals(model.traverse(x), x, results.config.data.columns)
+    return drawing.write({"traversals": figure}, results.names.figures, results.config.pdf)
 
 
 def _write_latents(results: stored.Results, session: Session, weights: torch.Tensor, row: int) -> Path:

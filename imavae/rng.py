@@ -7,7 +7,9 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["mixing", "sources", "variances", "segments", "split", "init", "batches", "noise", "evaluation"]
+Purpose = Literal[
+    "mixing", "sources", "variances", "segments", "split", "init", "batches", "noise", "evaluation", "samples"
+]
 
 
 def stream(seed: int, purpose: Purpose, device: torch.device | str = "cpu") -> torch.Generator:

@@ -16,14 +16,13 @@ from imavae.metrics.forward import Evaluation
 from imavae.metrics.glossary import CURVE_POINTS, METRICS, AllMembers, absent
 from imavae.metrics.identifiability import AGREEMENT_POINTS, active, best_matching, correlation
 from imavae.metrics.linear import Maps
+from imavae.model.export import traversed
 from imavae.rng import stream
 from imavae.training.ensemble import EVALUATED_POINTS, Ensemble, evaluated
 
 ACTIVATIONS = 2**19  # at most, per block of members and chunk of points
 SCATTERED = 1000  # points of a split in the figures of latents and variances
 IMAGES = 10  # images of a split in the figure of reconstructions
-STEPS = 9  # of a traversal
-ENDS = 0.01, 0.99  # quantiles of a latent, over points, between which its traversal runs
 QUANTILE_POINTS = 640  # points from which these quantiles and the matched factors are estimated
 
 
@@ -177,12 +176,8 @@ def image_panels(
     points, size = split.first(QUANTILE_POINTS), evaluated(data.observed)
     blocks = [points.block(world[best : best + 1], slice(at, at + size)) for at in range(0, len(points), size)]
     location = torch.cat([model.prior.latent(model.posterior(one, block).mean) for block in blocks], 2)[0]
-    low, high = location.quantile(torch.tensor(ENDS, dtype=location.dtype, device=location.device), 1)
-    values = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, STEPS, device=low.device, dtype=low.dtype)
-    codes = location.median(1).values[:, None, None].repeat(1, model.dim, STEPS)  # (latent, row, step)
-    for k in range(model.dim):
-        codes[k, k] = values[k]
-    traversals = model.decoder(one, codes.flatten(1)[None])[0].T.reshape(model.dim, STEPS, -1)
+    values, codes = traversed(location.T)
+    traversals = model.decoder(one, codes.flatten(0, 1).T[None])[0].T.reshape(*codes.shape[:2], -1)
     discrete = [factor.discrete for factor in data.source_factors]
     table = correlation(points.sources[world[best]].T[None], location[None], discrete)[0].abs().cpu().numpy()
     matched = {z: s for s, z in zip(*best_matching(table), strict=True) if table[s, z] > 0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,30 @@ from torch import Tensor, nn
 from imavae.config.data import FileData
 from imavae.config.settings import RunConfig
 from imavae.data.dataset import Scaling
+from imavae.errors import require
 from imavae.model import vae
+from imavae.rng import stream
+
+STEPS = 9  # of a traversal
+ENDS = 0.01, 0.99  # quantiles of a latent, over observations, between which its traversal runs
+FARTHEST, HALVINGS = 1e4, 80  # of the unconstrained latents among which a quantile is sought
+
+
+class Traversal(NamedTuple):
+    """Values of one latent after the other, while the others stay at their medians, and what is decoded from them."""
+
+    values: Float[Tensor, "d step"]
+    observations: Float[Tensor, "d step o"]
+
+
+def traversed(z: Float[Tensor, "n d"], steps: int = STEPS) -> tuple[Float[Tensor, "d step"], Float[Tensor, "d step d"]]:
+    """Values of each latent, evenly between its quantiles :data:`ENDS` over rows, and all latents at each of them."""
+    low, high = z.quantile(torch.tensor(ENDS, dtype=z.dtype, device=z.device), 0)
+    values = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, steps, device=z.device, dtype=z.dtype)
+    codes = z.median(0).values.repeat(z.shape[1], steps, 1)
+    for k, at in enumerate(values):
+        codes[k, :, k] = at
+    return values, codes
 
 
 class Model(nn.Module):
@@ -79,6 +102,41 @@ class Model(nn.Module):
         """J[n, j, k] = d x_j / d z_k of :meth:`decode` at latents on the prior's support."""
         jacobian = self.architecture.decoder.jacobian(self.weights, z.T[None])[1][0].permute(2, 0, 1)
         return (self.column_std[:, None] * jacobian).to(jacobian.dtype)
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0, segment: int | None = None) -> Float[Tensor, "n o"]:
+        """Observations that the model generates, in the file's own units: g(z) plus the decoder's noise, z ~ p(z).
+
+        A prior that depends on segments needs the number of one, from 0. The same seed gives the same rows.
+        """
+        model, views, like = self.architecture, self.weights, next(self.parameters())
+        rule = "segment is given exactly where the prior depends on it"
+        got = f"segment={segment} for model.prior.parameters={getattr(self.config.model.prior, 'parameters', 'fixed')}"
+        require((segment is not None) == (model.prior_network is not None), rule, got, "give it, or leave it out")
+        segments = self.config.data.n_segments
+        require(
+            segment is None or 0 <= segment < segments, f"segment is one of 0 to {segments - 1}", segment, "use one"
+        )
+        theta = model.theta(views, None if segment is None else torch.full((1, n), segment, device=like.device))
+        theta = tuple(part.double() for part in theta)
+        generator = stream(seed, "samples")
+        level = torch.rand(1, model.dim, n, generator=generator, dtype=torch.float64).to(like.device)
+        low, high = torch.full_like(level, -FARTHEST), torch.full_like(level, FARTHEST)
+        for _ in range(HALVINGS):  # y of the quantile ``level``: every prior has a CDF
+            middle = (low + high) / 2
+            below = model.prior.cdf(model.prior.latent(middle), theta) < level
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        z = model.prior.latent(low)[0].T.to(like.dtype)
+        noise = torch.randn(n, len(self.column_std), generator=generator, dtype=torch.float64).to(like.device)
+        return (self.decode(z) + noise * self.column_std / self.gamma).to(like.dtype)
+
+    @torch.no_grad()
+    def traverse(self, x: Float[Tensor, "n o"], steps: int = STEPS) -> Traversal:
+        """How observations change with each latent: it runs between quantiles of its values for the rows ``x``, 1 % to
+        99 %, while the others stay at their medians.
+        """
+        values, codes = traversed(self.encode(x), steps)
+        return Traversal(values, self.decode(codes.flatten(0, 1)).view(*codes.shape[:2], -1))
 
     def forward(self, x: Float[Tensor, "n o"]) -> Float[Tensor, "n o"]:
         """The reconstruction g(z(mu(x)))."""

@@ -16,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from imavae.metrics.evaluate import ENDS, ImagePanels, PosteriorShapes
+from imavae.metrics.evaluate import ImagePanels, PosteriorShapes
 from imavae.metrics.references import Reference
+from imavae.model.export import ENDS, Traversal
 from imavae.report import drawing
 from imavae.report.display import compact
 from imavae.report.drawing import BLUE, FAINT, GREY, INK, NEAR_ONE, SEED_COLOURS, VERMILLION, dress, floats, legend
@@ -101,6 +102,31 @@ def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path
     """Draw reconstructions of all members and latent traversals of member ``best``, and return the files."""
     figures = {"reconstructions": _reconstructions(panels, names), "traversals": _traversals(panels, names[best])}
     return drawing.write(figures, folder, pdf)
+
+
+def column_traversals(traversal: Traversal, x: Tensor, columns: Sequence[str]) -> Figure:
+    """Draw how each column moves with each latent, a panel per latent: in standard deviations from its mean over rows
+    ``x``. Of many columns, those that move most are shown.
+    """
+    moved = ((traversal.observations - x.mean(0)) / x.std(0)).double().numpy()
+    most = np.ptp(moved, axis=1).max(0)
+    shown = np.sort(np.argsort(-most, stable=True)[: len(SEED_COLOURS)])
+    dim = min(len(moved), MAX_MEMBERS)
+    across = min(dim, 4)
+    down = -(-dim // across)
+    figure = drawing.new_figure("How columns move with each latent", max(6.6, 2.4 * across), 2.3 * down + 1.3)
+    panels = figure.subplots(down, across, squeeze=False, sharey=True)
+    for k, axes in enumerate(panels.flat):
+        axes.set_visible(k < dim)
+        for n, column in enumerate(shown if k < dim else ()):
+            style = {"color": SEED_COLOURS[n], "linestyle": ("-", "--")[n % 2], "linewidth": 1.4}
+            axes.plot(traversal.values[k].numpy(), moved[k, :, column], label=columns[column], **style)
+        left = k % across == 0
+        dress(axes, f"latent {k + 1}", "standard deviations" * left, "")
+    if len(columns) > len(shown):
+        panels[0, -1].set_title(f"{len(shown)} of {len(columns)} columns", loc="right", color=FAINT, fontsize=8)
+    legend(figure, *panels[0, 0].get_legend_handles_labels())
+    return figure
 
 
 def solution_plane(members: pd.DataFrame, references: Sequence[Reference], linear_ica: Sequence[float]) -> Figure:
