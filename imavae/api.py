@@ -205,7 +205,9 @@ def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = 
                 ledger.finish([*figures, _write_report(ledger, command, start)])
     finally:
         torch.set_num_threads(threads)  # a run sets those of its process
-    return _converged(load_results(ledger.folder))
+    results = load_results(ledger.folder)
+    _check_converged(results)
+    return results
 
 
 def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] = ()) -> Results:
@@ -239,22 +241,24 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
             raise ledger.interrupted
         observer.notice("storing the models, drawing the figures, writing the report")
         _conclude(ledger, command, start)
-    return _converged(load_results(ledger.folder))
+    results = load_results(ledger.folder)
+    _check_converged(results)
+    return results
 
 
 class DivergedError(UserError):
     """All members of a run or study diverged. ``results`` has what is known of them."""
 
-    def __init__(self, message: str, results: Results) -> None:
+    def __init__(self, message: str, results: stored.Results) -> None:
         super().__init__(message)
         self.results = results
 
 
-def _converged(results: Results) -> Results:
-    """Return the results. Raises DivergedError with the likely cause if all members diverged."""
+def _check_converged(results: stored.Results) -> None:
+    """Raise DivergedError with the likely cause if all members diverged."""
     members, data = results.members, results.config.data
     if not len(members) or (members["status"] != "diverged").any():
-        return results
+        return
     remedy = "lower training.learning_rate or model.gamma"
     if isinstance(data, FileData):
         remedy += "" if data.standardise else ", or set data.standardise=true"

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+from imavae import api
 from imavae.api import resuming
 from imavae.cli import commands
 from imavae.cli.compose import Command, compose
@@ -215,10 +216,14 @@ def test_why_a_trial_has_failed_is_its_errors_last_line(tmp_path: Path, monkeypa
     assert failure_reason(trial, tmp_path) == "RuntimeError: no luck"
 
 
-def test_a_report_is_written_without_any_result(tmp_path: Path) -> None:
+def test_a_report_is_written_without_any_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(tmp_path)
     lost = results_of(config, records_of([sources(0.9).assign(status="diverged")] * 2))
     assert "all 16 members diverged" in Reader(page(lost)).text
+    with pytest.raises(UserError, match=r"all 16 of .* diverged; lower training\.learning_rate"):
+        api._check_converged(lost)
+    monkeypatch.setattr(Results, "history", pd.DataFrame())  # no member reached a validation
+    assert api._champion_figures(lost) == []
     all_failed = [failed(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}") for n in range(3)]
     assert f"RuntimeError: {HOSTILE}" in Reader(page(results_of(config, all_failed))).text
     reader = Reader(page(results_of(config, [], interrupted=True), go_on=["python", "scripts/tune.py", "resume=true"]))
