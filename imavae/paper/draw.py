@@ -35,7 +35,7 @@ ENTROPY = 1.5 * math.log(2 * math.pi * math.e)  # of three standard Gaussians (t
 ASIDE = 0.05  # distance of a kind's marks from its tick
 BESIDE = 10**0.08  # factor of γ² by which published marks are moved, so that no bars overlap
 SHOWN = (q.MCC, q.CONTRAST)  # of most figures
-FITTED = (*SHOWN, q.GAP)
+FITTED = (*SHOWN, q.GAP._replace(axis="distance from the\ntrue likelihood (nats)", log=False))
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def spurious(studies: Sequence[Study]) -> Figure:
 
 def axis_of(study: Study) -> Points:
     """Return λ for a study of flows, and γ² for one of VAEs."""
-    return q.OVER_WEIGHT if study.config.model.is_flow else q.OVER_GAMMA
+    return q.OVER_WEIGHT if study.config.model.is_flow else dataclasses.replace(q.OVER_GAMMA, axis="γ²")
 
 
 def vae_and_flow(studies: Sequence[Study]) -> Figure:
