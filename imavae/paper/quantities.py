@@ -160,7 +160,7 @@ OVER_COSINE = Points(
     ("data.mixing.cosine",), "cos θ={:g}".format, r"$\cos\theta$ between the columns of the linear map"
 )
 OVER_ANGLE = Points(("model.automorphism.angle",), "θ={:g}°".format, "θ of f ∘ a (degrees)")
-OVER_WEIGHT = Points(("model.ima_weight",), "λ={:g}".format, "weight of the flow's contrast", kinds=True)
+OVER_WEIGHT = Points(("model.ima_weight",), "λ={:g}".format, "weight λ of the contrast", kinds=True)
 OVER_PRIOR = Points(
     ("data.dim", "model.prior.name", "model.gamma"), lambda d, prior, gamma: f"d={d} {prior} {OVER_GAMMA.label(gamma)}"
 )
