@@ -355,8 +355,8 @@ _figures = (
         kind=Kind(rows_of_vae_and_flow, draw.vae_and_flow),
         differs="This figure is not in the paper. A flow maximises E[log p(x)] − λ E[c_IMA] of its own density: λ = 0 "
         "is maximum likelihood, and λ = 1 the limit that the paper ascribes to the VAE. The distance from the true "
-        "likelihood is E[log p(x)] − ELBO of a VAE, and the KL divergence of a flow. On the near-pole maps λ grows from "
-        "zero: from its whole value the flows fit worse.",
+        "likelihood is E[log p(x)] − ELBO of a VAE, and the KL divergence of a flow. On the near-pole maps λ grows "
+        "from zero: from its whole value the flows fit worse.",
     ),
     PaperFigure(
         "moebius_linear_map",
