@@ -109,8 +109,7 @@ def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
 
     Raises UserError for any mistake in the study that can be found before its first trial.
     """
-    from imavae.metrics.glossary import check_metric  # they import torch; the samplers are needed without it
-    from imavae.runs.session import initial_weights
+    from imavae.metrics.glossary import check_metric  # the samplers are needed without it
 
     metrics = [objective.metric for objective in config.objectives]
     for objective in config.objectives:
@@ -125,12 +124,8 @@ def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
         got = f"{name} with {', '.join(metrics)}"
         require(several or len(metrics) == 1, f"{setting} supports several objectives", got, remedy)
     parameters, base = parse(config), base_of(config)
-    initial_weights(base)
-    for key, value in [(parameter.key, value) for parameter in parameters for value in parameter.ends]:
-        try:
-            initial_weights(with_values(base, {key: value}))
-        except UserError as error:
-            raise UserError(f"`search.{key}` reaches {value!r}, for which {error}") from None
+    if "training.init" in [parameter.key for parameter in parameters] or base.training.init is not None:
+        _check_init(base, parameters)
     points = start_points(config, parameters)
     if sampler == "grid":
         return parameters, grid(parameters)[: config.budget.trials]
@@ -139,6 +134,18 @@ def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
     if (config.sampler.pack or 1) > 1:
         _check_pack(parameters)
     return parameters, points
+
+
+def _check_init(base: RunConfig, parameters: Sequence[Parameter]) -> None:
+    """Raise UserError unless the initial weights are those of the models at all ends of the search."""
+    from imavae.runs.session import initial_weights  # it imports torch, which takes a second
+
+    initial_weights(base)
+    for key, value in [(parameter.key, value) for parameter in parameters for value in parameter.ends]:
+        try:
+            initial_weights(with_values(base, {key: value}))
+        except UserError as error:
+            raise UserError(f"`search.{key}` reaches {value!r}, for which {error}") from None
 
 
 def parse(config: StudyConfig) -> list[Parameter]:
