@@ -115,7 +115,8 @@ def _script_and_arguments(line: str, checkout: Path, environment: dict[str, str]
         return words[1:]
     elsewhere = any(word in line for word in RUN_ELSEWHERE)
     tiny = TRAIN if "dry_run=true" in words else TINY[Path(words[1]).stem]
-    short = ["training.max_epochs=2", "training.gamma_schedule.until=2"] * ("gamma_schedule" in line)
+    short = [f"training.{name}.until=2" for name in ("gamma_schedule", "ima_schedule") if name in line]
+    short += ["training.max_epochs=2"] * bool(short)
     return [*words[1:], *(["--help"] if elsewhere else [*tiny, *short])]
 
 
