@@ -233,7 +233,15 @@ def test_any_space_is_refused_or_its_points_train(mapping: dict[str, Any]) -> No
         refused(error)
 
 
-@pytest.mark.parametrize("good", [{"data": {"mixing": {"name": "flow"}, "dim": 4}}, {"model": {"posterior": "full"}}])
+CONDITIONAL: dict[str, Any] = {"name": "gaussian", "parameters": "conditional"}
+GOOD: list[dict[str, Any]] = [
+    {"data": {"mixing": {"name": "flow"}, "dim": 4}},
+    {"model": {"posterior": "full"}},
+    {"data": {"n_segments": 3}, "model": {"name": "flow", "prior": CONDITIONAL}},
+]
+
+
+@pytest.mark.parametrize("good", GOOD)
 def test_good_settings_are_among_those_that_train(good: dict[str, Any]) -> None:
     """The two tests above would hold of a program that refuses everything."""
     train(run_config(small(good)))
