@@ -638,3 +638,26 @@ def test_an_outage_is_waited_for_once_whatever_the_number_of_trials(monkeypatch:
     with pytest.raises(UserError):
         track()
     assert now[0] >= before + 50  # it was back meanwhile
+
+
+def test_a_moved_folder_reads_and_writes_its_own_artifacts(output_dir: Path, tmp_path: Path) -> None:
+    first, moved, model = tmp_path / "first", tmp_path / "mo ved", tmp_path / "a.pt"
+    first.mkdir()
+    (output_dir / "mlflow.db").rename(first / "mlflow.db")
+    model.write_bytes(b"of the first place")
+    tracker = started(first)
+    finish(tracker, a_trial(0))
+    tracker.log_model(model, a_trial(0), "seed 1", {"val/mcc": 0.5}, QUESTION)
+    tracker.finish("finished", {}, [model])
+    first.rename(moved)
+
+    assert fetch_model("models:/paper-grid/1", SETTINGS, moved).read_bytes() == model.read_bytes()
+    again = opened(moved)
+    again.start("other", CONFIG, {"imavae.folder": str(moved)}, [OBJECTIVE])
+    again.finish("finished", {}, [model])
+    assert len(list(moved.rglob("artifacts/a.pt"))) == 3  # of two runs and a model
+    assert not first.exists()
+    client = MlflowClient(f"sqlite:///{moved}/mlflow.db")
+    [experiment] = [one for one in client.search_experiments() if one.name == "paper/grid"]
+    folders = {run.data.tags.get("imavae.folder") for run in client.search_runs([experiment.experiment_id])}
+    assert folders <= {str(moved), None}

@@ -41,6 +41,13 @@ BEST_FIRST: list[dict[str, Any]] = [
     {"field_name": "metrics.val/mcc", "ascending": False},
     {"field_name": "metrics.val/neg_elbo", "ascending": True},  # decides if no model has val/mcc
 ]
+ADDRESSES = (  # tables and columns in which MLflow keeps addresses of artifacts
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -162,7 +169,10 @@ def open_client(uri: str) -> MlflowClient:
         with nullcontext() if path is None else FileLock(path.with_name(f".{path.name}.lock")):
             if path is not None and not path.exists():
                 _create_database(path)
-            return _checked_client(uri)
+            client = _checked_client(uri)
+            if path is not None:
+                _follow_move(path)
+            return client
     except _connection_errors() as error:
         raise _unreachable(uri, error) from None
 
@@ -188,6 +198,28 @@ def _create_database(path: Path) -> None:
             source.backup(target)
             target.execute("PRAGMA journal_mode = WAL")
     whole.replace(path)
+
+
+def _follow_move(path: Path) -> None:
+    """Correct the addresses in a database that was moved or copied together with the artifacts beside it.
+
+    MLflow stores absolute ones: a copy would read, and write, where the original was.
+    """
+    artifacts = path.parent / "mlartifacts"
+    with closing(sqlite3.connect(path, timeout=CONNECT_TIMEOUT)) as connection, connection:
+        known = connection.execute("SELECT artifact_location FROM experiments").fetchall()
+        parts = [location.rpartition("/mlartifacts/") for (location,) in known if location.startswith("file://")]
+        now = path.parent.as_uri()
+        moved = {old for old, _, name in parts if old != now and (artifacts / unquote(name)).is_dir()}
+        for old in moved:
+            changes = [(table, column, "1", old, now) for table, column in ADDRESSES]
+            changes.append(("tags", "value", "key = 'imavae.folder'", unquote(urlsplit(old).path), str(path.parent)))
+            for table, column, which, before, after in changes:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 - all of it is ours
+                    f"WHERE {which} AND substr({column}, 1, ?) = ?",
+                    (after, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:
