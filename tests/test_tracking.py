@@ -645,7 +645,8 @@ def test_a_moved_folder_reads_and_writes_its_own_artifacts(output_dir: Path, tmp
     first.mkdir()
     (output_dir / "mlflow.db").rename(first / "mlflow.db")
     model.write_bytes(b"of the first place")
-    tracker = started(first)
+    tracker = opened(first)
+    tracker.start("grid", CONFIG, {"imavae.folder": str(first / "studies" / "grid")}, [OBJECTIVE])
     finish(tracker, a_trial(0))
     tracker.log_model(model, a_trial(0), "seed 1", {"val/mcc": 0.5}, QUESTION)
     tracker.finish("finished", {}, [model])
@@ -660,4 +661,4 @@ def test_a_moved_folder_reads_and_writes_its_own_artifacts(output_dir: Path, tmp
     client = MlflowClient(f"sqlite:///{moved}/mlflow.db")
     [experiment] = [one for one in client.search_experiments() if one.name == "paper/grid"]
     folders = {run.data.tags.get("imavae.folder") for run in client.search_runs([experiment.experiment_id])}
-    assert folders <= {str(moved), None}
+    assert folders == {None, str(moved), str(moved / "studies" / "grid")}
