@@ -54,6 +54,7 @@ ERRORS = 3.0  # standard errors that a row may be off, where these are known
 CHANCE = 2 * stats.norm.sf(ERRORS)  # probability that a row that should pass fails: 1 in 370
 IQR_OF_NORMAL = 1.349  # interquartile range over standard deviation
 RUNS_PER_FREEDOM = 2.72  # the variance of (q75 − q25) / 1.349 is 1.36 s² / m, that of a standard deviation s² / 2 ν
+CURVE_RUNS = 10  # of sprites_over_epochs
 FEWEST_RUNS = 5  # fewer published runs don't tell the spread
 PASS, FAIL, NOT_JUDGED = "PASS", "FAIL", "not judged"
 
@@ -324,6 +325,11 @@ def tolerance(published: Summary, seeds: int, draw: float = 0.0, worlds: int = 1
     error = spread * math.sqrt(math.pi / 2 * (1 / published.n + 1 / max(1, seeds)))
     errors = float(stats.t.isf(CHANCE / 2, published.n / RUNS_PER_FREEDOM))
     return math.hypot(errors * error, ERRORS * draw * math.sqrt(1 + 1 / worlds))
+
+
+def mean_tolerance(deviation: float, runs: int, seeds: int) -> float:
+    """Return the same for a mean over runs with a known standard deviation."""
+    return float(stats.t.isf(CHANCE / 2, runs - 1)) * deviation * math.sqrt(1 / runs + 1 / max(1, seeds))
 
 
 def correlation_tolerance(published: float, runs: int, mixings: int) -> float:
