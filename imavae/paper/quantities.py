@@ -327,6 +327,25 @@ def tolerance(published: Summary, seeds: int, draw: float = 0.0, worlds: int = 1
     return math.hypot(errors * error, ERRORS * draw * math.sqrt(1 + 1 / worlds))
 
 
+def quartile_rows(row: Row, published: Summary, limit: float) -> list[Row]:
+    """Return a row for each quartile of a row whose median is judged by ``limit``.
+
+    The standard error of a normal distribution's quartile is 1.36 s / sqrt(n), that of its median 1.25 s / sqrt(n).
+    """
+    return [
+        dataclasses.replace(
+            row,
+            point=f"{row.point}, {name} quartile",
+            ours=Summary(row.ours.n, ours, *[np.nan] * 2),
+            published=Summary(published.n, known, *[np.nan] * 2),
+            corrected=None,
+            expected=known,
+            tolerance=limit * 1.3626 / 1.2533,
+        )
+        for name, ours, known in (("lower", row.ours.q25, published.q25), ("upper", row.ours.q75, published.q75))
+    ]
+
+
 def mean_tolerance(deviation: float, runs: int, seeds: int) -> float:
     """Return the same for a mean over runs with a known standard deviation."""
     return float(stats.t.isf(CHANCE / 2, runs - 1)) * deviation * math.sqrt(1 / runs + 1 / max(1, seeds))
