@@ -249,7 +249,8 @@ def over_epochs(
         x, (low, middle, high) = floats(list(by_epoch)), np.array(list(by_epoch.values())).T
         one.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0)
         label = f"median and quartiles, {'corrected' if corrected else 'published'} estimators"
-        one.plot(x, middle, color=BLUE, linewidth=1.4, label=label)
+        marker = "o" if len(x) == 1 else None  # a single validation makes no line
+        one.plot(x, middle, color=BLUE, linewidth=1.4, marker=marker, label=label)
         if quantity is q.MCC:
             level = summarise(study.members, q.LINEAR_ICA.column).median
             one.axhline(level, color=INK, linewidth=1, linestyle="-.", label="linear ICA")

@@ -469,7 +469,7 @@ _figures = (
         "sprites_epochs",
         "MCC and c_IMA over the first 25 of the published sweep's 700 epochs, at γ² = 1",
         ("paper/sprites_epochs",),
-        minutes=35,
+        minutes=60,
         kind=Kind(
             partial(rows_over_epochs, published="sprites_over_epochs"),
             partial(draw.over_epochs, quantities=draw.SHOWN, corrected=False, published="sprites_over_epochs"),
