@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from imavae import metrics as metrics
     from imavae.api import Results as Results
     from imavae.api import World as World
+    from imavae.api import import_study as import_study
     from imavae.api import load_results as load_results
     from imavae.api import reproduce as reproduce
     from imavae.api import train as train
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from imavae.model.export import Model as Model
     from imavae.report.display import Observer as Observer
     from imavae.runs.archive import export as export
-    from imavae.runs.archive import import_study as import_study
     from imavae.runs.models import Latents as Latents
     from imavae.runs.models import encode as encode
     from imavae.runs.models import load_model as load_model
@@ -35,7 +35,7 @@ _NAMES = {
     "estimator": ("IMAVAE",),
     "model.export": ("Model",),
     "report.display": ("Observer",),
-    "runs.archive": ("export", "import_study"),
+    "runs.archive": ("export",),
     "runs.models": ("Latents", "encode", "load_model"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}

@@ -37,6 +37,7 @@ from imavae.metrics.forward import shortened
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
 from imavae.report.display import Display, Observer, new_console
+from imavae.runs import archive
 from imavae.runs import results as stored
 from imavae.runs.ledger import WINNERS, Ledger, run_point
 from imavae.runs.models import model_session
@@ -259,7 +260,7 @@ def _check_converged(results: stored.Results) -> None:
     members, data = results.members, results.config.data
     if not len(members) or (members["status"] != "diverged").any():
         return
-    remedy = "lower training.learning_rate or model.gamma"
+    remedy = "lower training.learning_rate" + " or model.gamma" * (not results.config.model.is_flow)
     if isinstance(data, FileData):
         remedy += "" if data.standardise else ", or set data.standardise=true"
         remedy += "".join(f"; {line}" for line in tables.understood(data)[1:])
@@ -421,6 +422,23 @@ def _write_report(
     work = {"seconds/training": ledger.work_seconds} if isinstance(ledger.config, StudyConfig) else {}
     ledger.write_summary({**(metrics or {}), "seconds": time.monotonic() - start, **work})
     return write_report(ledger.results, command, resuming(command, ledger.folder.name), plots)
+
+
+def import_study(path: str | Path, output_dir: str | Path = "outputs", plugins: Sequence[str] = ()) -> Results:
+    """Unpack an archive of ``imavae.export`` into ``output_dir`` and return its results.
+
+    The study can be resumed, by its name, where its data and plugins are.
+
+    Args:
+        path: of the archive.
+        output_dir: its ``studies/`` or ``runs/`` gets the folder.
+        plugins: files with the variants of your own that it uses.
+
+    Raises:
+        UserError: the file is no such archive, or a damaged one; or the folder exists.
+    """
+    load_plugins(plugins)
+    return load_results(archive.unpack(path, output_dir))
 
 
 class World(NamedTuple):

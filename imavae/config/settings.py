@@ -371,7 +371,7 @@ class Budget(Settings):
     """Size of a study; a trial's epochs are training.max_epochs.
 
     When the hours are over or the target is reached, the study proposes no more points, stops each trial at its next
-    validation, and ends with its results. It can be resumed with a larger budget.
+    validation, and ends with its results. With a larger budget, a resume trains the points that are left.
     """
 
     trials: Annotated[Count | None, Field(description="points to train; null: all points of a grid")] = None
@@ -473,7 +473,9 @@ class EvaluateConfig(Settings):
 class EncodeData(Settings):
     """The rows to encode."""
 
-    path: Annotated[HomePath, Field(description="observations in their own units: .npy, .csv or .parquet")]
+    path: Annotated[
+        HomePath, Field(description="observations in their own units: .npy, .csv, .tsv (also .gz) or .parquet")
+    ]
     columns: Annotated[ColumnNames, Field(description="in the model's order; null: by the model's names")] = None
 
 

@@ -208,7 +208,9 @@ def _read(data: FileData) -> _Rows:
     x = torch.from_numpy(tables.read(data.path, data.columns, data.n_obs))
     s, u = torch.empty(data.n_obs, 0), None
     if data.sources_path is not None:
-        s = torch.from_numpy(tables.read(data.sources_path, None, data.n_obs, "data.sources_path"))
+        key = "data.sources_path"
+        names = tables.sources_of(tables.open_table(data.sources_path, key), data.dim)
+        s = torch.from_numpy(tables.read(data.sources_path, names, data.n_obs, key))
     found = tables.fingerprint(x.numpy(), s.numpy() if data.has_sources else None)
     rule, got = "the rows of data.path, and their sources, are those of data.fingerprint", f"others in {data.path}"
     remedy = "the file or the order of its rows has changed: put the old one back, or train with data.fingerprint=null"

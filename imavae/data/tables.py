@@ -15,7 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from csv import reader
+from csv import field_size_limit, reader
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -36,6 +36,7 @@ Stamp = tuple[int, ...]
 ENDINGS = (".npy", ".csv", ".tsv", ".parquet", ".csv.gz", ".tsv.gz")
 SEPARATORS = {",": "','", ";": "';'", "\t": "tab", "|": "'|'", " ": "space"}
 SAMPLE_LINES = 50  # of a .csv, that decide how it is read
+MISSING_LABELS = ["", "nan", "na", "n/a", "null", "none", "<na>", "nat"]  # as pandas, R and others write them
 INDEX_NAME = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # of a column of row numbers that pandas has written
 ROWS_PER_LABEL = 10  # on average, at least: a label of fewer rows has no distribution
 SAMPLED_ROWS = 1000  # of each block, to estimate quartiles
@@ -45,6 +46,7 @@ SHOWN_COLUMNS = 12  # names in a line
 IQR_OF_NORMAL = 1.349  # interquartile range over standard deviation
 BLOCK_ROWS = 65_536  # rows of a block, at most
 BLOCK_NUMBERS = 4 << 20  # numbers of a block, at most: a row may be an image
+THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}(,\d{3})+\s*")
 CSV_BYTES = 4 << 20  # text of a block
 
 
@@ -179,7 +181,7 @@ def labels(
             read = parquet.read_table(path, columns=[column]).column(0)
     values = read.combine_chunks().slice(0, rows)
     as_text = compute.utf8_lower(values.cast(pa.string()))
-    blank = compute.is_in(as_text, pa.array(["", "nan"])).to_numpy(zero_copy_only=False)
+    blank = compute.is_in(as_text, pa.array(MISSING_LABELS)).to_numpy(zero_copy_only=False)
     blank |= as_text.is_null().to_numpy(zero_copy_only=False)
     got = f"no label in row {int(np.argmax(blank)) + 1} of column {column!r} of {path}"
     require(not blank.any(), f"{key} labels every row", got, "drop or fill such rows")
@@ -241,11 +243,7 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         require(column not in (columns or ()), rule, f"{column} of {table.path}", remedy)
     free = [name for name in table.numeric if name not in labelled.values()]
     limit = limit if isinstance(limit, int) else None
-    if columns is None:
-        free = [name for name in free if not INDEX_NAME.fullmatch(name)] or free
-        if len(free) > 1 and table.numeric[free[0]] and _counts(table.path, table.key, free[0], stamp(table.path)):
-            del free[0]
-    names = pick(table, free if columns is None else columns)
+    names = pick(table, _without_numbers(table, free) if columns is None else columns)
     found = _survey(table.path, table.key, names, limit, stamp(table.path))
     rows, digest = found.rows, hashlib.sha256(found.digest)
     got = f"{limit} of {rows} in {table.path}"
@@ -257,7 +255,7 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         filled["n_segments"] = 1 if label is None else _segments(filled, rows)
     if isinstance(filled.get("sources_path"), str):
         sources = open_table(filled["sources_path"], "data.sources_path")
-        names, got = pick(sources, None), f"{len(sources.numeric)} in {sources.path}"
+        names, got = sources_of(sources, filled["dim"]), f"{len(sources.numeric)} in {sources.path}"
         remedy = "give one column for each latent, or set data.dim"
         require(len(names) == filled["dim"], "data.sources_path has data.dim columns", got, remedy)
         of_sources = _survey(sources.path, sources.key, names, limit and rows, stamp(sources.path))
@@ -267,6 +265,21 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
     if filled.get("fingerprint") is None:
         filled["fingerprint"] = digest.hexdigest()[:16]
     return filled
+
+
+def _without_numbers(table: Table, names: Sequence[str]) -> list[str]:
+    """Columns without those that number the rows, by their name or, of the first one, by what it holds."""
+    left = [name for name in names if not INDEX_NAME.fullmatch(name)] or list(names)
+    first = left[0] if len(left) > 1 else None
+    if first is not None and table.numeric[first] and _counts(table.path, table.key, first, stamp(table.path)):
+        del left[0]
+    return left
+
+
+def sources_of(table: Table, dim: int) -> tuple[str, ...]:
+    """The columns of a file of ``dim`` sources: all, or those that do not number the rows if there are too many."""
+    names = list(table.numeric)
+    return pick(table, names if len(names) <= dim else _without_numbers(table, names))
 
 
 def fingerprint(x: Floats, sources: Floats | None = None) -> str:
@@ -323,6 +336,8 @@ def written(
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as file:
             file.write(content)
+    # All of them: what is given in memory has no column by accident.
+    settings["columns"] = [name for name in table.column_names if name not in settings.values()]
     if sources is not None:
         settings["sources_path"] = written(folder, sources, name="sources")["path"]
     return settings | {"path": str(path)}
@@ -461,7 +476,7 @@ def floats(batch: Any, columns: Sequence[str]) -> Floats:
 def _dialect(path: Path) -> Dialect:
     """How a .csv is written, by its first lines: the separator that gives the most columns, the same in each line."""
     with pa.input_stream(path, compression="gzip" if path.suffix == ".gz" else None) as file:
-        raw = file.read(CSV_BYTES // 16)
+        raw = file.read(CSV_BYTES)
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf8"
     try:
         text = raw.decode(encoding)
@@ -470,14 +485,20 @@ def _dialect(path: Path) -> Dialect:
             encoding = "latin-1"
         text = raw.decode(encoding, errors="replace")
     lines = text.removeprefix("\ufeff").splitlines()[: SAMPLE_LINES + 1]
-    lines = [line for line in lines if line.strip()][: SAMPLE_LINES if len(lines) > SAMPLE_LINES else None]
+    cut = len(lines) > SAMPLE_LINES or (len(raw) == CSV_BYTES and len(lines) > 1)  # the last line may be a part
+    lines = [line for line in lines[: -1 if cut else None] if line.strip()]
     best, most = ",", [[line] for line in lines]
+    field_size_limit(max(field_size_limit(), CSV_BYTES))
     for separator in SEPARATORS:
         fields = list(reader(lines, delimiter=separator))
         if len({len(row) for row in fields}) == 1 and len(fields[0]) > len(most[0]):
             best, most = separator, fields
     values = [field for row in most[1:] for field in row]
     comma = best != "," and any(map(DECIMAL_COMMA.fullmatch, values)) and not any(map(DECIMAL_POINT.fullmatch, values))
+    unclear = comma and all(THOUSANDS.fullmatch(value) for value in values if "," in value)
+    example = next((value for value in values if "," in value), "")
+    remedy = "write it without separators of thousands, or with a decimal point"
+    require(not unclear, f"numbers of {path} have one meaning", f"{example}, a thousand or a fraction", remedy)
     return Dialect(best, "," if comma else ".", encoding)
 
 

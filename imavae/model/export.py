@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -80,7 +81,9 @@ class Model(nn.Module):
 
     @property
     def gamma(self) -> float:
-        """The square root of the decoder's precision."""
+        """The square root of the decoder's precision; infinite for a flow, which has no noise."""
+        if self.config.model.is_flow:
+            return math.inf
         return float(self.weights[vae.GAMMA].detach().exp())
 
     def posterior(self, x: Float[Tensor, "n o"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:

@@ -35,7 +35,7 @@ ENTROPY = 1.5 * math.log(2 * math.pi * math.e)  # of three standard Gaussians (t
 ASIDE = 0.05  # distance of a kind's marks from its tick
 BESIDE = 10**0.08  # factor of γ² by which published marks are moved, so that no bars overlap
 SHOWN = (q.MCC, q.CONTRAST)  # of most figures
-FITTED = (*SHOWN, q.GAP._replace(axis="distance from the\ntrue likelihood (nats)", log=False))
+FITTED = (q.LOCATION_MCC, q.CONTRAST, q.GAP._replace(axis="distance from the\ntrue likelihood (nats)", log=False))
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class Quantity(NamedTuple):
 
 
 MCC = Quantity("MCC", "MCC", f"val/mcc_batch {AT}", f"val/mcc {AT}", limits=(0.0, 1.02))
+LOCATION_MCC = Quantity("MCC of location", "MCC of locations", f"val/mcc_mean {AT}", limits=(0.0, 1.02))
 LINEAR_ICA = Quantity("linear ICA", "MCC", f"val/mcc_linear_ica {AT}")  # MCC of each world
 CONTRAST = Quantity("c_IMA", r"$c_{\mathrm{IMA}}$ (nats)", f"val/cima_batch {AT}", f"val/cima {AT}", log=True)
 NEG_ELBO = Quantity("−ELBO", "−ELBO (nats)", BEST_NEG_ELBO)
@@ -397,7 +398,7 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 def _cells(row: Row) -> dict[str, str]:
     """Return the cells of a row by column; medians have three or four digits, numbers around them one less."""
     nats = row.quantity == NEG_ELBO.label
-    fine = row.quantity in (MCC.label, LINEAR_ICA.label, RATIO.label)
+    fine = row.quantity in (MCC.label, LOCATION_MCC.label, LINEAR_ICA.label, RATIO.label)
 
     def show(value: float, digits: int = 4 if nats else 3) -> str:
         whole = nats and 1000 <= abs(value) < math.inf  # powers of ten would hide differences: images have 1e4 nats

@@ -13,8 +13,8 @@ import matplotlib
 import pandas as pd
 import yaml
 
-from imavae.config.mapping import flatten, to_mapping
-from imavae.config.settings import ReproduceConfig, StudyConfig, study_config
+from imavae.config.mapping import to_mapping
+from imavae.config.settings import Budget, ReproduceConfig, StudyConfig, study_config
 from imavae.data.storage import write_text
 from imavae.errors import UserError, require
 from imavae.paper import draw
@@ -107,6 +107,8 @@ def _study(
     wanted: StudyConfig, plot_only: bool, run: Callable[[StudyConfig], object], report: Callable[[str], None]
 ) -> Study:
     """Return the finished study with these settings: a stored one, or one that is resumed or run now."""
+    whole, rule = dataclasses.replace(wanted.budget, trials=None) == Budget(), "a figure's studies are trained whole"
+    require(whole, rule, wanted.budget, "drop budget.hours, budget.trial_minutes and budget.target")
     found = find(wanted)
     if found is not None:
         report(f"{wanted.study}: read from {found.folder}")
@@ -128,14 +130,16 @@ def _stored(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig, list[str]]
 
     Only settings that decide a study's results are compared; fewer trials are another grid.
     """
-    ours = essence(wanted) | flatten(to_mapping(wanted.budget))
+    ours = essence(wanted) | {"budget.trials": wanted.budget.trials}
     files = (Path(wanted.output_dir).resolve() / "studies").glob("[!.]*/config.yaml")
     for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             config = study_config(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (OSError, yaml.YAMLError, UserError, TypeError):
             continue  # this version can't read it
-        theirs = essence(config) | flatten(to_mapping(config.budget))
+        if dataclasses.replace(config.budget, trials=None) != Budget():
+            continue  # some of its trials may have been stopped
+        theirs = essence(config) | {"budget.trials": config.budget.trials}
         other = [f"{key}={theirs.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key)]
         yield path.parent, config, other
 

@@ -124,7 +124,8 @@ def answer(results: Results) -> list[str]:
         reason = next((record.failure for record in records if record.failure), "unknown")
         return [f"No result: all {len(records)} trials failed.", f"First reason: {reason}"]
     if summary.diverged(members).all():
-        remedy = "A smaller training.learning_rate or model.gamma may help."
+        other = " or model.gamma" * (not results.config.model.is_flow)
+        remedy = f"A smaller training.learning_rate{other} may help."
         return [f"No result: all {len(members)} members diverged.", remedy]
     best, config, objective = ranked[0], results.config, results.objective
     rows = members[members["trial"] == best.number]

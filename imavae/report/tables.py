@@ -52,10 +52,8 @@ class Table:
         """Build the table for a notebook."""
         import pandas as pd
 
-        cells = pd.DataFrame(self.rows, columns=pd.Index(self.columns)).map(
-            lambda text: escape(text).replace("\n", "<br>")
-        )
-        caption = escape(self.caption).replace("\n", "<br>")
+        cells = pd.DataFrame(self.rows, columns=pd.Index(self.columns)).map(_html)
+        caption = _html(self.caption)
         return f"<p><b>{escape(self.title)}</b><br>{caption}</p>{cells.to_html(index=False, escape=False, border=0)}"
 
     def __rich__(self) -> RichTable:

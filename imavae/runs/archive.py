@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
-from imavae.config.settings import is_folder_name
+from imavae.config.settings import StudyConfig, is_folder_name
 from imavae.data.storage import Lock, temporary, written_whole
 from imavae.errors import require
 from imavae.runs.folder import RunFolder, check_recorded
@@ -27,7 +27,7 @@ DAMAGED = "get the archive again"
 
 
 def export(study: Results | str | Path, path: str | Path) -> Path:
-    """Write a run or study into a zip archive and return its path; :func:`import_study` reads it.
+    """Write a run or study into a zip archive and return its path; ``imavae.import_study`` reads it.
 
     Args:
         study: results of ``train``, ``tune`` or ``load_results``, or the folder.
@@ -37,7 +37,8 @@ def export(study: Results | str | Path, path: str | Path) -> Path:
         UserError: there is no such study, its files are damaged, a process works in it, or the archive can't be
             written.
     """
-    folder, target = load_results(study.folder if isinstance(study, Results) else study).folder, Path(path).expanduser()
+    results, target = load_results(study.folder if isinstance(study, Results) else study), Path(path).expanduser()
+    folder = results.folder
     rule, remedy = "path is a file's in a folder that exists", "choose another"
     require(target.parent.is_dir() and not target.is_dir(), rule, target, remedy)
     outside = not target.resolve().is_relative_to(folder)
@@ -54,28 +55,26 @@ def export(study: Results | str | Path, path: str | Path) -> Path:
                 content, name = own.read_bytes(), own.relative_to(folder).as_posix()
                 digests[name] = hashlib.sha256(content).hexdigest()
                 archive.writestr(name, content)
-            manifest = {"format": FORMAT, "kind": folder.parent.name, "name": folder.name, "sha256": digests}
+            kind = "studies" if isinstance(results.config, StudyConfig) else "runs"
+            manifest = {"format": FORMAT, "kind": kind, "name": folder.name, "sha256": digests}
             archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
     finally:
         lock.release()
     return target
 
 
-def import_study(path: str | Path, output_dir: str | Path = "outputs") -> Results:
-    """Unpack an archive of :func:`export` into ``output_dir`` and return its results.
+def unpack(path: str | Path, output_dir: str | Path) -> Path:
+    """Unpack an archive of :func:`export` into ``output_dir`` and return the study's folder.
 
-    Each file is compared with the manifest before it is written. The study appears whole or not at all; it can be
-    resumed, by its name, where its data and plugins are.
-
-    Raises:
-        UserError: the file is no such archive, or a damaged one; or the folder exists.
+    Each file is compared with the manifest before it is written. The study appears whole or not at all. Raises
+    UserError if the file is no such archive, or a damaged one, or the folder exists.
     """
     source = Path(path).expanduser()
     require(source.is_file(), "path is an archive of imavae.export", source, "write one by imavae.export")
     try:
         with zipfile.ZipFile(source) as archive:
             manifest = _manifest(archive, source)
-            target = Path(output_dir).expanduser().resolve() / manifest["kind"] / manifest["name"]
+            target: Path = Path(output_dir).expanduser().resolve() / manifest["kind"] / manifest["name"]
             require(not target.exists(), "the study's folder is new", target, "move that one, or set output_dir")
             target.parent.mkdir(parents=True, exist_ok=True)
             aside = temporary(target.parent)
@@ -86,7 +85,7 @@ def import_study(path: str | Path, output_dir: str | Path = "outputs") -> Result
                 shutil.rmtree(aside, ignore_errors=True)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
         require(False, "path is an archive of imavae.export", f"{source} ({error})", DAMAGED)
-    return load_results(target)
+    return target
 
 
 def _unpack(archive: zipfile.ZipFile, digests: dict[str, str], folder: Path) -> None:

@@ -93,6 +93,7 @@ SHAPING = (  # settings that decide the shapes of weights, besides the number of
     "model.posterior",
     "model.n_layers",
     "model.hidden_factor",
+    "model.couplings",
     "model.encoder.n_layers",
     "model.encoder.hidden_factor",
     "model.prior.name",

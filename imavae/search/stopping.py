@@ -74,19 +74,25 @@ class Stopping(FIFOScheduler):
 
     def _over(self, result: dict[str, Any]) -> bool:
         """Return whether the trial of a report is to end now."""
-        budget, objective = self._config.budget, self._config.objective
-        if budget.target is not None and result["epoch"] >= self._config.training.settled:
-            sign = 1 if objective.mode == "max" else -1
-            if any(sign * scores[0] >= sign * budget.target for scores in result["scores"]):
-                self.spent = self.spent or f"budget.target={budget.target:g} is reached"
-        late = budget.trial_minutes is not None and result["seconds"] > 60 * budget.trial_minutes
-        return self.exhausted() or late
+        minutes = self._config.budget.trial_minutes
+        if result["epoch"] >= self._config.training.settled:
+            self._reach([scores[0] for scores in result["scores"]])
+        return self.exhausted() or (minutes is not None and result["seconds"] > 60 * minutes)
+
+    def _reach(self, scores: Sequence[float]) -> None:
+        """Note that the study is over if one of these scores reaches its target."""
+        target, sign = self._config.budget.target, 1 if self._config.objective.mode == "max" else -1
+        if target is not None and any(sign * score >= sign * target for score in scores):
+            self.spent = self.spent or f"budget.target={target:g} is reached"
 
     def catch_up(self, ledger: Ledger) -> None:
         """Show the rule what the points of an earlier driver have reported, by their checkpoints.
 
         The last report of a point that has not ended is judged: the earlier driver may not have come to it.
         """
+        for record in ledger.records:
+            if record.score is not None:
+                self._reach([record.score])
         for pack in sorted([number for number, _ in pack] for pack in ledger.home.asked):
             path = SEAL.newest(self._names.ensemble(min(pack))) if self._rule else None
             if path is None:

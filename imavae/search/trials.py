@@ -272,7 +272,7 @@ def train(
         if stopping.spent:
             trained, asked = len(ledger.records), ledger.home.state.points
             ledger.spent = stopping.spent if trained < asked else None
-            say(f"{stopping.spent}: {trained} of {asked} points were trained")
+            say(f"{stopping.spent}: {trained} of {asked} points have ended")
     except KeyboardInterrupt as error:
         ledger.interrupted = interruption_of(error)
         recorder.abandon()
