@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from imavae.runs.models import load_model as load_model
 
 _NAMES = {
-    "api": ("Results", "World", "load_results", "reproduce", "train", "tune", "world"),
+    "api": ("Results", "World", "import_study", "load_results", "reproduce", "train", "tune", "world"),
     "errors": ("UserError",),
     "estimator": ("IMAVAE",),
     "model.export": ("Model",),

@@ -66,6 +66,13 @@ def test_an_imported_study_is_the_one_that_was_exported(
     imavae.train(SETTINGS, output_dir=str(tmp_path), resume=True)  # nothing is left to train
 
 
+def test_a_copy_elsewhere_is_exported_as_what_it_is(finished: imavae.Results, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere" / "mine"
+    shutil.copytree(finished.folder, copy)
+    found = imavae.import_study(imavae.export(copy, tmp_path / "copy.zip"), tmp_path)
+    assert found.folder == tmp_path / "runs" / "mine"
+
+
 def test_an_existing_study_is_not_replaced(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     with pytest.raises(imavae.UserError, match="folder is new"):

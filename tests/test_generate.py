@@ -59,6 +59,13 @@ def test_samples_are_decoded_latents_of_the_prior_with_the_decoders_noise(
         model.sample(3, segment=0)
 
 
+def test_a_flow_has_samples_without_noise() -> None:
+    model = model_of(config({"dim": 2}, {"name": "flow"}))
+    assert model.gamma == np.inf
+    back = model.encode(model.sample(200))
+    assert bool(((back >= -0.5) & (back <= 0.5)).all())  # on the prior's support
+
+
 def test_samples_of_a_conditional_prior_are_those_of_a_segment() -> None:
     prior = {"name": "gaussian", "parameters": "conditional"}
     data = {"dim": 2, "n_segments": 3, "source": {"name": "gaussian"}}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from ray.tune.experiment import Trial
@@ -14,6 +16,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.runs.folder import RunFolder
+from imavae.runs.ledger import Ledger
 from imavae.search.stopping import PointTrial, Stopping
 from imavae.search.worker import read_stops
 
@@ -106,6 +109,15 @@ def test_a_target_ends_every_trial_at_its_next_report(tmp_path: Path, mode: str,
     assert stopping.exhausted()
     assert report(stopping, {0: before, 1: before}, 2) == "STOP"
     assert stopping.stopped == {0: 2, 1: 2, 2: 1, 3: 1}
+
+
+def test_a_target_that_a_finished_trial_has_reached_is_not_sought_again(tmp_path: Path) -> None:
+    stopping = Stopping(config(budget={"target": 0.8}), RunFolder(tmp_path))
+    home = SimpleNamespace(asked=[])
+    stopping.catch_up(Mock(spec=Ledger, home=home, records=[SimpleNamespace(score=None), SimpleNamespace(score=0.7)]))
+    assert not stopping.exhausted()
+    stopping.catch_up(Mock(spec=Ledger, home=home, records=[SimpleNamespace(score=0.81)]))
+    assert stopping.exhausted()
 
 
 def test_a_target_waits_until_the_schedules_are_over(tmp_path: Path) -> None:

@@ -271,3 +271,51 @@ def test_a_compressed_file_that_is_damaged_is_told(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b""))
     with pytest.raises(UserError, match=r"x\.csv\.gz"):
         data_of(path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "separator", "columns"), [("tsv", "\t", 3000), ("csv", ";", 3000), ("csv", ",", 20_000)]
+)
+def test_a_table_of_many_columns_and_few_rows_has_all_of_them(
+    ending: str, separator: str, columns: int, tmp_path: Path
+) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / f"x.{ending}"
+    frame = pd.DataFrame(rng.normal(size=(40, columns)), columns=[f"gene number {i}" for i in range(columns)])
+    frame.to_csv(path, sep=separator, index=False)
+    assert len(files.open_table(path).numeric) == columns
+
+
+def test_sources_whose_rows_pandas_has_numbered_are_the_sources(tmp_path: Path) -> None:
+    FRAME.to_csv(tmp_path / "x.csv", index=False)
+    sources = FRAME[["a", "b", "ç"]]
+    sources.to_csv(tmp_path / "s.csv")
+    data = data_of(tmp_path / "x.csv", sources_path=str(tmp_path / "s.csv"))
+    sources.to_csv(tmp_path / "plain.csv", index=False)
+    plain = data_of(tmp_path / "x.csv", sources_path=str(tmp_path / "plain.csv"))
+    numbered, expected = (dataset.make(of, (1,), torch.float64, "cpu").val.sources for of in (data, plain))
+    assert torch.equal(numbered, expected)
+
+
+def test_a_column_that_counts_stays_where_it_was_given_in_memory(tmp_path: Path) -> None:
+    x = normal(ROWS, 3).numpy().astype(np.float64)
+    x[:, 0] = np.arange(ROWS)
+    settings = files.written(tmp_path, x)
+    data = run_config({"data": settings}).data
+    assert isinstance(data, FileData)
+    assert len(data.columns) == 3
+
+
+@pytest.mark.parametrize("label", ["NA", "null", "None", "<NA>"])
+def test_a_label_that_means_nothing_is_missing(label: str, tmp_path: Path) -> None:
+    FRAME.assign(group=[label, *["a", "b"] * ((ROWS - 1) // 2), "a"][:ROWS]).to_csv(tmp_path / "x.csv", index=False)
+    with pytest.raises(UserError, match="no label in row 1"):
+        data_of(tmp_path / "x.csv", segment_column="group")
+
+
+def test_separators_of_thousands_are_not_read_as_fractions(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("a;b\n" + "1,100;2,250\n" * ROWS)
+    with pytest.raises(UserError, match="a thousand or a fraction"):
+        data_of(path)
+    path.write_text("a;b\n" + "1,100;0,250\n" * ROWS)
+    assert files.read(str(path), None, 1).tolist() == [[1.1, 0.25]]
