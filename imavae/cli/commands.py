@@ -47,15 +47,15 @@ def tune(config: StudyConfig, command: Sequence[str] = ()) -> None:
 
     _, points = check(config)
     console = new_console()
-    if config.dry_run:
-        _print_cost(console, config)
-        return
-
     trials = len(points) if config.sampler.name == "grid" else config.budget.trials
     at_once = "" if config.cluster.name == "ray" else f", {cluster.expected_slots(config.cluster)} at a time"
     size = f"{trials} trials x {config.members.count} members, at most {config.training.max_epochs} epochs{at_once}"
     display = Display(console)
     display.notice(f"{config.study}: {size}")
+    if config.dry_run:
+        display.notice("timing an epoch and a validation")
+        _print_cost(console, config)
+        return
     display.notice("starting Ray")
     cluster.start_early(config.cluster, ("imavae.api", "imavae.search.trials"))
 
