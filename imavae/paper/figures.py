@@ -380,7 +380,7 @@ _figures = (
         "vae_and_flow",
         "VAEs over γ², flows over the weight λ of their contrast, and linear ICA, on worlds with and without contrast",
         ("paper/vae_near_pole", "paper/flow_near_pole", "paper/vae_linear_map", "paper/flow_linear_map"),
-        minutes=19,
+        minutes=4,
         kind=Kind(rows_of_vae_and_flow, draw.vae_and_flow),
         differs="This figure is not in the paper. A flow maximises E[log p(x)] − λ E[c_IMA] of its own density: λ = 0 "
         "is maximum likelihood, and λ = 1 the limit that the paper ascribes to the VAE. The distance from the true "
