@@ -124,6 +124,14 @@ def test_a_study_whose_files_were_exchanged_is_not_exported(finished: imavae.Res
     assert not (tmp_path / "mine.zip").exists()
 
 
+def test_what_can_not_be_written_is_one_message(finished: imavae.Results, archive: Path, tmp_path: Path) -> None:
+    with pytest.raises(imavae.UserError, match="the archive can be written"):
+        imavae.export(finished, tmp_path / f"{'x' * 300}.zip")
+    (tmp_path / "file").touch()
+    with pytest.raises(imavae.UserError, match="output_dir can be written"):
+        imavae.import_study(archive, tmp_path / "file")
+
+
 @pytest.mark.parametrize("name", ["missing/mine.zip", "original/runs/mine/mine.zip", ""])
 def test_an_archive_has_a_place_of_its_own(finished: imavae.Results, tmp_path: Path, name: str) -> None:
     target = finished.folder / "mine.zip" if name.startswith("original") else tmp_path / name

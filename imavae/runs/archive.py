@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 import zlib
@@ -40,7 +41,7 @@ def export(study: Results | str | Path, path: str | Path) -> Path:
     results, target = load_results(study.folder if isinstance(study, Results) else study), Path(path).expanduser()
     folder = results.folder
     rule, remedy = "path is a file's in a folder that exists", "choose another"
-    require(target.parent.is_dir() and not target.is_dir(), rule, target, remedy)
+    require(target.parent.is_dir() and not os.path.isdir(target), rule, target, remedy)
     outside = not target.resolve().is_relative_to(folder)
     require(outside, "path is outside the study's folder", target, remedy)
     lock = Lock(folder)  # nobody writes meanwhile
@@ -58,6 +59,8 @@ def export(study: Results | str | Path, path: str | Path) -> Path:
             kind = "studies" if isinstance(results.config, StudyConfig) else "runs"
             manifest = {"format": FORMAT, "kind": kind, "name": folder.name, "sha256": digests}
             archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
+    except OSError as error:
+        require(False, "the archive can be written", f"{target} ({error.strerror})", remedy)
     finally:
         lock.release()
     return target
@@ -85,6 +88,8 @@ def unpack(path: str | Path, output_dir: str | Path) -> Path:
                 shutil.rmtree(aside, ignore_errors=True)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError, RuntimeError) as error:
         require(False, "path is an archive of imavae.export", f"{source} ({error})", DAMAGED)
+    except OSError as error:
+        require(False, "output_dir can be written", f"{output_dir} ({error.strerror})", "choose another")
     return target
 
 
