@@ -220,6 +220,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "images": ({"data": {"kind": "sprites"}}, r"as many latents as observed numbers.*4 latents of 12288"),
     "no coupling": ({"model": {"couplings": 0}}, r"model\.couplings >= 1"),
     "step": ({"training": {"step": "compiled"}}, r"model=flow needs autograd"),
+    "couplings of a VAE": ({"model": {"name": "mlp"}}, r"model\.couplings is left alone but for a flow.*got 3"),
 }
 
 

@@ -269,6 +269,8 @@ class RunConfig(Settings):
         remedy = "its parameters depend on the segment: set data.n_segments=5, or model.prior.parameters=fixed"
         require(fixed or segments > 1, "data.n_segments > 1 for a conditional prior", segments, remedy)
         NETWORKS[self.model.name]().check(self)
+        rule, remedy = "model.couplings is left alone but for a flow", "drop it, or set model=flow"
+        require(self.model.is_flow or self.model.couplings == Model.couplings, rule, self.model.couplings, remedy)
         fixed = self.model.precision == "fixed" or "gamma_schedule" not in self.training.schedules
         rule, remedy = "training.gamma_schedule is constant unless model.precision=fixed", "set its shape=constant"
         require(fixed, rule, f"model.precision={self.model.precision}", remedy)
