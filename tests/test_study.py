@@ -176,14 +176,15 @@ def test_points_of_a_pack_are_stopped_tracked_and_told_each_on_its_own(packed: S
     assert not runs_of(Path(settings.output_dir), "member")
 
 
-def test_optunas_page_has_the_answer_and_how_to_load_each_trial(packed: Study) -> None:
+def test_optunas_page_has_the_answer_and_how_to_load_the_best_trial(packed: Study) -> None:
     dashboard = pytest.importorskip("optuna_dashboard", reason="an optional extra")
     settings, ledger, _ = packed
     write_notes(ledger.results, ["It recovers them."])
     found = optuna.load_study(study_name="paper-tiny", storage=f"sqlite:///{settings.output_dir}/optuna.db")
     assert dashboard.get_note(found).startswith("It recovers them.")
-    note = dashboard.get_note(optuna.trial.Trial(found, found.trials[3]._trial_id))
-    assert ledger.results.loading("load_results") + ".model(trial=3)" in note
+    best = ledger.results.ranked()[0].number
+    note = dashboard.get_note(optuna.trial.Trial(found, found.trials[best]._trial_id))
+    assert ledger.results.loading("load_results") + f".model(trial={best})" in note
 
 
 @pytest.fixture(scope="module")

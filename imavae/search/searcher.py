@@ -27,7 +27,7 @@ from sqlalchemy.exc import DatabaseError
 from imavae.config.settings import SAMPLERS, Objective, StudyConfig
 from imavae.errors import UserError, check_interruption, require
 from imavae.runs.folder import LockedFolder, Numbered
-from imavae.runs.ledger import Ledger
+from imavae.runs.ledger import WINNERS, Ledger
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, Point, shared
 from imavae.search.worker import read_stops
@@ -136,17 +136,22 @@ def synchronised(
 
 
 def write_notes(results: Results, answer: Sequence[str]) -> None:
-    """Write the notes that Optuna's page shows, if it is installed: the study's answer, and how to load each trial."""
+    """Write the notes that Optuna's page shows, if it is installed: the answer, and how to load the best trials.
+
+    A note takes several transactions, so most trials have none: the study's says how to load any.
+    """
     if not importlib.util.find_spec("optuna_dashboard"):
         return
     from optuna_dashboard import save_note
 
     study = optuna.load_study(study_name=results.folder.name, storage=open_storage(results.names.output_dir))
-    save_note(study, "\n\n".join([*answer, f"Report: {results.names.report}"]))
-    for trial in study.get_trials(deepcopy=False):
-        code = f"{results.loading('load_results')}.model(trial={trial.number})"
-        if trial.state != TrialState.FAIL:
-            save_note(optuna.trial.Trial(study, trial._trial_id), f"```python\n{code}\n```")
+    model = f"{results.loading('load_results')}.model"
+    parts = [f"Report: {results.names.report}", f"The model of trial N:\n\n```python\n{model}(trial=N)\n```"]
+    save_note(study, "\n\n".join([*answer, *parts]))
+    trials = study.get_trials(deepcopy=False)
+    for record in results.ranked()[:WINNERS]:
+        trial = optuna.trial.Trial(study, trials[record.number]._trial_id)
+        save_note(trial, f"```python\n{model}(trial={record.number})\n```")
 
 
 class Searcher(RaySearcher):
