@@ -42,11 +42,11 @@ ROWS_PER_LABEL = 10  # on average, at least: a label of fewer rows has no distri
 SAMPLED_ROWS = 1000  # of each block, to estimate quartiles
 FAR, TOO_FAR = 100, 1e6  # standard deviations (by quartiles) from the median: told, and refused
 DECIMAL_COMMA, DECIMAL_POINT = (re.compile(rf"\s*[-+]?\d*{mark}\d+([eE][-+]?\d+)?\s*") for mark in (",", r"\."))
+THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}(,\d{3})+\s*")
 SHOWN_COLUMNS = 12  # names in a line
 IQR_OF_NORMAL = 1.349  # interquartile range over standard deviation
 BLOCK_ROWS = 65_536  # rows of a block, at most
 BLOCK_NUMBERS = 4 << 20  # numbers of a block, at most: a row may be an image
-THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}(,\d{3})+\s*")
 CSV_BYTES = 4 << 20  # text of a block
 
 

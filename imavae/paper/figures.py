@@ -126,7 +126,7 @@ def rows_over_epochs(studies: Sequence[Study], published: str) -> list[Row]:
     for epoch, members in study.history.groupby("epoch"):
         if epoch not in known.index:
             continue
-        members = members.assign(status="finished")
+        members = members.assign(status="finished")  # a history has none: its rows are of members in training
         for quantity in (q.MCC, q.CONTRAST):
             now = Quantity(quantity.label, quantity.axis, metric_of(quantity.column), metric_of(quantity.best))
             name = now.column.removeprefix("val/")
@@ -469,7 +469,7 @@ _figures = (
         "sprites_epochs",
         "MCC and c_IMA over the first 25 of the published sweep's 700 epochs, at γ² = 1",
         ("paper/sprites_epochs",),
-        minutes=60,
+        minutes=30,
         kind=Kind(
             partial(rows_over_epochs, published="sprites_over_epochs"),
             partial(draw.over_epochs, quantities=draw.SHOWN, corrected=False, published="sprites_over_epochs"),

@@ -109,7 +109,7 @@ def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
 
     Raises UserError for any mistake in the study that can be found before its first trial.
     """
-    from imavae.metrics.glossary import check_metric  # the samplers are needed without it
+    from imavae.metrics.glossary import check_metric  # it imports torch, which other uses of this module do not need
 
     metrics = [objective.metric for objective in config.objectives]
     for objective in config.objectives:
