@@ -381,7 +381,7 @@ def _write_latents(results: stored.Results, session: Session, weights: torch.Ten
     """Write the table of the latents of one member, the best."""
     from imavae.metrics.evaluate import latent_rows
 
-    split = shortened(session.data.val, session.points[0].data.observed)
+    split = shortened(session.data.val, session.points[0].data.features)
     rows = pd.DataFrame(latent_rows(session.ensemble, weights, row, split))
     write_text(results.names.latents, rows.to_csv(index=False))
     return results.names.latents

@@ -89,7 +89,7 @@ def of_rows(at: RunConfig, flat: Tensor, split: Split, probes: bool = False) -> 
 
 def maps_of(at: RunConfig) -> Callable[[], Tensor]:
     """Random affine maps in the place of the fitted ones (test_linear.py)."""
-    worlds, dim, observed = len(at.members.data.seed or [1]), at.data.dim, at.data.observed
+    worlds, dim, observed = len(at.members.data.seed or [1]), at.data.dim, at.data.features
     return lambda: 0.3 * normal(worlds, 3 * dim, observed + 1, seed=3)
 
 

@@ -149,7 +149,7 @@ def test_metrics_are_those_of_the_plain_model(tmp_path: Path, monkeypatch: pytes
     flat, rows = random_members(config, [1, 2]), torch.arange(2)
     whole = session.evaluate("val", flat, rows)
     monkeypatch.setattr("imavae.training.ensemble.EVALUATED_NUMBERS", 64 * 768)
-    assert evaluated(config.data.observed) == 64
+    assert evaluated(config.data.features) == 64
     for name, value in session.evaluate("val", flat, rows).items():  # the chunks' size changes nothing
         torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=1e-12)
     monkeypatch.setattr(forward, "VALIDATED", 128 * 768)

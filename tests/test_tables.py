@@ -242,7 +242,7 @@ def test_a_value_far_from_the_others_is_told_with_its_place(tmp_path: Path) -> N
     np.save(tmp_path / "x.npy", x)
     with pytest.raises(UserError, match=r"1,000,000 standard deviations.*1e\+30 in column '1', row 18"):
         data_of(tmp_path / "x.npy")
-    assert data_of(tmp_path / "x.npy", columns=["0", "2"]).observed == 2
+    assert data_of(tmp_path / "x.npy", columns=["0", "2"]).features == 2
 
 
 def test_skewed_and_rare_values_are_not_far(tmp_path: Path) -> None:

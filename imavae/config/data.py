@@ -144,8 +144,8 @@ class Data(Settings):
         return train, val, self.n_obs - train - val
 
     @property
-    def observed(self) -> int:
-        """Number of observed dimensions, at least that of latents."""
+    def features(self) -> int:
+        """Number of numbers in an observation."""
         return self.dim
 
     @property
@@ -265,7 +265,7 @@ class SpritesData(DrawnData):
         require(mixed, "data.transform has two factors to mix, besides shape", factors, "set data.transform=none")
 
     @property
-    def observed(self) -> int:
+    def features(self) -> int:
         return 3 * self.side**2  # red, green and blue
 
     @property
@@ -311,11 +311,11 @@ class FileData(Data):
         rule = "data.n_segments > 1 exactly where data.segment_column names the labels"
         got, remedy = f"n_segments={self.n_segments}", "leave data.n_segments at null, which counts them"
         require((self.segment_column is not None) == (self.n_segments > 1), rule, got, remedy)
-        rule, got = "data.dim <= the number of data.columns", f"{self.dim} latents of {self.observed}"
-        require(self.dim <= self.observed, rule, got, "set data.dim=null for as many as columns")
+        rule, got = "data.dim <= the number of data.columns", f"{self.dim} latents of {self.features}"
+        require(self.dim <= self.features, rule, got, "set data.dim=null for as many as columns")
 
     @property
-    def observed(self) -> int:
+    def features(self) -> int:
         return len(self.columns)
 
     @property

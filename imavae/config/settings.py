@@ -518,10 +518,10 @@ def _check_size(config: RunConfig) -> None:
     """Raise UserError unless the least memory that the data and the members need is there."""
     data, model, size = config.data, config.model, 8 if config.training.dtype == "float64" else 4
     width, worlds = model.hidden_factor * data.dim, len(config.members.data.seed or (0,))
-    numbers = worlds * data.n_obs * (data.observed + data.dim) if isinstance(data, SyntheticData) else 0
+    numbers = worlds * data.n_obs * (data.features + data.dim) if isinstance(data, SyntheticData) else 0
     weights = 0
     if model.name == "mlp" and model.n_layers > 1 and model.decoder == "learned":
-        weights = width * (data.observed + data.dim) + (model.n_layers - 2) * width**2
+        weights = width * (data.features + data.dim) + (model.n_layers - 2) * width**2
     needed = size * (numbers + COPIES * config.members.count * weights)
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     got = f"at least {needed / 1e9:.3g} GB of {there / 1e9:.3g} GB for {data.n_obs:.3g} observations"

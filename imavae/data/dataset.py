@@ -319,10 +319,10 @@ def _empty(data: Data, worlds: int, n: int, with_truth: bool, dtype: torch.dtype
 
     truth = None
     if with_truth and isinstance(data, SyntheticData):
-        truth = Truth(empty(worlds, n, dtype=torch.float64), empty(worlds, data.observed, data.dim, n))
+        truth = Truth(empty(worlds, n, dtype=torch.float64), empty(worlds, data.features, data.dim, n))
     return Split(
         sources=empty(worlds, n, data.dim if data.has_sources else 0),
-        observations=empty(worlds, n, 0 if isinstance(data, SpritesData) else data.observed),
+        observations=empty(worlds, n, 0 if isinstance(data, SpritesData) else data.features),
         segments=empty(worlds, n, dtype=torch.int64) if data.n_segments > 1 else None,
         support=data.support,
         truth=truth,

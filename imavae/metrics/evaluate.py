@@ -173,7 +173,7 @@ def image_panels(
     weights, one = model.layout.views(flat), model.layout.views(flat[best : best + 1])
     x = split.block(world, slice(IMAGES))
     reconstructions = model.decoder(weights, model.prior.latent(model.posterior(weights, x).mean))
-    points, size = split.first(QUANTILE_POINTS), evaluated(data.observed)
+    points, size = split.first(QUANTILE_POINTS), evaluated(data.features)
     blocks = [points.block(world[best : best + 1], slice(at, at + size)) for at in range(0, len(points), size)]
     location = torch.cat([model.prior.latent(model.posterior(one, block).mean) for block in blocks], 2)[0]
     values, codes = traversed(location.T)

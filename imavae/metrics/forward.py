@@ -184,7 +184,7 @@ class Evaluation:
     def local(self) -> Local:
         """Terms of the decoder's Jacobian at the locations: at all n or, of images, the first m."""
         model, terms = self.ensemble.model, []
-        few = shortened(self.split, self.ensemble.config.data.observed, DIFFERENTIATED)
+        few = shortened(self.split, self.ensemble.config.data.features, DIFFERENTIATED)
         for at, _ in _chunks(self.ensemble, few):
             _, jacobian = model.decoder.jacobian(self.weights, self.locations[..., at])
             unconstrained = jacobian * model.prior.slope(self.posterior.mean[..., at])[:, None]
@@ -201,7 +201,7 @@ class Evaluation:
         """Mean of the decoder's Jacobian over each batch of posterior samples, as published."""
         decoder, few = (
             self.ensemble.model.decoder,
-            shortened(self.split, self.ensemble.config.data.observed, DIFFERENTIATED),
+            shortened(self.split, self.ensemble.config.data.features, DIFFERENTIATED),
         )
         parts = [
             ima.batch_mean(decoder.jacobian(self.weights, self.samples[..., at])[1])
@@ -295,7 +295,7 @@ class Evaluation:
 
 def _chunks(ensemble: Ensemble, split: Split) -> Iterator[tuple[slice, float]]:
     """The points that go through the networks at once, and their share of all points."""
-    n, size = len(split), evaluated(ensemble.config.data.observed)
+    n, size = len(split), evaluated(ensemble.config.data.features)
     for start in range(0, n, size):
         at = slice(start, min(start + size, n))
         yield at, (at.stop - start) / n

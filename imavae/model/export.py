@@ -64,7 +64,7 @@ class Model(nn.Module):
         parameters = {plain: nn.Parameter(weights[name].detach().to(dtype)) for name, plain in self.names.items()}
         self.parameters_by_name = nn.ParameterDict(parameters)
         if scaling is None:
-            zeros = torch.zeros(config.data.observed, dtype=torch.float64)
+            zeros = torch.zeros(config.data.features, dtype=torch.float64)
             scaling = Scaling(zeros, zeros + 1)
         self.column_mean = nn.Buffer(scaling.mean)
         self.column_std = nn.Buffer(scaling.std)

@@ -221,7 +221,7 @@ def _check_images(model: Model, x: Tensor, where: object) -> None:
 
 def _columns(model: Model, table: files.Table, asked: tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the file's columns in the model's order. Raises UserError if one is missing or their number differs."""
-    learned, observed = model.columns, model.config.data.observed
+    learned, observed = model.columns, model.config.data.features
     if asked is None:
         asked = learned if learned is not None else tuple(table.numeric)
         missing = [name for name in asked if name not in table.numeric]

@@ -191,7 +191,7 @@ class Session:
         :data:`TRAIN_CURVES` on a quarter as many points of the training split.
         """
         values = self.evaluate("val", weights, rows, objectives=objectives)
-        few = self.data.train.first(len(shortened(self.data.val, self.points[0].data.observed)) // 4)
+        few = self.data.train.first(len(shortened(self.data.val, self.points[0].data.features)) // 4)
         train = evaluate(self.ensemble, weights, rows, few, lambda: self.linear_maps, objectives=(), only=TRAIN_CURVES)
         return values | {f"train/{name}": value for name, value in train.items()}
 
@@ -209,7 +209,7 @@ class Session:
         """
         points = getattr(self.data, split)
         if split == "val":
-            points = shortened(points, self.points[0].data.observed)
+            points = shortened(points, self.points[0].data.features)
         names = None if objectives is None else {objective.metric.removeprefix("val/") for objective in objectives}
         values = evaluate(self.ensemble, weights, rows, points, lambda: self.linear_maps, probes, names)
         return {f"{split}/{name}": value for name, value in values.items()}

@@ -49,7 +49,7 @@ def batches(ensemble: Ensemble, state: State, data: Split) -> Iterator[tuple[Ten
 
     The last batch holds the remaining observations. Afterwards every member's generators have advanced.
     """
-    n, dim = len(data), ensemble.config.data.observed
+    n, dim = len(data), ensemble.config.data.features
     size, device = ensemble.config.training.batch_size, ensemble.device
     members = [ensemble.members[row] for row in state.active.tolist()]
     seeds = _Groups.among([member.seed for member in members], device)

@@ -114,7 +114,7 @@ def load_member(path: Path) -> Model:
             raise ValueError("weights of other shapes")
         if any(weight.dtype != torch_dtype(config) or not weight.isfinite().all() for weight in weights.values()):
             raise ValueError("weights of another dtype, NaN or infinite ones")
-        if any(row.shape != (config.data.observed,) or not row.isfinite().all() for row in rows):
+        if any(row.shape != (config.data.features,) or not row.isfinite().all() for row in rows):
             raise ValueError("a scaling of other columns")
     return model
 
@@ -139,7 +139,7 @@ def rows_of(model: Model, data: Any) -> Tensor:
     Columns without names, 0, 1, ..., are those of the model in its order. Raises UserError for a missing column,
     another shape, and what is no number.
     """
-    columns, observed = model.columns, model.config.data.observed
+    columns, observed = model.columns, model.config.data.features
     if hasattr(data, "__arrow_c_stream__"):
         frame = tables.arrow_of(data)
         names = frame.column_names

@@ -266,7 +266,7 @@ def _model(ensemble: Ensemble, decay: tuple[float, float]) -> _Model:
     low, high = prior.support if bounded else (0.0, 0.0)
     return _Model(
         latent=model.dim,
-        observed=ensemble.config.data.observed,
+        observed=ensemble.config.data.features,
         encoder_maps=encoder.n_layers,
         decoder_maps=decoder.n_layers,
         activation=ACTIVATIONS.index(encoder.activation),

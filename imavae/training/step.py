@@ -78,7 +78,7 @@ def _set_gamma(ensemble: Ensemble, state: State, data: Split) -> None:
     weights = ensemble.model.layout.views(state.weights)
     worlds = ensemble.world_of(state.active)
     error = torch.zeros(len(state.active), dtype=torch.float64, device=ensemble.device)
-    size = evaluated(ensemble.config.data.observed)
+    size = evaluated(ensemble.config.data.features)
     for start in range(0, len(data), size):
         x = data.block(worlds, slice(start, start + size))
         location = ensemble.model.prior.latent(ensemble.model.posterior(weights, x).mean)

@@ -36,7 +36,7 @@ class ConvNetwork(NetworkSettings):
     name: str = "conv"
 
     def check(self, config: RunConfig) -> None:
-        image_side(config.data.observed)
+        image_side(config.data.features)
 
     def build(
         self, prefix: str, inputs: int, outputs: int, shape: tuple[int, int], model: Model

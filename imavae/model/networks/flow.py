@@ -33,7 +33,7 @@ class FlowNetwork(NetworkSettings):
     invertible: ClassVar[bool] = True
 
     def check(self, config: RunConfig) -> None:
-        model, usual, dim, observed = config.model, Model(), config.data.dim, config.data.observed
+        model, usual, dim, observed = config.model, Model(), config.data.dim, config.data.features
         rule, got = "model=flow has as many latents as observed numbers, 2 or more", f"{dim} latents of {observed}"
         require(dim == observed >= 2, rule, got, "a flow is invertible: set data.dim, or use model=mlp")
         for name in UNUSED:
