@@ -204,6 +204,7 @@ def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = 
             with resumable(ledger.folder.name):
                 figures = _run_figures(ledger.results, session)
                 ledger.finish([*figures, _write_report(ledger, command, start)])
+                _say_lost(ledger, observer)
     finally:
         torch.set_num_threads(threads)  # a run sets those of its process
     results = load_results(ledger.folder)
@@ -242,9 +243,15 @@ def tune_study(config: StudyConfig, observer: Observer, command: Sequence[str] =
             raise ledger.interrupted
         observer.notice("storing the models, drawing the figures, writing the report")
         _conclude(ledger, command, start)
+        _say_lost(ledger, observer)
     results = load_results(ledger.folder)
     _check_converged(results)
     return results
+
+
+def _say_lost(ledger: Ledger, observer: Observer) -> None:
+    if lost := ledger.tracker.lost:
+        observer.notice(f"{lost}: `resume=true name={ledger.folder.name}` tracks what is missing")
 
 
 class DivergedError(UserError):

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from imavae import tune
+from imavae.report.display import Observer
 from imavae.tracking import server
 from tests.helpers import free_port
 from tests.killing import checkpoints, faults, studies, until
@@ -105,6 +107,39 @@ def test_a_study_outlives_an_absence_of_its_tracking_server(
     }
     contents = {(path.name, path.read_bytes()) for path in stored}
     assert [path.name for path in files if (path.name, path.read_bytes()) not in contents] == []
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_a_study_ends_untracked_when_the_absence_lasts_and_its_resume_tracks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LONGEST_OUTAGE", 0.0)
+    settings: dict[str, Any] = {
+        "search": {"model": {"gamma": {"type": "choice", "values": [10.0, 100.0]}}},
+        "sampler": {"name": "grid"},
+        "data": {"n_obs": 1000},
+        "training": {"max_epochs": 4, "validate_every": 1},
+        "cluster": {"cpus": 2},
+        "output_dir": str(tmp_path),
+    }
+    tune(**settings)
+    lines = []
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as other:
+
+        class Locking(Observer):
+            def notice(self, line: str) -> None:
+                lines.append(line)
+                if line == "training":  # the study has found the database writable
+                    other.execute("BEGIN IMMEDIATE")
+
+        results = tune(**settings, progress=Locking())
+        other.rollback()
+    assert [line for line in lines if "resume=true" in line and f"name={results.folder.name}" in line]
+    assert len(faults(tmp_path)) > 0
+    again = tune(**settings, name=results.folder.name, resume=True)
+    assert faults(tmp_path) == []
+    assert again.members.equals(results.members)
+    assert again.champion_address.startswith("models:/")
 
 
 def test_a_database_whose_creation_was_killed_is_created_anew(tmp_path: Path) -> None:

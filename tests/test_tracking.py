@@ -9,6 +9,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -24,7 +25,7 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 import imavae.tracking
 from imavae.config.settings import Objective, Tracking
 from imavae.errors import UserError
-from imavae.tracking import Status, Tracker, TrialRecord, Value, quartile_curves, server
+from imavae.tracking import Lasting, Status, Tracker, TrialRecord, Value, quartile_curves, server
 from imavae.tracking import mlflow as tracking
 from imavae.tracking.mlflow import MLflowTracker, open_tracker
 from imavae.tracking.server import fetch_model
@@ -98,7 +99,9 @@ def output_dir(
 
 
 def opened(output_dir: Path, members: bool = False) -> MLflowTracker:
-    tracker = open_tracker(Tracking(members=members), output_dir, "paper/grid")
+    lasting = open_tracker(Tracking(members=members), output_dir, "paper/grid")
+    assert isinstance(lasting, Lasting)
+    tracker = lasting._opening()
     assert isinstance(tracker, MLflowTracker)
     return tracker
 
@@ -615,29 +618,33 @@ def test_mlflow_prints_nothing_and_is_imported_only_when_a_tracker_opens(
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_an_outage_is_waited_for_once_whatever_the_number_of_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_is_waited_for_once_and_what_it_hid_is_tracked_later(
+    output_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, outage = [0.0], MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
     monkeypatch.setattr(server, "LONGEST_OUTAGE", 50.0)
-    monkeypatch.setattr(server, "_gave_up", False)
-    now, away = [0.0], [True]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr("time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
-
-    @server.retried
-    def track() -> str:
-        if away[0]:
-            raise MlflowException("away", error_code=TEMPORARILY_UNAVAILABLE)
-        return "tracked"
-
-    for _ in range(5):
-        with pytest.raises(UserError, match="resume=true"):
-            track()
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(server, "time", clock)
+    tracker = open_tracker(SETTINGS, output_dir, "paper/grid")
+    tracker.start("grid", CONFIG, {}, [OBJECTIVE])
+    finish(tracker, a_trial(0))
+    assert tracker.lost is None
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "log_batch", Mock(side_effect=outage))
+        for number in (1, 2):
+            finish(tracker, a_trial(number))
     assert 50 <= now[0] < 50 + server.LONGEST_PAUSE
-    away[0] = False
-    assert track() == "tracked"
-    away[0], before = True, now[0]
-    with pytest.raises(UserError):
-        track()
-    assert now[0] >= before + 50  # it was back meanwhile
+    finish(tracker, a_trial(3))  # it is back, but nobody asks
+    assert tracker.lost is not None
+    tracker.finish("finished", {}, [])
+    tracker = open_tracker(SETTINGS, output_dir, "paper/grid")
+    tracker.start("grid", CONFIG, {}, [OBJECTIVE], True)
+    assert [tracker.is_complete(number) for number in range(4)] == [True, False, False, False]
+    for number in range(4):
+        finish(tracker, a_trial(number))
+    tracker.finish("finished", {}, [])
+    names = [run.info.run_name.split(" ·")[0] for run in runs(output_dir, kind="trial")]
+    assert sorted(names) == [f"trial {number}" for number in range(4)]
 
 
 def test_a_moved_folder_reads_and_writes_its_own_artifacts(output_dir: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from imavae.config.settings import Objective
+from imavae.errors import UserError
 
 Value = float | int | str
 Row = Mapping[str, Value]
@@ -52,6 +53,8 @@ class Tracker:
 
     Every method but :meth:`start` needs a started study.
     """
+
+    lost: UserError | None = None  # why it tracks nothing any more
 
     def start(
         self,
@@ -92,41 +95,50 @@ class Tracker:
         """End the study's run with its metrics and files."""
 
 
-class Deferred(Tracker):
-    """Opens a tracker when it is first needed, with what :meth:`start` was given: MLflow takes seconds to import."""
+class OutageError(UserError):
+    """The tracking address does not answer."""
 
-    def __init__(self, opening: Callable[[], Tracker]) -> None:
-        self._opening = opening
-        self._study: tuple[Any, ...] = ()
+
+def _passed(method: str) -> Any:
+    """The method of a :class:`Lasting` tracker that calls the same one of the tracker inside."""
+    return lambda self, *args, **kwargs: self.ask(method, *args, **kwargs)
+
+
+class Lasting(Tracker):
+    """Opens a tracker when it is first needed, since MLflow takes seconds to import, and outlives its outages.
+
+    After the first :class:`OutageError`, which is ``lost`` from then on, it tracks nothing.
+    """
+
+    def __init__(self, opening: Callable[[], Tracker], later: bool) -> None:
+        self._opening, self._later = opening, later
 
     @functools.cached_property
     def _tracker(self) -> Tracker:
         tracker = self._opening()
-        tracker.start(*self._study)
+        args, named = self._study
+        tracker.start(*args, **named)
         return tracker
 
-    def start(self, *study: Any) -> None:
-        self._study = study
+    def start(self, *study: Any, **named: Any) -> None:
+        self._study = study, named
+        if not self._later:
+            self.open()
 
-    def open(self) -> None:
-        self._tracker.open()
+    def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the tracker."""
+        try:
+            return getattr(self._tracker, method)(*args, **kwargs)
+        except OutageError as error:
+            self.lost, self._tracker = error, Tracker()
+            return self.ask(method, *args, **kwargs)
 
-    def progress(self, trial: TrialRecord) -> None:
-        self._tracker.progress(trial)
-
-    def is_complete(self, trial: int) -> bool:
-        return self._tracker.is_complete(trial)
-
-    def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
-        self._tracker.finish_trial(trial, members)
-
-    def log_model(
-        self, file: Path, trial: TrialRecord, member: str, metrics: Mapping[str, float], question: str | None = None
-    ) -> str:
-        return self._tracker.log_model(file, trial, member, metrics, question)
-
-    def finish(self, status: Status, metrics: Mapping[str, float], artifacts: Iterable[Path]) -> None:
-        self._tracker.finish(status, metrics, artifacts)
+    open = _passed("open")
+    progress = _passed("progress")
+    is_complete = _passed("is_complete")
+    finish_trial = _passed("finish_trial")
+    log_model = _passed("log_model")
+    finish = _passed("finish")
 
 
 def member_name(row: Row) -> str:

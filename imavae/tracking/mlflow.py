@@ -29,7 +29,7 @@ from imavae.config.mapping import build, flatten
 from imavae.config.settings import Members, Objective, Tracking
 from imavae.errors import require
 from imavae.metrics.glossary import NEARLY_LINEAR
-from imavae.tracking import Deferred, Finals, Row, Status, Tracker, TrialRecord, server
+from imavae.tracking import Finals, Lasting, Row, Status, Tracker, TrialRecord, server
 from imavae.tracking.server import OUTAGE_CODES, filter_for_tags, ignoring, retried
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ def open_tracker(settings: Tracking, output_dir: Path, experiment: str, later: b
     uri = server.tracking_uri(settings, output_dir)
     artifacts = None if server.is_server(uri) else output_dir.resolve() / "mlartifacts"
     opening = functools.partial(MLflowTracker, uri, experiment, artifacts, settings.members)
-    if not later or server.database_file(uri) is None:
-        return opening()
-    server.reach(uri)
-    return Deferred(opening)
+    if later and server.database_file(uri):
+        server.reach(uri)
+        return Lasting(retried(opening), later)
+    opened = opening()
+    return Lasting(lambda: opened, later=False)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from imavae.config.settings import Tracking
 from imavae.errors import UserError, is_full_disk, require
+from imavae.tracking import OutageError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,9 +33,8 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT = 4.0  # seconds in which an address must answer
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-LONGEST_OUTAGE = 600.0  # seconds until an outage is an error; a resume then tracks what is missing
+LONGEST_OUTAGE = 600.0  # seconds after which a study goes on untracked; a resume tracks what is missing
 LARGEST_MLMODEL = 2**14  # bytes
-_gave_up = False  # an outage has lasted longer
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts; the pause doubles
 OUTAGE_CODES = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 BEST_FIRST: list[dict[str, Any]] = [
@@ -137,13 +137,13 @@ def reach(uri: str) -> None:
         raise _unreachable(uri, error) from None
 
 
-def _unreachable(uri: str, error: Exception) -> UserError:
+def _unreachable(uri: str, error: Exception) -> OutageError:
     reason = (str(error) or "no answer").splitlines()[0]
     path = database_file(uri)
     malformed = path is not None and path.is_file() and os.access(path, os.W_OK)
     fix = "start its server" if path is None else "move that file away, and track again by resume=true" * malformed
     fix = fix or "make its folder and file writable"
-    return UserError(
+    return OutageError(
         f"the tracking address must be reachable, but {uri} is not ({reason}); {fix}, correct "
         "tracking.uri or MLFLOW_TRACKING_URI, or use tracking=none"
     )
@@ -233,24 +233,18 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 def retried(action: Callable[P, T]) -> Callable[P, T]:
     """Decorate an action to be repeated while MLflow is unavailable: a locked database, a server that restarts.
 
-    A failed attempt may have been carried out in part, so the action must be safe to repeat. Raises MlflowException for
-    other errors, and UserError for an outage longer than :data:`LONGEST_OUTAGE`, which is waited for once: until MLflow
-    answers again, later actions are tried once each.
+    A failed attempt may have been carried out in part, so the action must be safe to repeat. Raises OutageError after
+    :data:`LONGEST_OUTAGE`, and MlflowException for other errors.
     """
 
     @functools.wraps(action)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        global _gave_up
         end, pause = time.monotonic() + LONGEST_OUTAGE, FIRST_PAUSE
         while True:
-            with ignoring(*OUTAGE_CODES):
-                result = action(*args, **kwargs)
-                _gave_up = False
-                return result
-            if _gave_up or time.monotonic() >= end:
-                _gave_up = True
-                rule, got = f"the tracking address answers within {LONGEST_OUTAGE:g} s", "no answer"
-                require(False, rule, got, "finished trials are kept: resume=true goes on and tracks what is missing")
+            with ignoring(*OUTAGE_CODES), suppress(OutageError):
+                return action(*args, **kwargs)
+            if time.monotonic() >= end:
+                raise OutageError(f"the tracking address did not answer for {LONGEST_OUTAGE:g} s")
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
