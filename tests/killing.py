@@ -63,6 +63,11 @@ class Run:
         """Ids of its training processes."""
         return [pid for pid, line in self.processes().items() if line.startswith("ray::ImplicitFunc")]
 
+    def part(self, name: str) -> int:
+        """Id of its raylet or gcs_server."""
+        [pid] = [pid for pid, line in self.processes().items() if Path(line.split(" ")[0]).name == name]
+        return pid
+
     def kill(self, number: int = signal.SIGKILL) -> float:
         """Send a signal and wait until it and its descendants have ended; the seconds that took.
 

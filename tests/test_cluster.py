@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -62,6 +63,18 @@ def spy(tmp_path: Path) -> ModuleType:
     load_plugins([str(file)])
     [name] = [name for name in set(sys.modules) - before if name.startswith("imavae_plugin_")]
     return sys.modules[name]
+
+
+def test_ray_that_is_late_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = [Exception("The current node timed out during startup."), RuntimeError("a part was not ready")]
+    attempt = Mock(side_effect=[*late, None])
+    monkeypatch.setattr(cluster, "_start_here", attempt)
+    monkeypatch.setattr(ray, "shutdown", Mock())
+    cluster._start(Cluster())
+    assert attempt.call_count == 3
+    attempt.side_effect = [*late, *late]
+    with pytest.raises(UserError, match="timed out during startup"):
+        cluster._start(Cluster())
 
 
 def config(tmp_path: Path, settings: dict[str, Any], **other: Any) -> StudyConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,28 @@ def test_two_studies_at_once_of_which_one_loses_a_worker_is_interrupted_and_lose
     let_train(tmp_path, resumed)
     run.kill()
     assert tune_here(monkeypatch, there, *again) == 0, capfd.readouterr().err
+    assert faults(tmp_path) == []
+
+
+def test_a_study_ends_with_one_line_when_it_loses_its_raylet_or_gcs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hold, line = tmp_path / "hold", [*GRID, HELD]
+    hold.touch()
+    for part in ("raylet", "gcs_server"):
+        begun = time.time()
+        run = tune(tmp_path, *line, IMAVAE_TEST_HOLD=str(hold))
+        let_train(tmp_path, begun)
+        os.kill(run.part(part), signal.SIGKILL)
+        assert run.wait() == 2
+        last = run.text().splitlines()[-1]
+        assert last.startswith("error:")
+        assert part in last
+        assert "resume=true" in last
+        assert "Traceback" not in run.text()
+        assert not re.search(r"\(raylet\)|rpc_client|core_worker", run.text())
+        line = [*GRID, HELD, "resume=true"]
+    assert tune_here(monkeypatch, f"output_dir={tmp_path}", *line) == 0, capfd.readouterr().err
     assert faults(tmp_path) == []
 
 

@@ -43,6 +43,9 @@ def available_cpus() -> int:
 
 
 LOOPBACK = "127.0.0.1"
+QUIET: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}  # the study reports failures
+START_ATTEMPTS = 3
+LONGEST_END = 10.0  # seconds that a study without its Ray gets to end
 LONGEST_TEMPORARY = 20  # bytes; Ray adds up to 80 to the name of its folder
 _TOKEN = secrets.token_hex(32)  # of the Rays that this process starts; never in a file
 _early = False  # Ray was started ahead of the study that will use it
@@ -92,7 +95,8 @@ def running(cluster: Cluster) -> Iterator[int]:
     import ray
 
     ours = start(cluster) or _early
-    _early = False
+    _early, ended = False, threading.Event()
+    threading.Thread(target=_watch, args=(ended,), daemon=True).start()
     try:
         nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         if cluster.name == "local" and cluster.cpus is not None:
@@ -101,8 +105,32 @@ def running(cluster: Cluster) -> Iterator[int]:
     finally:
         if ours:
             ray.shutdown()
+        ended.set()
         if colorama := sys.modules.get("colorama.initialise"):  # Ray's copy
             atexit.unregister(colorama.reset_all)  # else an escape code is printed at exit, also under NO_COLOR
+
+
+def lost() -> UserError | None:
+    """The message about a part of the Ray started by this process that has ended; None if all of it runs."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    parts = [name for name, _ in (node.dead_processes() if node else []) if name in ("raylet", "gcs_server")]
+    if not parts:
+        return None
+    return UserError(
+        f"`Ray's processes run as long as the study` must hold, but got the end of {' and '.join(parts)}; free some "
+        "memory, if it was short, and go on by resume=true: finished trials are kept"
+    )
+
+
+def _watch(ended: threading.Event) -> None:
+    """End this process if Ray has lost a part and waits for it: it would do so itself, after a minute and with logs."""
+    while not ended.wait(1):
+        if lost() and not ended.wait(LONGEST_END) and (error := lost()):
+            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.flush()
+            os._exit(2)
 
 
 def expected_slots(cluster: Cluster) -> int:
@@ -148,14 +176,13 @@ def slots(cluster: Cluster, nodes: Sequence[dict[str, float]]) -> int:
 def _start(cluster: Cluster) -> None:
     import ray
 
-    quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}  # the study reports failures
     if cluster.name == "ray":
         _forget_token()
         try:
             host, colon, port = (cluster.address or "").rpartition(":")
             if colon and port.isdigit():  # Ray itself tries for minutes
                 socket.create_connection((host, int(port)), timeout=4).close()
-            ray.init(address=cluster.address, **quiet)
+            ray.init(address=cluster.address, **QUIET)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"`cluster.address is a running Ray cluster` must hold, but got {cluster.address!r} ({error}); "
@@ -163,12 +190,26 @@ def _start(cluster: Cluster) -> None:
             ) from None
         _check_workers()
         return
+    for left in reversed(range(START_ATTEMPTS)):
+        try:
+            _start_here(cluster)
+            break
+        except Exception as error:  # of any class: the machine is busy, and a part of Ray was not ready in time
+            ray.shutdown()
+            reason, fix = str(error).strip().split("\n")[0], "try again when the machine is less busy"
+            require(left > 0, f"Ray starts in {START_ATTEMPTS} attempts", reason, fix)
+
+
+def _start_here(cluster: Cluster) -> None:
+    import ray
+
     cpus, folder = cluster.cpus or available_cpus(), _private_folder()
     # One torch thread per trial: small models gain nothing from more. The compiled step takes the cores that are idle.
     threads = {"OMP_NUM_THREADS": "1", "IMAVAE_STEP_THREADS": str(cpus)}
     with ExitStack() as stack:
         stack.enter_context(_environment(threads | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}))
         _forget_token()
+        stack.enter_context(patch("ray._private.worker.listen_error_messages"))  # it prints Ray's logs
         stack.enter_context(patch("ray._private.services.resolve_ip_for_localhost", lambda host: host))
         # "local": never join a cluster that happens to run on this machine or that RAY_ADDRESS names
         ray.init(
@@ -178,7 +219,7 @@ def _start(cluster: Cluster) -> None:
             include_dashboard=False,
             _node_ip_address=LOOPBACK,
             _temp_dir=folder,
-            **quiet,
+            **QUIET,
         )
     logging.getLogger("ray").setLevel(logging.CRITICAL)
 

@@ -30,6 +30,7 @@ from imavae.errors import UserError, check_interruption, interruption_of, requir
 from imavae.runs.ledger import Ledger
 from imavae.runs.records import partial_record, trial_record
 from imavae.runs.session import Session, cache_of, resolve_device
+from imavae.search import cluster
 from imavae.search.searcher import Searcher, open_storage, synchronised
 from imavae.search.space import Parameter, Point, packs_of
 from imavae.search.stopping import Stopping
@@ -139,6 +140,8 @@ class Recorder(Callback):
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Notify of progress every now and then; raise an interrupt that a library has swallowed, or no tracker."""
         check_interruption()
+        if error := cluster.lost():
+            raise error
         if self._opened and self._opened.done():
             self._opened.result()
         now = time.monotonic()
