@@ -357,7 +357,7 @@ def _solution_plane(results: stored.Results, data: Data) -> list[Path]:
     from imavae.report.run_figures import solution_plane
     from imavae.report.summary import linear_mcc
 
-    if not isinstance(data, SyntheticData):
+    if not isinstance(data, SyntheticData) or data.features > data.dim:  # without log p(x), there is no plane
         return []
     best, members = results.ranked()[0], results.members
     same = {key: value for key, value in best.values.items() if key.startswith("data.")}
@@ -455,7 +455,7 @@ class World(NamedTuple):
     sources: Array  # (n, d); (n, 0) where they are unknown
     segments: NDArray[np.integer[Any]]  # (n,): u, from 0; 0 where there are none
     jacobian: Array  # (n, o, d) of the mixing at the sources; (0, o, d) except for val and test of a known mixing
-    log_px: Array  # (n,): log p(x) under that mixing, in nats; (0,) likewise
+    log_px: Array  # (n,): log p(x) under that mixing, in nats; (0,) likewise, and where data.observed > data.dim
 
 
 def world(of: Model | RunConfig, split: str = "test") -> World:
@@ -483,7 +483,7 @@ def world(of: Model | RunConfig, split: str = "test") -> World:
         np.array(s),
         np.zeros(n, dtype=np.int64) if rows.segments is None else np.array(rows.segments[0]),
         np.array(rows.truth.jacobian[0].permute(2, 0, 1)) if rows.truth else np.zeros((0, o, config.data.dim)),
-        np.array(rows.truth.log_px[0]) if rows.truth else np.zeros(0),
+        np.zeros(0) if rows.truth is None or rows.truth.log_px is None else np.array(rows.truth.log_px[0]),
     )
 
 

@@ -71,7 +71,7 @@ def config(data: dict[str, Any], model: dict[str, Any], **rest: Any) -> RunConfi
 def point(dim: int, prior: dict[str, Any], **model: Any) -> RunConfig:
     """A float64 point whose sources are distributed like its prior, small enough to compare with obvious code."""
     source = {key: value for key, value in prior.items() if key != "parameters"}
-    data = {"dim": dim, "n_obs": 2000, "train": 0.2, "val": 0.7, "source": source}
+    data = {"dim": dim, "n_obs": 2000, "train": 0.2, "val": 0.7, "source": source, **model.pop("data", {})}
     return config(data, {"prior": prior, "gamma": 3.0, "hidden_factor": 4, **model})
 
 

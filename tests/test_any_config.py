@@ -45,6 +45,7 @@ PRIORS = [
 WRONG: dict[tuple[str, str], list[Any]] = {  # part and setting: values
     ("data", "dim"): [0, "two", None],
     ("data", "n_obs"): [0, 3, -1.0],
+    ("data", "observed"): [1, "many"],
     ("data", "mixing"): [
         {"name": "unknown"},
         {"name": 3},
@@ -86,6 +87,7 @@ def _values(values: Any) -> st.SearchStrategy[Any]:
 RIGHT = maybe(
     data=maybe(
         dim=[2, 3, 4],
+        observed=[None, 3, 9],
         n_obs=[700, 640],
         seed=[0, 1],
         train=[0.5, 0.7],

@@ -84,8 +84,8 @@ def test_the_first_rows_of_several_worlds_train_by_either_step() -> None:
 @pytest.mark.parametrize("batch", [3, 7, 64, 100, 701])
 def test_any_size_of_batches_and_of_data(batch: int) -> None:
     training = {"batch_size": batch, "schedule": "cosine", "max_epochs": 5}
-    for shape, dim in zip(SHAPES, (2, 3, 5, 7), strict=True):
-        data = {"dim": dim, "n_obs": 1100}
+    for shape, dim, observed in zip(SHAPES, (2, 3, 5, 7), (5, None, 19, None), strict=True):
+        data = {"dim": dim, "observed": observed, "n_obs": 1100}
         model = {
             "beta": 0.3,
             "prior": GAUSSIAN,

@@ -96,13 +96,28 @@ TURNED = [
     SyntheticData(dim=4, mixing=FlowMixing(automorphism=TURN), source=LaplaceSource(mean=2.0, scale=0.3)),
     SyntheticData(dim=3, mixing=LinearMixing(automorphism=TURN), source=GaussianSource(mean=1.0, std=2.0)),
 ]
-EVERY = [*ORTHOGONAL_COLUMNS, *ON_TOP, *NONLINEAR, *LINEAR, *TURNED]
+EMBEDDED = [  # more observed numbers than sources
+    SyntheticData(dim=3, observed=10, mixing=MLPMixing()),
+    SyntheticData(dim=2, observed=3, mixing=MLPMixing(n_layers=4, weights="uniform", activation="leaky_tanh")),
+    SyntheticData(dim=3, observed=5, mixing=MLPMixing(weights="triangular"), source=GaussianSource()),
+    SyntheticData(dim=2, observed=4, mixing=MLPMixing(n_layers=3, weights="positive", gain=2.0)),
+    SyntheticData(dim=3, observed=7, mixing=LinearMixing()),
+    SyntheticData(dim=3, observed=7, mixing=LinearMixing(weights="general")),
+    SyntheticData(dim=3, observed=4),
+    SyntheticData(dim=3, observed=10, mixing=MoebiusMixing(linear="unit_columns")),
+    SyntheticData(dim=2, observed=3, mixing=PolarMixing()),
+    SyntheticData(dim=4, observed=6, mixing=FlowMixing(), source=LaplaceSource()),
+    SyntheticData(dim=4, observed=5, mixing=AutoregressiveMixing()),
+    SyntheticData(dim=3, observed=8, mixing=MLPMixing(automorphism=TURN)),
+    SyntheticData(dim=2, observed=3, mixing=MoebiusMixing(automorphism=TURN)),
+]
+EVERY = [*ORTHOGONAL_COLUMNS, *ON_TOP, *NONLINEAR, *LINEAR, *TURNED, *EMBEDDED]
 every_mixing = pytest.mark.parametrize("data", EVERY, ids=lambda d: f"{d.dim}-{d.mixing}")
 
 
 def world(data: SyntheticData, n: int = 40) -> tuple[Mixing, Tensor]:
     """The mixing of ``data``, shifted by something, and sources for it."""
-    shift = torch.linspace(-1, 2, data.dim, dtype=torch.float64)
+    shift = torch.linspace(-1, 2, data.features, dtype=torch.float64)
     return Shifted(draw_mixing(data), shift), build_source(data.source).sample(n, data.dim, stream(9, "sources"))
 
 
@@ -135,16 +150,20 @@ def test_jacobian_of_an_automorphism_is_that_of_finite_differences(data: Synthet
 @every_mixing
 def test_log_det_is_that_of_the_jacobian(data: SyntheticData) -> None:
     mixing, s = world(data)
-    expected = torch.linalg.slogdet(mixing.jacobian(s)).logabsdet
+    jacobian = mixing.jacobian(s)
+    assert jacobian.shape == (len(s), data.features, data.dim)
+    square = data.features == data.dim  # else the volume of the surface
+    expected = torch.slogdet(jacobian).logabsdet if square else 0.5 * torch.logdet(jacobian.mT @ jacobian)
     torch.testing.assert_close(mixing.log_det(s), expected, rtol=1e-11, atol=1e-11)
 
 
 @every_mixing
 def test_a_point_does_not_depend_on_its_batch(data: SyntheticData) -> None:
     mixing, s = world(data)
-    for function in (mixing.forward, mixing.inverse, mixing.jacobian, mixing.log_det):
-        alone = torch.cat([function(row[None]) for row in s])
-        torch.testing.assert_close(function(s), alone, rtol=1e-12, atol=1e-12)
+    x = mixing.forward(s)
+    for function, at in ((mixing.forward, s), (mixing.inverse, x), (mixing.jacobian, s), (mixing.log_det, s)):
+        alone = torch.cat([function(row[None]) for row in at])
+        torch.testing.assert_close(function(at), alone, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("data", ORTHOGONAL_COLUMNS, ids=lambda d: f"{d.dim}-{d.mixing}")
@@ -153,6 +172,36 @@ def test_a_map_with_orthogonal_columns_has_zero_contrast(data: SyntheticData) ->
     values, full, _ = contrast(per_point(mixing.jacobian(s)))
     assert full.all()
     assert values.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("data", EMBEDDED, ids=lambda d: f"{d.dim}-{d.mixing}")
+def test_more_observed_numbers_than_sources(data: SyntheticData) -> None:
+    """Only the MLP bends the surface on which they lie; the linear map after another mixing keeps its contrast."""
+    mixing, s = world(data, n=200)
+    x = mixing.forward(s)
+    assert x.shape == (200, data.features)
+    bent = isinstance(data.mixing, MLPMixing)
+    assert torch.linalg.matrix_rank(x - x.mean(0), rtol=1e-9) == (data.features if bent else data.dim)
+    if not data.mixing.embeds:
+        alone = draw_mixing(dataclasses.replace(data, observed=None))
+        expected, _, _ = contrast(per_point(alone.jacobian(s)))
+        values, full, _ = contrast(per_point(mixing.jacobian(s)))
+        assert full.all()
+        torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_embedded_mlp_has_positive_contrast() -> None:
+    mixing, s = world(SyntheticData(dim=3, observed=10, mixing=MLPMixing()))
+    values, full, _ = contrast(per_point(mixing.jacobian(s)))
+    assert full.all()
+    assert values.min() > 0
+    assert values.mean() > 1e-3
+
+
+@pytest.mark.parametrize("mixing", ["moebius", "mlp", "polar"])
+def test_fewer_observed_numbers_than_sources_are_refused(mixing: str) -> None:
+    with pytest.raises(UserError, match=r"data\.observed >= data\.dim"):
+        run_config({"data": {"observed": 2, "dim": 3, "mixing": {"name": mixing}}})
 
 
 @pytest.mark.parametrize("data", POLAR, ids=lambda d: f"{d.dim}-{d.mixing}")
@@ -342,7 +391,7 @@ def test_linear_maps_have_the_contrasts_of_the_papers() -> None:
 
 
 def test_triangular_weights_are_triangular_with_a_unit_diagonal() -> None:
-    draws = torch.stack([mixings.triangular(4, stream(seed, "mixing"), 3.0) for seed in range(400)])
+    draws = torch.stack([mixings.triangular(4, stream(seed, "mixing"), std=3.0) for seed in range(400)])
     assert torch.equal(draws, draws.tril())
     assert (draws.diagonal(dim1=1, dim2=2) == 1).all()
     below = draws[:, *torch.tril_indices(4, 4, -1)]

@@ -95,6 +95,7 @@ class MixingSettings(Settings):
     name: str = ""
     automorphism: Automorphism = field(default_factory=Automorphism)
     usual_dim: ClassVar[int] = 3  # data.dim when the command line chooses the mixing
+    embeds: ClassVar[bool] = False  # True: f has data.features outputs; else a linear map follows it, if those are more
 
     def check(self, data: SyntheticData) -> None:
         """Raise UserError if these settings do not fit the sources."""
@@ -206,16 +207,26 @@ class SyntheticData(DrawnData):
     """Observations x = f(s) of drawn sources s and a mixing f, whose inverse and Jacobian are known."""
 
     kind: str = "synthetic"
+    observed: Annotated[
+        int | None, Field(ge=2, description="numbers in an observation, at least data.dim; null: data.dim")
+    ] = None
     mixing: Mixing = field(default_factory=lambda: MIXINGS["moebius"]())
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rule, got = "data.observed >= data.dim", f"{self.observed} for {self.dim} sources"
+        require(self.features >= self.dim, rule, got, "fewer numbers can't tell the sources apart: raise it, or null")
         self.mixing.check(self)
         self.mixing.automorphism.check(self, "data.mixing.automorphism")
 
     @property
+    def features(self) -> int:
+        return self.observed or self.dim
+
+    @property
     def summary(self) -> str:
-        return f"{super().summary} of {self.dim} {self.source.name} sources, mixed by {self.mixing.name}"
+        into = f" into {self.features} numbers" if self.features > self.dim else ""
+        return f"{super().summary} of {self.dim} {self.source.name} sources, mixed{into} by {self.mixing.name}"
 
 
 @KINDS.register

@@ -31,9 +31,10 @@ from imavae.config.data import (
 )
 from imavae.data import sprites, tables
 from imavae.data.images import Cache, Images, Progress
-from imavae.data.mixings import Mixing, Shifted
+from imavae.data.mixings import Mixing, Shifted, orthogonal
 from imavae.data.mixings.automorphism import Rotation
 from imavae.data.mixings.flow import Flow
+from imavae.data.mixings.mlp import LinearOnTop
 from imavae.data.sources import Normalised, Scalable, Source
 from imavae.errors import require
 from imavae.rng import stream
@@ -43,7 +44,8 @@ from imavae.rng import stream
 class Truth:
     """Likelihood and Jacobian under the true mixing."""
 
-    log_px: Float64[Tensor, "world n"]  # log p(x) = log p(s) - log |det J(s)|; with segments log p(x|u), of p(s|u)
+    # log p(x) = log p(s) - log |det J(s)|; with segments log p(x|u), of p(s|u); None for observations on a surface
+    log_px: Float64[Tensor, "world n"] | None
     jacobian: Float[Tensor, "world o d n"]  # of the mixing at the source
 
 
@@ -70,7 +72,9 @@ class Split:
     def first(self, count: int) -> Split:
         """The first rows of each world."""
         segments = None if self.segments is None else self.segments[:, :count]
-        truth = self.truth and Truth(self.truth.log_px[:, :count], self.truth.jacobian[..., :count])
+        truth = self.truth
+        if truth is not None:
+            truth = Truth(None if truth.log_px is None else truth.log_px[:, :count], truth.jacobian[..., :count])
         images = self.images and self.images.rows(slice(count))
         s, x = self.sources[:, :count], self.observations[:, :count].contiguous()  # as the compiled step needs them
         return Split(s, x, segments, self.support, truth, images)
@@ -108,7 +112,7 @@ class World(NamedTuple):
     mixing: Mixing
     source: Source  # with segments p(s|u), row by row
     sources: Float64[Tensor, "n d"]
-    observations: Float64[Tensor, "n d"]
+    observations: Float64[Tensor, "n o"]
     segments: Int[Tensor, " n"] | None
 
 
@@ -249,13 +253,20 @@ def world(data: SyntheticData) -> World:
     f = draw_mixing(data)
     f = Shifted(f, -f.forward(s).mean(0))
     x = f.forward(s)
-    _check(x, "mixing", data.mixing.name, s.shape)
+    _check(x, "mixing", data.mixing.name, (len(s), data.features))
     return World(f, source, s, x, segments)
 
 
 def draw_mixing(data: SyntheticData) -> Mixing:
-    """The mixing of ``data.seed``, before it is centred."""
-    f: Mixing = _with_methods(data.mixing.build(data, stream(data.seed, "mixing")), Mixing, "data.mixing")
+    """The mixing of ``data.seed``, before it is centred.
+
+    A mixing f of R^d becomes A f, with a random A of orthonormal columns, if observations have more numbers than there
+    are sources: AᵀA = I, so A f has the contrast of f, and the observations lie in a linear subspace.
+    """
+    generator = stream(data.seed, "mixing")
+    f: Mixing = _with_methods(data.mixing.build(data, generator), Mixing, "data.mixing")
+    if data.features > data.dim and not data.mixing.embeds:
+        f = LinearOnTop(f, orthogonal(data.features, generator, data.dim))
     return turned(f, data.mixing.automorphism, data.source)
 
 
@@ -319,7 +330,8 @@ def _empty(data: Data, worlds: int, n: int, with_truth: bool, dtype: torch.dtype
 
     truth = None
     if with_truth and isinstance(data, SyntheticData):
-        truth = Truth(empty(worlds, n, dtype=torch.float64), empty(worlds, data.features, data.dim, n))
+        log_px = empty(worlds, n, dtype=torch.float64) if data.features == data.dim else None
+        truth = Truth(log_px, empty(worlds, data.features, data.dim, n))
     return Split(
         sources=empty(worlds, n, data.dim if data.has_sources else 0),
         observations=empty(worlds, n, 0 if isinstance(data, SpritesData) else data.features),
@@ -337,6 +349,7 @@ def _fill(split: Split, number: int, drawn: _Rows, rows: Int[Tensor, " m"]) -> N
     if split.segments is not None and drawn.segments is not None:
         split.segments[number] = drawn.segments[rows]
     if split.truth is not None and drawn.world is not None:
-        log_ps = drawn.world.source.log_prob(drawn.sources)[rows]
-        split.truth.log_px[number] = log_ps - drawn.world.mixing.log_det(s)
+        if split.truth.log_px is not None:
+            log_ps = drawn.world.source.log_prob(drawn.sources)[rows]
+            split.truth.log_px[number] = log_ps - drawn.world.mixing.log_det(s)
         split.truth.jacobian[number] = drawn.world.mixing.jacobian(s).permute(1, 2, 0)

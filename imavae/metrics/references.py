@@ -45,7 +45,7 @@ def references(data: SyntheticData) -> list[Reference]:
         spurious = dataset.turned(f, Automorphism(angle=angle), data.source)
         z = spurious.inverse(x)
         found.append(Reference(f"f ∘ a, {angle}°", _contrast(spurious.jacobian(z)), _mcc(s, z)))
-    if data.dim in darmois.CELLS:
+    if data.dim == data.features and data.dim in darmois.CELLS:
         low, high = drawn.observations.min(0).values, drawn.observations.max(0).values
 
         def log_prob(at: Tensor) -> Tensor:

@@ -20,19 +20,19 @@ NEARLY_SINGULAR = 1e3  # condition number from which a source is too small to be
 
 @runtime_checkable
 class Mixing(Protocol):
-    """A diffeomorphism of R^d, or of an open part of it."""
+    """A diffeomorphism of R^d, or of an open part of it, onto R^d or a surface in R^o, o > d."""
 
-    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o"]:
         """Observations x = f(s)."""
 
-    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    def inverse(self, x: Float64[torch.Tensor, "n o"]) -> Float64[torch.Tensor, "n d"]:
         """Sources s with f(s) = x."""
 
-    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o d"]:
         """J[n, i, k] = d f_i / d s_k at s[n]."""
 
     def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
-        """The log-determinant log |det J| at each s, in nats."""
+        """The log-determinant log |det J| at each s, in nats; of a surface, ½ log det JᵀJ."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Shifted(Mixing):
     """x = f(s) + shift. The shift centres the data; it is part of the mixing, so that x is exactly what models see."""
 
     inner: Mixing
-    shift: Float64[torch.Tensor, " d"]
+    shift: Float64[torch.Tensor, " o"]
 
-    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o"]:
         return self.inner.forward(s) + self.shift
 
-    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    def inverse(self, x: Float64[torch.Tensor, "n o"]) -> Float64[torch.Tensor, "n d"]:
         return self.inner.inverse(x - self.shift)
 
-    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o d"]:
         return self.inner.jacobian(s)
 
     def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
@@ -71,25 +71,44 @@ def moved(mixing: M, device: torch.device | str) -> M:
     return result
 
 
-def orthogonal(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
-    """A random orthogonal matrix, uniform over the group (QR of a Gaussian matrix; Mezzadri, arXiv math-ph/0609050)."""
-    q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+def solved(weight: Float64[torch.Tensor, "o d"], x: Float64[torch.Tensor, "n o"]) -> Float64[torch.Tensor, "n d"]:
+    """The rows s with weight s = x; where x has more numbers, the least-squares solution."""
+    square = weight.shape[0] == weight.shape[1]
+    solution: torch.Tensor = torch.linalg.solve(weight, x.T) if square else torch.linalg.lstsq(weight, x.T).solution
+    return solution.T
+
+
+def log_volume(jacobian: Float64[torch.Tensor, "*n o d"]) -> Float64[torch.Tensor, "*n"]:
+    """Log |det J|, or ½ log det JᵀJ of a J with more rows than columns."""
+    if jacobian.shape[-2] == jacobian.shape[-1]:
+        return torch.slogdet(jacobian).logabsdet
+    diagonal: torch.Tensor = torch.linalg.qr(jacobian).R.diagonal(dim1=-2, dim2=-1)
+    return diagonal.abs().log().sum(-1)
+
+
+def orthogonal(rows: int, generator: torch.Generator, columns: int | None = None) -> Float64[torch.Tensor, "o d"]:
+    """A random matrix of orthonormal columns, by default as many as rows, uniform over all of them (QR of a Gaussian
+    matrix; Mezzadri, arXiv math-ph/0609050).
+    """
+    q, r = torch.linalg.qr(torch.randn(rows, columns or rows, generator=generator, dtype=torch.float64))
     return torch.mul(q, r.diagonal().sign())
 
 
-def uniform(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
+def uniform(rows: int, generator: torch.Generator, columns: int | None = None) -> Float64[torch.Tensor, "o d"]:
     """A matrix of entries U(-1, 1) with columns of unit norm; the best conditioned of eight draws."""
-    return _best_of_eight(lambda: _normed(2 * torch.rand(dim, dim, generator=generator, dtype=torch.float64) - 1))
+    shape = rows, columns or rows
+    return _best_of_eight(lambda: _normed(2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1))
 
 
-def positive(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
+def positive(rows: int, generator: torch.Generator, columns: int | None = None) -> Float64[torch.Tensor, "o d"]:
     """A matrix of entries U(1, 3), drawn again while it is nearly singular."""
-    return _regular(lambda: 1 + 2 * torch.rand(dim, dim, generator=generator, dtype=torch.float64))
+    return _regular(lambda: 1 + 2 * torch.rand(rows, columns or rows, generator=generator, dtype=torch.float64))
 
 
-def general(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
-    """A matrix of Gaussian entries, scaled to |det| = 1; the best conditioned of eight draws."""
-    return _unimodular(_best_of_eight(lambda: torch.randn(dim, dim, generator=generator, dtype=torch.float64)))
+def general(rows: int, generator: torch.Generator, columns: int | None = None) -> Float64[torch.Tensor, "o d"]:
+    """A matrix of Gaussian entries, scaled to volume 1 (|det| = 1 if square); the best conditioned of eight draws."""
+    shape = rows, columns or rows
+    return _unimodular(_best_of_eight(lambda: torch.randn(*shape, generator=generator, dtype=torch.float64)))
 
 
 def unit_determinant(dim: int, generator: torch.Generator) -> Float64[torch.Tensor, "d d"]:
@@ -111,10 +130,12 @@ def positive_unit_columns(dim: int, generator: torch.Generator) -> Float64[torch
     return _regular(lambda: _normed(torch.rand(dim, dim, generator=generator, dtype=torch.float64)))
 
 
-def triangular(dim: int, generator: torch.Generator, std: float) -> Float64[torch.Tensor, "d d"]:
+def triangular(
+    rows: int, generator: torch.Generator, columns: int | None = None, std: float = 1.0
+) -> Float64[torch.Tensor, "o d"]:
     """A lower triangular matrix with a unit diagonal, and N(0, std^2) below it."""
-    below = std * torch.randn(dim, dim, generator=generator, dtype=torch.float64).tril(-1)
-    return below + torch.eye(dim, dtype=torch.float64)
+    below = std * torch.randn(rows, columns or rows, generator=generator, dtype=torch.float64).tril(-1)
+    return torch.add(below, torch.eye(*below.shape, dtype=torch.float64))
 
 
 def _best_of_eight(draw: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -134,4 +155,6 @@ def _normed(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def _unimodular(matrix: torch.Tensor) -> torch.Tensor:
-    return torch.div(matrix, torch.linalg.det(matrix).abs() ** (1 / len(matrix)))
+    rows, columns = matrix.shape
+    volume = torch.linalg.det(matrix).abs() if rows == columns else log_volume(matrix).exp()
+    return torch.div(matrix, volume ** (1 / columns))

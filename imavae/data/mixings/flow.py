@@ -112,19 +112,19 @@ class Coupling(Mixing):
 class Flow(Mixing):
     """x = f_L(... f_1(s)) of layers f_l."""
 
-    layers: tuple[Mixing, ...]
+    layers: tuple[Mixing, ...]  # maps of R^d, but for the last one
 
-    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o"]:
         for layer in self.layers:
             s = layer.forward(s)
         return s
 
-    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    def inverse(self, x: Float64[torch.Tensor, "n o"]) -> Float64[torch.Tensor, "n d"]:
         for layer in reversed(self.layers):
             x = layer.inverse(x)
         return x
 
-    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o d"]:
         jacobian = self.layers[0].jacobian(s)
         for before, layer in itertools.pairwise(self.layers):
             s = before.forward(s)

@@ -1,14 +1,16 @@
 """The linear mixing x = W s, the invertible MLP, and a linear map after another mixing, x = L f(s).
 
-The MLP has square weights W_l. Its activation is the smooth leaky ReLU, a(h) = slope h + (1 - slope) log(1 + e^h), or
-the leaky tanh, a(h) = slope h + (1 - slope) tanh h. Both increase, so the MLP is invertible.
+The MLP has square weights W_l, but W_1 is taller if an observation has more numbers than there are sources: then
+observations lie on a bent surface. Its activation is the smooth leaky ReLU, a(h) = slope h + (1 - slope) log(1 + e^h),
+or the leaky tanh, a(h) = slope h + (1 - slope) tanh h. Both increase, so the MLP is invertible.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxtyping import Float64
 from pydantic import Field
@@ -16,7 +18,17 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from imavae.config.data import MIXINGS, MixingSettings, SyntheticData
 from imavae.config.registry import torch
-from imavae.data.mixings import Mixing, Shifted, general, orthogonal, positive, triangular, uniform
+from imavae.data.mixings import (
+    Mixing,
+    Shifted,
+    general,
+    log_volume,
+    orthogonal,
+    positive,
+    solved,
+    triangular,
+    uniform,
+)
 
 NEWTON_STEPS = 100
 Activation = Literal["leaky_relu", "leaky_tanh"]
@@ -28,14 +40,15 @@ class LinearMixing(MixingSettings):
     """x = W s with a random W."""
 
     name: str = "linear"
+    embeds: ClassVar[bool] = True
     weights: Annotated[
         Literal["orthogonal", "general"],
-        Field(description="W: orthogonal, or general (Gaussian entries, unit determinant)"),
+        Field(description="W: orthogonal columns, or general (Gaussian entries, unit determinant)"),
     ] = "orthogonal"
 
     def build(self, data: SyntheticData, generator: torch.Generator) -> MLP:
         weight = orthogonal if self.weights == "orthogonal" else general
-        return MLP((weight(data.dim, generator),), slope=1.0)
+        return MLP((weight(data.features, generator, data.dim),), slope=1.0)
 
 
 @MIXINGS.register
@@ -44,6 +57,7 @@ class MLPMixing(MixingSettings):
     """x = W_L a(... a(gain W_1 s)) where a is a smooth leaky ReLU or a leaky tanh."""
 
     name: str = "mlp"
+    embeds: ClassVar[bool] = True
     n_layers: Annotated[int, Field(ge=1, description="linear maps, with an activation between two of them")] = 2
     weights: Annotated[
         Literal["orthogonal", "uniform", "positive", "triangular"],
@@ -61,7 +75,8 @@ class MLPMixing(MixingSettings):
     def build(self, data: SyntheticData, generator: torch.Generator) -> MLP:
         below = functools.partial(triangular, std=self.off_diagonal)
         laws: dict[str, Any] = {"orthogonal": orthogonal, "uniform": uniform, "positive": positive, "triangular": below}
-        *inner, last = (laws[self.weights](data.dim, generator) for _ in range(self.n_layers))
+        sizes = [data.dim, *(data.features,) * self.n_layers]
+        *inner, last = (laws[self.weights](o, generator, d) for d, o in itertools.pairwise(sizes))
         return MLP((*(self.gain * weight for weight in inner), last), self.slope, self.activation)
 
 
@@ -69,22 +84,22 @@ class MLPMixing(MixingSettings):
 class MLP(Mixing):
     """x = W_L a(... a(W_1 s)); linear with a single weight."""
 
-    weights: tuple[Float64[torch.Tensor, "d d"], ...]
+    weights: tuple[Float64[torch.Tensor, "o _"], ...]  # all but the first are square
     slope: float
     activation: Activation = "leaky_relu"
 
-    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o"]:
         for weight in self.weights[:-1]:
             s = self._activate(s @ weight.T)
         return s @ self.weights[-1].T
 
-    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        x = torch.linalg.solve(self.weights[-1], x.T).T
+    def inverse(self, x: Float64[torch.Tensor, "n o"]) -> Float64[torch.Tensor, "n d"]:
+        x = solved(self.weights[-1], x)
         for weight in reversed(self.weights[:-1]):
-            x = torch.linalg.solve(weight, self._deactivate(x).T).T
+            x = solved(weight, self._deactivate(x))
         return x
 
-    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o d"]:
         jacobian = torch.eye(s.shape[1], dtype=s.dtype, device=s.device).expand(len(s), -1, -1)
         for weight in self.weights[:-1]:
             h = s @ weight.T
@@ -93,6 +108,8 @@ class MLP(Mixing):
         return self.weights[-1] @ jacobian
 
     def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
+        if len(self.weights[0]) > s.shape[1]:
+            return log_volume(self.jacobian(s))
         total = s.new_zeros(len(s))
         for weight in self.weights[:-1]:
             h = s @ weight.T
@@ -132,23 +149,22 @@ class LinearOnTop(Mixing):
     """x = L f(s)."""
 
     inner: Mixing
-    linear: Float64[torch.Tensor, "d d"]  # L
+    linear: Float64[torch.Tensor, "o d"]  # L
 
-    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
+    def forward(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o"]:
         return self.inner.forward(s) @ self.linear.T
 
-    def inverse(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        return self.inner.inverse(torch.linalg.solve(self.linear, x.T).T)
+    def inverse(self, x: Float64[torch.Tensor, "n o"]) -> Float64[torch.Tensor, "n d"]:
+        return self.inner.inverse(solved(self.linear, x))
 
-    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
+    def jacobian(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n o d"]:
         return self.linear @ self.inner.jacobian(s)
 
     def log_det(self, s: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
-        constant: torch.Tensor = torch.linalg.slogdet(self.linear).logabsdet
-        return self.inner.log_det(s) + constant
+        return self.inner.log_det(s) + log_volume(self.linear)
 
 
-def linear_part(mixing: Mixing) -> Float64[torch.Tensor, "d d"] | None:
+def linear_part(mixing: Mixing) -> Float64[torch.Tensor, "o d"] | None:
     """The matrix of the linear map that a mixing is, or that follows it; None where there is none."""
     match mixing:
         case Shifted(inner=inner):
