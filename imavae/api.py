@@ -483,7 +483,7 @@ def world(of: Model | RunConfig, split: str = "test") -> World:
         np.array(s),
         np.zeros(n, dtype=np.int64) if rows.segments is None else np.array(rows.segments[0]),
         np.array(rows.truth.jacobian[0].permute(2, 0, 1)) if rows.truth else np.zeros((0, o, config.data.dim)),
-        np.zeros(0) if rows.truth is None or rows.truth.log_px is None else np.array(rows.truth.log_px[0]),
+        np.array(rows.truth.log_px[0]) if rows.truth else np.zeros(0),
     )
 
 

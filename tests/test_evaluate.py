@@ -67,13 +67,12 @@ def split_of(at: RunConfig, n: int = 1400) -> Split:
 def first(split: Split, n: int, dtype: torch.dtype = torch.float64) -> Split:
     """The first points of a split."""
     assert split.truth is not None
-    log_px = split.truth.log_px
     return dataclasses.replace(
         split,
         sources=split.sources[:, :n].to(dtype),
         observations=split.observations[:, :n].to(dtype),
         segments=None if split.segments is None else split.segments[:, :n],
-        truth=Truth(None if log_px is None else log_px[:, :n], split.truth.jacobian[..., :n].to(dtype)),
+        truth=Truth(split.truth.log_px[:, :n], split.truth.jacobian[..., :n].to(dtype)),
     )
 
 
@@ -134,8 +133,7 @@ def obvious(at: RunConfig, row: Tensor, split: Split, seed: int, world: int = 0)
     affine = maps_of(at)()[world]
     ica, pca, guess = torch.tensor_split(x.double() @ affine[:, :-1].T + affine[:, -1], 3, 1)
     left = (s - guess).square().sum(0) / (s - s.mean(0)).square().sum(0)
-    log_px = float("nan") if split.truth.log_px is None else float(split.truth.log_px[world].mean())
-    c_truth = float(np.mean([one_contrast(j) for j in truth]))
+    log_px, c_truth = float(split.truth.log_px[world].mean()), float(np.mean([one_contrast(j) for j in truth]))
 
     low, high = at.data.support or (-0.5, 0.5)
     inside = ((s > low + 0.1 * (high - low)) & (s < high - 0.1 * (high - low))).all(1)

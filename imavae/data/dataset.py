@@ -44,8 +44,8 @@ from imavae.rng import stream
 class Truth:
     """Likelihood and Jacobian under the true mixing."""
 
-    # log p(x) = log p(s) - log |det J(s)|; with segments log p(x|u), of p(s|u); None for observations on a surface
-    log_px: Float64[Tensor, "world n"] | None
+    # log p(x) = log p(s) - log |det J(s)|; with segments log p(x|u), of p(s|u); without columns if x lies on a surface
+    log_px: Float64[Tensor, "world l"]
     jacobian: Float[Tensor, "world o d n"]  # of the mixing at the source
 
 
@@ -72,9 +72,7 @@ class Split:
     def first(self, count: int) -> Split:
         """The first rows of each world."""
         segments = None if self.segments is None else self.segments[:, :count]
-        truth = self.truth
-        if truth is not None:
-            truth = Truth(None if truth.log_px is None else truth.log_px[:, :count], truth.jacobian[..., :count])
+        truth = self.truth and Truth(self.truth.log_px[:, :count], self.truth.jacobian[..., :count])
         images = self.images and self.images.rows(slice(count))
         s, x = self.sources[:, :count], self.observations[:, :count].contiguous()  # as the compiled step needs them
         return Split(s, x, segments, self.support, truth, images)
@@ -330,7 +328,7 @@ def _empty(data: Data, worlds: int, n: int, with_truth: bool, dtype: torch.dtype
 
     truth = None
     if with_truth and isinstance(data, SyntheticData):
-        log_px = empty(worlds, n, dtype=torch.float64) if data.features == data.dim else None
+        log_px = empty(worlds, n if data.features == data.dim else 0, dtype=torch.float64)
         truth = Truth(log_px, empty(worlds, data.features, data.dim, n))
     return Split(
         sources=empty(worlds, n, data.dim if data.has_sources else 0),
@@ -349,7 +347,7 @@ def _fill(split: Split, number: int, drawn: _Rows, rows: Int[Tensor, " m"]) -> N
     if split.segments is not None and drawn.segments is not None:
         split.segments[number] = drawn.segments[rows]
     if split.truth is not None and drawn.world is not None:
-        if split.truth.log_px is not None:
+        if split.truth.log_px.shape[1]:
             log_ps = drawn.world.source.log_prob(drawn.sources)[rows]
             split.truth.log_px[number] = log_ps - drawn.world.mixing.log_det(s)
         split.truth.jacobian[number] = drawn.world.mixing.jacobian(s).permute(1, 2, 0)

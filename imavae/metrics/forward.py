@@ -240,12 +240,6 @@ class Evaluation:
         assert self.split.truth is not None  # noqa: S101  -- metrics that read it are absent otherwise
         return self.split.truth
 
-    @property
-    def log_px(self) -> Float64[Tensor, "world n"]:
-        """Exact log-likelihoods in each world."""
-        assert self.truth.log_px is not None  # noqa: S101  -- likewise
-        return self.truth.log_px
-
     @cached_property
     def mse_obs(self) -> Float64[Tensor, " member"]:
         return self._mean_square(self._error_of_x)

@@ -343,13 +343,13 @@ def self_consistency_batch(at: Evaluation) -> torch.Tensor:
 @Metric("none", "E[log p(s) − log|det J_f(s)|]", "change of variables", "nats", needs=DENSITY)
 def log_px(at: Evaluation) -> torch.Tensor:
     """Exact log-likelihood of the observations."""
-    return at.log_px.mean(1)[at.world]
+    return at.truth.log_px.mean(1)[at.world]
 
 
 @Metric("none", "E[log p(x) − c_IMA(f, s)]", IMA, "nats", needs=DENSITY)
 def l_ima(at: Evaluation) -> torch.Tensor:
     """IMA-regularised log-likelihood."""
-    return (at.log_px[at.world] - at.true_contrast).mean(1)
+    return (at.truth.log_px[at.world] - at.true_contrast).mean(1)
 
 
 @Metric("min", "E[log p(x)] − ELBO", GAP, "nats", needs=DENSITY, curve="all")
