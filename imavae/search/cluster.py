@@ -14,7 +14,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +35,11 @@ RAY_ENVIRONMENT = {  # keeps Ray from printing, sending statistics, probing the 
     "RAY_preload_python_modules": "imavae.search.worker",  # which a worker of this machine imports while Ray starts
     "RAY_enable_worker_prestart": "0",  # no spare workers; there is one for each core from the start
 }
+
+
+# Methods of Ray's Node (no public part of Ray) that start what a local study does not use: the API server, for which
+# Ray's start waits, the autoscaler's monitor and the monitor of workers' output. Each takes most of a second of a core.
+UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
 
 
 def available_cpus() -> int:
@@ -175,6 +180,7 @@ def slots(cluster: Cluster, nodes: Sequence[dict[str, float]]) -> int:
 
 def _start(cluster: Cluster) -> None:
     import ray
+    from ray._private.node import Node
 
     if cluster.name == "ray":
         _forget_token()
@@ -211,7 +217,9 @@ def _start_here(cluster: Cluster) -> None:
         _forget_token()
         stack.enter_context(patch("ray._private.worker.listen_error_messages"))  # it prints Ray's logs
         stack.enter_context(patch("ray._private.services.resolve_ip_for_localhost", lambda host: host))
-        stack.enter_context(_few_processes())
+        for name in UNUSED_SERVICES:
+            if hasattr(Node, name):
+                stack.enter_context(patch.object(Node, name))
         # "local": never join a cluster that happens to run on this machine or that RAY_ADDRESS names
         ray.init(
             "local",
@@ -257,19 +265,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _few_processes() -> AbstractContextManager[Any]:
-    """Keep Ray, as it starts in the block, from services that a local study does not use.
-
-    They are the API server, for which Ray's start waits, the autoscaler's monitor and the monitor of workers' output.
-    Each takes most of a second of a core.
-    """
-    from ray._private.node import Node
-
-    unused = ("start_api_server", "start_monitor", "start_log_monitor")
-    there = [name for name in unused if hasattr(Node, name)]  # they are no public part of Ray
-    return patch.multiple(Node, **{name: lambda *_, **__: None for name in there})
 
 
 class _Probe:
