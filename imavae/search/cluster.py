@@ -180,7 +180,6 @@ def slots(cluster: Cluster, nodes: Sequence[dict[str, float]]) -> int:
 
 def _start(cluster: Cluster) -> None:
     import ray
-    from ray._private.node import Node
 
     if cluster.name == "ray":
         _forget_token()
@@ -208,6 +207,7 @@ def _start(cluster: Cluster) -> None:
 
 def _start_here(cluster: Cluster) -> None:
     import ray
+    from ray._private.node import Node
 
     cpus, folder = cluster.cpus or available_cpus(), _private_folder()
     # One torch thread per trial: small models gain nothing from more. The compiled step takes the cores that are idle.
