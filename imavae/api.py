@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Group
 
-from imavae.config.data import Data, FileData, SyntheticData
+from imavae.config.data import READERS, Data, FileData, SyntheticData, UserData
 from imavae.config.mapping import build, plain
 from imavae.config.registry import load_plugins
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
@@ -278,7 +278,7 @@ def _check_converged(results: stored.Results) -> None:
 def _announcer(config: RunConfig, observer: Observer) -> Callable[[], None]:
     """Return a function that tells the observer, the first time, which step trains. UserError: it can't be had."""
     step, reason = training_step(config)
-    lines = tables.understood(config.data) if isinstance(config.data, FileData) else []
+    lines = READERS[config.data.kind].understood(config.data) if isinstance(config.data, UserData) else []
 
     def say() -> None:
         for line in [*lines, f"training step: {step} ({reason})"]:

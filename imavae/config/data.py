@@ -1,4 +1,4 @@
-"""Settings of the data, one class per kind: a known mixing of drawn sources, images of sprites, or a user's file."""
+"""Settings of the data, one class per kind: a known mixing of drawn sources, sprites, or a user's file or images."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class Reader(NamedTuple):
 
     kind: str
     resolved: Callable[[Mapping[str, Any]], dict[str, Any]]  # settings of data -> the same without nulls
+    understood: Callable[[Any], list[str]]  # settings without nulls -> lines that say what was read and decided
 
 
 KINDS: Registry[type[Data]] = Registry("data", "imavae.config.data", key="kind")
-READERS: Registry[Reader] = Registry("data", "imavae.data.tables", key="kind")
+READERS: Registry[Reader] = Registry("data", "imavae.data.image_files", key="kind")
 
 
 class Factor(NamedTuple):
@@ -159,6 +160,11 @@ class Data(Settings):
         return True
 
     @property
+    def has_images(self) -> bool:
+        """True if an observation is a square image: numbers in [0, 1] in the order (channel, row, column)."""
+        return False
+
+    @property
     def support(self) -> Range | None:
         """Interval that each source lives on; None where the sources' law is unknown."""
         return None
@@ -280,6 +286,10 @@ class SpritesData(DrawnData):
         return 3 * self.side**2  # red, green and blue
 
     @property
+    def has_images(self) -> bool:
+        return True
+
+    @property
     def source_factors(self) -> tuple[Factor, ...]:
         return tuple(Factor(name, discrete=name == "shape") for name in self.factors)
 
@@ -288,9 +298,24 @@ class SpritesData(DrawnData):
         return f"{self.n_obs:,} images of {self.dim} factors ({', '.join(self.factors)}), {self.source.name} sources"
 
 
+@dataclass(frozen=True)
+class UserData(Data):
+    """Base of the kinds of data that a user's files hold. :func:`with_file` reads from them what is null."""
+
+    path: str = ""
+    sources_path: Annotated[str | None, Field(description="file of their sources, data.dim columns, if known")] = None
+    fingerprint: Annotated[
+        str | None, Field(description="digest of the rows, which must not change from then on; null: computes it")
+    ] = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.path,) if self.sources_path is None else (self.path, self.sources_path)
+
+
 @KINDS.register
 @dataclass(frozen=True)
-class FileData(Data):
+class FileData(UserData):
     """Observations in a user's file. :func:`with_file` reads dim, n_obs, n_segments and columns where they are null."""
 
     kind: str = "file"
@@ -301,7 +326,6 @@ class FileData(Data):
     columns: Annotated[
         tuple[str, ...], Field(description="names (0, 1, ... of an .npy); null: all, but those that number the rows")
     ] = FROM_FILE
-    sources_path: Annotated[str | None, Field(description="file of their sources, data.dim columns, if known")] = None
     segment_column: Annotated[str | None, Field(description="labels of any type: the observations' segments")] = None
     segment_bins: Annotated[
         int | None, Field(ge=2, description="bins of equally many rows that numbers or dates in segment_column make")
@@ -310,9 +334,6 @@ class FileData(Data):
         str | None, Field(description="labels of any type: rows that share one are never in different splits")
     ] = None
     standardise: Annotated[bool, Field(description="scale columns by mean and std of the training split")] = True
-    fingerprint: Annotated[
-        str | None, Field(description="digest of the rows, which must not change from then on; null: computes it")
-    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -334,27 +355,98 @@ class FileData(Data):
         return self.sources_path is not None
 
     @property
-    def files(self) -> tuple[str, ...]:
-        return (self.path,) if self.sources_path is None else (self.path, self.sources_path)
+    def summary(self) -> str:
+        return f"{super().summary} of {', '.join(self.columns)} in {self.path}"
+
+
+SIDES = 16, 128  # of a user's images, in pixels
+
+
+def image_shape(observed: int) -> tuple[int, int]:
+    """Channels, 1 or 3, and side of a square image of so many numbers; side 0 if there is none."""
+    channels = 1 if math.isqrt(observed) ** 2 == observed else 3
+    side = math.isqrt(observed // channels)
+    return channels, side if channels * side**2 == observed else 0
+
+
+@KINDS.register
+@dataclass(frozen=True)
+class ImagesData(UserData):
+    """Square images in a user's file or folder. :func:`with_file` reads from it what is null."""
+
+    kind: str = "images"
+    dim: Annotated[
+        int, Field(ge=1, description="number of data.factors; without factors, that of latents, which you choose")
+    ] = FROM_FILE
+    n_obs: Annotated[int, Field(description="images to use, drawn at random from the file; null: all")] = FROM_FILE
+    path: Annotated[str, Field(description="your images: .npz, .h5, .npy, or a folder of PNG or JPEG")] = ""
+    sources_path: Annotated[
+        str | None, Field(description="table of their factors, a row per image, if they are not in data.path")
+    ] = None
+    names: Annotated[
+        tuple[str, ...] | None, Field(description="of all factors of the file, in its order; null: those it tells")
+    ] = None
+    factors: Annotated[tuple[str, ...], Field(description="names of those that are sources; null: all that vary")] = (
+        FROM_FILE
+    )
+    discrete: Annotated[
+        tuple[str, ...], Field(description="factors of few values in no order; null: those of 5 values at most")
+    ] = FROM_FILE
+    available: Annotated[int, Field(description="images in the file; null: counts them")] = FROM_FILE
+    channels: Annotated[Literal[1, 3], Field(description="grey or colour; null: as the file")] = FROM_FILE
+    side: Annotated[int, Field(ge=SIDES[0], le=SIDES[1], description="of an image, in pixels; null: as the file")] = (
+        FROM_FILE
+    )
+    white: Annotated[
+        Literal[1, 255], Field(description="value that becomes 1; null: 1 if no value is greater, else 255")
+    ] = FROM_FILE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule, remedy = "data.n_segments is 1 for data=images", "images have no segments yet: leave it out"
+        require(self.n_segments == 1, rule, self.n_segments, remedy)
+        rule, got = "data.dim is the number of data.factors", f"{self.dim} for {len(self.factors)}"
+        fits = self.dim == len(self.factors) or not self.factors
+        require(fits, rule, got, "leave data.dim at null, or choose among the factors")
+        others = [name for name in self.discrete if name not in self.factors]
+        require(not others, "data.discrete are some of data.factors", others, f"choose from {', '.join(self.factors)}")
+
+    @property
+    def observed(self) -> int:
+        return self.channels * self.side**2
+
+    @property
+    def has_images(self) -> bool:
+        return True
+
+    @property
+    def has_sources(self) -> bool:
+        return bool(self.factors)
+
+    @property
+    def source_factors(self) -> tuple[Factor, ...]:
+        factors = tuple(Factor(name, discrete=name in self.discrete) for name in self.factors)
+        return factors or super().source_factors
 
     @property
     def summary(self) -> str:
-        return f"{super().summary} of {', '.join(self.columns)} in {self.path}"
+        return f"{self.n_obs:,} images in {self.path}" + f", factors {', '.join(self.factors)}" * self.has_sources
 
 
 AnyData = Annotated[Data, BeforeValidator(Chosen(KINDS, default="synthetic"))]
 
 
 def with_file(mapping: dict[str, Any]) -> dict[str, Any]:
-    """Return the mapping with the settings that are null for a file of observations read from that file."""
+    """Return the mapping with the settings of a user's data that are null read from its files."""
     data = mapping.get("data")
-    if not isinstance(data, Mapping) or data.get("kind") != FileData.kind:
+    if not isinstance(data, Mapping) or data.get("kind") not in (FileData.kind, ImagesData.kind):
         return mapping
-    path = data.get("path")
-    require(isinstance(path, str) and path != "", "data.path is the path of a file", path, "set data.path=FILE.parquet")
+    kind, path = data["kind"], data.get("path")
+    example = "FILE.parquet" if kind == FileData.kind else "FILE.h5"
+    require(isinstance(path, str) and path != "", "data.path is the path of a file", path, f"set data.path={example}")
     homes = {k: os.path.expanduser(data[k]) for k in ("path", "sources_path") if isinstance(data.get(k), str)}
-    filled = READERS[FileData.kind].resolved({**data, **homes, "columns": column_names(data.get("columns"))})
-    return {**mapping, "data": filled}
+    named = {"columns": column_names(data.get("columns"))} if kind == FileData.kind else {}
+    return {**mapping, "data": READERS[kind].resolved({**data, **homes, **named})}
 
 
 def column_names(columns: Any) -> Any:

@@ -3,8 +3,8 @@
 A world is one draw of mixing, sources and split from one seed, in float64. With segments, each observation has an
 auxiliary variable u, uniform over the segments, and each (segment, component) a variance factor v ~ U(data.variances):
 the source's variance is multiplied by v, that of a bounded source by v / data.variances[1], which keeps it within its
-support. A file's world is its rows, split by the seed and standardised by the training rows. Images are kept in one
-cached file per world, in the order of the splits.
+support. A file's world is its rows, split by the seed and standardised by the training rows. Drawn images are kept in
+one cached file per world, in the order of the splits; those of a user's file in one for all worlds, in its order.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from imavae.config.data import (
     Data,
     DrawnData,
     FileData,
+    ImagesData,
     SourceSettings,
     SpritesData,
     SyntheticData,
 )
-from imavae.data import sprites, tables
-from imavae.data.images import Cache, Images, Progress
+from imavae.data import image_files, sprites, tables
+from imavae.data.images import Cache, Images, Pixels, Progress, cached
 from imavae.data.mixings import Mixing, Shifted, orthogonal
 from imavae.data.mixings.automorphism import Rotation
 from imavae.data.mixings.flow import Flow
@@ -121,7 +122,7 @@ class _Rows(NamedTuple):
     observations: Float[Tensor, "n o"]
     segments: Int[Tensor, " n"] | None
     world: World | None = None  # of synthetic data
-    images: UInt8[ndarray, "n feature"] | None = None  # in the order of the splits
+    images: UInt8[ndarray, "n feature"] | None = None  # if drawn, in the order of the splits
     scaling: Scaling | None = None
     sources_scaling: Scaling | None = None
 
@@ -151,7 +152,11 @@ def _make(
     cache: Cache,
     stamps: tuple[tables.Stamp, ...],  # noqa: ARG001  -- they differ once a file has changed
 ) -> Dataset:
-    file = _read(data) if isinstance(data, FileData) else None
+    file = None
+    if isinstance(data, FileData):
+        file = _read(data)
+    elif isinstance(data, ImagesData):
+        file = _read_images(data, cache)
     orders = [_order(data, seed) for seed in seeds]
     sizes = [min(map(len, parts)) for parts in zip(*orders, strict=True)]  # they differ only with groups
     known = (False, True, True)  # the training split needs no truth
@@ -167,11 +172,12 @@ def _make(
             _fill(split, number, drawn, rows)
         mixings += [] if drawn.world is None else [drawn.world.mixing]
         scalings += [] if drawn.scaling is None else [drawn.scaling]
-        images += [] if drawn.images is None else [drawn.images]
+        at = torch.arange(data.n_obs) if file is None else torch.cat(order)
+        images += [] if drawn.images is None else [Pixels(drawn.images, at.numpy())]
     if images:
-        whole, last = Images(tuple(images), dtype, device), data.n_obs - sizes[2]
-        at = slice(sizes[0]), slice(sizes[0], last), slice(last, None)
-        splits = [replace(split, images=whole.rows(part)) for split, part in zip(splits, at, strict=True)]
+        whole, last = Images(tuple(images), dtype, device, getattr(data, "white", 255)), data.n_obs - sizes[2]
+        ends = slice(sizes[0]), slice(sizes[0], last), slice(last, None)
+        splits = [replace(split, images=whole.rows(part)) for split, part in zip(splits, ends, strict=True)]
     train, val, test = splits
     return Dataset(tuple(mixings), train, val, test, tuple(scalings), file and file.sources_scaling)
 
@@ -180,7 +186,8 @@ def _order(data: Data, seed: int) -> tuple[Int[Tensor, " m"], ...]:
     """The rows of each split of one world. Groups are shuffled, and stay whole: a split ends where a group does."""
     generator = stream(seed, "split")
     if not isinstance(data, FileData) or data.group_column is None:
-        return torch.split(torch.randperm(data.n_obs, generator=generator), list(data.sizes))
+        count = data.available if isinstance(data, ImagesData) else data.n_obs
+        return torch.split(torch.randperm(count, generator=generator)[: data.n_obs], list(data.sizes))
     groups = torch.from_numpy(tables.labels(data.path, data.group_column, data.n_obs, "data.group_column"))
     place = torch.randperm(int(groups.max()) + 1, generator=generator)[groups]
     ends = place.bincount().cumsum(0)
@@ -222,11 +229,29 @@ def _read(data: FileData) -> _Rows:
         labels, rule = int(u.max()) + 1, "data.n_segments is the number of labels"
         remedy = "leave it at null, which counts them"
         require(labels == data.n_segments, rule, f"{data.n_segments} for {labels}", remedy)
-    if not data.has_sources:
-        return _Rows(s, x, u)
+    return _with_sources(_Rows(s, x, u))
+
+
+def _read_images(data: ImagesData, cache: Cache) -> _Rows:
+    """The images of a file, mapped or copied into the cache, and their factors."""
+    found = image_files.check_unchanged(data)
+    pixels = found.mapped
+    if pixels is None:
+        path = cache.folder / f"images-{tables.digest_of(data.path)[:32]}.npy"
+        pixels = cached(path, (found.n, found.observed), found.blocks, cache.progress)
+    factors = image_files.factors_of(found, data.sources_path, data.names)
+    s = torch.from_numpy(factors.of(data.factors))
+    return _with_sources(_Rows(s, torch.empty(found.n, 0), None, images=pixels))
+
+
+def _with_sources(rows: _Rows) -> _Rows:
+    """The rows with sources, if there are any, of mean 0 and standard deviation 1."""
+    s = rows.sources
+    if not s.shape[1]:
+        return rows
     # Sources may be numbers of days or of base pairs: what float32 would round away is subtracted before.
     scaling = Scaling(s.mean(0), s.std(0, correction=0))
-    return _Rows((s - scaling.mean) / scaling.std, x, u, sources_scaling=scaling)
+    return rows._replace(sources=(s - scaling.mean) / scaling.std, sources_scaling=scaling)
 
 
 def _standardised(rows: _Rows, data: FileData, train: Int[Tensor, " m"]) -> _Rows:
@@ -332,7 +357,7 @@ def _empty(data: Data, worlds: int, n: int, with_truth: bool, dtype: torch.dtype
         truth = Truth(log_px, empty(worlds, data.features, data.dim, n))
     return Split(
         sources=empty(worlds, n, data.dim if data.has_sources else 0),
-        observations=empty(worlds, n, 0 if isinstance(data, SpritesData) else data.features),
+        observations=empty(worlds, n, 0 if data.has_images else data.features),
         segments=empty(worlds, n, dtype=torch.int64) if data.n_segments > 1 else None,
         support=data.support,
         truth=truth,

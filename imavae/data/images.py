@@ -6,37 +6,37 @@ A file is an ordinary ``.npy``, named after all that determines its pixels, writ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
 from imavae.data.storage import written_whole
-from imavae.errors import UserError
-
-RENDERED_AT_ONCE = 500  # rows
+from imavae.errors import UserError, require
 
 Progress = Callable[[int, int], None]  # called with the rows done and all rows
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Folder of cached images, and a callback for the rendering of new ones."""
+    """Folder of cached images, and a callback for the making of new ones."""
 
     folder: Path = Path("outputs/cache")
     progress: Progress | None = field(default=None, compare=False)
 
 
 def cached(
-    path: Path, shape: tuple[int, int], make: Callable[[int, int], ndarray], progress: Progress | None = None
+    path: Path, shape: tuple[int, int], make: Callable[[], Iterator[ndarray]], progress: Progress | None = None
 ) -> UInt8[ndarray, "n feature"]:
-    """The bytes in ``path`` as a read-only memory map; ``make(start, stop)`` gives rows to write if they are missing.
+    """The bytes in ``path`` as a read-only memory map; ``make()`` gives blocks of rows to write if they are missing.
 
     Raises:
         UserError: the file can't be written.
@@ -45,47 +45,62 @@ def cached(
         rows: ndarray = np.load(path, mmap_mode="r")
         if rows.shape == shape and rows.dtype == np.uint8:
             return rows
+    size = shape[0] * shape[1]
+    remedy, rule = f"free {size / 1e6:.0f} MB there, or choose another folder", "the cache can be written"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        require(size < shutil.disk_usage(path.parent).free, rule, f"{path} (the disk is too small)", remedy)
         with written_whole(path) as file:  # a full disk is an error here; in a memory map it would kill the process
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            for start in range(0, shape[0], RENDERED_AT_ONCE):
-                stop = min(start + RENDERED_AT_ONCE, shape[0])
-                file.write(make(start, stop).tobytes())
+            done = 0
+            for block in make():
+                file.write(np.ascontiguousarray(block).data)
+                done += len(block)
                 if progress is not None:
-                    progress(stop, shape[0])
+                    progress(done, shape[0])
     except OSError as error:
-        remedy = f"free {shape[0] * shape[1] / 1e6:.0f} MB there, or choose another folder"
-        raise UserError(f"`the cache can be written` must hold, but got {path} ({error.strerror}); {remedy}") from None
+        raise UserError(f"`{rule}` must hold, but got {path} ({error.strerror}); {remedy}") from None
     made: ndarray = np.load(path, mmap_mode="r")
     return made
+
+
+class Pixels(NamedTuple):
+    """Images of a split: rows of a memory map."""
+
+    bytes: UInt8[ndarray, "m o"]
+    rows: Int64[ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class Images:
     """The images of a split, in each of its worlds."""
 
-    worlds: tuple[UInt8[ndarray, "n o"], ...]
+    worlds: tuple[Pixels, ...]
     dtype: torch.dtype  # of the numbers that the bytes become, on ``device``
     device: torch.device | str
+    white: int = 255  # byte that becomes 1
 
     def batch(
         self, world: Int[Tensor, " member"], rows: Int[Tensor, "member batch"]
     ) -> Float[Tensor, "member o batch"]:
         """Some images of each member's world."""
-        picked = [self.worlds[number][at] for number, at in zip(world.tolist(), rows.cpu().numpy(), strict=True)]
-        return self._numbers(np.stack(picked))
+        at = zip(world.tolist(), rows.cpu().numpy(), strict=True)
+        return self._numbers(np.stack([self._picked(number, of) for number, of in at]))
 
     def block(self, world: Int[Tensor, " member"], at: slice) -> Float[Tensor, "member o batch"]:
         """A slice of the images of each member's world; a single world is read only once."""
         if len(self.worlds) == 1:
-            return self._numbers(self.worlds[0][None, at].copy()).expand(len(world), -1, -1)
-        return self._numbers(np.stack([self.worlds[number][at] for number in world.tolist()]))
+            return self._numbers(self._picked(0, at)[None]).expand(len(world), -1, -1)
+        return self._numbers(np.stack([self._picked(number, at) for number in world.tolist()]))
 
     def rows(self, at: slice) -> Images:
         """A slice of the images of each world."""
-        return Images(tuple(images[at] for images in self.worlds), self.dtype, self.device)
+        return replace(self, worlds=tuple(Pixels(of.bytes, of.rows[at]) for of in self.worlds))
+
+    def _picked(self, world: int, at: slice | ndarray) -> UInt8[ndarray, "batch o"]:
+        picked: ndarray = self.worlds[world].bytes[self.worlds[world].rows[at]]
+        return picked
 
     def _numbers(self, rows: UInt8[ndarray, "member batch o"]) -> Float[Tensor, "member o batch"]:
         """A transposed view: convolutions take an image's numbers one after the other."""
-        return torch.from_numpy(rows).to(self.device).to(self.dtype).div_(255).transpose(1, 2)
+        return torch.from_numpy(rows).to(self.device).to(self.dtype).div_(self.white).transpose(1, 2)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from imavae.data.images import Cache, cached
 from imavae.data.mixings import uniform
 
 VERSION = 1  # of the pixels: raise it whenever they change, so that no older cached file is used
+RENDERED_AT_ONCE = 500  # images
 STEEPEST = 0.5  # largest distance of a projective map's denominator from 1
 
 
@@ -175,8 +176,9 @@ def images(scenes: Scenes, settings: SpritesData, cache: Cache) -> UInt8[ndarray
         digest.update(repr((array.dtype.str, array.shape)).encode())
         digest.update(array.tobytes())
 
-    def make(start: int, stop: int) -> ndarray:
-        return render(Scenes(*(array[start:stop] for array in scenes)), settings)
+    def make() -> Iterator[ndarray]:
+        for start in range(0, len(scenes.half), RENDERED_AT_ONCE):
+            yield render(Scenes(*(array[start : start + RENDERED_AT_ONCE] for array in scenes)), settings)
 
     shape = (len(scenes.half), 3 * settings.side**2)
     return cached(cache.folder / f"sprites-{digest.hexdigest()[:32]}.npy", shape, make, cache.progress)

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from csv import field_size_limit, reader
@@ -48,6 +51,7 @@ IQR_OF_NORMAL = 1.349  # interquartile range over standard deviation
 BLOCK_ROWS = 65_536  # rows of a block, at most
 BLOCK_NUMBERS = 4 << 20  # numbers of a block, at most: a row may be an image
 CSV_BYTES = 4 << 20  # text of a block
+DAMAGES = pa.ArrowException, zipfile.BadZipFile, zlib.error  # besides those of Python; Pillow raises SyntaxError
 
 
 class Dialect(NamedTuple):
@@ -81,7 +85,7 @@ def open_table(path: str | Path, key: str = "data.path") -> Table:
     suffix = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     require_choice(suffix, ENDINGS, f"the ending of {key}")
     require(path.is_file(), f"{key} is a file", path, "correct the path")
-    with _readable(path, key):
+    with readable(path, key):
         schema, rows, dialect = pa.schema([]), None, None
         if path.stat().st_size == 0:
             rows = 0
@@ -133,7 +137,7 @@ def blocks(table: Table, columns: Sequence[str], most: int | None = None) -> Ite
     Raises UserError for a value that is missing, infinite or not a number.
     """
     first = 0
-    with _readable(table.path, table.key, list(table.numeric)):
+    with readable(table.path, table.key, list(table.numeric)):
         for raw in _raw_blocks(table, columns):
             block = raw if most is None else raw[:, : most - first]
             if not np.isfinite(block).all():
@@ -172,14 +176,7 @@ def labels(
     """
     table = open_table(path)
     require_choice(column, table.numeric, f"{key} (of {path})")
-    with _readable(table.path, table.key):
-        if table.path.suffix == ".npy":
-            read: Any = pa.chunked_array([np.load(path, mmap_mode="r")[:, int(column)]])
-        elif table.dialect is not None:
-            read = _csv_reader(table.path, table.dialect, {column: pa.string()}).read_all().column(0)
-        else:
-            read = parquet.read_table(path, columns=[column]).column(0)
-    values = read.combine_chunks().slice(0, rows)
+    values = column_of(table, column).slice(0, rows)
     as_text = compute.utf8_lower(values.cast(pa.string()))
     blank = compute.is_in(as_text, pa.array(MISSING_LABELS)).to_numpy(zero_copy_only=False)
     blank |= as_text.is_null().to_numpy(zero_copy_only=False)
@@ -192,6 +189,18 @@ def labels(
     encoded = values.dictionary_encode()
     position = np.argsort(np.argsort(np.array(encoded.dictionary.to_pylist())))
     return np.asarray(position[encoded.indices.to_numpy()], dtype=np.int64)
+
+
+def column_of(table: Table, column: str) -> Any:
+    """A column of any type as an array of Arrow; that of a .csv is text."""
+    with readable(table.path, table.key):
+        if table.path.suffix == ".npy":
+            read: Any = pa.chunked_array([np.load(table.path, mmap_mode="r")[:, int(column)]])
+        elif table.dialect is not None:
+            read = _csv_reader(table.path, table.dialect, {column: pa.string()}).read_all().column(0)
+        else:
+            read = parquet.read_table(table.path, columns=[column]).column(0)
+    return read.combine_chunks()
 
 
 def _ordered(values: Any, table: Table, column: str) -> Floats:
@@ -243,7 +252,7 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         require(column not in (columns or ()), rule, f"{column} of {table.path}", remedy)
     free = [name for name in table.numeric if name not in labelled.values()]
     limit = limit if isinstance(limit, int) else None
-    names = pick(table, _without_numbers(table, free) if columns is None else columns)
+    names = pick(table, without_numbers(table, free) if columns is None else columns)
     found = _survey(table.path, table.key, names, limit, stamp(table.path))
     rows, digest = found.rows, hashlib.sha256(found.digest)
     got = f"{limit} of {rows} in {table.path}"
@@ -267,7 +276,7 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _without_numbers(table: Table, names: Sequence[str]) -> list[str]:
+def without_numbers(table: Table, names: Sequence[str]) -> list[str]:
     """Columns without those that number the rows, by their name or, of the first one, by what it holds."""
     left = [name for name in names if not INDEX_NAME.fullmatch(name)] or list(names)
     first = left[0] if len(left) > 1 else None
@@ -279,7 +288,7 @@ def _without_numbers(table: Table, names: Sequence[str]) -> list[str]:
 def sources_of(table: Table, dim: int) -> tuple[str, ...]:
     """The columns of a file of ``dim`` sources: all, or those that do not number the rows if there are too many."""
     names = list(table.numeric)
-    return pick(table, names if len(names) <= dim else _without_numbers(table, names))
+    return pick(table, names if len(names) <= dim else without_numbers(table, names))
 
 
 def fingerprint(x: Floats, sources: Floats | None = None) -> str:
@@ -304,7 +313,7 @@ def understood(data: FileData) -> list[str]:
     return [f"{table.path.name}: {'; '.join(parts)}", *survey.far]
 
 
-READERS.register(Reader("file", resolved))
+READERS.register(Reader("file", resolved, understood))
 
 
 def written(
@@ -380,12 +389,32 @@ def numbers(x: Any, name: str = "x") -> NDArray[Any]:
 
 
 def stamp(path: str | Path) -> Stamp:
-    """Numbers that differ once a file has changed: of its place, size, and last changes; zeros if it is missing."""
+    """Numbers that differ once a file, or one of a folder, has changed: of its place, size, and last changes; zeros if
+    it is missing.
+    """
     file = Path(path)
-    if not file.is_file():
-        return (0, 0, 0, 0)
-    found = file.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns  # the last one can't be set back
+    parts = os.scandir(file) if file.is_dir() else [file]
+    found = [part.stat() for part in parts if part.is_file()]
+    # The time of the last one can't be set back.
+    return tuple(sum(getattr(one, f"st_{name}") for one in found) for name in ("ino", "size", "mtime_ns", "ctime_ns"))
+
+
+def digest_of(path: str | Path) -> str:
+    """SHA-256 of a file's content or, of a folder, of the names and contents of its files."""
+    return _digest_of(Path(path), stamp(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_of(path: Path, stamp: Stamp) -> str:  # noqa: ARG001
+    if not path.is_dir():
+        return _sha256(path)
+    files = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
+    return hashlib.sha256("\n".join(f"{name} {_sha256(path / name)}" for name in files).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Survey(NamedTuple):
@@ -515,11 +544,11 @@ def _csv_reader(path: Path, dialect: Dialect, types: dict[str, Any] | None) -> A
 
 
 @contextmanager
-def _readable(path: Path, key: str, columns: Sequence[str] = ()) -> Iterator[None]:
+def readable(path: Path, key: str, columns: Sequence[str] = ()) -> Iterator[None]:
     """Raise UserError instead of the readers' errors about a damaged file, or text in a column of numbers."""
     try:
         yield
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SyntaxError, *DAMAGES) as error:
         other = path.suffix == ".npy" and isinstance(error, ValueError)  # numpy advises to load pickled objects
         reason = "it holds no array of numbers" if other else " ".join(str(error).split())
         for number, name in enumerate(columns):

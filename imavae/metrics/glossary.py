@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jaxtyping import Float
 
-from imavae.config.data import DrawnData, SpritesData, SyntheticData
+from imavae.config.data import DrawnData, SyntheticData
 from imavae.config.registry import Registry, torch
 from imavae.config.settings import WORST_SCORE, RunConfig, support
 from imavae.data.sources import UniformSource
@@ -64,7 +64,7 @@ BOUNDED = Requirement(
 )
 FEWER_NUMBERS = Requirement(
     "images have more numbers than the rows on which a linear map would be fitted",
-    lambda config, _: not isinstance(config.data, SpritesData),
+    lambda config, _: not config.data.has_images,
 )
 POSTERIOR = Requirement(
     "a flow has no posterior and no decoder's noise: it is inverted exactly",
@@ -74,7 +74,7 @@ SEVERAL_SEEDS = Requirement("a single seed has no others to agree with", lambda 
 TRUTH = (
     Requirement(
         "images have no exact likelihood, and no known Jacobian of their rendering",
-        lambda config, _: not isinstance(config.data, SpritesData),
+        lambda config, _: not config.data.has_images,
     ),
     Requirement(
         "the mixing is unknown, and so are its likelihoods and Jacobians",

@@ -5,7 +5,6 @@ A run has them of all its members, a study of its champion, beside the learning 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from imavae.config.data import image_shape
 from imavae.metrics.evaluate import ImagePanels, PosteriorShapes
 from imavae.metrics.references import Reference
 from imavae.model.export import ENDS, Traversal
@@ -318,8 +318,8 @@ def _image_grid(title: str, rows: Sequence[Tensor], labels: Sequence[str]) -> tu
     figure = drawing.new_figure(title, CELL * columns * step + 2.2, CELL * len(rows) * step + 1.0)
     axes = figure.subplots()
     for row, images in enumerate(rows):
-        side = math.isqrt(images.shape[1] // 3)
-        pixels = images.double().reshape(-1, 3, side, side).permute(0, 2, 3, 1).numpy()
+        channels, side = image_shape(images.shape[1])
+        pixels = images.double().reshape(-1, channels, side, side).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
         for column, image in enumerate(pixels):
             extent = column * step, column * step + 1, row * step + 1, row * step
             axes.imshow(image, extent=extent, interpolation="nearest")

@@ -29,6 +29,7 @@ import pandas as pd
 from imavae.config.mapping import build, flatten, nest, to_mapping
 from imavae.config.settings import RunConfig, is_folder_name, overridden
 from imavae.data.storage import Lock, OtherFormatError, Seal, leftovers, previous_of, temporary, write_text
+from imavae.data.tables import digest_of
 from imavae.errors import UserError, require
 from imavae.tracking import Row, TrialRecord
 from imavae.training import checkpoint
@@ -443,8 +444,4 @@ def _check_same(name: str, state: State, config: RunConfig) -> None:
 
 
 def _digests(config: RunConfig) -> dict[str, str]:
-    digests = {}
-    for name in (*config.plugins, *config.data.files):
-        with open(name, "rb") as file:
-            digests[Path(name).name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    return {Path(name).name: digest_of(name) for name in (*config.plugins, *config.data.files)}

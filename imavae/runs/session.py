@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imavae.config.data import SpritesData
 from imavae.config.mapping import flatten, to_mapping
 from imavae.config.settings import WORST_SCORE, Objective, RunConfig, StudyConfig
 from imavae.data import dataset
@@ -74,13 +73,13 @@ def initial_weights(config: RunConfig) -> dict[str, torch.Tensor]:
 
 
 def cache_of(output_dir: str | Path, progress: Rendering | None = None) -> Cache:
-    """Return the cache of an output folder; ``progress`` is called while images are rendered."""
+    """Return the cache of an output folder; ``progress`` is called while images are written into it."""
     return Cache(Path(output_dir).resolve() / "cache", progress)
 
 
 def render(config: RunConfig, rendering: Rendering | None) -> None:
-    """Put the images of a point's worlds into the cache; ``rendering`` is called while some are rendered."""
-    if isinstance(config.data, SpritesData):
+    """Put the images of a point's worlds into the cache; ``rendering`` is called while some are written."""
+    if config.data.has_images:
         worlds = config.members.data.seed or (config.data.seed,)
         dataset.make(config.data, worlds, torch_dtype(config), "cpu", cache_of(config.output_dir, rendering))
 

@@ -15,11 +15,11 @@ import numpy as np
 import optuna
 import torch
 
-from imavae.config.data import SpritesData
+from imavae.config.data import ImagesData
 from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.data.images import Cache
 from imavae.model import vae
-from imavae.runs.session import Session, resolve_device
+from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search import cluster
 from imavae.search.searcher import Searcher, open_study
 from imavae.search.space import Point, check, packs_of
@@ -103,12 +103,13 @@ def _timing(points: list[RunConfig], weights: int, device: torch.device) -> Timi
     """Time an epoch and a validation of an ensemble, on a part of its data if there is much."""
     train, val, _ = points[0].data.sizes
     batch = points[0].training.batch_size
-    if isinstance(points[0].data, SpritesData):
+    if points[0].data.has_images:
         few = min(points[0].data.n_obs, TIMED_IMAGES)
         points = [dataclasses.replace(p, data=dataclasses.replace(p.data, n_obs=few)) for p in points]
     torch.set_num_threads(points[0].training.threads)
     with tempfile.TemporaryDirectory() as folder:
-        session = Session.start(points, device, Cache(Path(folder)))
+        mine = isinstance(points[0].data, ImagesData)  # they are copied whole, and the study will use them
+        session = Session.start(points, device, cache_of(points[0].output_dir) if mine else Cache(Path(folder)))
         rows, part = session.state.active, session.data.train.first(TIMED_STEPS * batch)
         train_epoch(session.ensemble, session.state, part.first(8 * batch))  # the first steps are slower
         epoch = _timed(lambda: train_epoch(session.ensemble, session.state, part)) * train / len(part)

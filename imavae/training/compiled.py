@@ -24,7 +24,6 @@ from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
-from imavae.config.data import SpritesData
 from imavae.config.settings import RunConfig
 from imavae.data.dataset import Split
 from imavae.errors import UserError
@@ -69,7 +68,7 @@ def chosen(config: RunConfig, device: torch.device) -> tuple[str, str]:
     refused = {
         f"training.device={device.type}": device.type != "cpu",
         f"training.dtype={training.dtype}": training.dtype != "float32",
-        "data=sprites": isinstance(config.data, SpritesData),
+        f"data={config.data.kind}": config.data.has_images,
         f"model={model.name}": model.name != "mlp",
         f"model.decoder={model.decoder}": model.decoder == "mixing",
         f"model/prior={model.prior.name}": not known,

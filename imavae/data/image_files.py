@@ -1,0 +1,400 @@
+"""A user's images with their factors: .npz, .h5 or .npy of bytes, or a folder of PNG or JPEG.
+
+Arrays are (n, row, column), (n, row, column, channel) or (n, channel, row, column). Those of an .npz or .h5 are found
+by the names that published data sets use (:data:`IMAGES`, :data:`FACTORS`); pickled objects are never loaded. Shapes
+and factors are read first; pixels are read in blocks, (m, channel, row, column), in the order of the file. As batches
+are drawn at random and blocks are compressed, the pixels are copied once into the cache, from which they are mapped. An
+.npy in that order is mapped as it is. This module does not import torch, and h5py and Pillow only where needed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imavae.config.data import READERS, SIDES, ImagesData, Reader
+from imavae.data import tables
+from imavae.errors import UserError, require, require_choice
+
+Bytes = NDArray[np.uint8]
+
+KEY = "data.path"
+IMAGES = ("imgs", "images")  # dSprites, Shapes3D
+FACTORS = ("latents_values", "labels", "factors", "latents_classes")
+NAMES = ("latents_names", "names")
+# Names that a published data set has only in a pickle, or not at all, by the shape of its factors.
+KNOWN: dict[tuple[int, ...], tuple[str, ...]] = {
+    (737_280, 6): ("color", "shape", "scale", "orientation", "posX", "posY"),  # dSprites
+    (480_000, 6): ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation"),  # Shapes3D
+}
+PICTURES = (".png", ".jpg", ".jpeg")
+MODES = {"1": 1, "L": 1, "RGB": 3}  # of Pillow: channels
+FEW = 5  # values of a factor that is taken for discrete
+MOST_IMAGES, MOST_FACTORS = 10**8, 1000
+BLOCK, CHUNKED = 2**23, 2**28  # bytes read at once, at most; and from an .h5 whose chunks are as large
+
+
+class Array(NamedTuple):
+    """One array of a file: its shape and type are known before its content is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], Any]  # the whole
+    blocks: Callable[[], Iterator[NDArray[Any]]]  # rows after rows
+
+
+class ImageFile(NamedTuple):
+    """Images of a file or folder, known before their pixels are read."""
+
+    path: Path
+    n: int
+    channels: int
+    side: int
+    blocks: Callable[[], Iterator[Bytes]]  # (m, channel, row, column)
+    mapped: Bytes | None  # (n, channel * row * column), if the file has the pixels in this order
+    factors: NDArray[Any] | None  # (n, factor)
+    names: tuple[str, ...] | None  # of the factors
+    files: tuple[str, ...] = ()  # of a folder
+
+    @property
+    def observed(self) -> int:
+        return self.channels * self.side**2
+
+
+def open_images(path: str | Path) -> ImageFile:
+    """Read the shapes and factors of a file or folder. Raises UserError for what can't be used."""
+    return _open(Path(path), tables.stamp(path))
+
+
+@functools.lru_cache(maxsize=2)  # a study checks every point
+def _open(path: Path, stamp: tables.Stamp) -> ImageFile:  # noqa: ARG001
+    if path.is_dir():
+        return _folder(path)
+    require_choice(path.suffix, READ_BY, f"the ending of {KEY}, a file of images or a folder of PNG or JPEG,")
+    require(path.is_file(), f"{KEY} is a file or folder", path, "correct the path")
+    with tables.readable(path, KEY):
+        arrays = READ_BY[path.suffix](path)
+        found = [name for name in arrays if name in IMAGES]
+        rule, got = f"{KEY} has an array called {' or '.join(IMAGES)}", f"{', '.join(arrays) or 'none'} in {path}"
+        require(bool(found), rule, got, "rename that of the images")
+        images = _images(path, arrays[found[0]])
+        named = next((name for name in FACTORS if name in arrays), None)
+        if named is None:
+            return images
+        array = arrays[named]
+        rule = f"{named} has the shape (n, factors), a row of numbers for each image, up to {MOST_FACTORS} factors"
+        shaped = len(array.shape) == 2 and array.shape[0] == images.n and 1 <= array.shape[1] <= MOST_FACTORS
+        got = f"{array.dtype} {array.shape} for {images.n} images in {path}"
+        require(shaped and array.dtype.kind in "biuf", rule, got, "correct the array, or leave it out")
+        names = next((arrays[name] for name in NAMES if name in arrays), None)
+        told = None if names is None or names.dtype.kind not in "SUT" else tuple(map(_text, names.read().ravel()))
+        return images._replace(factors=array.read(), names=told or KNOWN.get(array.shape))
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _images(path: Path, array: Array) -> ImageFile:
+    """The images of an array. Raises UserError for a shape or type that can't be used."""
+    shape, last = array.shape, len(array.shape) == 4 and array.shape[3] in (1, 3)
+    channels = 1 if len(shape) == 3 else shape[3] if last else shape[1] if len(shape) == 4 else 0
+    rule = "images are (n, side, side), (n, side, side, channel) or (n, channel, side, side) of 1 or 3 channels"
+    require(channels in (1, 3), rule, f"{shape} in {path}", "reshape them, or leave other channels out")
+    remedy = "np.save them as np.round(255 * x).astype(np.uint8) if they are in [0, 1], else as x.astype(np.uint8)"
+    require(array.dtype in (np.uint8, np.bool_), "images are bytes (uint8)", f"{array.dtype} in {path}", remedy)
+    sides = shape[1:3] if len(shape) == 3 or last else shape[2:]
+    _check_sides(sides, path)
+    require(0 < shape[0] <= MOST_IMAGES, f"{KEY} has up to {MOST_IMAGES:,} images", f"{shape[0]:,} in {path}", "cut it")
+
+    def blocks() -> Iterator[Bytes]:
+        with tables.readable(path, KEY):
+            for block in array.blocks():
+                rows = block.reshape(len(block), *sides, channels).transpose(0, 3, 1, 2) if last else block
+                yield np.ascontiguousarray(rows.reshape(len(block), channels, *sides), np.uint8)
+
+    mapped = None
+    if path.suffix == ".npy" and (channels == 1 or not last):
+        whole = array.read()
+        mapped = whole.view(np.uint8).reshape(shape[0], -1) if whole.flags.c_contiguous else None
+    return ImageFile(path, shape[0], channels, sides[0], blocks, mapped, None, None)
+
+
+def _check_sides(sides: Sequence[int], where: object) -> None:
+    rule = f"images are square, with a side from {SIDES[0]} to {SIDES[1]} pixels"
+    proper = sides[0] == sides[1] and SIDES[0] <= sides[0] <= SIDES[1]
+    require(proper, rule, f"{sides[0]} x {sides[1]} in {where}", "crop or resize them to a side of 64")
+
+
+def _npy(path: Path) -> dict[str, Array]:
+    whole = np.load(path, mmap_mode="r")
+    return {IMAGES[0]: Array(whole.shape, whole.dtype, lambda: whole, lambda: _parts(whole))}
+
+
+def _parts(rows: Any, step: int = 0) -> Iterator[NDArray[Any]]:
+    step = max(step, BLOCK // max(1, rows[:1].nbytes), 1)
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def _npz(path: Path) -> dict[str, Array]:
+    with zipfile.ZipFile(path) as archive:
+        members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+        return {info.filename[:-4]: _member(path, archive, info) for info in members}
+
+
+def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Array:
+    with archive.open(info) as file:
+        shape, fortran, dtype = _header(file)
+        size, rest = int(np.prod(shape, dtype=object)) * dtype.itemsize, info.file_size - file.tell()
+    rule, got = f"{info.filename} is as long as its header says", f"{rest:,} bytes for {size:,} in {path}"
+    require(dtype.hasobject or size == rest, rule, got, "save it again")
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        require(not fortran, f"{info.filename} is stored row by row", path, "np.savez its np.ascontiguousarray")
+        row = size // shape[0]
+        step = max(1, BLOCK // row)
+        with zipfile.ZipFile(path) as archive, archive.open(info.filename) as file:
+            _header(file)
+            for start in range(0, shape[0], step):
+                count = min(step, shape[0] - start)
+                yield np.frombuffer(file.read(count * row), dtype).reshape(count, *shape[1:])
+
+    return Array(shape, dtype, lambda: np.load(path, allow_pickle=False)[info.filename[:-4]], blocks)
+
+
+def _header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    return tuple(shape), fortran, dtype
+
+
+def _h5(path: Path) -> dict[str, Array]:
+    import h5py
+
+    arrays = {}
+    with h5py.File(path, "r") as file:
+        for name, found in file.items():
+            if not isinstance(found, h5py.Dataset) or found.shape is None:
+                continue
+
+            def read(name: str = name) -> Any:
+                with h5py.File(path, "r") as file:
+                    return file[name].asstr()[()] if h5py.check_string_dtype(file[name].dtype) else file[name][()]
+
+            def blocks(name: str = name) -> Iterator[NDArray[Any]]:
+                with h5py.File(path, "r") as file:  # whole chunks at once: each one is decompressed as a whole
+                    rows = file[name]
+                    chunk = rows.chunks[0] if rows.chunks else 1
+                    row = max(1, rows.dtype.itemsize * int(np.prod(rows.shape[1:])))
+                    step = chunk * max(1, BLOCK // (row * chunk))
+                    step = max(1, min(step, CHUNKED // row))
+                    for start in range(0, len(rows), step):
+                        yield rows[start : start + step]
+
+            text = h5py.check_string_dtype(found.dtype) is not None
+            arrays[name] = Array(found.shape, np.dtype("U1") if text else found.dtype, read, blocks)
+    return arrays
+
+
+READ_BY = {".npz": _npz, ".npy": _npy, ".h5": _h5, ".hdf5": _h5}
+
+
+def _folder(path: Path) -> ImageFile:
+    from PIL import Image
+
+    files = sorted(one.name for one in path.iterdir() if one.suffix.lower() in PICTURES and one.name[0] != ".")
+    require(bool(files), f"{KEY} is a folder with PNG or JPEG", f"none in {path}", "correct the path")
+
+    def opened(name: str) -> Image.Image:
+        """An image whose mode and size are known, and whose pixels have not been read."""
+        try:
+            image = Image.open(path / name)
+        except Image.DecompressionBombError as error:
+            raise ValueError(str(error)) from None
+        rule, remedy = "images are grey or RGB, of 8 bits", "convert them: image.convert('RGB')"
+        require(image.mode in MODES, rule, f"the mode {image.mode} of {path / name}", remedy)
+        return image
+
+    with tables.readable(path / files[0], KEY), opened(files[0]) as first:
+        size, channels = first.size, MODES[first.mode]
+    _check_sides(size[::-1], path / files[0])
+
+    def blocks() -> Iterator[Bytes]:
+        step = max(1, BLOCK // (channels * size[0] ** 2))
+        for start in range(0, len(files), step):
+            block = np.empty((min(step, len(files) - start), size[1], size[0], channels), np.uint8)
+            for row, name in zip(block, files[start : start + step], strict=True):
+                with tables.readable(path / name, KEY), opened(name) as image:
+                    got = f"{image.size[0]} x {image.size[1]} x {MODES[image.mode]} in {path / name}"
+                    rule = f"the images of a folder are all {size[0]} x {size[1]} x {channels}, as {files[0]}"
+                    require((image.size, MODES[image.mode]) == (size, channels), rule, got, "resize or convert it")
+                    row[:] = np.asarray(image.convert("L") if image.mode == "1" else image).reshape(row.shape)
+            yield np.ascontiguousarray(block.transpose(0, 3, 1, 2))
+
+    return ImageFile(path, len(files), channels, size[0], blocks, None, None, None, tuple(files))
+
+
+class Factors(NamedTuple):
+    """The factors of images: those of their file, or of a table."""
+
+    names: tuple[str, ...]
+    values: tables.Floats  # (n, factor)
+    labels: tuple[bool, ...]  # True for a factor that was text
+
+    @property
+    def vary(self) -> tuple[str, ...]:
+        return tuple(name for name, values in zip(self.names, self.values.T, strict=True) if np.ptp(values) > 0)
+
+    def discrete(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Those of the names that were text, or have few values."""
+        texts = dict(zip(self.names, self.labels, strict=True))
+        return tuple(name for name in names if texts[name] or len(np.unique(self.of([name]))) <= FEW)
+
+    def of(self, names: Sequence[str]) -> tables.Floats:
+        return self.values[:, [self.names.index(name) for name in names]]
+
+
+def factors_of(images: ImageFile, sources_path: str | None, names: Sequence[str] | None) -> Factors:
+    """All factors. Raises UserError unless they are finite numbers, a row for each image, with a name each."""
+    stamps = tables.stamp(images.path), tables.stamp(sources_path) if sources_path else ()
+    return _factors_of(images.path, sources_path, None if names is None else tuple(names), stamps)
+
+
+@functools.lru_cache(maxsize=2)
+def _factors_of(
+    path: Path, sources_path: str | None, names: tuple[str, ...] | None, stamps: tuple[tables.Stamp, ...]
+) -> Factors:
+    images = _open(path, stamps[0])
+    values, told, labels = images.factors, images.names, tuple[bool, ...]()
+    if sources_path is not None:
+        told, values, labels = _table(sources_path, images)
+    if values is None:
+        require(names is None, "data.names names the factors", f"none in {path}", "leave it out")
+        return Factors((), np.empty((images.n, 0)), ())
+    values = values.astype(np.float64)
+    told = names or told or tuple(f"factor {number}" for number in range(1, values.shape[1] + 1))
+    rule, got = "data.names has a name for each factor of the file", f"{', '.join(told)} for {values.shape[1]} factors"
+    require(len(set(told)) == len(told) == values.shape[1], rule, got, "name each one, differently")
+    wrong = np.argwhere(~np.isfinite(values))
+    if len(wrong):
+        got = f"{values[tuple(wrong[0])]} in {told[wrong[0][1]]}, row {wrong[0][0] + 1}, of {sources_path or path}"
+        raise UserError(f"`factors are finite numbers` must hold, but got {got}; correct or leave out that factor")
+    return Factors(told, values, labels or (False,) * len(told))
+
+
+def _table(path: str, images: ImageFile) -> tuple[tuple[str, ...], NDArray[Any], tuple[bool, ...]]:
+    """The columns of a table of factors, in the order of the images (by the names of their files if a column has them),
+    and which of them are text.
+
+    Text is replaced by numbers of labels. Columns that number the rows are left out.
+    """
+    key = "data.sources_path"
+    table = tables.open_table(path, key)
+    columns, at, rule = list(table.numeric), None, f"{key} has a row for each image"
+    for column in [name for name, numeric in table.numeric.items() if not numeric]:
+        files = [Path(str(name)).name for name in tables.column_of(table, column).to_pylist()]
+        if files[0] in images.files or files[-1] in images.files:
+            row_of = {name: row for row, name in enumerate(files)}
+            missing = [name for name in images.files if name not in row_of]
+            got = f"none for {missing[0] if missing else ''} and {len(missing) - 1} others in {path}"
+            require(not missing, rule, got, "add the rows, or move the images out of the folder")
+            rows = len(files)
+            require(len(row_of) == rows, f"{key} has one row for an image", f"{column!r} twice", "drop the copies")
+            at = [row_of[name] for name in images.files]
+            columns.remove(column)
+            break
+    columns = tables.without_numbers(table, columns)
+    values = []
+    for name in columns:
+        if table.numeric[name]:
+            values.append(np.concatenate(list(tables.blocks(table, [name])), 1)[0])
+        else:
+            values.append(tables.labels(path, name, key=f"the column {name} of {key}").astype(float))
+    rows = len(values[0]) if values else 0
+    got = f"{rows} in {path} for {images.n} images"
+    require(rows == images.n or at is not None, rule, got, "give as many rows, in the order of the images' names")
+    values_in_order = np.stack(values, 1)[slice(None) if at is None else at]
+    return tuple(columns), values_in_order, tuple(not table.numeric[name] for name in columns)
+
+
+def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of images with what is null read from the file. Paths become absolute, as a worker's folder is another.
+
+    Raises UserError for a file that can't be used, or settings that it contradicts.
+    """
+    filled = dict(data)
+    for key in ("path", "sources_path"):
+        if isinstance(filled.get(key), str):
+            filled[key] = str(Path(filled[key]).resolve())
+    lists = [filled.get(key) for key in ("names", "factors", "discrete")]
+    if not all(one is None or (isinstance(one, (list, tuple)) and {*map(type, one)} <= {str}) for one in lists):
+        return filled  # of the wrong type: the settings' own check says so
+    images = open_images(filled["path"])
+    factors = factors_of(images, filled.get("sources_path"), filled.get("names"))
+    chosen = factors.vary if filled.get("factors") is None else tuple(filled["factors"])
+    for name in chosen:
+        require_choice(name, factors.names, "one of data.factors")
+        require(name in factors.vary, "data.factors vary", f"{name}, which has one value", "leave it out")
+    require(len(set(chosen)) == len(chosen), "data.factors has no factor twice", list(chosen), "drop the copy")
+    digests = [tables.digest_of(filled[key]) for key in ("path", "sources_path") if filled.get(key)]
+    found = {
+        "available": images.n,
+        "channels": images.channels,
+        "side": images.side,
+        "white": _white(images.path, tables.stamp(images.path)),
+        "fingerprint": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
+    }
+    for key, value in found.items():
+        remedy = f"leave data.{key} at null; if the file has changed since, put the old one back"
+        require(filled.get(key) in (None, value), f"data.{key} is that of data.path", filled.get(key), remedy)
+    limit = filled.get("n_obs")
+    got = f"{limit} of {images.n} in {images.path}"
+    fits = not isinstance(limit, int) or limit <= images.n
+    require(fits, "data.n_obs <= the images of data.path", got, "set data.n_obs=null for all")
+    given = bool(chosen) or filled.get("dim") is not None
+    remedy = "set data.dim=6, or name their factors in data.sources_path"
+    require(given, "data.dim, the number of latents, is given for images without factors", "null", remedy)
+    read = {"n_obs": images.n, "dim": len(chosen), "discrete": factors.discrete(chosen), "factors": chosen}
+    return filled | found | {key: value for key, value in read.items() if filled.get(key) is None}
+
+
+@functools.lru_cache(maxsize=2)
+def _white(path: Path, stamp: tables.Stamp) -> int:
+    """The value of white: 1 if no pixel is brighter. Most files are known by their first block."""
+    return 1 if all(int(block.max()) <= 1 for block in _open(path, stamp).blocks()) else 255
+
+
+def understood(data: ImagesData) -> list[str]:
+    """What was read and decided, in one line."""
+    images = open_images(data.path)
+    factors = factors_of(images, data.sources_path, data.names)
+    grey = "colour" if data.channels == 3 else "black and white" if data.white == 1 else "grey"
+    parts = [f"{images.path.name}: {images.n:,} images of {data.side} x {data.side}, {grey}"]
+    parts += [f"factors {', '.join(data.factors)}"] if data.factors else ["no factors"]
+    parts += [f"discrete: {', '.join(data.discrete)}"] * bool(data.discrete)
+    constant = [name for name in factors.names if name not in factors.vary]
+    parts += [f"left out, as constant: {', '.join(constant)}"] * bool(constant)
+    return ["; ".join(parts)]
+
+
+READERS.register(Reader("images", resolved, understood))
+
+
+def check_unchanged(data: ImagesData) -> ImageFile:
+    """The images of settings that were read from a file. Raises UserError if the files have changed since."""
+    images, digest = open_images(data.path), hashlib.sha256()
+    for file in data.files:
+        digest.update(tables.digest_of(file).encode())
+    rule, found = "the files of data.path and data.sources_path are those of data.fingerprint", digest.hexdigest()[:16]
+    remedy = "put the old ones back, or train with data.fingerprint=null"
+    require(data.fingerprint in (None, found), rule, f"others in {data.path} ({found}, not {data.fingerprint})", remedy)
+    return images
