@@ -30,7 +30,7 @@ from imavae.config.data import READERS, Data, FileData, SyntheticData, UserData
 from imavae.config.mapping import build, plain
 from imavae.config.registry import load_plugins
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
-from imavae.data import dataset, tables
+from imavae.data import dataset, image_files, tables
 from imavae.data.storage import write_text
 from imavae.errors import UserError, require, require_choice, resumable
 from imavae.metrics.forward import shortened
@@ -104,7 +104,8 @@ def train(
     Args:
         x: observations, a row each: an array, a tensor, a frame (pandas, polars, Arrow) or a torch Dataset, of whose
             items, if they are tuples, the first is the observation. They are written to a file in ``OUTPUT_DIR/data``,
-            named after its content, which ``data=file`` then reads. May be left out: a first argument that is a
+            named after its content, which ``data=file`` then reads; images of bytes, (n, side, side[, channel]), are
+            read by ``data=images``. May be left out: a first argument that is a
             configuration is taken for ``config``.
         config: settings to start from; by default the defaults, without tracking.
         sources: (n, data.dim) true sources of the observations, if they are known.
@@ -498,7 +499,9 @@ def _given(
         return config if x is None else x, {}
     base = plain(config or {})
     output_dir = settings.get("output_dir", base.get("output_dir", RunConfig.output_dir))
-    return config, {"data": tables.written(Path(output_dir) / "data", x, **labels)}
+    x = x if hasattr(x, "__arrow_c_stream__") else tables.numbers(x)
+    write = image_files.written if getattr(x, "ndim", 2) > 2 else tables.written
+    return config, {"data": write(Path(output_dir) / "data", x, **labels)}
 
 
 def _observer(progress: Watcher) -> Observer:

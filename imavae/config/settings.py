@@ -476,7 +476,8 @@ class EncodeData(Settings):
     """The rows to encode."""
 
     path: Annotated[
-        HomePath, Field(description="observations in their own units: .npy, .csv, .tsv (also .gz) or .parquet")
+        HomePath,
+        Field(description=".npy, .csv, .tsv (also .gz) or .parquet in the data's units, or images as for data=images"),
     ]
     columns: Annotated[ColumnNames, Field(description="in the model's order; null: by the model's names")] = None
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from imavae.config.data import READERS, SIDES, ImagesData, Reader
 from imavae.data import tables
+from imavae.data.storage import written_whole
 from imavae.errors import UserError, require, require_choice
 
 Bytes = NDArray[np.uint8]
@@ -104,27 +105,59 @@ def _text(name: Any) -> str:
 
 def _images(path: Path, array: Array) -> ImageFile:
     """The images of an array. Raises UserError for a shape or type that can't be used."""
-    shape, last = array.shape, len(array.shape) == 4 and array.shape[3] in (1, 3)
-    channels = 1 if len(shape) == 3 else shape[3] if last else shape[1] if len(shape) == 4 else 0
-    rule = "images are (n, side, side), (n, side, side, channel) or (n, channel, side, side) of 1 or 3 channels"
-    require(channels in (1, 3), rule, f"{shape} in {path}", "reshape them, or leave other channels out")
+    shape = array.shape
+    channels, side = _layout(shape, path)
     remedy = "np.save them as np.round(255 * x).astype(np.uint8) if they are in [0, 1], else as x.astype(np.uint8)"
     require(array.dtype in (np.uint8, np.bool_), "images are bytes (uint8)", f"{array.dtype} in {path}", remedy)
-    sides = shape[1:3] if len(shape) == 3 or last else shape[2:]
-    _check_sides(sides, path)
     require(0 < shape[0] <= MOST_IMAGES, f"{KEY} has up to {MOST_IMAGES:,} images", f"{shape[0]:,} in {path}", "cut it")
 
     def blocks() -> Iterator[Bytes]:
         with tables.readable(path, KEY):
             for block in array.blocks():
-                rows = block.reshape(len(block), *sides, channels).transpose(0, 3, 1, 2) if last else block
-                yield np.ascontiguousarray(rows.reshape(len(block), channels, *sides), np.uint8)
+                yield np.ascontiguousarray(_channels_first(block), np.uint8)
 
     mapped = None
-    if path.suffix == ".npy" and (channels == 1 or not last):
+    if path.suffix == ".npy" and (channels == 1 or shape[1] == channels):
         whole = array.read()
         mapped = whole.view(np.uint8).reshape(shape[0], -1) if whole.flags.c_contiguous else None
-    return ImageFile(path, shape[0], channels, sides[0], blocks, mapped, None, None)
+    return ImageFile(path, shape[0], channels, side, blocks, mapped, None, None)
+
+
+def _layout(shape: tuple[int, ...], where: object) -> tuple[int, int]:
+    """Channels and side of images of a shape. Raises UserError for one that can't be used."""
+    channels = 1 if len(shape) == 3 else 0
+    if len(shape) == 4:
+        channels = next((shape[axis] for axis in (3, 1) if shape[axis] in (1, 3)), 0)
+    rule = "images are (n, side, side), (n, side, side, channel) or (n, channel, side, side) of 1 or 3 channels"
+    require(channels > 0, rule, f"{shape} in {where}", "reshape them, or leave other channels out")
+    sides = shape[1:3] if len(shape) == 3 or shape[3] == channels else shape[2:]
+    _check_sides(sides, where)
+    return channels, sides[0]
+
+
+def _channels_first(block: NDArray[Any]) -> NDArray[Any]:
+    """Images of any layout as (n, channel, row, column)."""
+    if block.ndim == 3:
+        return block[:, None]
+    return block.transpose(0, 3, 1, 2) if block.shape[3] in (1, 3) else block
+
+
+def as_rows(values: NDArray[Any], observed: int, white: int) -> tables.Floats:
+    """Images in memory, bytes or numbers in [0, 1], as rows (n, observed) of such numbers."""
+    channels, side = _layout(values.shape, "x")
+    rule, got = f"the model's images have {observed} numbers", f"{channels} x {side} x {side}"
+    require(channels * side**2 == observed, rule, got, "resize them, or convert them to as many channels")
+    rows = np.ascontiguousarray(_channels_first(values)).reshape(len(values), -1)
+    return rows / white if rows.dtype == np.uint8 else rows.astype(np.float64)
+
+
+def holds_images(path: str | Path) -> bool:
+    """True if a file or folder may have images, and an .npy more than rows of numbers."""
+    path = Path(path)
+    if path.suffix == ".npy" and path.is_file():
+        with tables.readable(path, KEY):
+            return len(np.load(path, mmap_mode="r").shape) != 2
+    return path.is_dir() or path.suffix in READ_BY
 
 
 def _check_sides(sides: Sequence[int], where: object) -> None:
@@ -191,18 +224,31 @@ def _h5(path: Path) -> dict[str, Array]:
                     return file[name].asstr()[()] if h5py.check_string_dtype(file[name].dtype) else file[name][()]
 
             def blocks(name: str = name) -> Iterator[NDArray[Any]]:
-                with h5py.File(path, "r") as file:  # whole chunks at once: each one is decompressed as a whole
+                with h5py.File(path, "r") as file:
                     rows = file[name]
-                    chunk = rows.chunks[0] if rows.chunks else 1
-                    row = max(1, rows.dtype.itemsize * int(np.prod(rows.shape[1:])))
-                    step = chunk * max(1, BLOCK // (row * chunk))
+                    chunk, *inner = rows.chunks or (1, *rows.shape[1:])
+                    row = max(1, int(np.prod(rows.shape[1:])))
+                    step = chunk * max(1, BLOCK // (row * chunk))  # whole chunks: each is decompressed as a whole
                     step = max(1, min(step, CHUNKED // row))
                     for start in range(0, len(rows), step):
-                        yield rows[start : start + step]
+                        if inner == [*rows.shape[1:]]:
+                            yield rows[start : start + step]
+                        else:
+                            yield _by_chunks(rows, start, min(start + step, len(rows)))
 
             text = h5py.check_string_dtype(found.dtype) is not None
             arrays[name] = Array(found.shape, np.dtype("U1") if text else found.dtype, read, blocks)
     return arrays
+
+
+def _by_chunks(rows: Any, start: int, stop: int) -> NDArray[Any]:
+    """Some rows read chunk by chunk, which is faster if a chunk has a part of each image; channels first in memory."""
+    shape = (stop - start, *rows.shape[1:])
+    block = np.moveaxis(np.empty((*shape[:1], *shape[3:], *shape[1:3]), rows.dtype), 1, -1) if len(shape) > 3 else None
+    block = np.empty(shape, rows.dtype) if block is None else block
+    for at in rows.iter_chunks((slice(start, stop), *map(slice, shape[1:]))):
+        block[(slice(at[0].start - start, at[0].stop - start), *at[1:])] = rows[at]
+    return block
 
 
 READ_BY = {".npz": _npz, ".npy": _npy, ".h5": _h5, ".hdf5": _h5}
@@ -387,6 +433,25 @@ def understood(data: ImagesData) -> list[str]:
 
 
 READERS.register(Reader("images", resolved, understood))
+
+
+def written(
+    folder: Path, x: NDArray[Any], sources: Any = None, segments: Any = None, groups: Any = None
+) -> dict[str, Any]:
+    """Write images in memory, and their factors, to files of a folder; return the settings that read them.
+
+    The files are named after their content. Raises UserError as :func:`open_images` does.
+    """
+    given = [name for name, labels in (("segments", segments), ("groups", groups)) if labels is not None]
+    require(not given, "images have neither segments nor groups", f"{given} of images", "leave them out")
+    x = np.ascontiguousarray(x)
+    path = folder.resolve() / f"images-{hashlib.sha256(repr(x.shape).encode() + x.data).hexdigest()[:16]}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            np.save(file, x)
+    table = {} if sources is None else {"sources_path": tables.written(folder, sources, name="sources")["path"]}
+    return {"kind": "images", "path": str(path), **table}
 
 
 def check_unchanged(data: ImagesData) -> ImageFile:

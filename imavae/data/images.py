@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,13 @@ class Images:
         return replace(self, worlds=tuple(Pixels(of.bytes, of.rows[at]) for of in self.worlds))
 
     def _picked(self, world: int, at: slice | ndarray) -> UInt8[ndarray, "batch o"]:
-        picked: ndarray = self.worlds[world].bytes[self.worlds[world].rows[at]]
+        pixels, rows = self.worlds[world]
+        picked: ndarray = pixels[rows[at]]
+        under: object = pixels
+        while isinstance(under, ndarray):
+            under = under.base
+        if isinstance(under, mmap):  # else all that has been read would count as memory of this process
+            under.madvise(MADV_DONTNEED)
         return picked
 
     def _numbers(self, rows: UInt8[ndarray, "member batch o"]) -> Float[Tensor, "member o batch"]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 from torch import Tensor
 
-from imavae.config.data import SpritesData
 from imavae.config.registry import load_plugins
-from imavae.config.settings import EncodeConfig, EvaluateConfig, Members, RunConfig
+from imavae.config.settings import EncodeConfig, EncodeData, EvaluateConfig, Members, RunConfig
+from imavae.data import image_files
 from imavae.data import tables as files
 from imavae.data.dataset import Scaling
 from imavae.data.images import Cache
@@ -122,6 +122,9 @@ def evaluate_checkpoint(
     return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, probes=True)
 
 
+IMAGES = 1000  # encoded at once
+
+
 class Latents(NamedTuple):
     """Latents of n observations, in their order."""
 
@@ -136,7 +139,8 @@ def encode(model: Model | str | Path, x: Any) -> Latents:
     Args:
         model: a model, or its address as for :func:`imavae.load_model`.
         x: (n, o) finite numbers, raw rows as in the model's data: what :func:`imavae.train` takes. Of a frame with
-            named columns, the columns that the model was trained on are used, in any order.
+            named columns, the columns that the model was trained on are used, in any order. Images may also be
+            (n, side, side[, channel]), bytes or numbers in [0, 1].
 
     Returns:
         NumPy arrays ``z`` (n, d), ``std`` (n, d) and ``error`` (n,).
@@ -145,10 +149,15 @@ def encode(model: Model | str | Path, x: Any) -> Latents:
         UserError: a bad address or file; or observations of another shape, not finite, or images outside [0, 1].
     """
     model = model if isinstance(model, Model) else load_model(model)
-    rows = checkpoint.rows_of(model, x)
-    require(bool(rows.isfinite().all()), "x has finite numbers", "NaN or infinite ones", "leave those rows out")
-    _check_images(model, rows, "x")
-    values, dim = encoded(model, rows.T), model.config.data.dim
+    x = x if hasattr(x, "__arrow_c_stream__") else files.numbers(x)
+    parts = [x[at : at + IMAGES] for at in range(0, max(1, len(x)), IMAGES)] if getattr(x, "ndim", 2) > 2 else [x]
+    found = []
+    for part in parts:  # of images: as numbers they would be eight times as large
+        rows = checkpoint.rows_of(model, part)
+        require(bool(rows.isfinite().all()), "x has finite numbers", "NaN or infinite ones", "leave those rows out")
+        _check_images(model, rows, "x")
+        found.append(encoded(model, rows.T))
+    values, dim = torch.cat(found, 1), model.config.data.dim
     return Latents(values[:dim].T.numpy(), values[dim : 2 * dim].T.numpy(), values[-1].numpy())
 
 
@@ -167,9 +176,8 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
     UserError for a bad checkpoint, missing columns, and values that are not finite, or outside [0, 1] in an image.
     """
     load_plugins(config.plugins)
-    table = files.open_table(config.data.path)
     model = checkpoint.load_member(locate(config.checkpoint, config)).requires_grad_(False)
-    columns = _columns(model, table, config.data.columns)
+    blocks, total_rows = _blocks(model, config.data)
     torch.set_num_threads(model.config.training.threads)
     dim, dtype = model.config.data.dim, next(model.parameters()).dtype
     names = [*(f"z{k}" for k in range(dim)), *(f"std{k}" for k in range(dim)), "error"]
@@ -182,14 +190,14 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
             parquet.ParquetWriter, use_dictionary=False, compression="none", write_statistics=False
         )
         with (csv.CSVWriter if out.suffix == ".csv" else parquet_writer)(aside, schema) as writer:
-            for block in files.blocks(table, columns):
+            for block in blocks:
                 observations = torch.from_numpy(block)
-                _check_images(model, observations, table.path)
+                _check_images(model, observations, config.data.path)
                 values = encoded(model, observations)
                 writer.write_batch(pa.record_batch([pa.array(row) for row in values.numpy()], schema))
                 rows, total = rows + values.shape[1], total + float(values[-1].double().sum())
-                notify(rows, table.rows)
-        require(rows > 0, "data.path has rows", f"{table.path} is empty", "use another file")
+                notify(rows, total_rows)
+        require(rows > 0, "data.path has rows", f"{config.data.path} is empty", "use another file")
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
@@ -214,9 +222,21 @@ def encoded(model: Model, x: Float[Tensor, "o n"]) -> Float[Tensor, "r n"]:
 
 def _check_images(model: Model, x: Tensor, where: object) -> None:
     """Raise UserError for values outside [0, 1] if the model takes images."""
-    if isinstance(model.config.data, SpritesData) and x.numel():
+    if model.config.data.has_images and x.numel():
         proper, remedy = bool(x.min() >= 0 and x.max() <= 1), "divide bytes by 255"
         require(proper, "images are numbers in [0, 1]", f"others in {where}", remedy)
+
+
+def _blocks(model: Model, given: EncodeData) -> tuple[Iterable[Array], int | None]:
+    """The observations of a file, (o, n), block by block, and their number if it is known."""
+    data = model.config.data
+    if data.has_images and image_files.holds_images(given.path):
+        images, white = image_files.open_images(given.path), getattr(data, "white", 255)
+        rule, got = f"data.path has images of {data.observed} numbers", f"{images.channels} x {images.side}²"
+        require(images.observed == data.observed, rule, got, "resize them, or convert them to as many channels")
+        return (block.reshape(len(block), -1).T / white for block in images.blocks()), images.n
+    table = files.open_table(given.path)
+    return files.blocks(table, _columns(model, table, given.columns)), table.rows
 
 
 def _columns(model: Model, table: files.Table, asked: tuple[str, ...] | None) -> tuple[str, ...]:

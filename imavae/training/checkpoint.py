@@ -21,7 +21,7 @@ from torch import Tensor
 
 from imavae.config.mapping import build, to_mapping
 from imavae.config.settings import RunConfig
-from imavae.data import tables
+from imavae.data import image_files, tables
 from imavae.data.dataset import Scaling
 from imavae.data.storage import Seal
 from imavae.errors import UserError, require
@@ -150,7 +150,10 @@ def rows_of(model: Model, data: Any) -> Tensor:
             names = list(columns)
         x = torch.from_numpy(tables.floats(frame, names).T)
     else:
-        x = torch.from_numpy(np.array(tables.numbers(data), dtype=np.float64, order="C"))
+        values, of = tables.numbers(data), model.config.data
+        if values.ndim > 2 and of.has_images:
+            values = image_files.as_rows(values, observed, getattr(of, "white", 255))
+        x = torch.from_numpy(np.array(values, dtype=np.float64, order="C"))
     fits, rule = x.ndim == 2 and x.shape[1] == observed, f"observations have the shape (n, {observed})"
     require(fits, rule, f"shape {tuple(x.shape)}", "reshape it: a row is an observation")
     return x
