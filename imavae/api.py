@@ -104,9 +104,8 @@ def train(
     Args:
         x: observations, a row each: an array, a tensor, a frame (pandas, polars, Arrow) or a torch Dataset, of whose
             items, if they are tuples, the first is the observation. They are written to a file in ``OUTPUT_DIR/data``,
-            named after its content, which ``data=file`` then reads; images of bytes, (n, side, side[, channel]), are
-            read by ``data=images``. May be left out: a first argument that is a
-            configuration is taken for ``config``.
+            named after its content, which ``data=file`` then reads, or ``data=images`` for images of bytes, (n, side,
+            side[, channel]). May be left out: a first argument that is a configuration is taken for ``config``.
         config: settings to start from; by default the defaults, without tracking.
         sources: (n, data.dim) true sources of the observations, if they are known.
         segments: (n,) labels of any type, the auxiliary variable u; or the name of the column of ``x`` that has them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,15 @@ from imavae.errors import UserError
 SHAPE = (1201, 7)  # three blocks
 
 
-def numbers(start: int, stop: int) -> ndarray:
-    """What the array should hold."""
-    return (np.arange(start * SHAPE[1], stop * SHAPE[1]) % 251).astype(np.uint8).reshape(-1, SHAPE[1])
+NUMBERS = (np.arange(SHAPE[0] * SHAPE[1]) % 251).astype(np.uint8).reshape(SHAPE)
 
 
-def refused(*_: int) -> ndarray:
+def numbers() -> Iterator[ndarray]:
+    """What the array should hold, in blocks."""
+    yield from (NUMBERS[start : start + 500] for start in range(0, SHAPE[0], 500))
+
+
+def refused() -> Iterator[ndarray]:
     """For a file that is there already."""
     raise AssertionError("it is there already")
 
@@ -31,7 +34,7 @@ def test_the_array_is_made_once_and_cannot_be_written_to(tmp_path: Path) -> None
     made = cached(path, SHAPE, numbers)
     again = cached(path, SHAPE, refused)
     for rows in (made, again, np.load(path)):  # anybody can read the file
-        np.testing.assert_array_equal(rows, numbers(0, SHAPE[0]))
+        np.testing.assert_array_equal(rows, NUMBERS)
     assert isinstance(again, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         again[0] = 1
@@ -54,21 +57,20 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
     whole = path.read_bytes()
     assert DAMAGES[damage](whole) != whole
     path.write_bytes(DAMAGES[damage](whole))
-    np.testing.assert_array_equal(cached(path, SHAPE, numbers), numbers(0, SHAPE[0]))
+    np.testing.assert_array_equal(cached(path, SHAPE, numbers), NUMBERS)
     assert path.read_bytes() == whole
 
 
 def test_a_file_of_another_shape_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
-    cached(path, (SHAPE[1], SHAPE[0]), lambda start, stop: np.zeros((stop - start, SHAPE[0]), np.uint8))
-    np.testing.assert_array_equal(cached(path, SHAPE, numbers), numbers(0, SHAPE[0]))
+    cached(path, (SHAPE[1], SHAPE[0]), lambda: iter([np.zeros((SHAPE[1], SHAPE[0]), np.uint8)]))
+    np.testing.assert_array_equal(cached(path, SHAPE, numbers), NUMBERS)
 
 
 def test_what_breaks_off_leaves_nothing_behind(tmp_path: Path) -> None:
-    def broken(start: int, stop: int) -> ndarray:
-        if start:
-            raise KeyboardInterrupt
-        return numbers(start, stop)
+    def broken() -> Iterator[ndarray]:
+        yield NUMBERS[:500]
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path / "a.npy", SHAPE, broken)
@@ -79,8 +81,8 @@ def test_a_map_outlives_the_file_that_it_was_made_of(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     rows = cached(path, SHAPE, numbers)
     path.unlink()
-    cached(path, SHAPE, lambda start, stop: numbers(start, stop) + np.uint8(1))
-    np.testing.assert_array_equal(rows, numbers(0, SHAPE[0]))
+    cached(path, SHAPE, lambda: iter([NUMBERS + np.uint8(1)]))
+    np.testing.assert_array_equal(rows, NUMBERS)
 
 
 def test_a_place_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
@@ -93,6 +95,6 @@ def test_two_processes_at_once_both_get_the_array(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for rows in pool.starmap(cached, [(path, SHAPE, numbers)] * 2, chunksize=1):
-            np.testing.assert_array_equal(rows, numbers(0, SHAPE[0]))
-    np.testing.assert_array_equal(cached(path, SHAPE, refused), numbers(0, SHAPE[0]))
+            np.testing.assert_array_equal(rows, NUMBERS)
+    np.testing.assert_array_equal(cached(path, SHAPE, refused), NUMBERS)
     assert list(tmp_path.iterdir()) == [path]

@@ -63,7 +63,7 @@ def test_evaluate_states_every_setting() -> None:
 
 def variants(group: str) -> list[str]:
     """The options that are whole without a person's own file."""
-    return [name for name in OPTIONS[group] if name not in ("own", "file")]
+    return [name for name in OPTIONS[group] if name not in ("own", "file", "images")]
 
 
 def trios() -> list[tuple[str, str, str]]:

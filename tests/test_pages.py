@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 NOT_HERE = ("own_data.md", "cluster.md")  # test_own_data_page.py runs the first; the other one's need a cluster
 TRAIN = ["data.n_obs=1000", "training.max_epochs=1", "training.validate_every=1", "members.seed=[1,2]"]
 TINY = {"train": TRAIN, "evaluate": [], "tune": ["--help"], "reproduce": ["--help"]}
-RUN_ELSEWHERE = ("plugins=", "sprites")
+RUN_ELSEWHERE = ("plugins=", "sprites", "data=images")
 STUDY_LINE = "make tune SEARCH=gamma_uniform"  # the one that is run
 STUDY = "budget.trials=2 data.n_obs=2000 members.seed=[1,2] training.max_epochs=4 training.validate_every=1"
 STUDY += " scheduler.name=none cluster.cpus=2"

@@ -83,7 +83,7 @@ def test_pixels_stay_bytes_in_a_map_that_no_batch_writes_to(tmp_path: Path) -> N
     assert images is not None
     assert made.train.observations.shape[2] == 0
     world, rows = torch.tensor([1, 0, 1]), torch.tensor([[5, 0], [7, 7], [1, 2]])
-    for array in images.worlds:
+    for array, _ in images.worlds:
         assert isinstance(array.base, np.memmap) or isinstance(array, np.memmap)
         assert not array.flags.writeable
     batch = images.batch(world, rows)

@@ -118,7 +118,7 @@ def test_the_mlp_takes_images_too(tmp_path: Path) -> None:
     ("settings", "key"),
     [
         ({"data": {"kind": "synthetic"}}, "model"),
-        ({"data": {"side": 24}}, "model"),
+        ({"data": {"side": 15}}, "data.side"),
         ({"model": {"decoder": "mixing"}}, "model.decoder"),
         ({"data": {"dim": 5}}, "data.dim"),
         ({"data": {"source": {"name": "gaussian"}}, "model": {"prior": {"name": "gaussian"}}}, "data.source"),
@@ -127,7 +127,17 @@ def test_the_mlp_takes_images_too(tmp_path: Path) -> None:
         ({"data": {"jitter": [0.0, -1.0, 0.0]}}, "data.jitter"),
         ({"model": {"name": "cnn"}}, "model.name"),
     ],
-    ids=["vectors", "odd side", "true decoder", "dim", "unbounded sources", "one shape", "factor", "jitter", "network"],
+    ids=[
+        "vectors",
+        "small side",
+        "true decoder",
+        "dim",
+        "unbounded sources",
+        "one shape",
+        "factor",
+        "jitter",
+        "network",
+    ],
 )
 def test_a_mistake_is_refused_before_anything_is_rendered(
     settings: dict[str, Any], key: str, rendered: list[int], tmp_path: Path

@@ -362,11 +362,11 @@ class FileData(UserData):
 SIDES = 16, 128  # of a user's images, in pixels
 
 
-def image_shape(observed: int) -> tuple[int, int]:
+def image_shape(features: int) -> tuple[int, int]:
     """Channels, 1 or 3, and side of a square image of so many numbers; side 0 if there is none."""
-    channels = 1 if math.isqrt(observed) ** 2 == observed else 3
-    side = math.isqrt(observed // channels)
-    return channels, side if channels * side**2 == observed else 0
+    channels = 1 if math.isqrt(features) ** 2 == features else 3
+    side = math.isqrt(features // channels)
+    return channels, side if channels * side**2 == features else 0
 
 
 @KINDS.register
@@ -412,7 +412,7 @@ class ImagesData(UserData):
         require(not others, "data.discrete are some of data.factors", others, f"choose from {', '.join(self.factors)}")
 
     @property
-    def observed(self) -> int:
+    def features(self) -> int:
         return self.channels * self.side**2
 
     @property

@@ -238,7 +238,7 @@ def _read_images(data: ImagesData, cache: Cache) -> _Rows:
     pixels = found.mapped
     if pixels is None:
         path = cache.folder / f"images-{tables.digest_of(data.path)[:32]}.npy"
-        pixels = cached(path, (found.n, found.observed), found.blocks, cache.progress)
+        pixels = cached(path, (found.n, found.features), found.blocks, cache.progress)
     factors = image_files.factors_of(found, data.sources_path, data.names)
     s = torch.from_numpy(factors.of(data.factors))
     return _with_sources(_Rows(s, torch.empty(found.n, 0), None, images=pixels))

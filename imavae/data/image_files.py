@@ -65,7 +65,7 @@ class ImageFile(NamedTuple):
     files: tuple[str, ...] = ()  # of a folder
 
     @property
-    def observed(self) -> int:
+    def features(self) -> int:
         return self.channels * self.side**2
 
 
@@ -142,11 +142,11 @@ def _channels_first(block: NDArray[Any]) -> NDArray[Any]:
     return block.transpose(0, 3, 1, 2) if block.shape[3] in (1, 3) else block
 
 
-def as_rows(values: NDArray[Any], observed: int, white: int) -> tables.Floats:
-    """Images in memory, bytes or numbers in [0, 1], as rows (n, observed) of such numbers."""
+def as_rows(values: NDArray[Any], features: int, white: int) -> tables.Floats:
+    """Images in memory, bytes or numbers in [0, 1], as rows (n, features) of such numbers."""
     channels, side = _layout(values.shape, "x")
-    rule, got = f"the model's images have {observed} numbers", f"{channels} x {side} x {side}"
-    require(channels * side**2 == observed, rule, got, "resize them, or convert them to as many channels")
+    rule, got = f"the model's images have {features} numbers", f"{channels} x {side} x {side}"
+    require(channels * side**2 == features, rule, got, "resize them, or convert them to as many channels")
     rows = np.ascontiguousarray(_channels_first(values)).reshape(len(values), -1)
     return rows / white if rows.dtype == np.uint8 else rows.astype(np.float64)
 
@@ -444,6 +444,12 @@ def written(
     """
     given = [name for name, labels in (("segments", segments), ("groups", groups)) if labels is not None]
     require(not given, "images have neither segments nor groups", f"{given} of images", "leave them out")
+    square = x.ndim in (3, 4) and (x.shape[1] == x.shape[2] or x.shape[2:3] == x.shape[3:])
+    rule, remedy = (
+        "x has the shape (n, d), or (n, side, side[, channel]) of images",
+        "reshape it: a row is an observation",
+    )
+    require(square, rule, f"shape {x.shape}", remedy)
     x = np.ascontiguousarray(x)
     path = folder.resolve() / f"images-{hashlib.sha256(repr(x.shape).encode() + x.data).hexdigest()[:16]}.npy"
     if not path.is_file():

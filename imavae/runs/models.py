@@ -232,8 +232,8 @@ def _blocks(model: Model, given: EncodeData) -> tuple[Iterable[Array], int | Non
     data = model.config.data
     if data.has_images and image_files.holds_images(given.path):
         images, white = image_files.open_images(given.path), getattr(data, "white", 255)
-        rule, got = f"data.path has images of {data.observed} numbers", f"{images.channels} x {images.side}²"
-        require(images.observed == data.observed, rule, got, "resize them, or convert them to as many channels")
+        rule, got = f"data.path has images of {data.features} numbers", f"{images.channels} x {images.side}²"
+        require(images.features == data.features, rule, got, "resize them, or convert them to as many channels")
         return (block.reshape(len(block), -1).T / white for block in images.blocks()), images.n
     table = files.open_table(given.path)
     return files.blocks(table, _columns(model, table, given.columns)), table.rows
