@@ -137,6 +137,7 @@ def test_a_member_that_overflows_stays_as_it_is_and_disturbs_none() -> None:
         {"model": {"prior": GAUSSIAN, "kl": "analytic"}},
         {"model": {"decoder": "mixing"}},
         {"model": {"ima_weight": 0.1}},
+        {"training": {"clip": 1.0}},
         {"training": {"dtype": "float64"}},
         {"data": {"kind": "sprites"}, "model": {"name": "conv"}},
     ],
@@ -153,10 +154,11 @@ def test_all_else_is_left_to_autograd(other: dict[str, Any]) -> None:
     assert compiled.chosen(run_config({}), torch.device("cuda"))[0] == "autograd"
 
 
-def test_a_study_of_ima_weights_trains_by_both_steps_unless_one_is_asked_for() -> None:
-    search = {"model": {"ima_weight": {"type": "choice", "values": [0.0, 1.0]}}}
-    assert "ima_weight" in training_step(study_config({"search": search}))[1]
-    with pytest.raises(UserError, match=r"model\.ima_weight=1 needs autograd"):
+@pytest.mark.parametrize(("node", "name"), [("model", "ima_weight"), ("training", "clip")])
+def test_a_study_of_both_steps_trains_by_both_unless_one_is_asked_for(node: str, name: str) -> None:
+    search = {node: {name: {"type": "choice", "values": [0.5, 1.0]}}}
+    assert name in training_step(study_config({"search": search}))[1]
+    with pytest.raises(UserError, match=rf"{node}\.{name}=1.* needs autograd"):
         training_step(study_config({"search": search, "training": {"step": "compiled"}}))
 
 

@@ -55,6 +55,15 @@ def test_a_member_trains_alone_as_among_119_others(dtype: str, tolerance: float)
     assert (weights_of(company, 3, 8) - expected).abs().max() > 1e-2  # another seed is another model
 
 
+def test_a_member_is_clipped_alone_as_among_others() -> None:
+    settings: dict[str, Any] = {"dtype": "float64", "clip": 20.0}
+    alone, free = (trained([config([7], 100.0, **changed)]) for changed in (settings, {"dtype": "float64"}))
+    company = trained([config([7, 8], gamma, **settings) for gamma in (3.0, 100.0, 1000.0)])
+    expected = weights_of(alone, 0, 7)
+    assert (weights_of(company, 1, 7) - expected).abs().max() < 1e-12
+    assert (weights_of(free, 0, 7) - expected).abs().max() > 1e-3  # it was clipped
+
+
 def test_compaction_changes_no_remaining_member() -> None:
     settings: dict[str, Any] = {"max_epochs": 14, "patience": 1, "dtype": "float64", "learning_rate": 5e-3}
     points = [config([1, 2, 3, 4], gamma, **settings) for gamma in (3.0, 100.0)]

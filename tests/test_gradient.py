@@ -12,7 +12,7 @@ from imavae.config.settings import RunConfig
 from imavae.metrics import ima
 from imavae.model import vae
 from imavae.model.vae import local_contrast
-from imavae.training.step import ByAutograd
+from imavae.training.step import ByAutograd, clip
 from tests.helpers import BETA, GAUSSIAN, LAPLACE, UNIFORM, normal, point, random_members
 
 COMMON = [
@@ -119,3 +119,26 @@ def test_the_contrast_in_the_loss_is_the_metric_and_finite_where_columns_depend_
 
 def shapes(at: RunConfig) -> dict[str, tuple[int, ...]]:
     return vae.build(at).layout.shapes
+
+
+def test_a_clipped_gradient_keeps_its_direction_and_is_torchs() -> None:
+    at = COMMON[0]
+    flat, betas = three(at)
+    whole = gradient(at, flat, betas)
+    norms = whole.norm(dim=1)
+    most = float(norms.median())
+    clipped = whole.clone()
+    clip(clipped, most)
+    for row, expected, norm in zip(clipped, whole, norms, strict=True):
+        leaf = torch.zeros_like(expected).requires_grad_()
+        leaf.grad = expected.clone()
+        torch.nn.utils.clip_grad_norm_([leaf], most)
+        torch.testing.assert_close(row, leaf.grad, rtol=1e-6, atol=0)
+        assert torch.equal(row, expected) is bool(norm <= most)
+    for bad in (torch.nan, torch.inf):
+        clipped[1, 0] = bad
+        clip(clipped, most)
+        assert clipped[1].isnan().any()  # it diverges, and the others do not
+        assert clipped[[0, 2]].isfinite().all()
+    clip(zero := torch.zeros(2, 3), 1.0)
+    assert torch.equal(zero, torch.zeros(2, 3))

@@ -152,6 +152,9 @@ class Training(Settings):
     batch_size: Annotated[Count, Field(description="observations per step")] = 64
     learning_rate: Annotated[float, Field(gt=0, lt=1, description="learning rate of Adam")] = 1e-3
     schedule: Annotated[Schedule, Field(description="cosine: falls to 0 over max_epochs")] = "constant"
+    clip: Annotated[
+        float | None, Field(gt=0, description="largest norm of a member's gradient, by autograd; null: any")
+    ] = None
     gamma_schedule: WarmUp = field(default_factory=WarmUp)  # of model.gamma
     beta_schedule: WarmUp = field(default_factory=WarmUp)  # of model.beta
     ima_schedule: WarmUp = field(default_factory=WarmUp)  # of model.ima_weight

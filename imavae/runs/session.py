@@ -43,9 +43,11 @@ def training_step(config: RunConfig) -> tuple[str, str]:
     if isinstance(config, StudyConfig):  # workers may have a GPU that this process has not
         device = torch.device("cuda" if config.cluster.gpus_per_trial else "cpu")
         step, reason = chosen(config, device)
-        if step == "compiled" and "ima_weight" in config.search.get("model", {}):
-            chosen(dataclasses.replace(config, model=dataclasses.replace(config.model, ima_weight=1.0)), device)
-            reason += "; autograd where model.ima_weight > 0"
+        for node, name in (("model", "ima_weight"), ("training", "clip")):
+            if step == "compiled" and name in config.search.get(node, {}):
+                changed = dataclasses.replace(getattr(config, node), **{name: 1.0})
+                chosen(dataclasses.replace(config, **{node: changed}), device)
+                reason += f"; autograd where {node}.{name} > 0"
         return step, reason
     return chosen(config, resolve_device(config.training.device))
 

@@ -76,6 +76,7 @@ def chosen(config: RunConfig, device: torch.device) -> tuple[str, str]:
         f"model.posterior={model.posterior}": model.posterior != "diagonal",
         f"model.kl={model.kl}": model.kl == "analytic",
         f"model.ima_weight={model.ima_weight:g}": model.ima_weight > 0,
+        f"training.clip={training.clip}": training.clip is not None,
     }
     reason = next((f"{setting} needs autograd" for setting, true in refused.items() if true), None)
     if reason is None:

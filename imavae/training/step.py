@@ -53,6 +53,8 @@ def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
         fill, adam = ByAutograd(ensemble.model, state.weights, gradient, beta, fixed, ima), Adam(state, sizes, epsilons)
         for x, noise, u in batches(ensemble, state, data):
             fill(x, noise, u)
+            if config.training.clip is not None:
+                clip(gradient, config.training.clip)
             adam.step(gradient)
         adam.finish()
     if config.model.precision == "mle":
@@ -70,6 +72,12 @@ def step_sizes(
     count = state.steps + torch.arange(1, steps + 1, dtype=rate.dtype, device=rate.device)[:, None]
     scale = (1 - BETAS[1] ** count).sqrt()
     return rate * scale / (1 - BETAS[0] ** count), EPSILON * scale
+
+
+def clip(gradient: Flat, most: float) -> None:
+    """Shorten each member's gradient to the norm ``most`` if it is longer (Pascanu et al., ICML 2013)."""
+    norms = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+    gradient.mul_((most / norms).clamp(max=1))  # that of NaN stays NaN, and marks its member
 
 
 @torch.no_grad()
