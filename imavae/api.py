@@ -399,7 +399,7 @@ def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     from imavae.report.html import answer
     from imavae.report.study_figures import draw_study, trial_plots_of
     from imavae.report.summary import choices, chosen_numbers, searched, selection_metrics
-    from imavae.search.searcher import write_notes
+    from imavae.search.stored import write_notes
 
     ledger.crown()
     results, names = ledger.results, ledger.names

@@ -29,7 +29,7 @@ from imavae.runs.ledger import Ledger
 from imavae.runs.models import load_model
 from imavae.runs.results import load_results
 from imavae.runs.session import Session
-from imavae.search import cluster, study, trials, worker
+from imavae.search import cluster, stored, study, trials, worker
 from imavae.training import checkpoint
 
 FINISHED, BROKEN_OFF = "finished", "broken off"
@@ -90,7 +90,7 @@ def without_ray() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cluster, "running", running)
-        patch.setattr(trials, "open_storage", lambda _: InMemoryStorage())  # it is rebuilt from the records
+        patch.setattr(stored, "open_storage", lambda _: InMemoryStorage())  # it is rebuilt from the records
         patch.setattr(os, "fsync", lambda _: None)
         patch.setattr(
             trials,

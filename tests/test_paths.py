@@ -25,7 +25,7 @@ from imavae.config.settings import StudyConfig, run_config, study_config
 from imavae.errors import UserError
 from imavae.runs.folder import create, reopen
 from imavae.runs.ledger import tracker_of
-from imavae.search.searcher import open_storage
+from imavae.search.stored import open_storage
 from imavae.tracking.server import database_file, sqlite_uri
 from tests.helpers import normal
 

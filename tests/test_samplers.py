@@ -12,7 +12,8 @@ import pytest
 
 from imavae.config.settings import study_config
 from imavae.search import space
-from imavae.search.searcher import Searcher, open_study
+from imavae.search.searcher import Searcher
+from imavae.search.stored import open_study
 from tests.response import SEARCH, Response
 
 REPEATS = 10

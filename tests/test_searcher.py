@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 import sqlite3
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import BaseStorage
-from optuna.trial import TrialState
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial
 
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
 from imavae.runs.folder import RunFolder, Stored, create
-from imavae.search import searcher as searcher_module
-from imavae.search import space
-from imavae.search.searcher import Searcher, open_study
+from imavae.search import space, stored
+from imavae.search.searcher import Searcher
 from imavae.search.space import Point
+from imavae.search.stored import open_study
 from imavae.search.worker import write_stops
 from imavae.tracking import TrialRecord
 
-STORAGES: dict[str, BaseStorage] = {}  # by output folder; faster than SQLite
+STORAGES: dict[str, InMemoryStorage] = {}  # by output folder
 GAMMA = {"type": "float", "low": 1.0, "high": 256.0, "log": True}
 LAYERS = {"type": "int", "low": 2, "high": 5}
 RATE = {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}
@@ -41,8 +42,10 @@ def config(tmp_path: Path, search: dict[str, Any], trials: int = 12, **other: An
 def started(settings: StudyConfig, name: str = "tiny", resume: bool = False) -> tuple[Searcher, optuna.Study]:
     """A searcher of a new study as the driver makes it, or of what an earlier one has left."""
     parameters, points = space.check(settings)
-    storage = STORAGES.setdefault(settings.output_dir, optuna.storages.InMemoryStorage())
-    found = open_study(storage, name, settings.objectives, resume)
+    if not resume:
+        STORAGES[settings.output_dir] = InMemoryStorage()
+    storage = STORAGES[settings.output_dir]
+    found = open_study(storage, name, settings.objectives)
     home = create(settings, "studies", name)
     if resume:
         return Searcher(found, storage, parameters, settings, [], home), found
@@ -154,12 +157,6 @@ def test_quasi_random_points_fall_evenly_from_the_first_one_on(tmp_path: Path) -
     assert sorted(octaves) == list(range(8))
 
 
-def test_a_study_whose_folder_is_gone_is_forgotten(tmp_path: Path) -> None:
-    settings = config(tmp_path, SPACE, 2)
-    trained(started(settings)[0])
-    assert [number for [(number, _)] in trained(started(settings)[0])] == [0, 1]
-
-
 KNOWN = [
     {"model": {"n_layers": 2, "gamma": 100}},
     {"model": {"gamma": 30.0}},
@@ -246,22 +243,65 @@ def locked(database: Path) -> sqlite3.Connection:
     return other
 
 
+def in_database(folder: Path) -> list[FrozenTrial]:
+    """The trials of the study's copy."""
+    trials: list[FrozenTrial] = optuna.load_study(study_name="tiny", storage=stored.open_storage(folder)).trials
+    return trials
+
+
+def told(trials: Sequence[FrozenTrial]) -> list[tuple[object, ...]]:
+    return [(t.number, t.state, t.values, t.params, t.intermediate_values, t.user_attrs) for t in trials]
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_the_copy_has_what_optuna_knows_however_often_it_is_updated(tmp_path: Path, period: int) -> None:
+    settings = config(tmp_path, {"model": {"gamma": GAMMA}}, 6, sampler={"start_from": [{"model": {"gamma": 8.0}}]})
+    searcher, study = started(settings)
+    copy = stored.Copy(settings, tmp_path / "studies" / "tiny")
+    for step in range(6):
+        searcher.suggest(f"{step}")
+        for epoch in (1, 2):
+            result = {"epoch": epoch, "scores": [[step + epoch / 10]], "alive": [2 - epoch], "about": [{"q": 0.5}]}
+            if step % period == 0:
+                copy.update(study)
+            searcher.on_trial_result(f"{step}", result)
+        searcher.on_trial_complete(f"{step}", None if step == 4 else result, error=step == 4)
+    copy.update(study)
+    assert copy.problem == ""
+    assert told(in_database(tmp_path)) == told(study.trials)
+
+
+def test_the_copy_of_a_study_whose_folder_is_gone_is_replaced(tmp_path: Path) -> None:
+    for trials in (4, 2):
+        settings = config(tmp_path, {"model": {"gamma": GAMMA}}, trials, sampler={"seed": trials})
+        searcher, study = started(settings)
+        trained(searcher)
+        stored.Copy(settings, tmp_path / "studies" / "tiny").update(study)
+        assert told(in_database(tmp_path)) == told(study.trials)
+
+
 def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searcher_module, "WRITE_TIMEOUT", 0.05)
-    STORAGES[str(tmp_path)] = searcher_module.open_storage(tmp_path)
-    searcher, study = started(config(tmp_path, {"model": {"gamma": GAMMA}}, trials=3))
+    monkeypatch.setattr(stored, "WRITE_TIMEOUT", 0.05)
+    settings = config(tmp_path, {"model": {"gamma": GAMMA}}, trials=3)
+    searcher, study = started(settings)
+    copy = stored.Copy(settings, tmp_path / "studies" / "tiny")
+    copy.update(study)
+    trained(searcher)
     other = locked(tmp_path / "optuna.db")
     threading.Timer(0.5, other.rollback).start()
-    assert [len(points) for points in trained(searcher)] == [1, 1, 1]
-    assert {trial.state for trial in study.get_trials()} == {TrialState.COMPLETE}
+    copy.update(study)
+    assert told(in_database(tmp_path)) == told(study.trials)
 
 
 def test_a_database_that_stays_locked_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searcher_module, "WRITE_TIMEOUT", 0.05)
-    monkeypatch.setattr(searcher_module, "LONGEST_OUTAGE", 0.2)
-    STORAGES[str(tmp_path)] = searcher_module.open_storage(tmp_path)
-    searcher, _ = started(config(tmp_path, {"model": {"gamma": GAMMA}}))
+    monkeypatch.setattr(stored, "WRITE_TIMEOUT", 0.05)
+    monkeypatch.setattr(stored, "LONGEST_OUTAGE", 0.2)
+    settings = config(tmp_path, {"model": {"gamma": GAMMA}})
+    searcher, study = started(settings)
+    copy = stored.Copy(settings, tmp_path / "studies" / "tiny")
+    copy.update(study)
+    trained(searcher)
     other = locked(tmp_path / "optuna.db")
-    with pytest.raises(UserError, match=r"optuna\.db can be written within 0\.2 s"):
-        searcher.suggest("1")
+    copy.update(study)
+    assert "optuna.db can be written within 0.2 s" in copy.problem
     other.rollback()

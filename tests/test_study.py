@@ -20,7 +20,7 @@ from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.models import load_model
 from imavae.runs.session import Session
 from imavae.search import trials
-from imavae.search.searcher import write_notes
+from imavae.search.stored import write_notes
 from imavae.search.study import run_study
 from imavae.search.trials import Snapshot
 from imavae.training.loop import Progress

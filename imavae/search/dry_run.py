@@ -21,8 +21,9 @@ from imavae.data.images import Cache
 from imavae.model import vae
 from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search import cluster
-from imavae.search.searcher import Searcher, open_study
+from imavae.search.searcher import Searcher
 from imavae.search.space import Point, check, packs_of
+from imavae.search.stored import open_study
 from imavae.training.step import train_epoch
 
 TIMED = (0.0, 0.5, 1.0)  # quantiles of the ensembles' numbers of weights: the cheapest, the middle one, the dearest

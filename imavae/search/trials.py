@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from optuna.storages import InMemoryStorage
 from ray import tune
 from ray.tune import Callback
 from ray.tune.execution import class_cache
@@ -31,9 +33,10 @@ from imavae.runs.ledger import Ledger
 from imavae.runs.records import partial_record, trial_record
 from imavae.runs.session import Session, cache_of, resolve_device
 from imavae.search import cluster
-from imavae.search.searcher import Searcher, open_storage, synchronised
+from imavae.search.searcher import Searcher
 from imavae.search.space import Parameter, Point, packs_of
 from imavae.search.stopping import Stopping
+from imavae.search.stored import Copy, remembered
 from imavae.search.worker import REMEDY, WORK, read_stops, trainable
 from imavae.tracking import PROGRESS_PERIOD, TrialRecord
 from imavae.training.checkpoint import SEAL
@@ -90,6 +93,7 @@ class Recorder(Callback):
     def __init__(self, config: StudyConfig, ledger: Ledger, notify: Callable[[Snapshot], None]) -> None:
         self._config, self._ledger, self._notify = config, ledger, notify
         self.n_trials = 0  # of Ray, to come
+        self.copy: Callable[[], None] = lambda: None  # what Optuna knows, into its database
         self._trials: dict[str, _Running] = {}
         # One thread for torch: workers have every core, and a second thread would wait for them at each operation.
         self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
@@ -151,6 +155,7 @@ class Recorder(Callback):
 
     def close(self) -> None:
         """Wait until everything is written, and raise the first error of a write."""
+        self._write(self.copy)
         self._writer.shutdown()
         for write in self._writes:
             write.result()
@@ -220,12 +225,14 @@ class Recorder(Callback):
                 yield i, number, point
 
     def _track_progress(self, running: _Running) -> None:
+        self.copy()
         with suppress(Exception):  # all of it is written again when the trial ends
             session = self._session(running)
             for part in self._left(running):
                 self._ledger.tracker.progress(partial_record(session, *part, self._config.objectives))
 
     def _record(self, running: _Running) -> None:
+        self.copy()  # before the record: it is to know as much as the folder
         session = self._session(running)
         names, first = self._ledger.names, min(running.points)
         stopped = read_stops(names.stop_file(first))
@@ -237,6 +244,7 @@ class Recorder(Callback):
             leftover.unlink(missing_ok=True)
 
     def _record_failure(self, running: _Running, reason: str) -> None:
+        self.copy()
         for _, number, point in self._left(running):
             self._ledger.add(TrialRecord(number, point, "failed", None, [], [], failure=reason), None, 0)
 
@@ -261,9 +269,10 @@ def train(
     say: Callable[[str], None],
 ) -> None:
     """Train what is left of a study on the running Ray; an interrupt is noted in the ledger."""
-    recorder = Recorder(config, ledger, notify)
+    recorder, copy = Recorder(config, ledger, notify), Copy(config, ledger.folder)
     try:
-        searcher, stopping = _plan(config, parameters, points, ledger, slots)
+        searcher, stopping = _plan(config, parameters, points, ledger, slots, copy)
+        recorder.copy = partial(copy.update, searcher.study)
         for notice in ledger.home.notices:
             say(notice)
         if searcher.n_trials:
@@ -272,6 +281,8 @@ def train(
             with patch("ray.air._internal.usage.tag_callbacks"):  # it imports MLflow, for statistics that are off
                 _tuner(config, searcher, stopping, slots, ledger, recorder).fit()
         recorder.close()
+        if copy.problem:
+            say(copy.problem)
         if stopping.spent:
             trained, asked = len(ledger.records), ledger.home.state.points
             ledger.spent = stopping.spent if trained < asked else None
@@ -292,14 +303,14 @@ def train(
 
 
 def _plan(
-    config: StudyConfig, parameters: list[Parameter], points: list[Point], ledger: Ledger, slots: int
+    config: StudyConfig, parameters: list[Parameter], points: list[Point], ledger: Ledger, slots: int, copy: Copy
 ) -> tuple[Searcher, Stopping]:
     """Plan a new study, or what an earlier driver has left of it.
 
     A point that was asked for and has not ended keeps its number, its values and its ensemble.
     """
-    home, storage = ledger.home, open_storage(Path(config.output_dir))
-    study = synchronised(config, storage, parameters, points, ledger)
+    home, storage = ledger.home, InMemoryStorage()
+    study = remembered(config, storage, parameters, points, ledger, copy.trials())
     trials = study.get_trials(deepcopy=False)
     n_points = len(points) if config.sampler.name == "grid" else config.budget.trials or 0
     packed = {number for pack in home.asked for number, _ in pack} | {record.number for record in ledger.records}
