@@ -164,6 +164,17 @@ def test_a_finished_study_is_reported_again(whole: Ledger, tmp_path: Path) -> No
     assert json.loads((again.folder / "study.json").read_text().partition("\n")[2])["finished"]
 
 
+def test_a_resume_says_that_the_training_step_has_changed(
+    whole: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole.folder.parent.parent, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("imavae.runs.ledger.training_step", lambda _: ("autograd", "no compiler"))
+    for times in (1, 0):  # the second resume finds that step
+        said.clear()
+        run(config(tmp_path), resume=True)
+        assert sum("autograd" in line and "compiled" in line for line in said) == times
+
+
 def in_mlflow(settings: StudyConfig) -> tuple[list[str], dict[int, float]]:
     """The statuses of all studies' runs, and the score of each trial's, in MLflow's database."""
     client = MlflowClient(f"sqlite:///{settings.output_dir}/mlflow.db")

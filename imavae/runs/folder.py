@@ -126,6 +126,7 @@ class State:
     finished: bool = False  # the budget is spent and the report is written
     points: int = 1  # to be trained in all
     champion: str = ""  # the address of the best model, for load_model
+    step: str = ""  # that trains it: compiled or autograd
     number: int = 0  # of the study in its output folder: newer ones have larger numbers
     saved: int = 0  # times that the state was saved
     digests: dict[str, str] = field(default_factory=dict)  # models and summaries: file name -> SHA-256 of the file

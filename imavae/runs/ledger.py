@@ -61,11 +61,15 @@ class Ledger:
         mapping = home.state.config
         write_text(home.names.config, yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
         ledger = cls(config, home, tracker)
-        objectives = ledger.results.objectives
+        objectives, (step, _) = ledger.results.objectives, training_step(config)
+        if home.state.step not in ("", step):
+            change = f"the training step is {step} now and was {home.state.step}"
+            home.notices.append(f"{change}: what is left to train differs by rounding from what it would have been")
+        home.state.step = step
         tracker.start(
             home.path.name,
             mapping,
-            {"imavae.folder": str(home.path), "imavae.step": training_step(config)[0]},
+            {"imavae.folder": str(home.path), "imavae.step": step},
             objectives,
             config.resume,
         )
