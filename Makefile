@@ -7,7 +7,7 @@ PYTHON ?= python3
 PORT ?=
 SEARCH ?=
 RESUME ?=
-KILLS ?= 20
+KILLS ?= 100
 JOBS ?= 2
 FIGURE ?=
 ARGS ?=
@@ -66,6 +66,6 @@ docs: $(READY) ## write docs/config.md and docs/metrics.md anew from the code
 bench: $(READY) ## measure training against the idiomatic loop, validation, memory and the phases of a study
 	@$(BIN)/python benchmarks/measure.py
 
-soak: $(READY) ## kill workers and drivers of studies at random, KILLS=20 of each, and measure the memory of a long one
+soak: $(READY) ## kill workers, drivers and Ray of studies at random, KILLS=100, and measure the memory of a long one
 	@$(BIN)/python tests/soak.py kills=$(KILLS)
 	@$(BIN)/python tests/memory.py

@@ -1,7 +1,9 @@
-"""Kill workers and drivers of studies at random moments and compare the results with undisturbed studies.
+"""Kill parts of studies at random moments and compare the results with undisturbed studies.
+
+The parts are workers, the driver, and Ray's raylet and GCS.
 
 Examples:
-  python tests/soak.py                  20 kills of workers, 20 of drivers
+  python tests/soak.py                  100 kills
   python tests/soak.py kills=3 seed=7
   python tests/soak.py minutes=30       repeat with other moments until the time is over
 """
@@ -14,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,66 +24,54 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.killing import LONG, faults, may_be_killed, studies, tune
 
-
-def kill_workers(folder: Path, moments: random.Random, left: int) -> int:
-    """Run a study to its end and kill some of its workers; the number of kills."""
-    run = tune(folder, *LONG)
-    kills: list[float] = []  # times
-    while run.process.poll() is None:
-        time.sleep(0.5 + 4 * moments.random())
-        workers = run.workers()
-        if workers and len(kills) < left and may_be_killed(folder, kills):
-            with suppress(ProcessLookupError):
-                os.kill(moments.choice(workers), signal.SIGKILL)
-                kills.append(time.time())
-    if run.wait() != 0:
-        print(run.text())
-    return len(kills)
+LONGEST_RUN = 30.0  # seconds until a run loses its driver, its raylet or its GCS
 
 
-def kill_drivers(folder: Path, moments: random.Random, left: int) -> int:
-    """Run a study to its end, killing and resuming its driver; the number of kills."""
-    kills = 0
+def disturb(folder: Path, moments: random.Random, left: int) -> Counter[str]:
+    """Run a study to its end, or to an error that is none of a kill; the kills, at most ``left``, by part."""
+    kills: Counter[str] = Counter()
+    workers: list[float] = []  # times of their kills
     while True:
         run = tune(folder, *LONG, *(["resume=true"] if studies(folder) else []))
-        end = time.monotonic() + 25 * moments.random()
-        while run.process.poll() is None and (kills == left or time.monotonic() < end):
-            time.sleep(0.05)
-        if run.process.poll() is not None:
-            if run.wait() != 0:
+        part, end = (
+            moments.choice(("driver", "raylet", "gcs_server")),
+            time.monotonic() + LONGEST_RUN * moments.random(),
+        )
+        while run.process.poll() is None:
+            time.sleep(0.1 + 4 * moments.random())
+            if kills.total() == left:
+                continue
+            with suppress(ProcessLookupError, ValueError):  # it has just ended, or does not run yet
+                if time.monotonic() >= end:
+                    os.kill(run.process.pid if part == "driver" else run.part(part), signal.SIGKILL)
+                    kills[part] += 1
+                    end = float("inf")
+                elif may_be_killed(folder, workers) and (found := run.workers()):
+                    os.kill(moments.choice(found), signal.SIGKILL)
+                    workers.append(time.time())
+                    kills["worker"] += 1
+        run.kill()
+        killed = end == float("inf")
+        if not killed or run.process.returncode == 0:
+            if run.process.returncode or "Traceback" in run.text():
                 print(run.text())
             return kills
-        run.kill()
-        kills += 1
-
-
-def soak(name: str, kill: Callable[[Path, random.Random, int], int], total: int, seed: int) -> int:
-    """Kill ``total`` times in as many studies as it takes; the number of differences from undisturbed studies."""
-    moments, kills, different, count = random.Random(seed), 0, 0, 0  # noqa: S311
-    while kills < total:
-        with tempfile.TemporaryDirectory() as folder:
-            done, count = kill(Path(folder), moments, total - kills), count + 1
-            wrong = faults(Path(folder))
-        kills, different = kills + done, different + len(wrong)
-        print(
-            f"{name}: study {count}, {done} kills ({kills} of {total}), {'; '.join(wrong) or 'no difference'}",
-            flush=True,
-        )
-    print(f"{name}: {kills} kills in {count} studies, {different} differences", flush=True)
-    return different
 
 
 def main() -> int:
     """Run the soak of the command line; 1 if there was a difference."""
     settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
-    total, seed = int(settings.get("kills", 20)), int(settings.get("seed", 1))
-    end, different = time.monotonic() + 60 * float(settings.get("minutes", 0)), 0
-    while True:
-        for name, kill in {"workers": kill_workers, "drivers": kill_drivers}.items():
-            different += soak(name, kill, total, seed)
-        seed += 1
-        if time.monotonic() >= end:
-            return int(different > 0)
+    total, seed = int(settings.get("kills", 100)), int(settings.get("seed", 1))
+    end, kills, different, count = time.monotonic() + 60 * float(settings.get("minutes", 0)), Counter[str](), 0, 0
+    moments = random.Random(seed)  # noqa: S311
+    while kills.total() < total or time.monotonic() < end:
+        with tempfile.TemporaryDirectory() as folder:
+            done, count = disturb(Path(folder), moments, max(total - kills.total(), 20)), count + 1
+            wrong = faults(Path(folder))
+        kills, different = kills + done, different + len(wrong)
+        print(f"study {count}: {dict(done)}, in all {dict(kills)}; {'; '.join(wrong) or 'no difference'}", flush=True)
+    print(f"{kills.total()} kills in {count} studies, {different} differences", flush=True)
+    return int(different > 0)
 
 
 if __name__ == "__main__":

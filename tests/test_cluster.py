@@ -65,6 +65,21 @@ def spy(tmp_path: Path) -> ModuleType:
     return sys.modules[name]
 
 
+def test_folders_that_killed_processes_have_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cluster, "LONGEST_TEMPORARY", 200)
+    code = "import os; from imavae.search import cluster; cluster.LONGEST_TEMPORARY = 200"
+    code += "; print(cluster._private_folder(), flush=True); os.kill(os.getpid(), 9)"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    dead, mine = Path(killed.stdout.strip()).parent, Path(cluster._private_folder()).parent
+    assert {dead, mine} == set(tmp_path.iterdir())
+    for folder in (dead, mine):
+        os.utime(folder, (0, 0))
+    newest = Path(cluster._private_folder()).parent
+    assert {mine, newest} == set(tmp_path.iterdir())
+
+
 def test_ray_that_is_late_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     late = [Exception("The current node timed out during startup."), RuntimeError("a part was not ready")]
     attempt = Mock(side_effect=[*late, None])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -181,3 +182,17 @@ def test_the_package_is_the_command_line(words: list[str], code: int, told: str)
     command = [sys.executable, "-m", "imavae", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, told in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_checkout_with_a_space_without_a_home_and_with_a_long_folder_for_temporary_files(tmp_path: Path) -> None:
+    checkout, temporary = tmp_path / "a checkout", tmp_path / ("x" * 100)
+    temporary.mkdir()
+    for part in ("imavae", "conf", "scripts", "search_spaces"):
+        shutil.copytree(ROOT / part, checkout / part, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "TMPDIR": str(temporary), "HOME": "/proc/none"}
+    command = [sys.executable, "scripts/tune.py", "search=gamma_uniform", "budget.trials=1", "data.n_obs=1000"]
+    command += ["training.max_epochs=1", "members.seed=[1]", "cluster.cpus=1", "tracking=none"]
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(checkout.glob("outputs/studies/gamma_uniform/champion.pt"))

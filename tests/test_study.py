@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +71,43 @@ def test_a_study_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
     own = {"plugins": [str(tmp_path / "mine.py")], "data": {"n_obs": 700, "mixing": {"name": "broken"}}}
     with pytest.raises(UserError, match=r"has a result: RuntimeError: this can't be built; see .*ray"):
         run_study(config(tmp_path, budget={"trials": 1}, tracking={"name": "none"}, **own), ignore)
+
+
+HANGING = {"model.gamma": 40.0}
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_trials_that_raise_die_or_hang_say_why_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, hangs, kill_stuck = tmp_path / "failing_metric.py", tmp_path / "hangs", trials.Recorder._kill_stuck
+    shutil.copy(Path(__file__).with_name(plugin.name), plugin)
+
+    def kill_hanging(recorder: trials.Recorder, running: list[Any]) -> None:
+        for trial in running:
+            if hangs.exists() and trial.config["points"][0][1] == HANGING:
+                recorder._trials[trial.trial_id].reported = -math.inf  # as if it had hung for long
+                hangs.unlink()
+        kill_stuck(recorder, running)
+
+    monkeypatch.setattr(trials.Recorder, "_kill_stuck", kill_hanging)
+    monkeypatch.setattr(trials, "RETRIES", 1)
+    settings = config(
+        tmp_path,
+        plugins=[str(plugin)],
+        search={"model": {"gamma": {"type": "choice", "values": [20.0, 30.0, 40.0, 10.0]}}},
+        sampler={"name": "grid", "pack": 1},
+        budget={"trials": None},
+        cluster={"cpus": 2},
+    )
+    ledger = finished(run_study(settings, ignore))
+    reasons = {record.values["model.gamma"]: record.failure for record in ledger.records}
+    assert reasons[10.0] == ""
+    assert reasons[20.0] == "RuntimeError: no such number"
+    assert "was killed" in reasons[30.0]
+    assert "cluster.stuck_after=120" in reasons[40.0]
+    notes = "".join(run.data.tags["mlflow.note.content"] for run in runs_of(tmp_path, "trial"))
+    assert all(reason in notes for reason in reasons.values())
 
 
 def runs_of(tmp_path: Path, kind: str) -> list[Run]:

@@ -401,6 +401,10 @@ class Cluster(Settings):
     cpus_per_trial: Annotated[float, Field(gt=0, description="cores reserved for a trial")] = 1.0
     gpus_per_trial: Annotated[float, Field(ge=0, description="share of a GPU, or whole GPUs; 0: the CPU")] = 0.0
     resources: Annotated[Resources, Field(description="custom ones that a trial asks for, such as {a100: 1}")] = None
+    stuck_after: Annotated[
+        float | None,
+        Field(gt=0, description="minutes without a validation after which a trial restarts, once; null: never"),
+    ] = 120.0
 
     def __post_init__(self) -> None:
         joined, share, named = self.name == "ray", self.gpus_per_trial, self.resources or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import logging
 import os
 import secrets
@@ -12,10 +13,12 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -243,13 +246,32 @@ def _forget_token() -> None:
 def _private_folder() -> str:
     """Make a folder for Ray that only this user can enter, removed at the end of the process.
 
-    Ray's sockets lie in it, and the address of a socket has 107 bytes at most.
+    Those that killed processes have left, whose locks ended with them, are removed, too. Ray's sockets lie in it, and
+    the address of a socket has 107 bytes at most.
     """
     parent = tempfile.gettempdir()
-    short = len(os.fsencode(parent)) <= LONGEST_TEMPORARY
-    folder = tempfile.mkdtemp(prefix="imavae-", dir=parent if short else "/tmp")  # noqa: S108
+    parent = parent if len(os.fsencode(parent)) <= LONGEST_TEMPORARY else "/tmp"  # noqa: S108
+    for abandoned in Path(parent).glob("imavae.????????"):
+        with suppress(OSError):
+            _lock(abandoned)
+            shutil.rmtree(abandoned)
+    folder = tempfile.mkdtemp(prefix="imavae.", dir=parent)
+    _lock(Path(folder), least_age=0.0)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return f"{folder}/ray"  # which Ray opens to everybody
+
+
+def _lock(folder: Path, least_age: float = 60.0) -> None:
+    """Lock a folder of this user until the end of the process. OSError: it is another's, too new, or locked."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    status = os.fstat(descriptor)
+    try:
+        if status.st_uid != os.getuid() or time.time() - status.st_mtime < least_age:
+            raise PermissionError
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import ray
 import torch
 from optuna.storages import InMemoryStorage
 from ray import tune
@@ -42,6 +44,7 @@ from imavae.tracking import PROGRESS_PERIOD, TrialRecord
 from imavae.training.checkpoint import SEAL
 
 FULL_DISK = 2**18  # free bytes below which a disk counts as full
+KILLED = ("Worker unexpectedly exits", "killing policy")  # in Ray's reports: by the system, or by Ray
 RETRIES = 3  # restarts of a trial that gets no further
 SNAPSHOT_PERIOD = 1.0  # seconds between two snapshots
 LAST_WRITE_TIMEOUT = 4.0  # seconds that the write in progress gets when the study is interrupted
@@ -84,6 +87,8 @@ class _Running:
     past: dict[str, float] = field(default_factory=dict)  # work of earlier workers
     reached: int = 0  # epoch of the last restart
     shown: float = field(default_factory=time.monotonic)  # time at which the tracker last got the curves, or the start
+    reported: float = 0.0  # time of the last report or start
+    stuck: int = 0  # times that it was, since it last got further
     ended: bool = False
 
 
@@ -109,6 +114,7 @@ class Recorder(Callback):
         if trial.trial_id not in self._trials:
             points = {number: dict(values) for number, values in trial.config["points"]}
             self._trials[trial.trial_id] = _Running(self._ledger.names.ensemble(min(points)), points)
+        self._trials[trial.trial_id].reported = time.monotonic()
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -118,7 +124,9 @@ class Recorder(Callback):
         if running.result and result["member_steps"] < running.result["member_steps"]:
             for name in WORK:  # the worker was restarted
                 running.past[name] = running.past.get(name, 0) + running.result[name]
-        running.result = result
+        if result["epoch"] > running.result.get("epoch", 0):
+            running.stuck = 0
+        running.result, running.reported = result, time.monotonic()
         self._opened = self._opened or self._write(self._ledger.tracker.open)  # not before: it would delay the workers
         now = time.monotonic()
         if now - running.shown >= PROGRESS_PERIOD:  # it reads a checkpoint
@@ -139,7 +147,9 @@ class Recorder(Callback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record a trial that has failed for good, possibly before it got a worker: its node may be lost."""
         self.on_trial_start(iteration, trials, trial)
-        self._end(trial, self._record_failure, failure_reason(trial, self._ledger.folder))
+        rule = f"no validation within cluster.stuck_after={self._config.cluster.stuck_after} minutes, twice"
+        stuck = self._trials[trial.trial_id].stuck > 1
+        self._end(trial, self._record_failure, rule if stuck else failure_reason(trial, self._ledger.folder))
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Notify of progress every now and then; raise an interrupt that a library has swallowed, or no tracker."""
@@ -152,6 +162,18 @@ class Recorder(Callback):
         if now - self._notified >= SNAPSHOT_PERIOD:
             self._notified = now
             self._notify(self.snapshot())
+            self._kill_stuck([trial for trial in trials if trial.status == Trial.RUNNING])
+
+    def _kill_stuck(self, trials: list[Trial]) -> None:
+        """Kill the workers of trials that get no further: Ray restarts them from their checkpoints, or they fail."""
+        limit = 60 * (self._config.cluster.stuck_after or math.inf)
+        for trial in trials:
+            running = self._trials[trial.trial_id]
+            if time.monotonic() - running.reported > limit and (actor := trial.temporary_state.ray_actor):
+                running.reported, running.stuck = time.monotonic(), running.stuck + 1
+                if running.stuck > 1:
+                    trial.max_failures = trial.num_failures
+                ray.kill(actor)
 
     def close(self) -> None:
         """Wait until everything is written, and raise the first error of a write."""
@@ -255,7 +277,10 @@ def failure_reason(trial: Trial, folder: Path) -> str:
         return "no space left on device"
     # On the node where the trial ran; Ray copies it into the study's folder later.
     report = Path((trial.storage and trial.error_file) or "")
-    lines = report.read_text(errors="replace").split("\n") if report.is_file() else []
+    text = report.read_text(errors="replace") if report.is_file() else ""
+    if any(sign in text for sign in KILLED):
+        return "its worker was killed, probably because the memory was short; lower members, data or trials at a time"
+    lines = text.split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "its worker has ended without a message")
 
 
