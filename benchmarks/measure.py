@@ -12,6 +12,9 @@ by inputs; the encoder's first map needs no product by its inputs.
 
 The study trains one trial at a time, as ``imavae.tune`` runs it, with Ray and MLflow, in a temporary folder. Its
 phases follow from the times of its reports, which have the worker's seconds of training and validation.
+
+Images are in one .h5 file, compressed in chunks that h5py chooses. The time to the first step has the start of the
+process, the copy into an empty cache and a step of three members.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
+import h5py
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -36,9 +41,13 @@ from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from imavae.api import tune
-from imavae.config.settings import run_config, study_config
+from imavae.config.settings import EncodeConfig, EncodeData, run_config, study_config
+from imavae.model import vae
+from imavae.rng import stream
+from imavae.runs.models import encode_file
 from imavae.runs.session import Session
 from imavae.search.trials import Recorder
+from imavae.training.checkpoint import save_member
 from imavae.training.step import train_epoch
 
 ROUNDS = 7
@@ -57,6 +66,10 @@ TRIALS, EPOCHS, OBSERVATIONS = 4, 10, 20_000  # of the study, with 8 members
 OVER_IDIOMATIC = {1: 150, 8: 220, 120: 230}  # bars of the fast step
 OVER_MATRIX = {(3, 60): 0.65, (4, 120): 0.72}
 SHARE, START, MEMORY = 20, 5, 700  # per cent, seconds, MB
+IMAGES, FIRST_STEP, IMAGES_MEMORY = 100_000, 15, 2000  # in a file, s, MB
+ROWS, ENCODED, ENCODING_MEMORY = 1_000_000, 500_000, 1000  # in a file, rows/s, MB
+
+R = TypeVar("R")
 
 
 class Line(NamedTuple):
@@ -196,22 +209,88 @@ def measure_training() -> list[Line]:
     return lines
 
 
+def in_fresh_process(function: Callable[..., R], *arguments: object) -> R:
+    """The result of a function in a process of its own, whose peak memory is that of the function."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(function, *arguments).result()
+
+
 def measure_peak() -> Line:
     """Peak memory of a process that trains 120 members for an epoch, validates, and evaluates them."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
-        peak = fresh.submit(_peak).result()
-    return Line("peak memory, 120 members", peak, "MB", f"{MEMORY}")
+    return Line("peak memory, 120 members", in_fresh_process(_trained_peak), "MB", f"{MEMORY}")
 
 
-def _peak() -> float:
+def _trained_peak() -> float:
     torch.set_num_threads(1)
     training = Training(120)
     session, rows = training.session, training.session.state.active
     train_epoch(session.ensemble, session.state, session.data.train)
     session.validate(session.state.weights, rows)
     session.evaluate("val", session.state.weights, rows)
+    return _peak()
+
+
+def _peak() -> float:
+    """Peak memory of this process in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, but on macOS in bytes
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def measure_images() -> list[Line]:
+    """Seconds from the start of a process to its first step on images of one .h5 file, and its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, rng = Path(folder) / "images.h5", np.random.default_rng(0)
+        with h5py.File(path, "w") as file:
+            images = file.create_dataset("images", (IMAGES, 64, 64, 3), np.uint8, chunks=True, compression="gzip")
+            for at in range(0, IMAGES, images.chunks[0]):
+                few = rng.integers(0, 256, (min(images.chunks[0], IMAGES - at), 8, 8, 3), np.uint8)
+                images[at : at + len(few)] = few.repeat(8, 1).repeat(8, 2)
+            file["labels"] = rng.random((IMAGES, 6))
+        start = time.monotonic()
+        first, peak = in_fresh_process(_trained_images, str(path), folder)
+    name = f"{IMAGES:,} images of 64 x 64 x 3"
+    return [
+        Line(f"{name}: start to first step", first - start, "s", f"{FIRST_STEP}"),
+        Line(f"{name}: peak memory", peak, "MB", f"{IMAGES_MEMORY}"),
+    ]
+
+
+def _trained_images(path: str, folder: str) -> tuple[float, float]:
+    """The time of the first step of three members, by the monotonic clock; peak memory of 50 steps and a validation."""
+    torch.set_num_threads(1)
+    model = {"name": "conv", "gamma": 1.0, "n_layers": 3, "hidden_factor": 40}
+    mapping = {"data": {"kind": "images", "path": path}, "model": model, "members": {"seed": [1, 2, 3]}}
+    session = Session.start([run_config({**mapping, "output_dir": folder})], torch.device("cpu"))
+    size = session.points[0].training.batch_size
+    train_epoch(session.ensemble, session.state, session.data.train.first(size))
+    first = time.monotonic()
+    train_epoch(session.ensemble, session.state, session.data.train.first(50 * size))
+    session.validate(session.state.weights, session.state.active)
+    return first, _peak()
+
+
+def measure_encoding() -> list[Line]:
+    """Rows per CPU second of the encoding of a file with ten columns, and its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        x = np.random.default_rng(0).standard_normal((ROWS, 10))
+        pd.DataFrame(x).rename(columns=str).to_parquet(f"{folder}/x.parquet")
+        rate, peak = in_fresh_process(_encoded, folder)
+    name = f"encoding {ROWS:,} rows of 10 columns"
+    return [
+        Line(name, rate, "rows/s", f"{ENCODED:,}"),
+        Line(f"{name}: peak memory", peak, "MB", f"{ENCODING_MEMORY}"),
+    ]
+
+
+def _encoded(folder: str) -> tuple[float, float]:
+    config = run_config({"data": {"dim": 10}, "model": {"gamma": 3.0}})
+    layout = vae.build(config).layout
+    weights = {name: w[0] for name, w in layout.views(layout.initial(stream(1, "init"))[None]).items()}
+    save_member(Path(folder, "model.pt"), config, weights, {})
+    data, out = EncodeData(path=f"{folder}/x.parquet"), f"{folder}/z.parquet"
+    start = time.process_time()
+    encode_file(EncodeConfig(checkpoint=f"{folder}/model.pt", data=data, out=out), lambda *_: None)
+    return ROWS / (time.process_time() - start), _peak()
 
 
 def measure_study() -> list[Line]:
@@ -271,11 +350,11 @@ def study_phases(start: float, reports: Sequence[tuple[float, str, float, float]
 
 def main() -> None:
     """Print the table, and write it to outputs/bench.json."""
-    peak = measure_peak()  # first: a process starts with the peak of its parent
+    peaks = [measure_peak(), *measure_images(), *measure_encoding()]  # first: a process has its parent's peak
     torch.set_num_threads(1)
     with mock.patch.dict("os.environ", IMAVAE_STEP_THREADS="1"):
         training = measure_training()
-    lines = [*training, peak, *measure_study()]
+    lines = [*training, *peaks, *measure_study()]
     for what, value, unit, bar in lines:
         print(f"{what:56} {value:>11,.{0 if value >= 100 else 2}f} {unit:15} {bar and f'bar {bar}'}".rstrip())
     output = Path("outputs/bench.json")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -242,12 +243,14 @@ def _h5(path: Path) -> dict[str, Array]:
 
 
 def _by_chunks(rows: Any, start: int, stop: int) -> NDArray[Any]:
-    """Some rows read chunk by chunk, which is faster if a chunk has a part of each image; channels first in memory."""
-    shape = (stop - start, *rows.shape[1:])
-    block = np.moveaxis(np.empty((*shape[:1], *shape[3:], *shape[1:3]), rows.dtype), 1, -1) if len(shape) > 3 else None
+    """Some rows whose chunks hold parts of images, strip by strip, so that a strip stays in cache; channels first."""
+    shape, (_, height, *_, depth) = (stop - start, *rows.shape[1:]), rows.chunks
+    last = len(shape) == 4 and shape[3] in (1, 3)
+    block = np.moveaxis(np.empty((shape[0], shape[3], *shape[1:3]), rows.dtype), 1, -1) if last else None
     block = np.empty(shape, rows.dtype) if block is None else block
-    for at in rows.iter_chunks((slice(start, stop), *map(slice, shape[1:]))):
-        block[(slice(at[0].start - start, at[0].stop - start), *at[1:])] = rows[at]
+    for at, colour in itertools.product(range(0, shape[1], height), range(0, shape[3], depth) if last else (0,)):
+        strip = (slice(at, at + height), slice(None), *[slice(colour, colour + depth)] * last)
+        block[:, *strip] = rows[start:stop, *strip]
     return block
 
 
