@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Group
 
-from imavae.config.data import READERS, Data, FileData, SyntheticData, UserData
+from imavae.config.data import READERS, FileData, SyntheticData, UserData
 from imavae.config.mapping import build, plain
 from imavae.config.registry import load_plugins
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
@@ -314,7 +314,8 @@ def _run_figures(results: stored.Results, session: Session) -> list[Path]:
     figures.append(_write_latents(results, session, session.best_weights[shown : shown + 1], shown))
     shown_world = session.ensemble.members[shown].world
     figures += _column_traversals(results, session, shown)
-    figures += _solution_plane(results, dataclasses.replace(results.config.data, seed=shown_world))
+    own = session.points[0]
+    figures += _solution_plane(results, dataclasses.replace(own, data=dataclasses.replace(own.data, seed=shown_world)))
     if val.images is not None:
         panels = image_panels(ensemble, session.best_weights, rows, val, shown)
         figures += image_figures(panels, names, shown, folder, results.config.pdf)
@@ -343,24 +344,25 @@ def _champion_figures(results: stored.Results) -> list[Path]:
             factors = [factor.name for factor in session.points[0].data.source_factors]
             files += champion_figures(posterior_shapes(ensemble, weights, one, val), factors, names.figures, pdf)
         files += _column_traversals(results, session, 0)
-        files += _solution_plane(results, session.points[0].data)
+        files += _solution_plane(results, session.points[0])
         if val.images is not None:
             panels = image_panels(ensemble, weights, one, val, 0)
             files += image_figures(panels, ["champion"], 0, names.figures, pdf)
     return files
 
 
-def _solution_plane(results: stored.Results, data: Data) -> list[Path]:
-    """Draw the members trained in the world ``data.seed`` of the best trial's data, if its mixing is known."""
+def _solution_plane(results: stored.Results, point: RunConfig) -> list[Path]:
+    """Draw the members trained in the world of the best ``point``, if its mixing is known and has an exact log p(x)."""
     from imavae.metrics.references import references
     from imavae.report import drawing
     from imavae.report.run_figures import solution_plane
     from imavae.report.summary import linear_mcc
 
-    if not isinstance(data, SyntheticData) or data.features > data.dim:  # without log p(x), there is no plane
+    data = point.data
+    if not isinstance(data, SyntheticData) or not point.latents == data.dim == data.features:
         return []
     best, members = results.ranked()[0], results.members
-    same = {key: value for key, value in best.values.items() if key.startswith("data.")}
+    same = {key: value for key, value in best.values.items() if key.startswith("data.") or key == "model.dim"}
     trials = [record.number for record in results.records if same.items() <= record.values.items()]
     members = members[members["trial"].isin(trials)]
     if "data.seed" in members:

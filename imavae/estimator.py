@@ -155,7 +155,7 @@ class IMAVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator): 
         about = {"seed": members.members[row].seed, "chosen by": "val/neg_elbo"}
         self.model_ = Model(points[chosen], weights, about, scaling).double().requires_grad_(False)
         self.n_iter_ = int(state.epochs[row]) * -(-len(training) // self.batch_size)
-        self._n_features_out = points[0].data.dim
+        self._n_features_out = points[0].latents
         return self
 
     def _points(self, columns: int, rows: int, validating: int, seed: int) -> list[RunConfig]:

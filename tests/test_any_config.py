@@ -56,6 +56,7 @@ WRONG: dict[tuple[str, str], list[Any]] = {  # part and setting: values
     ("data", "source"): [{"name": "cauchy"}, {"name": "gaussian", "scale": 0.0}],
     ("data", "variances"): [[0.0, 0.5], [1.0], "much"],
     ("data", "train"): [0.0, 1.0, float("nan")],
+    ("model", "dim"): [0, 1.5],
     ("model", "gamma"): [0.0, -1.0, float("inf"), float("nan"), None, [1.0]],
     ("model", "beta"): [-1.0, "much"],
     ("model", "ima_weight"): [-1.0, float("inf")],
@@ -96,6 +97,7 @@ RIGHT = maybe(
         source=SOURCES,
     ),
     model=maybe(
+        dim=[None, 1, 2, 5],
         gamma=[0.1, 10.0, 1e4],
         precision=["fixed", "learned", "mle"],
         ima_weight=[0.0, 0.5],
@@ -177,6 +179,7 @@ SPACE = maybe(
     model=maybe(
         gamma=[GAMMA, CHOICE, 3.0, {**GAMMA, "when": DEEP}],
         n_layers=[{"type": "int", "low": 2, "high": 4}, {"type": "choice", "values": [2, 3]}, 3],
+        dim=[{"type": "int", "low": 1, "high": 4}],
         hidden_factor=[
             {"type": "int", "low": 1, "high": 8, "log": True},
             {"type": "int", "low": 1, "high": 3, "when": DEEP},

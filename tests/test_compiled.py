@@ -87,6 +87,7 @@ def test_any_size_of_batches_and_of_data(batch: int) -> None:
     for shape, dim, observed in zip(SHAPES, (2, 3, 5, 7), (5, None, 19, None), strict=True):
         data = {"dim": dim, "observed": observed, "n_obs": 1100}
         model = {
+            "dim": {2: 7, 3: 1}.get(dim),  # more latents than observed numbers, and one
             "beta": 0.3,
             "prior": GAUSSIAN,
             **shape,

@@ -256,6 +256,19 @@ def test_what_says_nothing_counts_as_zero_and_a_share_of_the_sources_as_that_sha
     assert float(probe(s, z[:1].float() * 1e30)) == pytest.approx(0, abs=5e-3)
 
 
+@pytest.mark.parametrize(("sources", "latents"), [(2, 5), (5, 2), (3, 1), (1, 3)])
+def test_mcc_is_the_mean_over_sources_whatever_the_number_of_latents(sources: int, latents: int) -> None:
+    s = box(2000, sources)
+    z = (normal(latents, sources) @ s)[None]
+    kept = min(sources, latents)
+    assert float(mcc(s, s[None, :latents])) == pytest.approx(kept / sources)
+    table = correlation(s, z)[0].abs().numpy()
+    size = max(sources, latents)
+    square = np.zeros((size, size))  # sources and latents that correlate with nothing
+    square[:sources, :latents] = table
+    assert float(mcc(s, z)) == pytest.approx(float(matched_mean(torch.from_numpy(square))) * size / sources)
+
+
 @every_probe
 @pytest.mark.parametrize(("sources", "latents"), [(2, 5), (5, 2)])
 def test_latents_may_be_more_or_fewer_than_sources(probe: Score, sources: int, latents: int) -> None:

@@ -269,7 +269,7 @@ def test_mcc_is_no_objective_without_sources(path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "model", "parts"),
     [
-        ({"dim": 5}, {}, ["data.dim <= the number of data.columns", "5 latents of 4"]),
+        ({"dim": 5}, {}, ["data.dim <= the number of data.columns", "5 of 4"]),
         ({"n_obs": 200}, {}, ["at least 64 observations"]),
         ({"n_segments": 3}, {}, ["data.segment_column names the labels", "n_segments=3"]),
         ({"source": {"name": "uniform"}}, {}, ["data.source"]),

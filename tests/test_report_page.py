@@ -21,7 +21,6 @@ from imavae.api import resuming
 from imavae.cli import commands
 from imavae.cli.compose import Command, compose
 from imavae.cli.main import TRAIN, TUNE, command_line, launch
-from imavae.config.data import SyntheticData
 from imavae.config.settings import RunConfig, StudyConfig, run_config, study_config
 from imavae.errors import Interrupted, UserError
 from imavae.metrics.identifiability import mcc
@@ -163,12 +162,12 @@ def test_the_verdict_follows_from_the_median(several: bool, tmp_path: Path) -> N
 
 
 def test_chance_is_what_independent_latents_reach() -> None:
-    data = SyntheticData(n_obs=1500, dim=4)
-    n = data.sizes[1]
-    generator = torch.Generator().manual_seed(1)
-    s, z = (torch.randn(400, 4, n, generator=generator, dtype=torch.float64) for _ in range(2))
-    drawn = mcc(s, z).quantile(0.95)
-    assert chance_mcc(data) == pytest.approx(float(drawn), rel=0.05)
+    for latents in (2, 4, 6):
+        config = run_config({"data": {"n_obs": 1500, "dim": 4}, "model": {"dim": latents}})
+        generator = torch.Generator().manual_seed(1)
+        s, z = (torch.randn(400, d, 300, generator=generator, dtype=torch.float64) for d in (4, latents))
+        drawn = mcc(s, z).quantile(0.95)
+        assert chance_mcc(config) == pytest.approx(float(drawn), rel=0.05)
 
 
 def test_without_sources_the_answer_has_the_agreement_and_no_mcc(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ def test_a_wrong_study_is_refused_before_anything_starts(other: dict[str, Any], 
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("metric", "mode", "reason"),
+    [("val/amari", "min", "latents and sources differ"), ("val/cima", "min", "more latents than observed")],
+)
+def test_an_objective_that_some_points_lack_is_refused(metric: str, mode: str, reason: str) -> None:
+    search = {"model": {"dim": {"type": "int", "low": 3, "high": 5}}}
+    with pytest.raises(UserError, match=rf"search\.model\.dim.*reaches 5.*{reason}"):
+        space.check(config(search, objective={"metric": metric, "mode": mode}))
+    space.check(config(search, objective={"metric": "val/mcc"}))
+
+
 def grid_config(layers: list[int]) -> StudyConfig:
     choices = {
         "n_layers": {"type": "choice", "values": layers},

@@ -123,7 +123,7 @@ class Data(Settings):
     """Base of the kinds of data: observations and their split into training, validation and test."""
 
     kind: Annotated[str, Field(description="kind of data; data=NAME chooses it")] = ""
-    dim: Annotated[int, Field(ge=2, description="number of sources and of latents")] = 3
+    dim: Annotated[int, Field(ge=2, description="number of sources, and of latents unless model.dim is set")] = 3
     n_obs: Annotated[int, Field(description="observations, over all splits")] = 60_000
     seed: Annotated[int, Field(description="of data and split, for all members unless members.data.seed is set")] = 1
     train: Annotated[Share, Field(description="share of the observations to train on")] = 0.7
@@ -246,7 +246,7 @@ class SpritesData(DrawnData):
     """
 
     kind: str = "sprites"
-    dim: Annotated[int, Field(ge=2, description="number of sources and of latents: one for each factor")] = 4
+    dim: Annotated[int, Field(ge=2, description="number of sources: one for each factor")] = 4
     source: Source = field(default_factory=lambda: SOURCES["beta"]())
     factors: Annotated[
         tuple[Literal["x", "y", "size", "hue", "angle", "shape"], ...], Field(description="in the order of the sources")
@@ -303,7 +303,7 @@ class UserData(Data):
     """Base of the kinds of data that a user's files hold. :func:`with_file` reads from them what is null."""
 
     path: str = ""
-    sources_path: Annotated[str | None, Field(description="file of their sources, data.dim columns, if known")] = None
+    sources_path: Annotated[str | None, Field(description="file of their sources, if known: data.dim columns")] = None
     fingerprint: Annotated[
         str | None, Field(description="digest of the rows, which must not change from then on; null: computes it")
     ] = None
@@ -319,7 +319,9 @@ class FileData(UserData):
     """Observations in a user's file. :func:`with_file` reads dim, n_obs, n_segments and columns where they are null."""
 
     kind: str = "file"
-    dim: Annotated[int, Field(ge=1, description="latents, at most as many as columns; null: as many")] = FROM_FILE
+    dim: Annotated[
+        int, Field(ge=1, description="number of sources, and of latents unless model.dim is set; null: of columns")
+    ] = FROM_FILE
     n_obs: Annotated[int, Field(description="number of the file's first rows to use; null: all")] = FROM_FILE
     n_segments: Annotated[int, Field(ge=1, description="labels in data.segment_column; null: counts them")] = FROM_FILE
     path: Annotated[str, Field(description="your observations: .npy, .csv, .tsv or .parquet")] = ""
@@ -343,8 +345,8 @@ class FileData(UserData):
         rule = "data.n_segments > 1 exactly where data.segment_column names the labels"
         got, remedy = f"n_segments={self.n_segments}", "leave data.n_segments at null, which counts them"
         require((self.segment_column is not None) == (self.n_segments > 1), rule, got, remedy)
-        rule, got = "data.dim <= the number of data.columns", f"{self.dim} latents of {self.features}"
-        require(self.dim <= self.features, rule, got, "set data.dim=null for as many as columns")
+        rule, got = "data.dim <= the number of data.columns", f"{self.dim} of {self.features}"
+        require(self.dim <= self.features, rule, got, "set data.dim=null, and the number of latents by model.dim")
 
     @property
     def features(self) -> int:

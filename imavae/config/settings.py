@@ -86,7 +86,7 @@ class Encoder(Settings):
     """Settings of the encoder that differ from the decoder's."""
 
     n_layers: Annotated[Count | None, Field(description="linear maps; null: the decoder's")] = None
-    hidden_factor: Annotated[Count | None, Field(description="hidden width over data.dim; null: the decoder's")] = None
+    hidden_factor: Annotated[Count | None, Field(description="hidden width over latents; null: the decoder's")] = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Model(Settings):
     """A VAE: networks, posterior, decoder precision, prior."""
 
     name: Annotated[str, Field(description="network: mlp, conv (for images), flow (no VAE), or your own")] = "mlp"
+    dim: Annotated[Count | None, Field(description="number of latents; null: data.dim")] = None
     gamma: Annotated[float, Field(gt=0, lt=1e9, description="gamma squared is the decoder's precision")] = 100.0
     precision: Annotated[Precision, Field(description="learned: by gradient, mle: per epoch, from gamma on")] = "fixed"
     beta: Annotated[float, Field(gt=0, description="weight of the KL divergence in the loss; ELBOs use 1")] = 1.0
@@ -104,7 +105,7 @@ class Model(Settings):
     posterior: Annotated[Literal["diagonal", "full"], Field(description="the posterior's covariance")] = "diagonal"
     decoder: Annotated[Decoder, Field(description="mixing: the true f; trains the encoder")] = "learned"
     n_layers: Annotated[Count, Field(description="linear maps in the encoder and in the decoder")] = 2
-    hidden_factor: Annotated[Count, Field(description="width of a hidden layer, in multiples of data.dim")] = 10
+    hidden_factor: Annotated[Count, Field(description="width of a hidden layer, over the number of latents")] = 10
     activation: Annotated[Activation, Field(description="activation between two linear maps")] = "leaky_relu"
     slope: Annotated[float, Field(ge=0, le=1, description="slope of the leaky ReLU below zero")] = 0.2
     couplings: Annotated[Count, Field(description="coupling layers of a flow, each with such a network")] = 6
@@ -277,6 +278,9 @@ class RunConfig(Settings):
         fixed = self.model.precision == "fixed" or "gamma_schedule" not in self.training.schedules
         rule, remedy = "training.gamma_schedule is constant unless model.precision=fixed", "set its shape=constant"
         require(fixed, rule, f"model.precision={self.model.precision}", remedy)
+        full, got = self.latents <= self.data.features, f"{self.latents} latents of {self.data.features} numbers"
+        rule, remedy = "model.ima_weight is 0 for more latents than observed numbers", "their contrast is infinite"
+        require(full or self.model.ima_weight == 0, rule, got, remedy)
         self.model.automorphism.check(self.data, "model.automorphism")
         rule, angle = "model.automorphism.angle is 0 unless model.decoder=mixing", self.model.automorphism.angle
         require(
@@ -287,11 +291,18 @@ class RunConfig(Settings):
             require(weight == 0, rule, weight, "the true decoder is not trained: set model.decoder=learned")
             rule, remedy = "model.decoder=mixing needs a known mixing", "set model.decoder=learned"
             require(isinstance(self.data, SyntheticData), rule, f"data.kind={self.data.kind}", remedy)
-            rule = "model.decoder=mixing needs a prior on the source's support"
+            rule, remedy = "model.decoder=mixing has data.dim latents", "leave model.dim at null"
+            require(self.latents == self.data.dim, rule, f"{self.latents} of {self.data.dim}", remedy)
+            rule, remedy = "model.decoder=mixing needs a prior on the source's support", "set model.decoder=learned"
             got, remedy = f"{[low, high]} for sources on {list(inner or ())}", f"leave its ends at null, or {remedy}"
             require((low, high) == inner, rule, got, remedy)
             rule, worlds = "model.decoder=mixing needs one world", self.members.data.seed
             require(worlds is None, rule, f"members.data.seed={worlds}", "set data.seed instead")
+
+    @property
+    def latents(self) -> int:
+        """Number of latents."""
+        return self.model.dim or self.data.dim
 
 
 PLAIN = "letters, digits, -, _ and ., up to 100 bytes"
@@ -525,11 +536,11 @@ def run_config(mapping: Mapping[str, Any]) -> RunConfig:
 def _check_size(config: RunConfig) -> None:
     """Raise UserError unless the least memory that the data and the members need is there."""
     data, model, size = config.data, config.model, 8 if config.training.dtype == "float64" else 4
-    width, worlds = model.hidden_factor * data.dim, len(config.members.data.seed or (0,))
+    width, worlds = model.hidden_factor * config.latents, len(config.members.data.seed or (0,))
     numbers = worlds * data.n_obs * (data.features + data.dim) if isinstance(data, SyntheticData) else 0
     weights = 0
     if model.name == "mlp" and model.n_layers > 1 and model.decoder == "learned":
-        weights = width * (data.features + data.dim) + (model.n_layers - 2) * width**2
+        weights = width * (data.features + config.latents) + (model.n_layers - 2) * width**2
     needed = size * (numbers + COPIES * config.members.count * weights)
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     got = f"at least {needed / 1e9:.3g} GB of {there / 1e9:.3g} GB for {data.n_obs:.3g} observations"

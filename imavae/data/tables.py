@@ -259,13 +259,13 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
     require(limit in (None, rows), "data.n_obs <= the rows of data.path", got, "set data.n_obs=null for all")
     filled |= {"columns": list(names), "n_obs": rows}
     if filled.get("dim") is None:
-        filled["dim"] = len(names)
+        filled["dim"] = _number_of_sources(filled.get("sources_path"), len(names))
     if filled.get("n_segments") is None:
         filled["n_segments"] = 1 if label is None else _segments(filled, rows)
     if isinstance(filled.get("sources_path"), str):
         sources = open_table(filled["sources_path"], "data.sources_path")
         names, got = sources_of(sources, filled["dim"]), f"{len(sources.numeric)} in {sources.path}"
-        remedy = "give one column for each latent, or set data.dim"
+        remedy = "set data.dim=null, and the number of latents by model.dim"
         require(len(names) == filled["dim"], "data.sources_path has data.dim columns", got, remedy)
         of_sources = _survey(sources.path, sources.key, names, limit and rows, stamp(sources.path))
         rule, got = "data.sources_path has as many rows as data.path", f"{of_sources.rows} in {sources.path} and {rows}"
@@ -283,6 +283,14 @@ def without_numbers(table: Table, names: Sequence[str]) -> list[str]:
     if first is not None and table.numeric[first] and _counts(table.path, table.key, first, stamp(table.path)):
         del left[0]
     return left
+
+
+def _number_of_sources(path: Any, columns: int) -> int:
+    """The number of columns of a file of sources but for those that number the rows; without a file, ``columns``."""
+    if not isinstance(path, str):
+        return columns
+    table = open_table(path, "data.sources_path")
+    return columns if len(table.numeric) == columns else len(without_numbers(table, list(table.numeric)))
 
 
 def sources_of(table: Table, dim: int) -> tuple[str, ...]:

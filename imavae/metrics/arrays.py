@@ -1,6 +1,6 @@
 """Metrics as pure functions of arrays, offered as ``imavae.metrics.mcc`` and so on; a row is an observation.
 
-Sources ``s`` are (n, d), latents ``z`` (n, e) with e ≥ d, Jacobians (n, o, d): entry [i, j, k] is ∂x_j/∂z_k at point i.
+Sources ``s`` are (n, d), latents ``z`` (n, e), Jacobians (n, o, d): entry [i, j, k] is ∂x_j/∂z_k at point i.
 Each may be a NumPy array, a pandas frame, nested lists or a torch tensor on any device. Results are Python numbers, or
 NumPy arrays of one value per point or model.
 
@@ -27,11 +27,12 @@ Values = ArrayLike | Tensor | Sequence[Any] | float  # the last two for run-time
 
 
 def mcc(s: Values, z: Values, discrete: Sequence[bool] = ()) -> float:
-    """Mean absolute Pearson correlation of sources and latents under the best one-to-one matching.
+    """Mean over the sources of their absolute Pearson correlation with latents under the best one-to-one matching.
 
     Args:
         s: Sources (n, d), finite.
-        z: Latents (n, e), e ≥ d. A constant latent, or one that is not finite, has correlation 0.
+        z: Latents (n, e). A constant latent, or one that is not finite, has correlation 0. If there are more latents
+            than sources, the others are left out; if fewer, a source without a latent counts 0.
         discrete: True for each source (d,) whose values are labels; it is compared by the correlation ratio.
 
     Returns:
@@ -255,10 +256,8 @@ def _points(name: str, value: Values) -> Tensor:
 def _pair(s: Values, z: Values, discrete: Sequence[bool] = ()) -> tuple[Tensor, Tensor, list[bool]]:
     """Sources (d, n), latents (1, e, n) of an ensemble of one, and for each source, whether it is discrete."""
     sources, latents = _points("s", s), _points("z", z)
-    (n, d), (rows, e) = sources.shape, latents.shape
-    shapes = f"{(n, d)} and {(rows, e)}"
-    require(n == rows, "s and z have as many rows", shapes, "take the same observations")
-    require(d <= e, "z has at least as many columns as s", shapes, "drop sources")
+    (n, d), rows = sources.shape, len(latents)
+    require(n == rows, "s and z have as many rows", f"{n} and {rows}", "take the same observations")
     finite = bool(sources.isfinite().all())
     require(finite, "s has finite numbers", "NaN or infinite ones", "leave those rows out of both")
     kinds, rule = [bool(kind) for kind in discrete] or [False] * d, "discrete has a truth value for each source"

@@ -4,6 +4,7 @@ depend on its company.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
@@ -88,10 +89,11 @@ def latent_rows(
 ) -> list[dict[str, int | float | str]]:
     """Describe each latent of the member ``row`` with weights ``flat``, over a split.
 
-    Returns a mapping per latent: its number, from 1; where the sources are known, the matched ``source`` and the
-    ``correlation`` of its location with it; the geometric means of the posterior's ``variance`` and of its ``formula``,
-    both in the unconstrained coordinate; the mean ``column_norm``; its term ``kl`` of the KL divergence, from one
-    posterior sample per point (nats); and 1 if it is ``active``, else 0. A flow has no variances and no ``kl``.
+    Returns a mapping per latent: its number, from 1; where the sources are known, the matched ``source``, if there is
+    one for it, and the ``correlation`` of its location with it; the geometric means of the posterior's ``variance`` and
+    of its ``formula``, both in the unconstrained coordinate; the mean ``column_norm``; its term ``kl`` of the KL
+    divergence, from one posterior sample per point (nats); and 1 if it is ``active``, else 0. A flow has no variances
+    and no ``kl``.
     """
     world = ensemble.world_of(torch.tensor([row], device=ensemble.device))
     noise = _noise(flat, [ensemble.members[row].seed], ensemble.model.dim, len(split))
@@ -110,6 +112,8 @@ def latent_rows(
     rows: list[dict[str, int | float | str]] = [{"latent": k + 1} for k in range(ensemble.model.dim)]
     if ensemble.config.data.has_sources:
         factors, table = ensemble.config.data.source_factors, at.correlation(at.standardised_locations)[0].cpu()
+        for entry in rows:
+            entry |= {"source": "", "correlation": math.nan}
         for s, z in zip(*best_matching(table.nan_to_num().abs().numpy()), strict=True):
             rows[z] |= {"source": factors[s].name, "correlation": float(table[s, z])}
     for name, values in columns.items():
@@ -119,13 +123,16 @@ def latent_rows(
 
 
 class PosteriorShapes(NamedTuple):
-    """Latent k is matched with source k. Variances refer to the unconstrained y and keep the latents' own order; so do
-    the latents where the sources are unknown (``sources`` and ``correlation`` have no rows then).
+    """Latents in the order of the sources that they are matched with, then the others. Variances refer to the
+    unconstrained y and keep the latents' own order; so do the latents where the sources are unknown (``sources`` and
+    ``correlation`` have no rows then).
     """
 
     sources: Float[Tensor, "member s n"]
     latents: Float[Tensor, "member d n"]  # posterior locations on the prior's support
     correlation: Float[Tensor, "member s d"]  # of these sources with these latents; 0 with a constant one
+    numbers: Int[Tensor, "member d"]  # of the latents, from 0
+    matched: Int[Tensor, "member s"]  # place among these latents of the one of each source; -1: it has none
     variance: Float[Tensor, "member d m"] | None  # of the posterior, at the first m points: those with Jacobians
     formula: Float[Tensor, "member d m"] | None  # σ_k² by :func:`ima.inverse_variance`; both None for a flow
 
@@ -141,14 +148,17 @@ def posterior_shapes(
     points = Evaluation.over(ensemble, flat, few, world, noise)
     latents = points.locations.cpu()
     table = points.correlation(points.standardised_locations).nan_to_num().cpu()
-    if ensemble.config.data.has_sources:
-        order = torch.tensor([best_matching(one)[1].tolist() for one in table.abs().numpy()])
-        latents = torch.take_along_dim(latents, order[:, :, None], dim=1)
-        table = torch.take_along_dim(table, order[:, None], dim=2)
+    numbers, matched = torch.arange(latents.shape[1]).repeat(len(rows), 1), torch.full(table.shape[:2], -1)
+    for m, one in enumerate(table.abs().numpy()):
+        s, z = map(torch.from_numpy, best_matching(one))
+        matched[m, s] = torch.arange(len(s))
+        numbers[m] = torch.cat([z, numbers[m][~torch.isin(numbers[m], z)]])
+    latents = torch.take_along_dim(latents, numbers[:, :, None], dim=1)
+    table = torch.take_along_dim(table, numbers[:, None], dim=2)
     variance = formula = None
     if not ensemble.config.model.is_flow:
         variance, formula = points.variances.posterior.cpu(), 1 / points.variances.inverse_formula.cpu()
-    return PosteriorShapes(sources.cpu(), latents, table, variance, formula)
+    return PosteriorShapes(sources.cpu(), latents, table, numbers, matched, variance, formula)
 
 
 class ImagePanels(NamedTuple):
@@ -159,7 +169,7 @@ class ImagePanels(NamedTuple):
     reconstructions: Float[Tensor, "member image o"]  # decoded from the posterior's location
     values: Float[Tensor, "d step"]  # of each latent of one member, while the others stay at their medians
     traversals: Float[Tensor, "d step o"]
-    factors: list[str | None]  # matched one to one with the latents of that member; None without correlation
+    factors: list[str | None]  # matched with the latents of that member; None: with none, or without correlation
 
 
 @torch.no_grad()

@@ -66,6 +66,13 @@ FEWER_NUMBERS = Requirement(
     "images have more numbers than the rows on which a linear map would be fitted",
     lambda config, _: not config.data.has_images,
 )
+FULL_RANK = Requirement(
+    "there are more latents than observed numbers: the decoder's columns depend on one another",
+    lambda config, _: config.latents <= config.data.features,
+)
+ONE_EACH = Requirement(
+    "the numbers of latents and sources differ (model.dim)", lambda config, _: config.latents == config.data.dim
+)
 POSTERIOR = Requirement(
     "a flow has no posterior and no decoder's noise: it is inverted exactly",
     lambda config, _: not config.model.is_flow,
@@ -165,8 +172,9 @@ Metric("max", "E_q[log N(x; g(z), γ⁻² I)]", VAE, "nats", curve="all", needs=
 
 @Metric("max", "max_π (1/d) Σ_k |corr(s_k, z_π(k))|", TCL, **MATCHED, curve="all")
 def mcc(at: Evaluation) -> torch.Tensor:
-    """Mean absolute Pearson correlation of sources and posterior samples, matched one to one; chance is near 0. A
-    discrete source is compared by the correlation ratio √(Var E[z|s] / Var z).
+    """Mean over the sources of the absolute Pearson correlation with posterior samples, matched one to one; chance is
+    near 0. Latents in excess are left out; a source without a latent counts 0. A discrete source is compared by the
+    correlation ratio √(Var E[z|s] / Var z).
     """
     return identifiability.matched_mean(at.correlation(identifiability.standardised(at.samples)))
 
@@ -275,20 +283,20 @@ def mig(at: Evaluation) -> torch.Tensor:
     return at.probe("mig")
 
 
-@Metric("min", "Σ_k log‖J_:k‖ − ½ log det(JᵀJ)", IMA, "nats", curve="first")
+@Metric("min", "Σ_k log‖J_:k‖ − ½ log det(JᵀJ)", IMA, "nats", curve="first", needs=[FULL_RANK])
 def cima(at: Evaluation) -> torch.Tensor:
     """Local IMA contrast of the decoder at μ(x), averaged over the points of full rank."""
     return ima.mean_where(at.local.contrast.values, at.local.contrast.full)
 
 
-@Metric("min", "mean over batches of c_IMA(mean J)", GAP, "nats")
+@Metric("min", "mean over batches of c_IMA(mean J)", GAP, "nats", needs=[FULL_RANK])
 def cima_batch(at: Evaluation) -> torch.Tensor:
     """Published estimator: the contrast of the mean Jacobian at the posterior samples of a batch, as for mcc_batch."""
     batch = ima.contrast(at.batch_jacobian)
     return ima.mean_where(batch.values, batch.full)
 
 
-@Metric("min", "#{rank J < d} / n")
+@Metric("min", "#{rank J < d} / n", needs=[FULL_RANK])
 def rank_deficient(at: Evaluation) -> torch.Tensor:
     """Share of the points that cima leaves out because their Jacobian lacks full rank."""
     return 1 - at.local.contrast.full.double().mean(1)
@@ -300,7 +308,7 @@ def cima_truth(at: Evaluation) -> torch.Tensor:
     return at.true_contrast.mean(1)
 
 
-@Metric("min", "of R = J_g⁻¹ J_f, over points of full rank", "Amari et al., NIPS 1995", needs=TRUTH)
+@Metric("min", "of R = J_g⁻¹ J_f, over points of full rank", "Amari et al., NIPS 1995", needs=[ONE_EACH, *TRUTH])
 def amari(at: Evaluation) -> torch.Tensor:
     """Amari distance between the decoder's Jacobian at μ(x) and the mixing's at s; 0 for a scaled permutation."""
     distance = at.local.amari
@@ -308,7 +316,7 @@ def amari(at: Evaluation) -> torch.Tensor:
     return ima.mean_where(distance, ~distance.isnan())
 
 
-@Metric("min", "(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ)", unit="nats")
+@Metric("min", "(d/2) log(tr(JᵀJ)/d) − ½ log det(JᵀJ)", unit="nats", needs=[FULL_RANK])
 def conformal_contrast(at: Evaluation) -> torch.Tensor:
     """Distance of the decoder from a conformal map; at least cima."""
     return ima.conformal_contrast(at.local.contrast)
@@ -372,7 +380,7 @@ Metric("min", "mean (g(μ(x)) − x)²", GAP, "observation²", curve="first", ne
 Metric("min", "mean (g(μ(x)) − x)², |s| < 0.8 w/2", GAP, "observation²", needs=[POSTERIOR, SOURCES, BOUNDED]).read(
     "mse_obs_interior", "As mse_obs, without points that have a source near an end of its support, of width w"
 )
-ENCODED_AGAIN = [POSTERIOR, SOURCES, OWN_SCALE, SHARED_SUPPORT]
+ENCODED_AGAIN = [POSTERIOR, SOURCES, ONE_EACH, OWN_SCALE, SHARED_SUPPORT]
 Metric("min", "mean (μ(g(s)) − s)²", GAP, "source²", needs=ENCODED_AGAIN).read(
     "mse_source",
     "Squared error per dimension of the sources, decoded and encoded again; if prior and source share a support",

@@ -1,7 +1,8 @@
 """Recovery of the sources: MCC, R² of probes, agreement of members, active units.
 
-MCC is the mean absolute correlation under the optimal one-to-one matching of sources and latents. Sources are (d, n),
-shared by all members, or (member, d, n), one world each; latents are (member, e, n). A latent or source that is
+MCC is the mean, over sources, of the absolute correlation under the optimal one-to-one matching of sources and latents.
+Latents in excess are not matched, and a source without a latent counts 0. Sources are (d, n), shared by all members, or
+(member, d, n), one world each; latents are (member, e, n). A latent or source that is
 constant or not finite has correlation 0, so a collapsed model scores at chance instead of failing. A discrete source
 is compared by the correlation ratio.
 """
@@ -160,7 +161,9 @@ def standardised_correlation(
 
 
 def matched_mean(correlations: Float64[torch.Tensor, "*m d e"]) -> Float64[torch.Tensor, "*m"]:
-    """Mean absolute value under the one-to-one matching that maximises it (Hungarian method)."""
+    """Sum of absolute values under the one-to-one matching that maximises it (Hungarian method), over the rows' number:
+    with fewer columns than rows, the rows that are left count 0.
+    """
     score = correlations.abs().cpu().numpy()
     flat = score.reshape(-1, *score.shape[-2:])
     if score.shape[-2] == score.shape[-1] <= ENUMERATED:  # thousands of small tables at once
@@ -168,7 +171,7 @@ def matched_mean(correlations: Float64[torch.Tensor, "*m d e"]) -> Float64[torch
         total = sum(flat[:, row, columns] for row, columns in enumerate(every.T))
         means = np.max(total, -1) / score.shape[-1]
     else:
-        means = np.array([table[best_matching(table)].mean() for table in flat])
+        means = np.array([table[best_matching(table)].sum() / len(table) for table in flat])
     return torch.from_numpy(means.reshape(score.shape[:-2]))
 
 

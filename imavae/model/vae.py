@@ -291,7 +291,7 @@ class Flow(VAE):
 
 def build(config: RunConfig, device: torch.device | str = "cpu") -> VAE:
     """The architecture of ``config``; a true decoder's mixing is on ``device``."""
-    model, dim, observed = config.model, config.data.dim, config.data.features
+    model, dim, observed = config.model, config.latents, config.data.features
     inner = (model.n_layers, model.hidden_factor * dim)
     outer = (model.encoder.n_layers or model.n_layers, (model.encoder.hidden_factor or model.hidden_factor) * dim)
     prior: Prior = model.prior.build(support(config))

@@ -143,7 +143,7 @@ def answer(results: Results) -> list[str]:
 
 def _answer_with_sources(members: pd.DataFrame, best: str, config: RunConfig) -> Iterator[str]:
     median = summary.median_of(members, BEST_MCC)
-    chance = summary.chance_mcc(config.data)
+    chance = summary.chance_mcc(config)
     chances = "is no better than chance" if median <= 2 * chance else "does not recover the sources"
     verdict = _graded(median, "recovers the sources", "recovers the sources in part", chances)
     yield f"{best} {verdict}: {_spread('val/mcc', members, BEST_MCC)}."

@@ -22,7 +22,7 @@ from imavae.model.export import ENDS, Traversal
 from imavae.report import drawing
 from imavae.report.display import compact
 from imavae.report.drawing import BLUE, FAINT, GREY, INK, NEAR_ONE, SEED_COLOURS, VERMILLION, dress, floats, legend
-from imavae.report.summary import Floats, column_values
+from imavae.report.summary import column_values
 from imavae.runs.records import at_best
 from imavae.tracking import QUARTILES, Row, quartile_curves
 
@@ -63,7 +63,7 @@ def run_figures(
 def champion_figures(shapes: PosteriorShapes, factors: list[str], folder: Path, pdf: bool = False) -> list[Path]:
     """Draw a study's champion: its latents over the sources, and all of their correlations; return the files."""
     figures = {"champion_latents": _latents(shapes, ["champion"], factors)}
-    figures["champion_correlations"] = _correlations(shapes.correlation[0].double().numpy(), factors)
+    figures["champion_correlations"] = _correlations(shapes, factors)
     return drawing.write(figures, folder, pdf)
 
 
@@ -214,35 +214,45 @@ def learning_curves(history: pd.DataFrame, linear_ica: Sequence[float] = ()) -> 
 
 
 def _latents(shapes: PosteriorShapes, names: list[str], factors: list[str]) -> Figure:
+    """A panel per member and source, empty for a source without a latent. Each row names its unmatched latents."""
     members, dim = min(len(names), MAX_MEMBERS), shapes.sources.shape[1]
     figure = drawing.new_figure("Latents against the sources that they match", 1.7 * dim + 1.2, 1.55 * members + 1.0)
-    mcc = shapes.correlation.diagonal(dim1=1, dim2=2).abs().mean(1).tolist()
+    own = shapes.correlation.abs().take_along_dim(shapes.matched.clamp_min(0)[:, :, None], 2)[:, :, 0]
+    mcc = (own * (shapes.matched >= 0)).mean(1)
+    left = [", ".join(f"{number + 1}" for number in row[dim:]) for row in shapes.numbers.tolist()]
     for (m, k), axes in np.ndenumerate(figure.subplots(members, dim, squeeze=False, sharex="col")):
-        match = float(shapes.correlation[m, k, k])
-        latent = -shapes.latents[m, k] if match < 0 else shapes.latents[m, k]
-        axes.plot(shapes.sources[m, k], latent, ".", color=BLUE, markersize=1.5, alpha=0.5)
-        note = f"{'−z' if match < 0 else 'z'}, |r| {abs(match):.3f}"
-        label = f"{names[m]}\nMCC of μ {mcc[m]:.3f}" if k == 0 else ""
+        place, note = int(shapes.matched[m, k]), "no latent"
+        if place >= 0:
+            match = float(shapes.correlation[m, k, place])
+            latent = -shapes.latents[m, place] if match < 0 else shapes.latents[m, place]
+            axes.plot(shapes.sources[m, k], latent, ".", color=BLUE, markersize=1.5, alpha=0.5)
+            note = f"{'−z' if match < 0 else 'z'}, |r| {abs(match):.3f}"
+        else:
+            axes.set_yticks([])
+        label = f"{names[m]}\nMCC of μ {mcc[m]:.3f}" + f"\nunmatched: {left[m]}" * bool(left[m]) if k == 0 else ""
         dress(axes, factors[k] if m == members - 1 else "", label, note)
         axes.tick_params(labelsize=7)
     return figure
 
 
-def _correlations(table: Floats, factors: list[str]) -> Figure:
-    """A cell per source and latent, (s, d), with the sign of each latent such that it rises with its source."""
-    table = table * np.where(np.diag(table) < 0, -1, 1)
-    side = 0.62 * len(table)
-    figure = drawing.new_figure("Correlations of the champion", side + 2.2, side + 1.7)
+def _correlations(shapes: PosteriorShapes, factors: list[str]) -> Figure:
+    """A cell per source and latent, with the sign of each latent such that it rises with its source."""
+    table, labels = shapes.correlation[0].double().numpy(), [f"latent {n + 1}" for n in shapes.numbers[0].tolist()]
+    for source, place in enumerate(shapes.matched[0].tolist()):
+        if place >= 0:
+            labels[place] = factors[source]
+            table[:, place] *= -1 if table[source, place] < 0 else 1
+    height, width = (0.62 * count for count in table.shape)
+    figure = drawing.new_figure("Correlations of the champion", width + 2.2, height + 1.7)
     axes = figure.subplots()
     image = axes.imshow(table, cmap="RdBu_r", vmin=-1, vmax=1)
-    if len(table) <= MAX_WRITTEN:
+    if max(table.shape) <= MAX_WRITTEN:
         for (s, z), value in np.ndenumerate(table):
             text, colour = f"{value:.2f}".replace("-", "−"), "white" if abs(value) > 0.6 else INK
             axes.text(z, s, text, ha="center", va="center", color=colour)
     dress(axes, "latent that is matched with it", "source")
-    places = range(len(table))
-    axes.set_xticks(places, factors, rotation=90 if max(map(len, factors)) > 3 else 0)
-    axes.set_yticks(places, factors)
+    axes.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 3 else 0)
+    axes.set_yticks(range(len(factors)), factors)
     axes.grid(visible=False)
     figure.colorbar(image, ticks=[-1, 0, 1])
     return figure
@@ -301,7 +311,9 @@ def _reconstructions(panels: ImagePanels, names: list[str]) -> Figure:
 
 
 def _traversals(panels: ImagePanels, name: str) -> Figure:
-    labels = [f"latent {k + 1}" + (f"\n({factor})" if factor else "") for k, factor in enumerate(panels.factors)]
+    known = any(panels.factors)
+    named = [factor or "unmatched" * known for factor in panels.factors]
+    labels = [f"latent {k + 1}" + f"\n({name})" * bool(name) for k, name in enumerate(named)]
     figure, axes = _image_grid(f"Latent traversals of {name}", list(panels.traversals), labels)
     columns = _centres(panels.values.shape[1])
     axes.set_xticks([columns[0], columns[-1]], [f"{100 * end:g} %" for end in ENDS])

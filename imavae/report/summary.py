@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from imavae.config.settings import Data, RunConfig, StudyConfig, base_of, with_values
+from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.metrics.glossary import NEARLY_LINEAR, OF_WORLDS
 from imavae.report.display import point_text
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO, at_best, metric_of
@@ -166,11 +166,12 @@ def chosen_numbers(members: pd.DataFrame) -> dict[str, float]:
     return dict(zip(names, (quartiles(counted(members, best)).median, second, of_chosen), strict=True))
 
 
-def chance_mcc(data: Data) -> float:
+def chance_mcc(config: RunConfig) -> float:
     """95 % quantile of the MCC between the sources of the validation split and latents independent of them."""
     # Correlations of independent variables are normal around 0, with standard deviation 1 / sqrt(n).
-    random = np.random.default_rng(0).normal(size=(1000, data.dim, data.dim)) / np.sqrt(data.sizes[1])
-    matched = [table[linear_sum_assignment(-table)].mean() for table in np.abs(random)]
+    shape, rows = (1000, config.data.dim, config.latents), config.data.sizes[1]
+    random = np.random.default_rng(0).normal(size=shape) / np.sqrt(rows)
+    matched = [table[linear_sum_assignment(-table)].sum() / config.data.dim for table in np.abs(random)]
     return float(np.quantile(matched, 0.95))
 
 

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from imavae.config.data import Data
 from imavae.config.settings import WORST_SCORE, Objective, StudyConfig
 from imavae.report import summary
 from imavae.report.display import MISSING, compact, point_text, short_names
@@ -102,7 +103,7 @@ def result_tables(results: Results, top: int = 5) -> Iterator[Table]:
         yield front_table(results.front(), results.objectives, keys)
     yield chosen_table(results.winners)
     if len(results.latents):
-        yield latent_table(results.latents)
+        yield latent_table(results.latents, results.config.data)
     chosen = summary.choices(results.members, results.trials, keys)
     if len(chosen):
         yield selection_table(chosen)
@@ -244,8 +245,10 @@ def member_table(members: pd.DataFrame) -> Table:
     )
 
 
-def latent_table(latents: pd.DataFrame) -> Table:
+def latent_table(latents: pd.DataFrame, data: Data) -> Table:
     """The latents of the best member; each with the source that it is matched with, where sources are known."""
+    matched = set(latents["source"]) if "source" in latents else {factor.name for factor in data.source_factors}
+    alone = [factor.name for factor in data.source_factors if factor.name not in matched]
     shown = {
         "correlation": "correlation",
         "variance of y": "variance",
@@ -263,7 +266,7 @@ def latent_table(latents: pd.DataFrame) -> Table:
     return Table(
         "Latents of the best member",
         "On validation; y is the unconstrained latent. Geometric means of variances; KL in nats; column norms in "
-        "units of x per unit of the latent.",
+        "units of x per unit of the latent." + f" Without a latent: {', '.join(alone)}." * bool(alone),
         list(columns),
         list(zip(*columns.values(), strict=True)),
         ["source", "active"],

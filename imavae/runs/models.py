@@ -157,7 +157,7 @@ def encode(model: Model | str | Path, x: Any) -> Latents:
         require(bool(rows.isfinite().all()), "x has finite numbers", "NaN or infinite ones", "leave those rows out")
         _check_images(model, rows, "x")
         found.append(encoded(model, rows.T))
-    values, dim = torch.cat(found, 1), model.config.data.dim
+    values, dim = torch.cat(found, 1), model.config.latents
     return Latents(values[:dim].T.numpy(), values[dim : 2 * dim].T.numpy(), values[-1].numpy())
 
 
@@ -179,7 +179,7 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
     model = checkpoint.load_member(locate(config.checkpoint, config)).requires_grad_(False)
     blocks, total_rows = _blocks(model, config.data)
     torch.set_num_threads(model.config.training.threads)
-    dim, dtype = model.config.data.dim, next(model.parameters()).dtype
+    dim, dtype = model.config.latents, next(model.parameters()).dtype
     names = [*(f"z{k}" for k in range(dim)), *(f"std{k}" for k in range(dim)), "error"]
     schema = pa.schema([(name, pa.float64() if dtype == torch.float64 else pa.float32()) for name in names])
     out, rows, total = Path(config.out), 0, 0.0
@@ -207,7 +207,7 @@ def encode_file(config: EncodeConfig, notify: Callable[[int, int | None], None])
 @torch.no_grad()
 def encoded(model: Model, x: Float[Tensor, "o n"]) -> Float[Tensor, "r n"]:
     """Return z, std and error as the rows of one tensor, with a column per observation."""
-    architecture, weights, dim = model.architecture, model.weights, model.config.data.dim
+    architecture, weights, dim = model.architecture, model.weights, model.config.latents
     standard = ((x - model.column_mean[:, None]) / model.column_std[:, None]).to(next(model.parameters()).dtype)
     result = standard.new_empty(2 * dim + 1, x.shape[1])
     size = 2 * evaluated(len(x))  # rows at once: their activations stay in the processor's cache

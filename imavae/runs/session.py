@@ -89,6 +89,7 @@ def render(config: RunConfig, rendering: Rendering | None) -> None:
 SHAPING = (  # settings that decide the shapes of weights, besides the number of observed columns
     "data.dim",
     "data.n_segments",
+    "model.dim",
     "model.name",
     "model.decoder",
     "model.posterior",

@@ -124,6 +124,12 @@ def check(config: StudyConfig) -> tuple[list[Parameter], list[Point]]:
         got = f"{name} with {', '.join(metrics)}"
         require(several or len(metrics) == 1, f"{setting} supports several objectives", got, remedy)
     parameters, base = parse(config), base_of(config)
+    for parameter, objective in itertools.product(parameters, config.objectives):
+        for value in parameter.ends:
+            try:
+                check_metric(with_values(base, {parameter.key: value}), objective.metric, objective.mode)
+            except UserError as error:
+                raise UserError(f"`search.{parameter.key}` reaches {value!r}, where {error}") from None
     if "training.init" in [parameter.key for parameter in parameters] or base.training.init is not None:
         _check_init(base, parameters)
     points = start_points(config, parameters)

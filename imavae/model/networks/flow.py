@@ -33,9 +33,9 @@ class FlowNetwork(NetworkSettings):
     invertible: ClassVar[bool] = True
 
     def check(self, config: RunConfig) -> None:
-        model, usual, dim, observed = config.model, Model(), config.data.dim, config.data.features
+        model, usual, dim, observed = config.model, Model(), config.latents, config.data.features
         rule, got = "model=flow has as many latents as observed numbers, 2 or more", f"{dim} latents of {observed}"
-        require(dim == observed >= 2, rule, got, "a flow is invertible: set data.dim, or use model=mlp")
+        require(dim == observed >= 2, rule, got, "a flow is invertible: set model.dim, or use model=mlp")
         for name in UNUSED:
             rule, value = f"model.{name} is left alone for model=flow", getattr(model, name)
             require(value == getattr(usual, name), rule, value, "a flow has neither posterior nor noise: drop it")
