@@ -175,10 +175,14 @@ def test_a_table_finds_its_rows_by_the_names_of_files_and_text_is_a_discrete_fac
     files = [f"data/{number:04}.png" for number in range(N)]
     table = pd.DataFrame({"id": range(N), "file": files, "x": SOURCES[:, 0], "word": words[np.arange(N) % 12]})
     table.sample(frac=1, random_state=0).to_csv(path.with_suffix(".csv"), index=False)
-    data = settings(path, names=["id", "x", "word"], factors=["x", "word"])
+    data = settings(path, factors=["x", "word"])
     assert data.discrete == ("word",)
+    assert "'file'" in image_files.understood(data)[0]
     values = image_files.factors_of(image_files.open_images(path), data.sources_path, data.names).of(data.factors)
     np.testing.assert_allclose(values, np.column_stack([SOURCES[:, 0], np.arange(N) % 12]))
+    table.to_csv(tmp_path / "b.csv", index=False)  # without files, these are in the order of the images
+    np.save(tmp_path / "b.npy", pictures())
+    assert settings(tmp_path / "b.npy").factors == ("x", "word")
 
 
 @pytest.mark.parametrize("factors", [True, False])

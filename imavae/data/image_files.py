@@ -361,18 +361,20 @@ def _table(path: str, images: ImageFile) -> tuple[tuple[str, ...], NDArray[Any],
             at = [row_of[name] for name in images.files]
             columns.remove(column)
             break
-    columns = tables.without_numbers(table, columns)
-    values = []
-    for name in columns:
+    found = {}
+    for name in tables.without_numbers(table, columns) if columns else ():
         if table.numeric[name]:
-            values.append(np.concatenate(list(tables.blocks(table, [name])), 1)[0])
+            found[name] = np.concatenate(list(tables.blocks(table, [name])), 1)[0]
         else:
-            values.append(tables.labels(path, name, key=f"the column {name} of {key}").astype(float))
-    rows = len(values[0]) if values else 0
+            labels = tables.labels(path, name, key=f"the column {name} of {key}").astype(float)
+            if tables.ROWS_PER_LABEL * labels.max() < len(labels):  # else they are names of rows
+                found[name] = labels
+    require(bool(found), f"{key} has a column of a factor", f"none in {path}", "add one, or leave the table out")
+    rows = len(next(iter(found.values())))
     got = f"{rows} in {path} for {images.n} images"
     require(rows == images.n or at is not None, rule, got, "give as many rows, in the order of the images' names")
-    values_in_order = np.stack(values, 1)[slice(None) if at is None else at]
-    return tuple(columns), values_in_order, tuple(not table.numeric[name] for name in columns)
+    values = np.stack(list(found.values()), 1)[slice(None) if at is None else at]
+    return tuple(found), values, tuple(not table.numeric[name] for name in found)
 
 
 def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -432,6 +434,9 @@ def understood(data: ImagesData) -> list[str]:
     parts += [f"discrete: {', '.join(data.discrete)}"] * bool(data.discrete)
     constant = [name for name in factors.names if name not in factors.vary]
     parts += [f"left out, as constant: {', '.join(constant)}"] * bool(constant)
+    if data.sources_path is not None and data.names is None:
+        others = [name for name in tables.open_table(data.sources_path).numeric if name not in factors.names]
+        parts += [f"no factors: {', '.join(map(repr, others))}"] * bool(others)
     return ["; ".join(parts)]
 
 

@@ -83,7 +83,7 @@ class Observer:
         """End the observation."""
 
     def rendered(self, done: int, images: int) -> None:
-        """Receive the number of images that have been rendered, before training starts."""
+        """Receive the number of images that are in the cache, before training starts."""
 
     def epoch(self, epoch: int, max_epochs: int, active: int, members: int) -> None:
         """Receive the epoch that a run has finished, and how many of its members are still training."""
@@ -155,7 +155,7 @@ class Display(Observer):
 
     def rendered(self, done: int, images: int) -> None:
         """Show the images as a bar, which ends with the last of them."""
-        self.progress(f"rendered {done:,}/{images:,} images", done, images)
+        self.progress(f"prepared {done:,}/{images:,} images", done, images)
         if done == images:
             self._end_bar()
 
