@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy import ndarray
 
-from imavae.data.images import cached
+from imavae.data.images import _whole, cached
 from imavae.errors import UserError
 
 SHAPE = (1201, 7)  # three blocks
@@ -46,6 +46,9 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "the header alone": lambda whole: whole[:128],
     "half": lambda whole: whole[: len(whole) // 2],
     "a byte short": lambda whole: whole[:-1],
+    "a bit": lambda whole: whole[:4000] + bytes([whole[4000] ^ 1]) + whole[4001:],
+    "the digest": lambda whole: whole[:-1] + b"?",
+    "without a digest": lambda whole: whole[:-64],
     "the header": lambda whole: b"?" + whole[1:],
 }
 
@@ -57,6 +60,7 @@ def test_a_damaged_file_is_made_again(damage: str, tmp_path: Path) -> None:
     whole = path.read_bytes()
     assert DAMAGES[damage](whole) != whole
     path.write_bytes(DAMAGES[damage](whole))
+    _whole.cache_clear()
     np.testing.assert_array_equal(cached(path, SHAPE, numbers), NUMBERS)
     assert path.read_bytes() == whole
 

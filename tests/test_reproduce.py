@@ -209,16 +209,15 @@ def test_an_unfinished_or_damaged_study_is_not_taken(few: StudyConfig) -> None:
     members = members_of(few)
     store(few, members[members["trial"] < 4], "half")
     store(few, members.iloc[:-1], "short")
-    for name in ("records/trial-002.json", "config.yaml"):
-        (store(few, members, Path(name).stem) / name).write_text("study: [")
+    (store(few, members, "damaged") / "records" / "trial-002.json").write_text("study: [")
     assert find(few) is None
 
 
 def test_of_several_studies_the_newest_is_read(few: StudyConfig) -> None:
-    for age, name in ((300, "a"), (100, "b"), (200, "c")):
-        path = store(few, members_of(few), name) / "config.yaml"
-        moment = path.stat().st_mtime - age
-        os.utime(path, (moment, moment))
+    for age, name in enumerate(("a", "c", "b")):  # newer ones look older
+        path = store(few, members_of(few), name)
+        for file in (*path.iterdir(), path):
+            os.utime(file, (1e9 - age, 1e9 - age))
     found = find(few)
     assert found is not None
     assert found.folder.name == "b"

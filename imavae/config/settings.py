@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
@@ -23,6 +24,7 @@ from imavae.config.data import (
     SOURCES,
     AnyData,
     Automorphism,
+    SpritesData,
     SyntheticData,
     column_names,
     missing_build,
@@ -537,7 +539,8 @@ def _check_size(config: RunConfig) -> None:
     """Raise UserError unless the least memory that the data and the members need is there."""
     data, model, size = config.data, config.model, 8 if config.training.dtype == "float64" else 4
     width, worlds = model.hidden_factor * config.latents, len(config.members.data.seed or (0,))
-    numbers = worlds * data.n_obs * (data.features + data.dim) if isinstance(data, SyntheticData) else 0
+    numbers = worlds * data.n_obs * (data.dim + (SCENE if isinstance(data, SpritesData) else data.features))
+    numbers = numbers if isinstance(data, SyntheticData | SpritesData) else 0
     weights = 0
     if model.name == "mlp" and model.n_layers > 1 and model.decoder == "learned":
         weights = width * (data.features + config.latents) + (model.n_layers - 2) * width**2
@@ -547,8 +550,14 @@ def _check_size(config: RunConfig) -> None:
     got += f" and {config.members.count:.3g} members of {max(weights, 1):.3g} weights or more"
     remedy = "lower data.n_obs, model.hidden_factor, model.n_layers or the number of members"
     require(needed <= there, "data and members fit into memory", got, remedy)
+    if isinstance(data, SpritesData):
+        pixels, folder = worlds * data.n_obs * data.features, Path(config.output_dir).absolute()
+        disk = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).total
+        got = f"{pixels / 1e9:.3g} GB of a disk of {disk / 1e9:.3g} GB for {data.n_obs:.3g} images"
+        require(pixels <= disk, "images fit onto the disk of output_dir", got, "lower data.n_obs or data.side")
 
 
+SCENE = 8  # numbers that describe an image
 COPIES = 6  # of each member's weights: with Adam's moments, and the best and last states
 SEARCHED = ("data", "model", "training")  # where a search may vary settings
 

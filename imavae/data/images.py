@@ -1,11 +1,15 @@
 """Images as observations: bytes in memory-mapped files that processes share, numbers in [0, 1] batch by batch.
 
 60,000 images of 3 x 64 x 64 are 0.7 GB of bytes and would be 3 GB of numbers, so they are never all numbers at once.
-A file is an ordinary ``.npy``, named after all that determines its pixels, written aside and renamed.
+A file is an ordinary ``.npy``, named after all that determines its pixels, written aside and renamed. The SHA-256 of
+the pixels follows them: a process checks it when it first opens the file.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,9 +24,10 @@ from jaxtyping import Float, Int, Int64, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from imavae.data.storage import written_whole
+from imavae.data.storage import DIGEST, written_whole
 from imavae.errors import UserError, require
 
+READ_AT_ONCE = 2**20  # bytes
 Progress = Callable[[int, int], None]  # called with the rows done and all rows
 
 
@@ -34,6 +39,17 @@ class Cache:
     progress: Progress | None = field(default=None, compare=False)
 
 
+@functools.cache
+def _whole(path: Path, size: int, modified: int) -> bool:  # noqa: ARG001 -- part of the key
+    """Return whether the last ``size`` bytes before the digest match it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(-size - DIGEST, os.SEEK_END)
+        for start in range(0, size, READ_AT_ONCE):
+            digest.update(file.read(min(READ_AT_ONCE, size - start)))
+        return file.read() == digest.hexdigest().encode()
+
+
 def cached(
     path: Path, shape: tuple[int, int], make: Callable[[], Iterator[ndarray]], progress: Progress | None = None
 ) -> UInt8[ndarray, "n feature"]:
@@ -42,23 +58,26 @@ def cached(
     Raises:
         UserError: the file can't be written.
     """
+    size = shape[0] * shape[1]
     with suppress(OSError, ValueError, EOFError):  # missing, or too short
         rows: ndarray = np.load(path, mmap_mode="r")
-        if rows.shape == shape and rows.dtype == np.uint8:
+        if rows.shape == shape and rows.dtype == np.uint8 and _whole(path, size, path.stat().st_mtime_ns):
             return rows
-    size = shape[0] * shape[1]
     remedy, rule = f"free {size / 1e6:.0f} MB there, or choose another folder", "the cache can be written"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         require(size < shutil.disk_usage(path.parent).free, rule, f"{path} (the disk is too small)", remedy)
         with written_whole(path) as file:  # a full disk is an error here; in a memory map it would kill the process
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-            done = 0
+            done, digest = 0, hashlib.sha256()
             for block in make():
-                file.write(np.ascontiguousarray(block).data)
+                pixels = np.ascontiguousarray(block).data
+                file.write(pixels)
+                digest.update(pixels)
                 done += len(block)
                 if progress is not None:
                     progress(done, shape[0])
+            file.write(digest.hexdigest().encode())
     except OSError as error:
         raise UserError(f"`{rule}` must hold, but got {path} ({error.strerror}); {remedy}") from None
     made: ndarray = np.load(path, mmap_mode="r")

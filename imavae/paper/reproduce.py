@@ -11,7 +11,6 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
-import yaml
 
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import Budget, ReproduceConfig, StudyConfig, study_config
@@ -22,7 +21,7 @@ from imavae.paper.figures import PaperFigure, paper_figure
 from imavae.paper.quantities import FAIL, PASS, Row, Study, frame, linear_rows, markdown_table
 from imavae.report.display import clock
 from imavae.report.drawing import write
-from imavae.runs.folder import RunFolder, essence
+from imavae.runs.folder import RunFolder, essence, states
 from imavae.runs.ledger import tracker_of
 from imavae.runs.results import load_results
 from imavae.search.space import grid, parse
@@ -131,17 +130,17 @@ def _stored(wanted: StudyConfig) -> Iterator[tuple[Path, StudyConfig, list[str]]
     Only settings that decide a study's results are compared; fewer trials are another grid.
     """
     ours = essence(wanted) | {"budget.trials": wanted.budget.trials}
-    files = (Path(wanted.output_dir).resolve() / "studies").glob("[!.]*/config.yaml")
-    for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+    found = states(Path(wanted.output_dir).resolve() / "studies")
+    for path, state in sorted(found, key=lambda item: (item[1].number, item[1].created), reverse=True):
         try:
-            config = study_config(yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (OSError, yaml.YAMLError, UserError, TypeError):
+            config = study_config(state.config)
+        except (OSError, UserError, TypeError):
             continue  # this version can't read it
         if dataclasses.replace(config.budget, trials=None) != Budget():
             continue  # some of its trials may have been stopped
         theirs = essence(config) | {"budget.trials": config.budget.trials}
         other = [f"{key}={theirs.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key)]
-        yield path.parent, config, other
+        yield path, config, other
 
 
 def _read(folder: Path, config: StudyConfig) -> Study | None:

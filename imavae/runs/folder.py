@@ -247,7 +247,7 @@ def create(config: RunConfig, kind: str, name: str) -> LockedFolder:
     for part in (hidden.record_dir, hidden.checkpoint_dir):
         part.mkdir(parents=True)
     folder = LockedFolder(hidden, Lock(hidden.path), State(to_mapping(config), _digests(config), time.time()))
-    folder.state.number = 1 + max((state.number for _, state in _states(base)), default=0)
+    folder.state.number = 1 + max((state.number for _, state in states(base)), default=0)
     folder.save_state()
     folder.save_state()  # so that the first state has a backup
     for number in itertools.count(1):
@@ -387,7 +387,7 @@ def _read_points(file: Path) -> list[Numbered]:
     return points
 
 
-def _states(base: Path, meant: str = "") -> Iterator[tuple[Path, State]]:
+def states(base: Path, meant: str = "") -> Iterator[tuple[Path, State]]:
     """Yield the runs or studies in a folder with their states.
 
     Those that can't be read are left out. UserError: it is one whose name begins with ``meant``.
@@ -418,7 +418,7 @@ def remembered(settings: Mapping[str, Any], said: Mapping[str, Any], kind: str, 
 def _newest(base: Path, settings: Mapping[str, Any], name: str) -> Path:
     """Return the newest unfinished folder of this search, else its newest."""
     found: list[tuple[bool, int, float, Path]] = []
-    for path, state in _states(base, name):
+    for path, state in states(base, name):
         if state.config.get("study") == settings.get("study"):
             unfinished = not state.finished
             if "search" in settings and state.finished:  # a raised budget leaves trials to train
