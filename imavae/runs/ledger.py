@@ -77,6 +77,8 @@ class Ledger:
             table.unlink(missing_ok=True)
         for stored in home.stored:
             ledger._take(stored)
+        if home.stored:
+            ledger.write_tables()
         return ledger
 
     @property
@@ -112,6 +114,8 @@ class Ledger:
             place, digest = str(checkpoint.relative_to(self.folder)), SEAL.digest(checkpoint)
             stored = Stored(record, place, point, digest)
         self._take(self.home.save(stored))  # saved first: what follows can be repeated
+        self._grow(self.names.members, csv_of(record.members))
+        self._grow(self.names.history, self.names.history_rows(record.number).read_text())
 
     def write_tables(self) -> None:
         """Rewrite ``members.csv`` and ``history.csv``: sorted by trial, with every column that any trial has."""
@@ -178,13 +182,11 @@ class Ledger:
             finals = [final_metrics(row) for row in record.members]
             self.tracker.finish_trial(dataclasses.replace(record, history=history), finals)
         self.stored.append(dataclasses.replace(stored, trial=dataclasses.replace(record, history=[])))
-        self._grow(self.names.members, csv_of(record.members))
-        self._grow(self.names.history, self.names.history_rows(number).read_text())
 
     def _grow(self, path: Path, table: str) -> None:
         """Append rows to a table; columns that its first trial lacks wait for :meth:`write_tables`."""
         if table:
-            rows = body_of(table, columns_of(path)) if path.exists() else table
+            rows = body_of(table, columns_of(path)) if path.exists() and path.stat().st_size else table
             with path.open("a", encoding="utf-8") as file:
                 file.write(rows)
 

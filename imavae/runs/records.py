@@ -8,6 +8,7 @@ criterion is in ``max val/mcc`` or ``min val/neg_elbo``; any other metric at tha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +22,7 @@ BEST_MCC, BEST_NEG_ELBO = "max val/mcc", "min val/neg_elbo"
 BEST = {"val/mcc": BEST_MCC, "val/neg_elbo": BEST_NEG_ELBO}  # criterion -> column of its best value
 
 
+@functools.cache  # the names of a study's columns are the same strings in all of its records
 def at_best(metric: str, criterion: str) -> str:
     """The column of a metric at a member's best state by ``criterion``: ``test/mcc at max val/mcc``."""
     return f"{metric} at {BEST[criterion]}"

@@ -229,6 +229,8 @@ class Recorder(Callback):
     def _end(self, trial: Trial, record: Callable[..., None], *arguments: Any) -> None:
         running = self._trials[trial.trial_id]
         running.ended = True
+        for statistics in (trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps):
+            statistics.clear()  # Ray keeps those of each ended trial
         self._write(record, running, *arguments)
 
     def _write(self, action: Callable[..., None], *arguments: Any) -> Future[None]:
