@@ -126,8 +126,8 @@ LARGE: list[dict[str, Any]] = [
     {"model": {"hidden_factor": 10**8}},
     {"model": {"n_layers": 10**9, "hidden_factor": 1000}},
     {"data": {"n_obs": 10**6}, "members": {"data": {"seed": list(range(20_000))}}},
-    {"data": {"name": "sprites", "n_obs": 10**12}},
-    {"data": {"name": "sprites", "n_obs": 10**8, "side": 512}},
+    {"data": {"kind": "sprites", "n_obs": 10**12}},
+    {"data": {"kind": "sprites", "n_obs": 10**8, "side": 64}},
 ]
 
 
