@@ -63,9 +63,8 @@ check: $(READY) ## lint, check the format and the types
 docs: $(READY) ## write docs/config.md and docs/metrics.md anew from the code
 	@$(BIN)/python scripts/docs.py
 
-bench: $(READY) ## measure training against the idiomatic loop, validation, memory and the phases of a study
-	@$(BIN)/python benchmarks/measure.py
+bench: $(READY) ## measure training, validation, memory and the phases of a study; ARGS="trials=2000": a long study
+	@$(BIN)/python benchmarks/$(if $(ARGS),scale.py $(ARGS),measure.py)
 
-soak: $(READY) ## kill workers, drivers and Ray of studies at random, KILLS=100, and measure the memory of a long one
+soak: $(READY) ## kill workers, drivers and Ray of studies at random, KILLS=100
 	@$(BIN)/python tests/soak.py kills=$(KILLS)
-	@$(BIN)/python tests/memory.py
