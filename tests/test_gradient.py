@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from imavae.config.settings import RunConfig
+from imavae.config.settings import RunConfig, run_config
+from imavae.errors import UserError
 from imavae.metrics import ima
 from imavae.model import vae
 from imavae.model.vae import local_contrast
 from imavae.training.step import ByAutograd, clip
-from tests.helpers import BETA, GAUSSIAN, LAPLACE, UNIFORM, normal, point, random_members
+from tests.helpers import BETA, GAUSSIAN, LAPLACE, UNIFORM, normal, point, random_members, sprites
 
 COMMON = [
     point(3, UNIFORM),
@@ -142,3 +144,23 @@ def test_a_clipped_gradient_keeps_its_direction_and_is_torchs() -> None:
         assert clipped[[0, 2]].isfinite().all()
     clip(zero := torch.zeros(2, 3), 1.0)
     assert torch.equal(zero, torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "with the contrast"])
+def test_convolutions_in_bfloat16_have_nearly_the_same_gradient(weighted: bool, tmp_path: Path) -> None:
+    at = sprites(tmp_path)
+    model, flat = vae.build(at), random_members(at, [0, 1])
+    x, noise = normal(2, at.data.features, 20).sigmoid().float(), normal(2, at.data.dim, 20, seed=1).float()
+
+    def gradient(low: bool, *members: int) -> Tensor:
+        rows, one = list(members), torch.ones(len(members))
+        result = torch.zeros_like(flat[rows])
+        ByAutograd(model, flat[rows], result, one, True, one if weighted else None, low)(x[rows], noise[rows], None)
+        return result
+
+    exact, rough = gradient(False, 0, 1), gradient(True, 0, 1)
+    assert (torch.cosine_similarity(exact, rough) > 0.999).all()
+    assert not torch.equal(exact, rough)
+    torch.testing.assert_close(gradient(True, 1), rough[1:])  # alone as in company
+    with pytest.raises(UserError, match=r"training\.conv_dtype"):
+        run_config({"training": {"conv_dtype": "bfloat16"}})

@@ -252,12 +252,18 @@ def half(path: Path) -> Path:
     return path
 
 
+def torn(path: Path) -> Path:
+    path.write_bytes(path.read_bytes().replace(b"}", b"(", 1))
+    return path
+
+
 GREY = pictures(1)[..., 0]
 HOLED = np.where(np.arange(4 * N).reshape(N, 4) == 33, np.nan, SOURCES)
 BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "half an npz": (lambda folder: half(save_npz(folder / "a.npz", GREY)), "can be read"),
     "half an h5": (lambda folder: half(save_h5(folder / "a.h5", GREY)), "can be read"),
     "half an npy": (lambda folder: half(save_npy(folder / "a.npy", GREY)), "can be read"),
+    "half a header": (lambda folder: torn(save_npy(folder / "a.npy", GREY)), "can be read"),
     "no file": (lambda folder: folder / "a.npz", "is a file or folder"),
     "another ending": (lambda folder: folder / "a.tfrecord", r"ending of data\.path"),
     "no images in it": (lambda folder: save_npz(folder / "a.npz", GREY, imgs=None, xs=GREY), "array called imgs"),

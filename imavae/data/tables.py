@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from csv import field_size_limit, reader
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from types import NoneType
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ IQR_OF_NORMAL = 1.349  # interquartile range over standard deviation
 BLOCK_ROWS = 65_536  # rows of a block, at most
 BLOCK_NUMBERS = 4 << 20  # numbers of a block, at most: a row may be an image
 CSV_BYTES = 4 << 20  # text of a block
-DAMAGES = pa.ArrowException, zipfile.BadZipFile, zlib.error  # besides those of Python; Pillow raises SyntaxError
+DAMAGES = SyntaxError, TokenError, pa.ArrowException, zipfile.BadZipFile, zlib.error  # of Pillow, numpy and others
 
 
 class Dialect(NamedTuple):
@@ -556,7 +557,7 @@ def readable(path: Path, key: str, columns: Sequence[str] = ()) -> Iterator[None
     """Raise UserError instead of the readers' errors about a damaged file, or text in a column of numbers."""
     try:
         yield
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, SyntaxError, *DAMAGES) as error:
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, *DAMAGES) as error:
         other = path.suffix == ".npy" and isinstance(error, ValueError)  # numpy advises to load pickled objects
         reason = "it holds no array of numbers" if other else " ".join(str(error).split())
         for number, name in enumerate(columns):

@@ -28,6 +28,7 @@ Flat = Float[Tensor, "member parameter"]
 Batch = Float[Tensor, "member o batch"]
 Noise = Float[Tensor, "member d batch"]
 
+CONVOLVED = 4  # axes of the weights of a convolution
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma and Ba, 2015)
 
 
@@ -50,7 +51,9 @@ def train_epoch(ensemble: Ensemble, state: State, data: Split) -> None:
         ima = None
         if config.model.ima_weight > 0:
             ima = ensemble.per_member("ima_weight", state.active) * config.training.ima_schedule.share(state.epoch)
-        fill, adam = ByAutograd(ensemble.model, state.weights, gradient, beta, fixed, ima), Adam(state, sizes, epsilons)
+        low = config.training.conv_dtype == "bfloat16"
+        fill = ByAutograd(ensemble.model, state.weights, gradient, beta, fixed, ima, low)
+        adam = Adam(state, sizes, epsilons)
         for x, noise, u in batches(ensemble, state, data):
             fill(x, noise, u)
             if config.training.clip is not None:
@@ -144,11 +147,14 @@ class ByAutograd:
         beta: Float[Tensor, " member"],
         fixed: bool,
         ima: Float[Tensor, " member"] | None = None,
+        bfloat16: bool = False,
     ) -> None:
         """It is written into ``gradient``, which is laid out like ``weights``; with ``fixed``, gamma's stays zero.
 
-        Without ``ima`` the decoder is not differentiated by its inputs.
+        Without ``ima`` the decoder is not differentiated by its inputs. With ``bfloat16``, convolutions get weights of
+        that type, and compute in it.
         """
+        self._low = [name for name, shape in model.layout.shapes.items() if len(shape) == CONVOLVED and bfloat16]
         self._model, self._beta, self._ima = model, beta, ima
         views = model.layout.views(weights.detach())
         self._leaves = {name: view.requires_grad_(not (fixed and name == GAMMA)) for name, view in views.items()}
@@ -158,7 +164,8 @@ class ByAutograd:
 
     def __call__(self, x: Batch, noise: Noise, u: Int[Tensor, "member batch"] | None) -> None:
         """Write the gradient on one batch."""
-        elbo, contrast = self._model.objective(self._leaves, x, noise, u, self._ima is not None)
+        weights = self._leaves | {name: self._leaves[name].bfloat16() for name in self._low}
+        elbo, contrast = self._model.objective(weights, x, noise, u, self._ima is not None)
         loss = self._beta * elbo.kl - elbo.log_px_z
         if self._ima is not None:
             loss = loss + self._ima * contrast

@@ -6,6 +6,8 @@ round it down; linear maps lead from there to the encoding. The decoder is the m
 convolutions, which add a row and a column where a side was odd, and a linear output. A side of 64 and three linear maps
 of width 256 make the usual network of the sprites (Burgess et al., arXiv 1804.03599; Locatello et al., ICML 2019).
 
+The weights' type is that of the arithmetic: a training step may pass them in bfloat16.
+
 Members go through the convolutions one after another, in the layout (batch, row, column, channel). On a CPU that is
 the fastest: it takes 0.95 of the time of the usual layout, 0.8 of that of vmap and 0.7 of that of grouped convolutions.
 """
@@ -109,7 +111,7 @@ class Convolutions:
             for i in range(LAYERS):
                 h = self._layer(weights, member, i, h, weights[f"{self.prefix}.{i}.bias"][member])
                 h = self.activate(h) if i < LAYERS - 1 else h
-            outputs.append(h.flatten(1).T)
+            outputs.append(h.flatten(1).T.to(x.dtype))
         return torch.stack(outputs)
 
     def with_tangents(
@@ -130,15 +132,16 @@ class Convolutions:
                     tangents = (tangents.view(-1, *slopes.shape) * slopes).flatten(0, 1)
                     image = self.activate(image)
                 h = torch.cat([image, tangents])
-            results.append(h.flatten(1).T.reshape(-1, rows.shape[1], batch))
+            results.append(h.flatten(1).T.reshape(-1, rows.shape[1], batch).to(x.dtype))
         together = torch.stack(results)
         return together[:, :, 0], together[:, :, 1:]
 
     def _layer(
         self, weights: Weights, member: int, i: int, h: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        h = h.contiguous(memory_format=torch.channels_last)
         kernel = weights[f"{self.prefix}.{i}.weight"][member].contiguous(memory_format=torch.channels_last)
+        h = h.to(kernel.dtype).contiguous(memory_format=torch.channels_last)
+        bias = None if bias is None else bias.to(kernel.dtype)
         if not self.transposed:
             return torch.nn.functional.conv2d(h, kernel, bias, STRIDE, PADDING)
         odd = self.sides[i + 1] % STRIDE
