@@ -1,8 +1,10 @@
 """Fixtures and the order of the tests."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from imavae.config.data import MIXINGS, SOURCES
 from imavae.config.registry import Registry
 from imavae.config.settings import NETWORKS, PRIORS, SAMPLERS
 from imavae.metrics.glossary import METRICS
+from imavae.tracking import server
 
 # The longest files start first, so that no worker process is left with one at the end.
 LONGEST = ("test_kill", "test_study", "test_pages", "test_resume", "test_cluster", "test_terminal")
@@ -51,6 +54,21 @@ def no_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def databases_of_a_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make MLflow's empty database once: its creation takes a second of a core."""
+    template, create = tmp_path_factory.mktemp("mlflow") / "mlflow.db", server._create_database
+
+    def copy(path: Path) -> None:
+        if not template.exists():
+            create(template)
+        shutil.copy(template, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "_create_database", copy)
+        yield
 
 
 @contextmanager
