@@ -103,7 +103,8 @@ def test_every_metric_equals_what_is_logged_of_a_member() -> None:
                 if name not in OWN:
                     expected = float(logged[f"val/{name}"][row])
                     assert ours[name] == pytest.approx(expected, rel=1e-6, abs=1e-12), name
-    assert seen == set(METRICS.names())
+    of_files = {"cima_truth_estimate", "cima_truth_estimate_r2"}  # see test_regression.py
+    assert seen == set(METRICS.names()) - of_files
 
 
 S, Z = normal(200, 3).numpy(), normal(200, 3, seed=1).numpy()

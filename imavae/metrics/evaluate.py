@@ -17,6 +17,7 @@ from imavae.metrics.forward import Evaluation
 from imavae.metrics.glossary import CURVE_POINTS, METRICS, AllMembers, absent
 from imavae.metrics.identifiability import AGREEMENT_POINTS, active, best_matching, correlation
 from imavae.metrics.linear import Maps
+from imavae.metrics.regression import Fits
 from imavae.model.export import traversed
 from imavae.rng import stream
 from imavae.training.ensemble import EVALUATED_POINTS, Ensemble, evaluated
@@ -37,9 +38,11 @@ def evaluate(
     probes: bool = False,
     objectives: Collection[str] | None = None,
     only: Collection[str] | None = None,
+    fits: Callable[[], Fits] | None = None,
 ) -> dict[str, Float64[Tensor, " member"]]:
     """Compute every metric that the setting has over the whole split, for the members in ``rows`` with weights
-    ``flat``; with ``probes`` also the slow ones. ``maps`` gives the linear maps of all worlds, if they are needed.
+    ``flat``; with ``probes`` also the slow ones. ``maps`` gives the linear maps of all worlds, and ``fits`` the
+    estimates of their mixings, if they are needed.
 
     With ``objectives``, metrics like ``mcc``, it is a validation during training: objectives and the metrics whose
     curve is over ``all`` points are computed as above, those whose curve is over the ``first`` points are estimated
@@ -61,7 +64,7 @@ def evaluate(
     for start in range(0, len(flat), block):
         some = slice(start, start + block)
         noise = _noise(flat, [member.seed for member in members[some]], ensemble.model.dim, len(split))
-        points = Evaluation.over(ensemble, flat[some], split, worlds[some], noise, compared, maps)
+        points = Evaluation.over(ensemble, flat[some], split, worlds[some], noise, compared, maps, fits)
         for metrics, at in ((whole, points), (first, points.first(CURVE_POINTS))):
             for metric in metrics:
                 if metric.across_members:  # of its input a copy is kept: a view would keep all points

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from imavae.data.dataset import Split, Truth, chunk
-from imavae.metrics import identifiability, ima, linear
+from imavae.metrics import identifiability, ima, linear, regression
 from imavae.metrics.identifiability import BATCH
 from imavae.model.networks import Weights
 from imavae.model.priors import Theta
@@ -72,6 +72,7 @@ class Evaluation:
     samples: Float[Tensor, "member d n"]
     compared: bool  # True: ``local`` has the Amari distance
     maps: Callable[[], linear.Maps] | None  # of all worlds, if ``linear`` is read
+    fits: Callable[[], regression.Fits] | None  # likewise, of ``estimate``
 
     @classmethod
     def over(
@@ -83,6 +84,7 @@ class Evaluation:
         noise: Float[Tensor, "member d n"],
         compared: bool = False,
         maps: Callable[[], linear.Maps] | None = None,
+        fits: Callable[[], regression.Fits] | None = None,
     ) -> Evaluation:
         """Encode the points, sample with standard normal ``noise``, and decode."""
         model, weights = ensemble.model, ensemble.model.layout.views(flat)
@@ -98,7 +100,7 @@ class Evaluation:
         # what is None in a chunk is so in all
         parts = (None if part[0] is None else torch.cat(part, 2) for part in zip(*posteriors, strict=True))
         posterior = Posterior._make(parts)
-        return cls(ensemble, weights, split, world, elbo, posterior, torch.cat(samples, 2), compared, maps)
+        return cls(ensemble, weights, split, world, elbo, posterior, torch.cat(samples, 2), compared, maps, fits)
 
     def first(self, count: int) -> Evaluation:
         """The first points; the ELBO remains that of all points."""
@@ -179,6 +181,14 @@ class Evaluation:
             z = torch.cat([affine[:, :-1] @ x.double() for x in blocks], 1) + affine[:, -1:]
             scores.append(linear.score(z, s, self.discrete))
         return linear.Reference(*torch.tensor(scores, dtype=torch.float64)[of].T)
+
+    @cached_property
+    def estimate(self) -> regression.Estimate:
+        """The estimate of the mixing in each member's world: (member,), on the CPU."""
+        assert self.fits is not None  # noqa: S101  -- evaluate() has them
+        worlds, of = self.world.cpu().unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        found = [regression.contrast(self.fits()[world], self.split, world) for world in worlds.tolist()]
+        return regression.Estimate(*torch.tensor(found, dtype=torch.float64)[of].T)
 
     @cached_property
     def local(self) -> Local:

@@ -63,7 +63,7 @@ BOUNDED = Requirement(
     lambda config, _: config.data.support is not None and all(map(math.isfinite, config.data.support)),
 )
 FEWER_NUMBERS = Requirement(
-    "images have more numbers than the rows on which a linear map would be fitted",
+    "images have more numbers than the rows on which a map would be fitted",
     lambda config, _: not config.data.has_images,
 )
 FULL_RANK = Requirement(
@@ -89,7 +89,14 @@ TRUTH = (
     ),
     Requirement("likelihoods and Jacobians of the mixing are kept for val and test only", lambda _, truth: truth),
 )
-
+UNKNOWN_MIXING = (
+    SOURCES,
+    Requirement(
+        "the mixing is known: cima_truth has the exact value",
+        lambda config, _: not isinstance(config.data, SyntheticData),
+    ),
+    FEWER_NUMBERS,
+)
 DENSITY = (
     *TRUTH,
     Requirement(
@@ -306,6 +313,17 @@ def rank_deficient(at: Evaluation) -> torch.Tensor:
 def cima_truth(at: Evaluation) -> torch.Tensor:
     """Local IMA contrast of the mixing."""
     return at.true_contrast.mean(1)
+
+
+Metric("none", "mean c_IMA(ĝ, s), ĝ = argmin E‖ĝ(s) − x‖²", IMA, "nats", probe=True, needs=UNKNOWN_MIXING).read(
+    "cima_truth_estimate",
+    "Estimate of cima_truth where sources are known and the mixing is not: the contrast of an MLP ĝ, fitted on the "
+    "training split from the sources to the observations as the networks see them; NaN if its R² is below 0.9",
+    "estimate.cima",
+)
+Metric("none", "mean over columns of 1 − Σ(x − ĝ(s))² / Σ(x − x̄)²", probe=True, needs=UNKNOWN_MIXING).read(
+    "cima_truth_estimate_r2", "R² on the validation split of the fit behind cima_truth_estimate", "estimate.r2"
+)
 
 
 @Metric("min", "of R = J_g⁻¹ J_f, over points of full rank", "Amari et al., NIPS 1995", needs=[ONE_EACH, *TRUTH])

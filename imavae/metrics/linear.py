@@ -14,10 +14,11 @@ are found again by any process, and never mistaken for those of other data.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -63,24 +64,32 @@ def maps(train: Split, folder: Path) -> Maps:
         mine = torch.tensor([world])
         rows = min(ROWS, max(1, NUMBERS // train.block(mine, slice(1)).shape[1]))
         x, s = train.block(mine, slice(rows))[0].cpu().contiguous(), train.sources[world, :rows].T.cpu().contiguous()
-        digest = hashlib.sha256(f"linear maps 1 {tuple(x.shape)} {x.dtype}".encode())
-        for values in (x, s):
-            digest.update(values.numpy().data)
-        of, known = digest.digest(), None
-        file = folder / f"linear-{digest.hexdigest()[:32]}.maps"
-        with suppress(UserError):  # missing, damaged or of another world
-            body = CACHED.read(file)
-            known = np.load(io.BytesIO(body[len(of) :])) if body.startswith(of) else None
-        if known is None:
-            known = _fit(x.double(), s.double(), least_squares=train.images is None)
-            with suppress(OSError):  # a full or read-only disk: the next process fits them again
-                folder.mkdir(parents=True, exist_ok=True)
-                content = io.BytesIO(of)
-                content.seek(len(of))
-                np.save(content, known)
-                CACHED.write(file, content.getvalue())
-        found.append(torch.from_numpy(known))
+        fit = functools.partial(_fit, x.double(), s.double(), least_squares=train.images is None)
+        found.append(kept("linear", folder, [x, s], fit))
     return torch.stack(found)
+
+
+def kept(
+    kind: str, folder: Path, parts: Sequence[Tensor], fit: Callable[[], NDArray[np.float64]]
+) -> Float64[Tensor, ...]:
+    """What is fitted on ``parts``, the rows of a world, read from ``folder`` or fitted and written there."""
+    digest = hashlib.sha256(f"{kind} maps 1 {tuple(parts[0].shape)} {parts[0].dtype}".encode())
+    for part in parts:
+        digest.update(part.numpy().data)
+    of, known = digest.digest(), None
+    file = folder / f"{kind}-{digest.hexdigest()[:32]}.maps"
+    with suppress(UserError):  # missing, damaged or of another world
+        body = CACHED.read(file)
+        known = np.load(io.BytesIO(body[len(of) :])) if body.startswith(of) else None
+    if known is None:
+        known = fit()
+        with suppress(OSError):  # a full or read-only disk: the next process fits them again
+            folder.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO(of)
+            content.seek(len(of))
+            np.save(content, known)
+            CACHED.write(file, content.getvalue())
+    return torch.from_numpy(known)
 
 
 def _fit(x: Float64[Tensor, "o n"], s: Float64[Tensor, "d n"], least_squares: bool) -> NDArray[np.float64]:

@@ -34,6 +34,7 @@ from imavae.data.images import Progress as Rendering
 from imavae.data.storage import temporary
 from imavae.errors import require
 from imavae.metrics.glossary import absent
+from imavae.metrics.regression import SUFFICIENT
 from imavae.model.export import Model
 from imavae.runs.folder import RunFolder, check_recorded
 from imavae.runs.session import Session, cache_of
@@ -118,8 +119,14 @@ def evaluate_checkpoint(
         flat = session.state.best[select].weights
     values = session.evaluate(config.split, flat, torch.arange(len(flat)), probes=True)
     axes = [{**session.axes(row), "gamma": member.gamma} for row, member in enumerate(session.ensemble.members)]
+    missing = absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, probes=True)
+    estimate = f"{config.split}/cima_truth_estimate"
+    if estimate in values and bool(values[estimate].isnan().all()):
+        del values[estimate]
+        r2 = float(values[f"{estimate}_r2"].max())
+        missing["cima_truth_estimate"] = f"the sources explain the observations too badly: R² {r2:.2f} < {SUFFICIENT}"
     frame = pd.concat([pd.DataFrame(axes), pd.DataFrame({k: v.numpy() for k, v in values.items()})], axis=1)
-    return frame, absent(session.ensemble.config, getattr(session.data, config.split).truth is not None, probes=True)
+    return frame, missing
 
 
 IMAGES = 1000  # encoded at once

@@ -18,7 +18,7 @@ from imavae.data import dataset
 from imavae.data.images import Cache
 from imavae.data.images import Progress as Rendering
 from imavae.errors import require
-from imavae.metrics import linear
+from imavae.metrics import linear, regression
 from imavae.metrics.evaluate import evaluate
 from imavae.metrics.forward import shortened
 from imavae.metrics.glossary import METRICS
@@ -179,6 +179,11 @@ class Session:
         """The maps that the linear reference of each world rests on."""
         return linear.maps(self.data.train, self.cache.folder)
 
+    @functools.cached_property
+    def mixing_fits(self) -> regression.Fits:
+        """The estimates of each world's mixing, for files with sources."""
+        return regression.fits(self.data.train, self.data.val, self.cache.folder)
+
     def train(self, objectives: Sequence[Objective] = ()) -> Iterator[Progress]:
         """Train until every member has stopped; yields after each epoch. Validations compute ``objectives``, too."""
         validate = functools.partial(self.validate, objectives=objectives)
@@ -213,7 +218,8 @@ class Session:
         if split == "val":
             points = shortened(points, self.points[0].data.features)
         names = None if objectives is None else {objective.metric.removeprefix("val/") for objective in objectives}
-        values = evaluate(self.ensemble, weights, rows, points, lambda: self.linear_maps, probes, names)
+        maps, fits = (lambda: self.linear_maps), (lambda: self.mixing_fits)
+        values = evaluate(self.ensemble, weights, rows, points, maps, probes, names, fits=fits)
         return {f"{split}/{name}": value for name, value in values.items()}
 
     def final(self, point: int) -> Finals:
