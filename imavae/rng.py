@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 Purpose = Literal[
-    "mixing", "sources", "variances", "segments", "split", "init", "batches", "noise", "evaluation", "samples"
+    "mixing", "warp", "sources", "variances", "segments", "split", "init", "batches", "noise", "evaluation", "samples"
 ]
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from numpy import ndarray
 from torch import Tensor
 
 from imavae.config.data import SpritesData
 from imavae.config.mapping import build
-from imavae.data import dataset, sprites
+from imavae.data import dataset, sources, sprites
 from imavae.data.images import Cache
-from imavae.data.sources import UniformSource
+from imavae.data.sources import BetaSource, UniformSource
 from imavae.errors import UserError
 from tests.helpers import untouched_generators
 
@@ -34,6 +36,7 @@ SETTINGS = [
     SpritesData(**TURNED),
     SpritesData(**TURNED, shapes=("triangle",), side=48),
     SpritesData(**SHAPED),
+    SpritesData(**TURNED, shapes=("pentagon",)),
 ]
 each_kind = pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join((*s.shapes, *s.factors[4:])))
 
@@ -89,7 +92,7 @@ def test_a_shape_in_the_middle_is_its_own_mirror_image(shape: Any) -> None:
     images = rendered(settings, drawn(settings, 5))
     np.testing.assert_allclose(images, images[..., ::-1], atol=1.01 * LEVEL)
     upside_down = np.abs(images - images[..., ::-1, :]).max()
-    assert upside_down > 0.5 if shape == "triangle" else upside_down < 1.01 * LEVEL
+    assert upside_down > 0.5 if shape in ("triangle", "pentagon") else upside_down < 1.01 * LEVEL
 
 
 @pytest.mark.parametrize("shape", sprites.SHAPES)
@@ -134,13 +137,67 @@ def test_every_factor_changes_the_image(settings: SpritesData) -> None:
         assert (np.abs(rendered(settings, other) - rendered(settings, s)).max((1, 2, 3)) > 0.3).all()
 
 
-@pytest.mark.parametrize("shape", ["square", "triangle"])
+@pytest.mark.parametrize("shape", ["square", "triangle", "pentagon"])
 def test_a_sprite_that_is_turned_by_its_symmetry_is_itself_again(shape: Any) -> None:
     settings = SpritesData(**TURNED, shapes=(shape,), angle=(0.0, 0.999999))
     at = torch.tensor([-0.5, 0.5, 0.0], dtype=torch.float64)
     first, last, half = rendered(settings, along(settings, "angle", at, drawn(settings, 1)[0]))
     np.testing.assert_allclose(first, last, atol=1.01 * LEVEL)
     assert np.abs(first - half).max() > 0.5
+
+
+def test_a_whole_turn_of_hue_returns_to_the_same_colour() -> None:
+    settings = SpritesData(hue=(0.2, 1.2))
+    at = torch.tensor([-0.5, 0.5, 0.0], dtype=torch.float64)
+    first, last, half = rendered(settings, along(settings, "hue", at, drawn(settings, 1)[0]))
+    np.testing.assert_allclose(first, last, atol=1.01 * LEVEL)
+    assert np.abs(first - half).max() > 0.5
+
+
+def test_ranges_of_x_and_y_are_shares_of_the_room() -> None:
+    whole, part = SpritesData(), SpritesData(x=(0.25, 0.75), y=(0.5, 1.0))
+    s = drawn(whole, 50)
+    mapped = s.clone()
+    mapped[:, 0], mapped[:, 1] = s[:, 0] / 2, s[:, 1] / 2 + 0.25
+    one, other = sprites.scenes(part, s, generator()), sprites.scenes(whole, mapped, generator())
+    np.testing.assert_allclose(one.centre, other.centre, rtol=1e-6)
+    left_out = SpritesData(dim=2, factors=("size", "hue"), x=(0.0, 0.5))
+    room = sprites.scenes(whole, torch.tensor([[-0.25, 0, 0, 0]], dtype=torch.float64), generator())
+    middle = sprites.scenes(left_out, torch.zeros(1, 2, dtype=torch.float64), generator())
+    np.testing.assert_allclose(middle.centre, room.centre)  # it stays at the middle of its range
+
+
+def test_a_constant_offset_changes_all_colours_alike() -> None:
+    s = drawn(SpritesData(), 100)
+    one = sprites.scenes(SpritesData(hue=(0.1, 0.5)), s, generator())
+    turned = sprites.scenes(SpritesData(hue=(0.0, 0.4), hsv_offset=(0.1, 0.0, 0.0)), s, generator())
+    np.testing.assert_allclose(turned.colour, one.colour, atol=1e-6)
+    paler = sprites.scenes(SpritesData(hue=(0.1, 0.5), hsv_offset=(0.0, -0.25, -0.5)), s, generator())
+    np.testing.assert_allclose(paler.colour, 0.5 * (1 - 0.75 * (1 - one.colour)), atol=1e-6)
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+def test_each_factor_has_a_beta_law_of_its_own_in_each_segment(segments: int) -> None:
+    data = SpritesData(n_obs=9000, n_segments=segments, betas=(2.0, 15.0), source=BetaSource(low=1.0, high=4.0), seed=7)
+    source, s, u = dataset._draw_sources(data)
+    assert isinstance(source, sources.Beta)
+    assert (u is None) == (segments == 1)
+    seen = set()
+    log_p = torch.zeros(len(s), dtype=torch.float64)
+    for segment in range(segments):
+        rows = torch.ones(len(s), dtype=torch.bool) if u is None else u == segment
+        for factor in range(data.dim):
+            alpha, beta = (t.expand_as(s)[rows, factor].unique().item() for t in (source.alpha, source.beta))
+            assert 2 <= min(alpha, beta) <= max(alpha, beta) <= 15
+            law = scipy.stats.beta(alpha, beta, 1.0, 3.0)
+            assert scipy.stats.kstest(s[rows, factor].numpy(), law.cdf).pvalue > 1e-3
+            log_p[rows] += torch.from_numpy(law.logpdf(s[rows, factor].numpy()))
+            seen |= {alpha, beta}
+    assert len(seen) == 2 * segments * data.dim
+    torch.testing.assert_close(source.log_prob(s), log_p)
+    other, *_ = dataset._draw_sources(replace(data, seed=8))
+    assert isinstance(other, sources.Beta)
+    assert not torch.equal(other.alpha, source.alpha)  # another world has other laws
 
 
 def test_the_shape_is_the_level_of_its_sources_interval() -> None:
@@ -224,6 +281,41 @@ def test_a_transformed_world_is_the_plain_one_of_the_mapped_factors(transform: A
     assert np.abs(rendered(turned, s, seed=3) - rendered(plain, s)).max() > 0.5
 
 
+@pytest.mark.parametrize("warp", ["affine", "projective"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_warp_takes_each_sprite_to_its_place(warp: Any, seed: int) -> None:
+    plain, warped = SpritesData(size=(0.05, 0.1)), SpritesData(size=(0.05, 0.1), warp=warp, seed=seed)
+    s = drawn(plain, 60)
+    to, before, after = sprites.draw_warp(warped), rendered(plain, s).max(1), rendered(warped, s).max(1)
+    pixels = torch.arange(64, dtype=torch.float64) + 0.5
+
+    def places(images: ndarray) -> Tensor:
+        """Centres of mass, in sides."""
+        share = torch.from_numpy(images / images.sum((1, 2), keepdims=True))
+        return torch.stack([share.sum(1) @ pixels, share.sum(2) @ pixels], 1) / 64
+
+    assert (places(after) - to(places(before))).abs().max() < 0.3 / 64
+    shares = after.sum((1, 2)) / before.sum((1, 2))
+    assert 0.2 < shares.min() <= shares.max() < 1
+    assert sprites.WARPED[0] * 0.95 < shares.mean() < sprites.WARPED[1] * 1.05 or warp == "projective"
+    if warp == "affine":  # one area for all places
+        assert shares.std() < 0.05 * shares.mean()
+    other = rendered(replace(warped, seed=seed + 1), s).max(1)
+    assert np.abs(other - after).max() > 0.5
+
+
+def test_a_warp_that_moves_nothing_changes_nothing_and_one_by_a_pixel_shifts() -> None:
+    image = torch.rand(16, 16, generator=generator(), dtype=torch.float64).numpy()
+    identity = sprites.Projection(
+        torch.eye(2, dtype=torch.float64), *torch.zeros(2, 2, dtype=torch.float64), torch.ones(2)
+    )
+    np.testing.assert_allclose(sprites.resampling(identity, 16) @ image.ravel(), image.ravel(), atol=1e-12)
+    step = torch.tensor([1 / 16, 0], dtype=torch.float64)
+    shifted = (sprites.resampling(identity._replace(low=-step, high=1 - step), 16) @ image.ravel()).reshape(16, 16)
+    np.testing.assert_allclose(shifted[:, 1:], image[:, :-1], atol=1e-9)
+    np.testing.assert_allclose(shifted[:, 0], 0, atol=1e-9)  # black comes in
+
+
 def test_images_are_their_seeds_own_and_leave_global_generators_alone() -> None:
     settings = SpritesData(transform="affine", jitter=(0.01, 0.05, 0.05), side=32)
     s = dataset.build_source(SpritesData().source).sample(20, 4, generator())
@@ -263,12 +355,18 @@ def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> Non
         {"factors": ("hue", "size")},
         {"jitter": (0.1, 0.0, 0.0)},
         {"transform": "affine"},
+        {"warp": "affine"},
+        {"warp": "affine", "seed": 5},
+        {"warp": "projective"},
+        {"x": (0.0, 0.4)},
+        {"y": (0.5, 1.0)},
+        {"hsv_offset": (0.0, -0.1, 0.0)},
     ]
     others = [(SpritesData(**{**vars(settings), **change}), s) for change in changes]
     for other, sources_ in (*others, (settings, s[:40]), (settings, drawn(settings, 50, seed=1))):
         expected = rendered(other, sources_).reshape(len(sources_), -1)
         np.testing.assert_array_equal(images(other, sources_) / 255, expected)
-    assert len(told) == len(list(tmp_path.iterdir())) == 10
+    assert len(told) == len(list(tmp_path.iterdir())) == 16
 
 
 @pytest.mark.parametrize(
@@ -287,9 +385,21 @@ def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> Non
         ({"size": (0.2, 0.2)}, r"size\[0\] < size\[1\] <= 0.25"),
         ({"size": (0.2, 0.3)}, r"size\[0\] < size\[1\] <= 0.25"),
         ({"side": 16, "size": (0.06, 0.2)}, r"1/side <= data.size"),
-        ({"hue": (0.0, 1.0)}, "hue rises by less than 1"),
-        ({"hue": (0.5, 0.5)}, "hue rises by less than 1"),
-        ({"angle": (0.3, 1.5)}, "angle rises by less than 1"),
+        ({"hue": (0.0, 1.1)}, "hue rises by at most 1"),
+        ({"hue": (0.5, 0.5)}, "hue rises by at most 1"),
+        ({"angle": (0.3, 1.5)}, "angle rises by at most 1"),
+        ({"x": (0.5, 0.5)}, r"0 <= data.x\[0\] < data.x\[1\] <= 1"),
+        ({"x": (-0.1, 0.5)}, r"0 <= data.x\[0\]"),
+        ({"y": (0.5, 1.1)}, r"data.y\[1\] <= 1"),
+        ({"warp": "twisted"}, "warp"),
+        ({"hsv_offset": (1.5, 0.0, 0.0)}, r"hue in \[-1, 1\]"),
+        ({"hsv_offset": (0.0, 0.1, 0.0)}, r"in \(-1, 0\]"),
+        ({"hsv_offset": (0.0, 0.0, -1.0)}, r"in \(-1, 0\]"),
+        ({"hsv_offset": (float("nan"), 0.0, 0.0)}, r"hsv_offset"),
+        ({"betas": (0.0, 2.0)}, r"0 < data.betas\[0\]"),
+        ({"betas": (15.0, 2.0)}, r"data.betas\[0\] <= data.betas\[1\]"),
+        ({"betas": (2.0, float("inf"))}, r"betas\[1\] < inf"),
+        ({"betas": (2.0, 15.0), "source": {"name": "uniform"}}, "source is beta for data.betas"),
         ({"jitter": (0.0, -0.1, 0.0)}, "jitter >= 0"),
         ({"factors": ("x", "shape"), "shapes": ("square", "circle"), "transform": "affine"}, "two factors to mix"),
     ],

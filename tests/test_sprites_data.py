@@ -27,6 +27,13 @@ from tests.helpers import plain_model, random_members, sprites, trained, untouch
 CPU = torch.device("cpu")
 ALL = slice(None)
 SHAPES = {"factors": ["x", "y", "hue", "shape"], "shapes": ["square", "triangle", "circle"]}
+PUBLISHED = {
+    "betas": [2, 15],
+    "shapes": ["pentagon"],
+    "hue": [0, 1],
+    "warp": "projective",
+    "hsv_offset": [0.1, -0.2, 0],
+}
 
 
 def data_of(config: RunConfig, dtype: torch.dtype = torch.float64) -> Dataset:
@@ -48,7 +55,9 @@ def settings_of(config: RunConfig) -> SpritesData:
     return config.data
 
 
-@pytest.mark.parametrize("data", [{}, {"transform": "affine"}, SHAPES], ids=["plain", "affine", "shapes"])
+@pytest.mark.parametrize(
+    "data", [{}, {"transform": "affine"}, SHAPES, PUBLISHED], ids=["plain", "affine", "shapes", "published"]
+)
 def test_each_image_is_drawn_from_its_own_sources(data: dict[str, object], tmp_path: Path) -> None:
     config = sprites(tmp_path, data=data)
     made = data_of(config)

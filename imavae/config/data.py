@@ -19,8 +19,8 @@ Range = tuple[float, float]
 Share = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 Jitter = tuple[NotNegative, NotNegative, NotNegative]
-Shape = Literal["square", "triangle", "circle"]
-Transform = Literal["none", "affine", "projective"]
+Shape = Literal["square", "triangle", "pentagon", "circle"]
+Map = Literal["none", "affine", "projective"]
 
 FROM_FILE: Any = None  # default of what run_config reads from the file
 SMALLEST_SPLIT = 64  # observations
@@ -253,11 +253,21 @@ class SpritesData(DrawnData):
     ] = ("x", "y", "size", "hue")
     side: Annotated[int, Field(ge=16, description="of the image, in pixels")] = 64
     shapes: Annotated[tuple[Shape, ...], Field(description="several only with the factor shape")] = ("square",)
+    betas: Annotated[
+        Range | None,
+        Field(description="each factor, in each segment, draws its own alpha and beta from this; null: data.source's"),
+    ] = None
+    x: Annotated[Range, Field(description="shares of the room that the largest shape has, from the left")] = (0.0, 1.0)
+    y: Annotated[Range, Field(description="shares of that room, from the top")] = (0.0, 1.0)
     size: Annotated[Range, Field(description="half-width of the square of equal area, over the side")] = (0.1, 0.2)
-    hue: Annotated[Range, Field(description="in turns of the colour wheel, less than one")] = (0.0, 0.8)
-    angle: Annotated[Range, Field(description="in turns that bring the shape back onto itself")] = (0.0, 0.8)
-    transform: Annotated[Transform, Field(description="random map of all factors but the shape")] = "none"
+    hue: Annotated[Range, Field(description="in turns of the colour wheel, at most one")] = (0.0, 0.8)
+    angle: Annotated[Range, Field(description="in turns that bring the shape onto itself, at most one")] = (0.0, 0.8)
+    transform: Annotated[Map, Field(description="random map of all factors but the shape, before drawing")] = "none"
+    warp: Annotated[Map, Field(description="random map of the finished image, one for all images of a world")] = "none"
     jitter: Annotated[Jitter, Field(description="std of noise on an image's hue, saturation, value")] = (0.0, 0.0, 0.0)
+    hsv_offset: Annotated[
+        tuple[float, float, float], Field(description="added to the hue, saturation, value of all images")
+    ] = (0.0, 0.0, 0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -269,15 +279,28 @@ class SpritesData(DrawnData):
         require(all(map(math.isfinite, self.source.support)), rule, got, "use data/source=beta")
         proper = len(set(shapes)) == len(shapes) >= 1 and (len(shapes) > 1) == ("shape" in factors)
         rule, got = "data.shapes are as many as the factors need", f"{shapes} for {factors}"
-        require(proper, rule, got, "list two or three with the factor shape, else one")
+        require(proper, rule, got, "list two or more with the factor shape, else one")
         rule, remedy = "data.shapes has no circle for the factor angle", "a circle has no angle: drop one of them"
         require("angle" not in factors or "circle" not in shapes, rule, shapes, remedy)
         rule, remedy = "1/side <= data.size[0] < size[1] <= 0.25", "leave room to move: set data.size=[0.1,0.2]"
         require(1 / self.side <= smallest < largest <= 0.25, rule, self.size, remedy)
+        for key in ("x", "y"):
+            low, high = getattr(self, key)
+            rule, remedy = f"0 <= data.{key}[0] < data.{key}[1] <= 1", f"set data.{key}=[0,1] for all of the room"
+            require(0 <= low < high <= 1, rule, (low, high), remedy)
         for key in ("hue", "angle"):
             low, high = getattr(self, key)
-            remedy = f"a whole turn is seen twice: set data.{key}=[0,0.8]"
-            require(low < high < low + 1, f"data.{key} rises by less than 1", (low, high), remedy)
+            remedy = f"more than a turn repeats itself: set data.{key}=[0,0.8]"
+            require(low < high <= low + 1, f"data.{key} rises by at most 1", (low, high), remedy)
+        hue, *others = self.hsv_offset
+        rule = "data.hsv_offset is a hue in [-1, 1], then a saturation and a value in (-1, 0]"
+        remedy = "both are at their largest, 1, without it: set data.hsv_offset=[0.1,-0.2,-0.3]"
+        require(abs(hue) <= 1 and all(-1 < other <= 0 for other in others), rule, self.hsv_offset, remedy)
+        if self.betas is not None:
+            rule, (low, high) = "0 < data.betas[0] <= data.betas[1] < inf", self.betas
+            require(0 < low <= high < math.inf, rule, self.betas, "set data.betas=[2,15]")
+            rule, remedy = "data.source is beta for data.betas", "use data/source=beta, or data.betas=null"
+            require(self.source.name == "beta", rule, self.source.name, remedy)
         mixed = self.transform == "none" or len(set(factors) - {"shape"}) >= 2
         require(mixed, "data.transform has two factors to mix, besides shape", factors, "set data.transform=none")
 

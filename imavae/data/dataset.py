@@ -3,8 +3,9 @@
 A world is one draw of mixing, sources and split from one seed, in float64. With segments, each observation has an
 auxiliary variable u, uniform over the segments, and each (segment, component) a variance factor v ~ U(data.variances):
 the source's variance is multiplied by v, that of a bounded source by v / data.variances[1], which keeps it within its
-support. A file's world is its rows, split by the seed and standardised by the training rows. Drawn images are kept in
-one cached file per world, in the order of the splits; those of a user's file in one for all worlds, in its order.
+support. Sprites may draw a beta law for each (segment, factor) instead. A file's world is its rows, split by the seed
+and standardised by the training rows. Drawn images are kept in one cached file per world, in the order of the splits;
+those of a user's file in one for all worlds, in its order.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from imavae.data.mixings import Mixing, Shifted, orthogonal
 from imavae.data.mixings.automorphism import Rotation
 from imavae.data.mixings.flow import Flow
 from imavae.data.mixings.mlp import LinearOnTop
-from imavae.data.sources import Normalised, Scalable, Source
+from imavae.data.sources import Beta, Normalised, Scalable, Source
 from imavae.errors import require
 from imavae.rng import stream
 
@@ -324,11 +325,17 @@ def _draw_sources(data: DrawnData) -> tuple[Source, Float64[Tensor, "n d"], Int[
     """The law of the sources, the sources, and the segments."""
     source, u = build_source(data.source), None
     if data.n_segments > 1:
+        u = torch.randint(data.n_segments, (data.n_obs,), generator=stream(data.seed, "segments"))
+    if isinstance(data, SpritesData) and data.betas is not None:
+        low, high = data.betas
+        table = torch.rand(2, data.n_segments, data.dim, generator=stream(data.seed, "variances"), dtype=torch.float64)
+        alpha, beta = (low + (high - low) * table)[:, slice(None) if u is None else u]
+        source = Beta(alpha, beta, *data.source.support)
+    elif u is not None:
         rule, remedy = "data.n_segments is 1 for a source without a method scaled", f"add it to {type(source).__name__}"
         require(isinstance(source, Scalable), rule, data.n_segments, f"{remedy}, as in imavae.data.sources.Scalable")
         low, high = data.variances
         table = torch.rand(data.n_segments, data.dim, generator=stream(data.seed, "variances"), dtype=torch.float64)
-        u = torch.randint(data.n_segments, (data.n_obs,), generator=stream(data.seed, "segments"))
         factors = (low + (high - low) * table)[u]
         bounded = math.isfinite(data.source.support[1])
         source = cast(Scalable, source).scaled(factors / high if bounded else factors)

@@ -6,7 +6,8 @@ outside the edge, multiplied over the edges. So an image depends continuously on
 of one size have the same area, 4 size^2 (in units of the side), and x and y in [0, 1] keep the largest one inside.
 
 The factors may go through a random affine or projective map first, t -> (A t) / (1 + c t) on the unit cube, rescaled
-onto the cube (c = 0 for an affine one): then the columns of the generator's Jacobian are no longer orthogonal.
+onto the cube (c = 0 for an affine one): then the columns of the generator's Jacobian are no longer orthogonal. A map of
+the same form, drawn from the world's seed, may warp the finished image instead, as in the original.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +27,12 @@ from torch import Tensor
 from imavae.config.data import SpritesData
 from imavae.data.images import Cache, cached
 from imavae.data.mixings import uniform
+from imavae.rng import stream
 
 VERSION = 1  # of the pixels: raise it whenever they change, so that no older cached file is used
 RENDERED_AT_ONCE = 500  # images
 STEEPEST = 0.5  # largest distance of a projective map's denominator from 1
+WARPED = 0.35, 0.5  # share of its area that the warp leaves of an image; a rotation, which keeps angles, leaves more
 
 
 class Shape(NamedTuple):
@@ -42,9 +45,11 @@ class Shape(NamedTuple):
     turned: float  # reach along an axis at any angle
 
 
+_APOTHEM = 2 / math.sqrt(5 * math.tan(math.pi / 5))  # of the pentagon
 SHAPES = {
     "square": Shape(4, 1.0, 0.0, 1.0, math.sqrt(2)),
     "triangle": Shape(3, 2 * 27**-0.25, 0.25, 4 * 27**-0.25, 4 * 27**-0.25),
+    "pentagon": Shape(5, _APOTHEM, 0.25, _APOTHEM / math.cos(math.pi / 5), _APOTHEM / math.cos(math.pi / 5)),
     "circle": Shape(0, 2 / math.sqrt(math.pi), 0.0, 2 / math.sqrt(math.pi), 2 / math.sqrt(math.pi)),
 }
 
@@ -59,18 +64,68 @@ class Scenes(NamedTuple):
     colour: Float32[ndarray, "n 3"]  # red, green, blue in [0, 1]
 
 
-def draw_map(projective: bool, dim: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A random affine or projective map of (n, dim) factors, from the unit cube into itself, onto each of its faces."""
-    matrix, slope = uniform(dim, generator), torch.zeros(dim, dtype=torch.float64)
+class Projection(NamedTuple):
+    """A map of the unit cube into itself, onto each of its faces: t -> ((A t) / (1 + c t) - low) / (high - low)."""
+
+    matrix: Float64[Tensor, "d d"]
+    slope: Float64[Tensor, " d"]  # c; 0 for an affine map
+    low: Float64[Tensor, " d"]
+    high: Float64[Tensor, " d"]
+
+    def __call__(self, t: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
+        ratio = t @ self.matrix.T / (1 + t @ self.slope)[:, None]
+        return ((ratio - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    def homogeneous(self) -> Float64[Tensor, "d1 d1"]:
+        """The matrix of the map in homogeneous coordinates (t, 1)."""
+        upper = torch.cat([self.matrix - torch.outer(self.low, self.slope), -self.low[:, None]], 1)
+        return torch.cat([upper / (self.high - self.low)[:, None], torch.cat([self.slope, torch.ones(1)])[None]])
+
+
+def draw_map(
+    projective: bool, dim: int, generator: torch.Generator, matrix: Float64[Tensor, "d d"] | None = None
+) -> Projection:
+    """A random affine or projective map of (n, dim) factors; ``matrix`` is A, by default well conditioned."""
+    matrix, slope = uniform(dim, generator) if matrix is None else matrix, torch.zeros(dim, dtype=torch.float64)
     if projective:
         slope = STEEPEST / dim * (2 * torch.rand(dim, generator=generator, dtype=torch.float64) - 1)
+    corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=dim)), dtype=torch.float64)
+    ends = corners @ matrix.T / (1 + corners @ slope)[:, None]
+    return Projection(matrix, slope, ends.amin(0), ends.amax(0))  # a ratio of linear functions is extreme at corners
 
-    def ratio(t: Tensor) -> Tensor:
-        return t @ matrix.T / (1 + t @ slope)[:, None]
 
-    ends = ratio(torch.tensor(list(itertools.product((0.0, 1.0), repeat=dim)), dtype=torch.float64))
-    low, high = ends.amin(0), ends.amax(0)  # a ratio of linear functions is least and greatest at corners
-    return lambda t: ((ratio(t) - low) / (high - low)).clamp(0, 1)
+def draw_warp(settings: SpritesData) -> Projection:
+    """The map of the unit square, (x, y), that warps all finished images of the world."""
+    generator = stream(settings.seed, "warp")
+    while True:
+        matrix = 2 * torch.rand(2, 2, generator=generator, dtype=torch.float64) - 1
+        warp = draw_map(settings.warp == "projective", 2, generator, matrix)
+        x, y = warp(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]], dtype=torch.float64)).T
+        area = (x * (y.roll(-1) - y.roll(1))).sum().abs() / 2
+        if WARPED[0] <= area <= WARPED[1]:
+            return warp
+
+
+def resampling(warp: Projection, side: int) -> Any:
+    """The sparse matrix W, (side², side²), of bilinear resampling: W @ a is a channel ``a`` of an image, warped.
+
+    A pixel's value is interpolated at the point that ``warp`` takes to its centre; beyond the border all is black.
+    """
+    from scipy.sparse import csr_array
+
+    row, column = np.divmod(np.arange(side**2), side)
+    to = np.stack([column + 0.5, row + 0.5, np.full(side**2, side)]) / side
+    start = np.linalg.inv(warp.homogeneous().numpy()) @ to
+    x, y = start[:2] / start[2] * side - 0.5
+    weights, pixels, sources = [], [], []
+    for right, down in itertools.product((0, 1), repeat=2):
+        i, j = np.floor(x) + right, np.floor(y) + down
+        inside = np.flatnonzero((i >= 0) & (i < side) & (j >= 0) & (j < side))
+        weights.append(((1 - abs(x - i)) * (1 - abs(y - j)))[inside])
+        pixels.append(inside)
+        sources.append((j * side + i)[inside].astype(np.int64))
+    at = np.concatenate(pixels), np.concatenate(sources)
+    return csr_array((np.concatenate(weights), at), shape=(side**2, side**2))
 
 
 def settled(settings: SpritesData, s: Float64[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
@@ -104,10 +159,13 @@ def scenes(settings: SpritesData, s: Float64[Tensor, "n d"], generator: torch.Ge
     levels = len(settings.shapes)
     shape = np.minimum((levels * unit.get("shape", 0 * middle)).astype(np.int64), levels - 1)
     edge = _margin(settings)
-    centre = np.stack([factor("x", edge, settings.side - edge), factor("y", edge, settings.side - edge)], 1)
+    rooms = [[edge * (1 - share) + (settings.side - edge) * share for share in r] for r in (settings.x, settings.y)]
+    centre = np.stack([factor("x", *rooms[0]), factor("y", *rooms[1])], 1)
     periods = np.array([1 / max(SHAPES[name].edges, 1) for name in settings.shapes])
     turns = factor("angle", *settings.angle) * periods[shape] if "angle" in unit else 0 * middle
-    colour = rgb(factor("hue", *settings.hue) + noise[:, 0], 1 - np.abs(noise[:, 1]), 1 - np.abs(noise[:, 2]))
+    more = settings.hsv_offset
+    hue = factor("hue", *settings.hue) + noise[:, 0] + more[0]
+    colour = rgb(hue, 1 - np.abs(noise[:, 1]) + more[1], 1 - np.abs(noise[:, 2]) + more[2])
     return Scenes(
         centre=centre.astype(np.float32),
         half=(settings.side * factor("size", *settings.size)).astype(np.float32),
@@ -134,7 +192,7 @@ def rgb(hue: ndarray, saturation: ndarray, value: ndarray) -> Float64[ndarray, "
 
 
 def render(scenes: Scenes, settings: SpritesData) -> UInt8[ndarray, "n 3 side side"]:
-    """The images. Only a patch around each sprite is computed."""
+    """The images. Only a patch around each sprite is computed, and then warped."""
     side = settings.side
     images = np.zeros((len(scenes.half), 3, side, side), np.uint8)
     width = min(side, math.ceil(2 * _margin(settings)) + 1)
@@ -149,6 +207,9 @@ def render(scenes: Scenes, settings: SpritesData) -> UInt8[ndarray, "n 3 side si
         patch = np.rint(cover[:, None] * (255 * scenes.colour[rows])[:, :, None, None]).astype(np.uint8)
         row, column = place[:, 1, None, :, None], place[:, 0, None, None, :]
         images[rows[:, None, None, None], np.arange(3)[:, None, None], row, column] = patch
+    if settings.warp != "none":
+        weights = resampling(draw_warp(settings), side).astype(np.float32)
+        images = np.rint(weights @ images.reshape(-1, side**2).T).T.astype(np.uint8).reshape(images.shape)
     return images
 
 
@@ -171,7 +232,8 @@ def _cover(
 
 def images(scenes: Scenes, settings: SpritesData, cache: Cache) -> UInt8[ndarray, "n feature"]:
     """The images as rows of bytes in a cached file, rendered if it is missing: see :mod:`imavae.data.images`."""
-    digest = hashlib.sha256(repr((VERSION, settings.side, settings.shapes, _margin(settings))).encode())
+    warp = (settings.warp, settings.seed) if settings.warp != "none" else ()  # all else is in the scenes
+    digest = hashlib.sha256(repr((VERSION, settings.side, settings.shapes, _margin(settings), *warp)).encode())
     for array in scenes:
         digest.update(repr((array.dtype.str, array.shape)).encode())
         digest.update(array.tobytes())
