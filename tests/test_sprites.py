@@ -398,7 +398,7 @@ def test_the_cache_is_used_again_by_the_same_pixels_alone(tmp_path: Path) -> Non
         ({"hsv_offset": (float("nan"), 0.0, 0.0)}, r"hsv_offset"),
         ({"betas": (0.0, 2.0)}, r"0 < data.betas\[0\]"),
         ({"betas": (15.0, 2.0)}, r"data.betas\[0\] <= data.betas\[1\]"),
-        ({"betas": (2.0, float("inf"))}, r"betas\[1\] < inf"),
+        ({"betas": (2.0, float("inf"))}, "betas. must be a finite number"),
         ({"betas": (2.0, 15.0), "source": {"name": "uniform"}}, "source is beta for data.betas"),
         ({"jitter": (0.0, -0.1, 0.0)}, "jitter >= 0"),
         ({"factors": ("x", "shape"), "shapes": ("square", "circle"), "transform": "affine"}, "two factors to mix"),

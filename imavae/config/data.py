@@ -297,8 +297,8 @@ class SpritesData(DrawnData):
         remedy = "both are at their largest, 1, without it: set data.hsv_offset=[0.1,-0.2,-0.3]"
         require(abs(hue) <= 1 and all(-1 < other <= 0 for other in others), rule, self.hsv_offset, remedy)
         if self.betas is not None:
-            rule, (low, high) = "0 < data.betas[0] <= data.betas[1] < inf", self.betas
-            require(0 < low <= high < math.inf, rule, self.betas, "set data.betas=[2,15]")
+            rule, (low, high) = "0 < data.betas[0] <= data.betas[1]", self.betas
+            require(0 < low <= high, rule, self.betas, "set data.betas=[2,15]")
             rule, remedy = "data.source is beta for data.betas", "use data/source=beta, or data.betas=null"
             require(self.source.name == "beta", rule, self.source.name, remedy)
         mixed = self.transform == "none" or len(set(factors) - {"shape"}) >= 2
