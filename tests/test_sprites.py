@@ -187,7 +187,7 @@ def test_each_factor_has_a_beta_law_of_its_own_in_each_segment(segments: int) ->
     for segment in range(segments):
         rows = torch.ones(len(s), dtype=torch.bool) if u is None else u == segment
         for factor in range(data.dim):
-            alpha, beta = (t.expand_as(s)[rows, factor].unique().item() for t in (source.alpha, source.beta))
+            [alpha], [beta] = (set(t.expand_as(s)[rows, factor].tolist()) for t in (source.alpha, source.beta))
             assert 2 <= min(alpha, beta) <= max(alpha, beta) <= 15
             law = scipy.stats.beta(alpha, beta, 1.0, 3.0)
             assert scipy.stats.kstest(s[rows, factor].numpy(), law.cdf).pvalue > 1e-3
@@ -306,9 +306,8 @@ def test_a_warp_takes_each_sprite_to_its_place(warp: Any, seed: int) -> None:
 
 def test_a_warp_that_moves_nothing_changes_nothing_and_one_by_a_pixel_shifts() -> None:
     image = torch.rand(16, 16, generator=generator(), dtype=torch.float64).numpy()
-    identity = sprites.Projection(
-        torch.eye(2, dtype=torch.float64), *torch.zeros(2, 2, dtype=torch.float64), torch.ones(2)
-    )
+    zero, one = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    identity = sprites.Projection(torch.diag(one), zero, zero, one)
     np.testing.assert_allclose(sprites.resampling(identity, 16) @ image.ravel(), image.ravel(), atol=1e-12)
     step = torch.tensor([1 / 16, 0], dtype=torch.float64)
     shifted = (sprites.resampling(identity._replace(low=-step, high=1 - step), 16) @ image.ravel()).reshape(16, 16)
