@@ -111,9 +111,11 @@ def running(cluster: Cluster) -> Iterator[int]:
             nodes = [{**node, "CPU": min(node.get("CPU", 0.0), float(cluster.cpus))} for node in nodes]
         yield slots(cluster, nodes)
     finally:
-        if ours:
-            ray.shutdown()
-        ended.set()
+        try:
+            if ours:
+                ray.shutdown()
+        finally:
+            ended.set()
         if colorama := sys.modules.get("colorama.initialise"):  # Ray's copy
             atexit.unregister(colorama.reset_all)  # else an escape code is printed at exit, also under NO_COLOR
 
