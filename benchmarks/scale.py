@@ -143,6 +143,7 @@ class Simulated:
 
     seconds, reports, folder = 60.0, 12, ""
     begun, ended = math.inf, 0.0  # times of the first trial's start and of the last one's end
+    cpu = math.inf  # seconds of this process at the first one
 
     def __init__(self, **_: Any) -> None:
         self._live_actors_to_ray_actors_resources: dict[TrackedActor, tuple[None, None]] = {}
@@ -168,7 +169,7 @@ class Simulated:
         self._points[actor], self._tasks[actor] = kwargs["config"]["points"], 0
 
         def start() -> None:
-            Simulated.begun = min(self.begun, time.monotonic())
+            Simulated.begun, Simulated.cpu = min(self.begun, time.monotonic()), min(self.cpu, time.process_time())
             self._live_actors_to_ray_actors_resources[actor] = None, None
             on_start(actor)
 
@@ -234,10 +235,11 @@ def measure_slots(output_dir: Path, slots: int, seconds: float, reports: int) ->
         tune(**STUDY, output_dir=str(output_dir), budget={"trials": trials})
         watch.end()
     took, recorded = Simulated.ended - Simulated.begun, watch.begun + watch.at(trials - 1)[0] - Simulated.begun
+    cpu = (watch.at(trials - 1)[1] - Simulated.cpu) / trials
     print(
         f"{slots} slots, trials of {seconds:g} s with {reports} reports: slots are busy for "
-        f"{trials * seconds / slots / took:.0%} of {took:.0f} s, {trials / took:.2f} trials and "
-        f"{trials * reports / took:.0f} reports a second; recorded after {recorded:.0f} s"
+        f"{trials * seconds / slots / took:.0%} of {took:.0f} s; recorded after {recorded:.0f} s; the driver needs "
+        f"{1000 * cpu:.0f} ms of CPU time a trial, so one core feeds {seconds / cpu:.0f} such slots"
     )
 
 
