@@ -248,7 +248,7 @@ def test_probes_are_added_and_change_nothing(at: RunConfig) -> None:
     if at.latents <= at.data.features:
         assert (final["conformal_contrast"] >= final["cima"] - 1e-12).all()
     no_truth = evaluated(at, flat, dataclasses.replace(split, truth=None), [5, 6], True)
-    known = {metric.name for metric in METRICS if TRUTH[0] in metric.needs}
+    known = {metric.name for metric in METRICS if TRUTH[-1] in metric.needs}
     assert probed.keys() - no_truth.keys() == known - absent(at, True).keys()
 
 

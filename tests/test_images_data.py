@@ -343,9 +343,9 @@ def norb_file(path: Path, values: NDArray[Any]) -> None:
 
 
 def test_recipes_read_the_layouts_of_published_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of docs/images.md run, on small files in those layouts."""
+    """The recipes of docs/images.md run, on small files in those layouts."""
     monkeypatch.chdir(tmp_path)
-    mpi3d, cars3d, smallnorb = blocks(ROOT / "docs/images.md", "python")
+    _, mpi3d, cars3d, smallnorb = blocks(ROOT / "docs/images.md", "python")
     marks = np.random.default_rng(1).integers(0, 255, (5, 96, 16, 16, 3), np.uint8)
 
     exec(mpi3d.replace("40", "2"), {})  # noqa: S102  -- our own page

@@ -19,7 +19,10 @@ from imavae.data import dataset, sources, sprites
 from imavae.data.images import Cache
 from imavae.data.sources import BetaSource, UniformSource
 from imavae.errors import UserError
+from imavae.metrics import ima
+from imavae.rng import stream
 from tests.helpers import untouched_generators
+from tests.pages import ROOT, blocks
 
 SUPPORT = (-0.5, 0.5)
 LEVEL = 1 / 255  # of a byte
@@ -313,6 +316,62 @@ def test_a_warp_that_moves_nothing_changes_nothing_and_one_by_a_pixel_shifts() -
     shifted = (sprites.resampling(identity._replace(low=-step, high=1 - step), 16) @ image.ravel()).reshape(16, 16)
     np.testing.assert_allclose(shifted[:, 1:], image[:, :-1], atol=1e-9)
     np.testing.assert_allclose(shifted[:, 0], 0, atol=1e-9)  # black comes in
+
+
+def jacobian(settings: SpritesData, s: Tensor) -> Tensor:
+    """At each of the sources, (o, d, n)."""
+    return torch.cat(list(sprites.jacobian(settings, s, slice(None))), -1)
+
+
+def test_the_jacobian_is_that_of_the_rendered_images() -> None:
+    settings = SpritesData(n_obs=700, side=32, hue=(0.01, 0.15), seed=4)  # between red and yellow, green rises alone
+    s = drawn(settings, 60)
+    found = jacobian(settings, s).reshape(3, 32, 32, 4, 60)
+    scenes = sprites.scenes(settings, s, generator(), np.float64)
+    exact = torch.from_numpy(sprites.render(scenes, settings)).permute(1, 2, 3, 0)
+    cover = exact[0] / 255
+    torch.testing.assert_close(found[1, :, :, 3], 255 * 6 * 0.14 * cover, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found[::2, :, :, 3], torch.zeros_like(found[::2, :, :, 3]))
+    mass = found[0].sum((0, 1)) / 255  # moves keep it, and it is 4 size²
+    torch.testing.assert_close(mass[:2], torch.zeros(2, 60, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(mass[2], torch.from_numpy(8 * scenes.half * 0.1 * 32), rtol=1e-6, atol=0)
+
+
+def test_the_jacobian_of_mapped_factors_and_of_a_warped_image_follows_the_chain_rule() -> None:
+    plain, s = SpritesData(side=32, seed=4), drawn(SpritesData(), 8) * 0.9
+    mixed = replace(plain, transform="affine")
+    f = sprites.draw_map(False, 4, stream(4, "mixing"))
+    by_factors = jacobian(plain, f(s + 0.5) - 0.5)
+    expected = torch.einsum("odn,dk->okn", by_factors, f.matrix / (f.high - f.low)[:, None])
+    torch.testing.assert_close(jacobian(mixed, s), expected, rtol=1e-5, atol=1e-3)
+    warped = replace(plain, warp="projective")
+    w = torch.from_numpy(sprites.resampling(sprites.draw_warp(warped), 32).toarray())
+    expected = torch.einsum("pq,cqdn->cpdn", w, jacobian(plain, s).reshape(3, 1024, 4, 8)).reshape(-1, 4, 8)
+    torch.testing.assert_close(jacobian(warped, s), expected, rtol=1e-5, atol=1e-3)
+    noisy = replace(plain, jitter=(0.0, 0.0, 0.2))  # a dimmer image, whose Jacobian is as much smaller
+    ratio = jacobian(noisy, s).norm(dim=0) / jacobian(plain, s).norm(dim=0)
+    torch.testing.assert_close(ratio, ratio[:1].expand(4, -1), rtol=1e-4, atol=0)
+    assert float(ratio.max()) < 1
+
+
+def test_only_a_map_of_the_factors_breaks_orthogonality() -> None:
+    s = drawn(SpritesData(), 20) * 0.9
+
+    def contrast(**other: Any) -> float:
+        return float(ima.pointwise_contrast(jacobian(SpritesData(seed=4, **other), s)[None]).mean())
+
+    for shape in sprites.SHAPES:
+        assert 0 < contrast(shapes=(shape,)) < 0.02
+    assert contrast(transform="affine") > 0.5
+    assert contrast(transform="projective") > 0.5
+    assert contrast(warp="affine") < 0.05  # the columns' pixels stay apart
+
+
+def test_the_page_measures_the_contrast_of_the_renderer(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(blocks(ROOT / "docs/images.md", "python")[0], {})  # noqa: S102  -- our own page
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in printed] == ["none", "affine"]
+    assert 0 < float(printed[0][1]) < 0.02 < 1 < float(printed[1][1]) < 1.6
 
 
 def test_images_are_their_seeds_own_and_leave_global_generators_alone() -> None:

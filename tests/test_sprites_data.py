@@ -13,11 +13,11 @@ from torch import Tensor
 from imavae.config.data import SpritesData
 from imavae.config.settings import RunConfig
 from imavae.data import sprites as drawing
-from imavae.data.dataset import Dataset, Split, make
+from imavae.data.dataset import Dataset, Split, make, rendered_jacobian
 from imavae.data.images import Cache
-from imavae.metrics import disentanglement, forward, identifiability
+from imavae.metrics import disentanglement, forward, identifiability, ima
 from imavae.metrics.evaluate import posterior_shapes
-from imavae.metrics.glossary import METRICS, TOO_SLOW, TRUTH, absent
+from imavae.metrics.glossary import DIFFERENTIABLE, METRICS, TOO_SLOW, TRUTH, absent
 from imavae.rng import stream
 from imavae.runs.session import Session
 from imavae.training.ensemble import evaluated
@@ -190,6 +190,34 @@ def test_what_images_cannot_have_is_absent_and_said(tmp_path: Path) -> None:
         assert TRUTH[0] not in metric.needs or reasons[metric.name] == TRUTH[0].reason
     assert reasons["sap"] == TOO_SLOW
     assert "sap" not in absent(config, False, probes=True)
+
+
+def test_cima_truth_is_the_contrast_of_the_renderer_and_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sprites(tmp_path, data={"transform": "affine"}, members={"seed": [1, 2], "data": {"seed": [3, 8]}})
+    session = Session.start([config], CPU)
+    monkeypatch.setattr(forward, "DIFFERENTIATED", 64 * 768)
+    monkeypatch.setattr("imavae.metrics.rendering.DIFFERENTIATED", 64 * 768)
+    monkeypatch.setattr("imavae.training.ensemble.EVALUATED_NUMBERS", 64 * 768)
+    arguments = session.state.weights, session.state.active
+    first = {split: session.evaluate(split, *arguments)[f"{split}/cima_truth"] for split in ("val", "test")}
+    sizes = config.data.sizes
+    for split, start in (("val", sizes[0]), ("test", sizes[0] + sizes[1])):
+        for row, seed in ((0, 3), (2, 8)):
+            world = dataclasses.replace(settings_of(config), seed=seed)
+            parts = list(rendered_jacobian(world, slice(start, start + 64)))
+            expected = ima.pointwise_contrast(torch.cat(parts, -1)[None]).mean()
+            torch.testing.assert_close(first[split][row], expected)
+    assert len(set(first["val"].tolist())) == 2  # one value for each world
+    monkeypatch.setattr("imavae.metrics.rendering.rendered_jacobian", None)  # from now on, from the cache alone
+    again = Session.start([config], CPU)
+    assert torch.equal(again.evaluate("val", *arguments)["val/cima_truth"], first["val"])
+
+
+def test_a_discrete_factor_has_no_contrast(tmp_path: Path) -> None:
+    assert absent(sprites(tmp_path, data=SHAPES), False)["cima_truth"] == DIFFERENTIABLE.reason
+    assert "cima_truth" not in absent(sprites(tmp_path), False)
 
 
 def test_the_portrait_has_jacobians_of_fewer_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -269,6 +270,14 @@ def _report(progress: Progress | None, number: int, worlds: int, done: int, of: 
     """Report the rows done in one world as part of those of all worlds."""
     if progress is not None:
         progress(number * of + done, worlds * of)
+
+
+def rendered_jacobian(data: SpritesData, rows: slice) -> Iterator[Float64[Tensor, "o d m"]]:
+    """The Jacobian of the images of ``data.seed``, at some rows of the splits one after the other: see
+    :func:`imavae.data.sprites.jacobian`.
+    """
+    s = _draw_sources(data)[1]
+    return sprites.jacobian(data, s[torch.cat(_order(data, data.seed))], rows)
 
 
 def world(data: SyntheticData) -> World:

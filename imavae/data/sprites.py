@@ -7,7 +7,7 @@ of one size have the same area, 4 size^2 (in units of the side), and x and y in 
 
 The factors may go through a random affine or projective map first, t -> (A t) / (1 + c t) on the unit cube, rescaled
 onto the cube (c = 0 for an affine one): then the columns of the generator's Jacobian are no longer orthogonal. A map of
-the same form, drawn from the world's seed, may warp the finished image instead, as in the original.
+the same form, drawn from the world's seed, may warp the finished image, as in the original: they stay nearly so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64, Int, UInt8
+from jaxtyping import Float, Float64, Int, UInt8
 from numpy import ndarray
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from imavae.rng import stream
 
 VERSION = 1  # of the pixels: raise it whenever they change, so that no older cached file is used
 RENDERED_AT_ONCE = 500  # images
+STEP = 1e-5  # of central differences, as a share of the support
 STEEPEST = 0.5  # largest distance of a projective map's denominator from 1
 WARPED = 0.35, 0.5  # share of its area that the warp leaves of an image; a rotation, which keeps angles, leaves more
 
@@ -55,13 +56,13 @@ SHAPES = {
 
 
 class Scenes(NamedTuple):
-    """Everything that determines the pixels of n images."""
+    """Everything that determines the pixels of n images: in float32, or in float64 for their derivatives."""
 
-    centre: Float32[ndarray, "n 2"]  # column and row, in pixels from the upper left corner
-    half: Float32[ndarray, " n"]  # size, in pixels
-    angle: Float32[ndarray, " n"]  # clockwise, in radians
+    centre: Float[ndarray, "n 2"]  # column and row, in pixels from the upper left corner
+    half: Float[ndarray, " n"]  # size, in pixels
+    angle: Float[ndarray, " n"]  # clockwise, in radians
     shape: Int[ndarray, " n"]  # which of the settings' shapes
-    colour: Float32[ndarray, "n 3"]  # red, green, blue in [0, 1]
+    colour: Float[ndarray, "n 3"]  # red, green, blue in [0, 1]
 
 
 class Projection(NamedTuple):
@@ -140,7 +141,9 @@ def settled(settings: SpritesData, s: Float64[Tensor, "n d"]) -> Float64[Tensor,
     return s
 
 
-def scenes(settings: SpritesData, s: Float64[Tensor, "n d"], generator: torch.Generator) -> Scenes:
+def scenes(
+    settings: SpritesData, s: Float64[Tensor, "n d"], generator: torch.Generator, dtype: type[np.floating] = np.float32
+) -> Scenes:
     """The scenes of some sources; the map of the factors and the jitter are drawn from ``generator``."""
     low, high = settings.source.support
     t = ((s - low) / (high - low)).clamp(0, 1)
@@ -167,11 +170,11 @@ def scenes(settings: SpritesData, s: Float64[Tensor, "n d"], generator: torch.Ge
     hue = factor("hue", *settings.hue) + noise[:, 0] + more[0]
     colour = rgb(hue, 1 - np.abs(noise[:, 1]) + more[1], 1 - np.abs(noise[:, 2]) + more[2])
     return Scenes(
-        centre=centre.astype(np.float32),
-        half=(settings.side * factor("size", *settings.size)).astype(np.float32),
-        angle=(2 * math.pi * turns).astype(np.float32),
+        centre=centre.astype(dtype),
+        half=(settings.side * factor("size", *settings.size)).astype(dtype),
+        angle=(2 * math.pi * turns).astype(dtype),
         shape=shape,
-        colour=colour.astype(np.float32),
+        colour=colour.astype(dtype),
     )
 
 
@@ -191,10 +194,15 @@ def rgb(hue: ndarray, saturation: ndarray, value: ndarray) -> Float64[ndarray, "
     return colour
 
 
-def render(scenes: Scenes, settings: SpritesData) -> UInt8[ndarray, "n 3 side side"]:
-    """The images. Only a patch around each sprite is computed, and then warped."""
-    side = settings.side
-    images = np.zeros((len(scenes.half), 3, side, side), np.uint8)
+def render(
+    scenes: Scenes, settings: SpritesData
+) -> UInt8[ndarray, "n 3 side side"] | Float64[ndarray, "n 3 side side"]:
+    """The images: bytes, or numbers from 0 to 255 if the scenes are in float64. Only a patch around each sprite is
+    computed, and then warped.
+    """
+    side, dtype = settings.side, scenes.half.dtype
+    exact = dtype == np.float64
+    images = np.zeros((len(scenes.half), 3, side, side), np.float64 if exact else np.uint8)
     width = min(side, math.ceil(2 * _margin(settings)) + 1)
     pixels = np.arange(width)
     for level, name in enumerate(settings.shapes):
@@ -202,32 +210,51 @@ def render(scenes: Scenes, settings: SpritesData) -> UInt8[ndarray, "n 3 side si
         centre = scenes.centre[rows]
         corner = np.clip(np.floor(centre - width / 2).astype(np.int64), 0, side - width)
         place = corner[:, :, None] + pixels  # (image, axis, pixel)
-        offset = (place - centre[:, :, None] + 0.5).astype(np.float32)
+        offset = (place - centre[:, :, None] + 0.5).astype(dtype)
         cover = _cover(SHAPES[name], offset, scenes.half[rows], scenes.angle[rows])
-        patch = np.rint(cover[:, None] * (255 * scenes.colour[rows])[:, :, None, None]).astype(np.uint8)
+        patch = cover[:, None] * (255 * scenes.colour[rows])[:, :, None, None]
+        patch = patch if exact else np.rint(patch).astype(np.uint8)
         row, column = place[:, 1, None, :, None], place[:, 0, None, None, :]
         images[rows[:, None, None, None], np.arange(3)[:, None, None], row, column] = patch
     if settings.warp != "none":
-        weights = resampling(draw_warp(settings), side).astype(np.float32)
-        images = np.rint(weights @ images.reshape(-1, side**2).T).T.astype(np.uint8).reshape(images.shape)
+        warped = (resampling(draw_warp(settings), side).astype(dtype) @ images.reshape(-1, side**2).T).T
+        images = (warped if exact else np.rint(warped).astype(np.uint8)).reshape(images.shape)
     return images
 
 
 def _cover(
-    shape: Shape, offset: Float32[ndarray, "n 2 w"], half: Float32[ndarray, " n"], angle: Float32[ndarray, " n"]
-) -> Float32[ndarray, "n w w"]:
+    shape: Shape, offset: Float[ndarray, "n 2 w"], half: Float[ndarray, " n"], angle: Float[ndarray, " n"]
+) -> Float[ndarray, "n w w"]:
     """The share of each pixel that the shape covers; ``offset`` is the pixels' columns and rows from its centre."""
     x, y = offset[:, 0, None, :], offset[:, 1, :, None]
-    inside = (shape.radius * half + np.float32(0.5))[:, None, None]
+    inside = (shape.radius * half + 0.5)[:, None, None]
     if shape.edges == 0:
         disc: ndarray = np.clip(inside - np.hypot(x, y), 0, 1)
         return disc
-    cover = np.ones((len(half), x.shape[2], y.shape[1]), np.float32)
+    cover = np.ones((len(half), x.shape[2], y.shape[1]), half.dtype)
     for edge in range(shape.edges):
-        direction = angle + np.float32(2 * math.pi * (shape.first + edge / shape.edges))
+        direction = angle + 2 * math.pi * (shape.first + edge / shape.edges)
         across, down = np.cos(direction)[:, None, None] * x, np.sin(direction)[:, None, None] * y
         cover *= np.clip(inside - across - down, 0, 1)
     return cover
+
+
+def jacobian(settings: SpritesData, s: Float64[Tensor, "n d"], rows: slice) -> Iterator[Float64[Tensor, "o d m"]]:
+    """The Jacobian of some images by their sources, a few images at a time, by central differences in float64.
+
+    ``s`` are those of all images of the world, in their order; jitter stays as it is drawn.
+    """
+    step = STEP * (settings.source.support[1] - settings.source.support[0])
+    ends = []
+    for by in step * torch.eye(s.shape[1], dtype=torch.float64):
+        for moved in (s + by, s - by):
+            at = scenes(settings, moved, stream(settings.seed, "mixing"), np.float64)
+            ends.append(Scenes(*(array[rows] for array in at)))
+    for start in range(0, len(ends[0].half), RENDERED_AT_ONCE // 10):
+        part = slice(start, start + RENDERED_AT_ONCE // 10)
+        seen = [render(Scenes(*(array[part] for array in end)), settings) for end in ends]
+        rises = [(up - down).reshape(len(up), -1) for up, down in zip(seen[::2], seen[1::2], strict=True)]
+        yield torch.from_numpy(np.stack(rises, -1) / (2 * step)).permute(1, 2, 0)
 
 
 def images(scenes: Scenes, settings: SpritesData, cache: Cache) -> UInt8[ndarray, "n feature"]:

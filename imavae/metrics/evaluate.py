@@ -39,10 +39,11 @@ def evaluate(
     objectives: Collection[str] | None = None,
     only: Collection[str] | None = None,
     fits: Callable[[], Fits] | None = None,
+    rendered: Callable[[], Float64[Tensor, " world"]] | None = None,
 ) -> dict[str, Float64[Tensor, " member"]]:
     """Compute every metric that the setting has over the whole split, for the members in ``rows`` with weights
     ``flat``; with ``probes`` also the slow ones. ``maps`` gives the linear maps of all worlds, and ``fits`` the
-    estimates of their mixings, if they are needed.
+    estimates of their mixings, if they are needed; ``rendered`` the contrasts of the renderer of sprites.
 
     With ``objectives``, metrics like ``mcc``, it is a validation during training: objectives and the metrics whose
     curve is over ``all`` points are computed as above, those whose curve is over the ``first`` points are estimated
@@ -64,7 +65,7 @@ def evaluate(
     for start in range(0, len(flat), block):
         some = slice(start, start + block)
         noise = _noise(flat, [member.seed for member in members[some]], ensemble.model.dim, len(split))
-        points = Evaluation.over(ensemble, flat[some], split, worlds[some], noise, compared, maps, fits)
+        points = Evaluation.over(ensemble, flat[some], split, worlds[some], noise, compared, maps, fits, rendered)
         for metrics, at in ((whole, points), (first, points.first(CURVE_POINTS))):
             for metric in metrics:
                 if metric.across_members:  # of its input a copy is kept: a view would keep all points

@@ -73,6 +73,7 @@ class Evaluation:
     compared: bool  # True: ``local`` has the Amari distance
     maps: Callable[[], linear.Maps] | None  # of all worlds, if ``linear`` is read
     fits: Callable[[], regression.Fits] | None  # likewise, of ``estimate``
+    rendered: Callable[[], Float64[Tensor, " world"]] | None  # c_IMA of the renderer of sprites
 
     @classmethod
     def over(
@@ -85,6 +86,7 @@ class Evaluation:
         compared: bool = False,
         maps: Callable[[], linear.Maps] | None = None,
         fits: Callable[[], regression.Fits] | None = None,
+        rendered: Callable[[], Float64[Tensor, " world"]] | None = None,
     ) -> Evaluation:
         """Encode the points, sample with standard normal ``noise``, and decode."""
         model, weights = ensemble.model, ensemble.model.layout.views(flat)
@@ -100,7 +102,8 @@ class Evaluation:
         # what is None in a chunk is so in all
         parts = (None if part[0] is None else torch.cat(part, 2) for part in zip(*posteriors, strict=True))
         posterior = Posterior._make(parts)
-        return cls(ensemble, weights, split, world, elbo, posterior, torch.cat(samples, 2), compared, maps, fits)
+        points, z = (ensemble, weights, split, world), torch.cat(samples, 2)
+        return cls(*points, elbo, posterior, z, compared, maps, fits, rendered)
 
     def first(self, count: int) -> Evaluation:
         """The first points; the ELBO remains that of all points."""

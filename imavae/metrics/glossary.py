@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from jaxtyping import Float
 
-from imavae.config.data import DrawnData, SyntheticData
+from imavae.config.data import DrawnData, SpritesData
 from imavae.config.registry import Registry, torch
 from imavae.config.settings import WORST_SCORE, RunConfig, support
 from imavae.data.sources import UniformSource
@@ -80,20 +80,27 @@ POSTERIOR = Requirement(
 SEVERAL_SEEDS = Requirement("a single seed has no others to agree with", lambda config, _: len(config.members.seed) > 1)
 TRUTH = (
     Requirement(
-        "images have no exact likelihood, and no known Jacobian of their rendering",
+        "images have no exact likelihood, and no Jacobian of their rendering is kept",
         lambda config, _: not config.data.has_images,
     ),
     Requirement(
         "the mixing is unknown, and so are its likelihoods and Jacobians",
-        lambda config, _: isinstance(config.data, SyntheticData),
+        lambda config, _: isinstance(config.data, DrawnData),
     ),
-    Requirement("likelihoods and Jacobians of the mixing are kept for val and test only", lambda _, truth: truth),
+    Requirement(
+        "likelihoods and Jacobians of the mixing are kept for val and test only",
+        lambda config, truth: truth or isinstance(config.data, SpritesData),
+    ),
+)
+DIFFERENTIABLE = Requirement(
+    "images have no derivative by a discrete factor",
+    lambda config, _: not any(factor.discrete for factor in config.data.source_factors),
 )
 UNKNOWN_MIXING = (
     SOURCES,
     Requirement(
         "the mixing is known: cima_truth has the exact value",
-        lambda config, _: not isinstance(config.data, SyntheticData),
+        lambda config, _: not isinstance(config.data, DrawnData),
     ),
     FEWER_NUMBERS,
 )
@@ -309,10 +316,10 @@ def rank_deficient(at: Evaluation) -> torch.Tensor:
     return 1 - at.local.contrast.full.double().mean(1)
 
 
-@Metric("none", "mean c_IMA(f, s)", IMA, "nats", needs=TRUTH)
+@Metric("none", "mean c_IMA(f, s)", IMA, "nats", needs=[*TRUTH[1:], DIFFERENTIABLE])
 def cima_truth(at: Evaluation) -> torch.Tensor:
-    """Local IMA contrast of the mixing."""
-    return at.true_contrast.mean(1)
+    """Local IMA contrast of the mixing; of sprites, by central differences of the renderer, at the points of cima."""
+    return at.true_contrast.mean(1) if at.rendered is None else at.rendered()[at.world.cpu()]
 
 
 Metric("none", "mean c_IMA(ĝ, s), ĝ = argmin E‖ĝ(s) − x‖²", IMA, "nats", probe=True, needs=UNKNOWN_MIXING).read(

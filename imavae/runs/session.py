@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imavae.config.data import SpritesData
 from imavae.config.mapping import flatten, to_mapping
 from imavae.config.settings import WORST_SCORE, Objective, RunConfig, StudyConfig
 from imavae.data import dataset
 from imavae.data.images import Cache
 from imavae.data.images import Progress as Rendering
 from imavae.errors import require
-from imavae.metrics import linear, regression
+from imavae.metrics import linear, regression, rendering
 from imavae.metrics.evaluate import evaluate
 from imavae.metrics.forward import shortened
 from imavae.metrics.glossary import METRICS
@@ -219,7 +220,11 @@ class Session:
             points = shortened(points, self.points[0].data.features)
         names = None if objectives is None else {objective.metric.removeprefix("val/") for objective in objectives}
         maps, fits = (lambda: self.linear_maps), (lambda: self.mixing_fits)
-        values = evaluate(self.ensemble, weights, rows, points, maps, probes, names, fits=fits)
+        rendered = None
+        if isinstance(data := self.points[0].data, SpritesData):
+            whole, worlds, folder = getattr(self.data, split), self.ensemble.worlds, self.cache.folder
+            rendered = functools.partial(rendering.contrasts, data, worlds, split, whole, folder)
+        values = evaluate(self.ensemble, weights, rows, points, maps, probes, names, fits=fits, rendered=rendered)
         return {f"{split}/{name}": value for name, value in values.items()}
 
     def final(self, point: int) -> Finals:
