@@ -364,7 +364,7 @@ def test_only_a_map_of_the_factors_breaks_orthogonality() -> None:
         assert 0 < contrast(shapes=(shape,)) < 0.02
     assert contrast(transform="affine") > 0.5
     assert contrast(transform="projective") > 0.5
-    assert contrast(warp="affine") < 0.05  # the columns' pixels stay apart
+    assert contrast(warp="affine") < 0.05  # it moves the pixels of all columns alike
 
 
 def test_the_page_measures_the_contrast_of_the_renderer(capsys: pytest.CaptureFixture[str]) -> None:
