@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 
-from imavae.cli.compose import ROOT
+from imavae.cli.compose import ROOT, group_options
 from imavae.cli.main import TRAIN
 from imavae.cli.reference import VARIANTS, help_text, pages
 from imavae.config.mapping import fields_of, keys_of
-from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, StudyConfig
+from imavae.config.settings import EncodeConfig, EvaluateConfig, ReproduceConfig, RunConfig, StudyConfig
 from imavae.metrics.glossary import METRICS
 
 PAGES = pages()
@@ -35,6 +35,11 @@ def test_the_help_of_an_option_shows_the_settings_of_its_variant() -> None:
         text = help_text(TRAIN, [f"{registry.group}={name}" for name, registry in variants])
         shown = {line.partition(":")[0].strip() for line in text.splitlines()}
         assert {field for name, registry in variants for field in fields_of(registry[name])} <= shown
+
+
+@pytest.mark.parametrize("name", group_options(RunConfig)["data"])
+def test_every_kind_of_data_has_a_help(name: str) -> None:
+    assert f"*{name}" in help_text(TRAIN, [f"data={name}"])
 
 
 def test_tables_are_whole() -> None:

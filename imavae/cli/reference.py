@@ -51,7 +51,7 @@ def help_text(command: Command[C], overrides: list[str]) -> str:
     ]
     if issubclass(command.kind, ReproduceConfig):
         del options["search"]  # a figure has its own studies
-    for group in options:
+    for group in (group for group in options if group in job.choices):  # a user's data have no sources to choose
         chosen = job.choices[group]
         names = ", ".join("*" * (name == chosen) + name for name in options[group])
         lines += _wrapped(f"  {group:<16}{names}", width, indent=18)
