@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -234,15 +234,19 @@ def retried(action: Callable[P, T]) -> Callable[P, T]:
     """Decorate an action to be repeated while MLflow is unavailable: a locked database, a server that restarts.
 
     A failed attempt may have been carried out in part, so the action must be safe to repeat. Raises OutageError after
-    :data:`LONGEST_OUTAGE`, and MlflowException for other errors.
+    :data:`LONGEST_OUTAGE` or on a full disk, and MlflowException for other errors.
     """
 
     @functools.wraps(action)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         end, pause = time.monotonic() + LONGEST_OUTAGE, FIRST_PAUSE
         while True:
-            with ignoring(*OUTAGE_CODES), suppress(OutageError):
-                return action(*args, **kwargs)
+            try:
+                with ignoring(*OUTAGE_CODES):
+                    return action(*args, **kwargs)
+            except OutageError as error:
+                if is_full_disk(error):
+                    raise
             if time.monotonic() >= end:
                 raise OutageError(f"the tracking address did not answer for {LONGEST_OUTAGE:g} s")
             time.sleep(pause)
