@@ -62,7 +62,7 @@ class InProcess:
         settings, searcher, ledger, recorder, stopping = self._all
         base, goals = to_mapping(base_of(settings)), [vars(goal) for goal in settings.objectives]
         for number in range(searcher.n_trials):
-            trial = Mock(spec=Trial, trial_id=str(number), config=searcher.suggest(str(number)))
+            trial = Mock(spec=Trial, trial_id=str(number), config=searcher.suggest(str(number)), run_metadata=Mock())
             recorder.on_trial_start(0, [], trial)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("ray.get_gpu_ids", list)
