@@ -157,6 +157,26 @@ def test_a_raised_budget_adds_trials_and_leaves_the_others(whole: Ledger, tmp_pa
         assert connection.execute("SELECT COUNT(*) FROM trials").fetchone() == (11,)
 
 
+def test_a_copy_that_lags_behind_changes_no_proposal(whole: Ledger, tmp_path: Path) -> None:
+    """A driver was killed before the last trials had reached optuna.db, or while they were running there."""
+    ledgers = []
+    for name in ("level", "behind"):
+        folder = tmp_path / name
+        shutil.copytree(whole.folder.parent.parent, folder)
+        if name == "behind":
+            with sqlite3.connect(folder / "optuna.db") as connection:
+                connection.execute("UPDATE trials SET state = 'RUNNING' WHERE number >= 4")
+                late = "trial_id IN (SELECT trial_id FROM trials WHERE number >= {})"
+                for what, first in (("values", 4), ("params", 6), ("intermediate_values", 6), ("user_attributes", 6)):
+                    connection.execute(f"DELETE FROM trial_{what} WHERE {late.format(first)}")  # noqa: S608
+                connection.execute("DELETE FROM trials WHERE number >= 6")
+        said.clear()
+        ledgers.append(run(config(folder, budget={"trials": 11}), resume=True))
+        assert len(said) == 1  # the phase
+    assert tables(ledgers[1]) == tables(ledgers[0])
+    assert told(ledgers[1]) == told(ledgers[0])
+
+
 def test_a_finished_study_is_reported_again(whole: Ledger, tmp_path: Path) -> None:
     shutil.copytree(whole.folder.parent.parent, tmp_path, dirs_exist_ok=True)
     again = run(config(tmp_path), resume=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import sqlite3
 import time
 import warnings
@@ -67,17 +68,19 @@ def remembered(
     known = {number: dict(values) for pack in home.asked for number, values in pack}
     known |= {number: dict(record.values) for number, record in records.items()}
 
-    def agrees(number: int, values: Point) -> bool:
-        there = earlier[number]
-        told = there.state.is_finished() or number not in records
-        return told and all(there.params.get(key, value) == value for key, value in values.items())
+    def agrees(trial: FrozenTrial) -> bool:
+        return all(trial.params.get(key, value) == value for key, value in known.get(trial.number, {}).items())
 
-    if not all(agrees(number, values) for number, values in known.items() if number < len(earlier)):
-        earlier = []
-    if any(number >= len(earlier) for number in records):
-        home.notices.append(f"{OPTUNA_DATABASE} lacked points of {ledger.folder.name}: the study's records have them")
-    study.add_trials(earlier)
-    for number in range(len(earlier), max(known, default=-1) + 1):
+    trials = list(earlier) if all(map(agrees, earlier)) else []
+    for number, record in records.items():
+        if number < len(trials) and not trials[number].state.is_finished():  # the copy lags behind
+            known_to_sampler = trials[number].system_attrs
+            trials[number] = _frozen(record, parameters, config)
+            trials[number].system_attrs = known_to_sampler
+    if records and not trials:
+        home.notices.append(f"{OPTUNA_DATABASE} lacked {ledger.folder.name}: it was restored from the study's records")
+    study.add_trials(trials)
+    for number in range(len(trials), max(known, default=-1) + 1):
         if number in records:
             study.add_trial(_frozen(records[number], parameters, config))
         else:
@@ -112,6 +115,7 @@ class Copy:
     def __init__(self, config: StudyConfig, folder: Path) -> None:
         self._config, self._folder, self.problem = config, folder, ""
         self._study: optuna.Study | None = None
+        self._updated = -math.inf  # time of the last update
 
     def trials(self) -> list[FrozenTrial]:
         """The trials of an earlier driver of this study."""
@@ -121,14 +125,18 @@ class Copy:
                 return optuna.load_study(study_name=self._folder.name, storage=storage).get_trials()
         return []
 
-    def update(self, study: optuna.Study) -> None:
-        """Copy what is new since the last update."""
-        if not self.problem:
+    def update(self, study: optuna.Study, period: float = 0.0) -> None:
+        """Copy what is new since the last update, unless that was within a ``period`` in seconds.
+
+        Each statement is a transaction, but a trial that has ended takes one, if it is new to the copy.
+        """
+        if not self.problem and time.monotonic() - self._updated >= period:
+            self._updated = time.monotonic()
             try:
                 self._update(study.get_trials(deepcopy=False))
             except FAULTS as error:
                 name = self._folder.name
-                reason = str(error).split("\n")[0]
+                reason = str(getattr(error.__cause__, "orig", error)).split("\n")[0]
                 self.problem = (
                     f"{OPTUNA_DATABASE} lacks trials of {name} ({reason}): `resume=true name={name}` adds them"
                 )

@@ -47,6 +47,7 @@ FULL_DISK = 2**18  # free bytes below which a disk counts as full
 KILLED = ("Worker unexpectedly exits", "killing policy")  # in Ray's reports: by the system, or by Ray
 RETRIES = 3  # restarts of a trial that gets no further
 SNAPSHOT_PERIOD = 1.0  # seconds between two snapshots
+COPY_PERIOD = 2.0  # seconds between two updates of Optuna's database
 LAST_WRITE_TIMEOUT = 4.0  # seconds that the write in progress gets when the study is interrupted
 
 
@@ -98,7 +99,7 @@ class Recorder(Callback):
     def __init__(self, config: StudyConfig, ledger: Ledger, notify: Callable[[Snapshot], None]) -> None:
         self._config, self._ledger, self._notify = config, ledger, notify
         self.n_trials = 0  # of Ray, to come
-        self.copy: Callable[[], None] = lambda: None  # what Optuna knows, into its database
+        self.copy: Callable[..., None] = lambda *_: None  # what Optuna knows, into its database
         self._trials: dict[str, _Running] = {}
         # One thread for torch: workers have every core, and a second thread would wait for them at each operation.
         self._writer = ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,))
@@ -249,14 +250,14 @@ class Recorder(Callback):
                 yield i, number, point
 
     def _track_progress(self, running: _Running) -> None:
-        self.copy()
+        self.copy(COPY_PERIOD)
         with suppress(Exception):  # all of it is written again when the trial ends
             session = self._session(running)
             for part in self._left(running):
                 self._ledger.tracker.progress(partial_record(session, *part, self._config.objectives))
 
     def _record(self, running: _Running) -> None:
-        self.copy()  # before the record: it is to know as much as the folder
+        self.copy(COPY_PERIOD)
         session = self._session(running)
         names, first = self._ledger.names, min(running.points)
         stopped = read_stops(names.stop_file(first))
@@ -268,7 +269,7 @@ class Recorder(Callback):
             leftover.unlink(missing_ok=True)
 
     def _record_failure(self, running: _Running, reason: str) -> None:
-        self.copy()
+        self.copy(COPY_PERIOD)
         for _, number, point in self._left(running):
             self._ledger.add(TrialRecord(number, point, "failed", None, [], [], failure=reason), None, 0)
 
