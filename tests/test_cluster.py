@@ -74,10 +74,12 @@ def test_folders_that_killed_processes_have_left_are_removed(tmp_path: Path, mon
     killed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     dead, mine = Path(killed.stdout.strip()).parent, Path(cluster._private_folder()).parent
     assert {dead, mine} == set(tmp_path.iterdir())
-    for folder in (dead, mine):
+    others = tmp_path / "imavae.original"
+    for folder, content in ((dead, "ray"), (mine, "ray"), (others, "results")):
+        (folder / content).mkdir(parents=True)
         os.utime(folder, (0, 0))
     newest = Path(cluster._private_folder()).parent
-    assert {mine, newest} == set(tmp_path.iterdir())
+    assert {mine, newest, others} == set(tmp_path.iterdir())
 
 
 def test_ray_that_is_late_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:

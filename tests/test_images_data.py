@@ -185,6 +185,30 @@ def test_a_table_finds_its_rows_by_the_names_of_files_and_text_is_a_discrete_fac
     assert settings(tmp_path / "b.npy").factors == ("x", "word")
 
 
+def test_rows_are_paired_with_numbered_images_by_name_or_refused(tmp_path: Path) -> None:
+    """In the order of names, img10.png comes before img2.png."""
+    path = save_folder(tmp_path / "a", pictures())
+    for number in range(N):
+        (path / f"{number:04}.png").rename(path / f"img{number}.png")
+    table = pd.DataFrame({"name": [f"img{number}" for number in range(N)], "x": SOURCES[:, 0]})
+    table.sample(frac=1, random_state=0).to_csv(tmp_path / "a.csv", index=False)
+    data = settings(path)
+    images = image_files.open_images(path)
+    order = [int(Path(name).stem[3:]) for name in images.files]
+    values = image_files.factors_of(images, data.sources_path, data.names).of(["x"])
+    np.testing.assert_allclose(values[:, 0], SOURCES[order, 0])
+    (path / ".DS_Store").write_bytes(b"no image")
+    assert settings(path).fingerprint == data.fingerprint
+    table[["x"]].to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(UserError, match=r"data\.sources_path names its images"):
+        settings(path)
+
+
+def test_a_factor_that_is_not_used_may_have_holes(tmp_path: Path) -> None:
+    path = save_npz(tmp_path / "a.npz", GREY, latents_values=HOLED)
+    assert settings(path, factors=["x"]).factors == ("x",)
+
+
 @pytest.mark.parametrize("factors", [True, False])
 def test_images_are_trained_drawn_evaluated_and_encoded(factors: bool, tmp_path: Path) -> None:
     x = pictures(3 if factors else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sqlite3
 import threading
@@ -257,7 +258,7 @@ def told(trials: Sequence[FrozenTrial]) -> list[tuple[object, ...]]:
 def test_the_copy_has_what_optuna_knows_however_often_it_is_updated(tmp_path: Path, period: int) -> None:
     settings = config(tmp_path, {"model": {"gamma": GAMMA}}, 6, sampler={"start_from": [{"model": {"gamma": 8.0}}]})
     searcher, study = started(settings)
-    copy = stored.Copy(settings, tmp_path / "studies" / "tiny")
+    copy = stored.Copy(settings, tmp_path / "studies" / "tiny", 1.0)
     for step in range(6):
         searcher.suggest(f"{step}")
         for epoch in (1, 2):
@@ -271,12 +272,44 @@ def test_the_copy_has_what_optuna_knows_however_often_it_is_updated(tmp_path: Pa
     assert told(in_database(tmp_path)) == told(study.trials)
 
 
+def test_a_copy_can_be_gone_on_from_whatever_ended_between_two_updates(tmp_path: Path) -> None:
+    known = [{"model": {"gamma": float(2**n)}} for n in range(5)]
+    settings = config(tmp_path, {"model": {"gamma": GAMMA}}, 8, sampler={"start_from": known})
+    searcher, study = started(settings)
+    copy = stored.Copy(settings, tmp_path / "studies" / "tiny", 1.0)
+    copy.update(study)  # all of them wait
+    trained(searcher, 7)
+    copy.update(study)
+    resumed = dataclasses.replace(settings, resume=True)
+    again = optuna.create_study()
+    again.add_trials(stored.Copy(resumed, tmp_path / "studies" / "tiny", 1.0).trials())
+    assert told(again.trials) == told(study.trials)
+    assert stored.Copy(resumed, tmp_path / "studies" / "tiny", 2.0).trials() == []  # of a folder that is gone
+
+
+@pytest.mark.parametrize("fault", ["objectives", "lock"])
+def test_a_database_that_can_not_be_used_is_one_message(tmp_path: Path, fault: str) -> None:
+    settings = config(tmp_path, {"model": {"gamma": GAMMA}}, 2)
+    further = config(
+        tmp_path, {"model": {"gamma": GAMMA}}, 2, further_objectives=[{"metric": "val/cima", "mode": "min"}]
+    )
+    _, study = started(settings)
+    stored.Copy(settings, tmp_path / "studies" / "tiny", 1.0).update(study)
+    if fault == "lock":
+        (tmp_path / ".optuna.db.lock").unlink(missing_ok=True)
+        (tmp_path / ".optuna.db.lock").mkdir()
+    _, other = started(further)
+    copy = stored.Copy(further, tmp_path / "studies" / "tiny", 2.0)
+    copy.update(other)
+    assert ("optuna.db lacks" in copy.problem) == (fault == "lock")  # the study of other objectives is replaced
+
+
 def test_the_copy_of_a_study_whose_folder_is_gone_is_replaced(tmp_path: Path) -> None:
     for trials in (4, 2):
         settings = config(tmp_path, {"model": {"gamma": GAMMA}}, trials, sampler={"seed": trials})
         searcher, study = started(settings)
         trained(searcher)
-        stored.Copy(settings, tmp_path / "studies" / "tiny").update(study)
+        stored.Copy(settings, tmp_path / "studies" / "tiny", 1.0).update(study)
         assert told(in_database(tmp_path)) == told(study.trials)
 
 
@@ -284,7 +317,7 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(stored, "WRITE_TIMEOUT", 0.05)
     settings = config(tmp_path, {"model": {"gamma": GAMMA}}, trials=3)
     searcher, study = started(settings)
-    copy = stored.Copy(settings, tmp_path / "studies" / "tiny")
+    copy = stored.Copy(settings, tmp_path / "studies" / "tiny", 1.0)
     copy.update(study)
     trained(searcher)
     other = locked(tmp_path / "optuna.db")
@@ -295,10 +328,10 @@ def test_a_locked_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_database_that_stays_locked_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "WRITE_TIMEOUT", 0.05)
-    monkeypatch.setattr(stored, "LONGEST_OUTAGE", 0.2)
+    monkeypatch.setattr(stored, "LONGEST_LOCK", 0.2)
     settings = config(tmp_path, {"model": {"gamma": GAMMA}})
     searcher, study = started(settings)
-    copy = stored.Copy(settings, tmp_path / "studies" / "tiny")
+    copy = stored.Copy(settings, tmp_path / "studies" / "tiny", 1.0)
     copy.update(study)
     trained(searcher)
     other = locked(tmp_path / "optuna.db")

@@ -369,7 +369,9 @@ class FileData(UserData):
         got, remedy = f"n_segments={self.n_segments}", "leave data.n_segments at null, which counts them"
         require((self.segment_column is not None) == (self.n_segments > 1), rule, got, remedy)
         rule, got = "data.dim <= the number of data.columns", f"{self.dim} of {self.features}"
-        require(self.dim <= self.features, rule, got, "set data.dim=null, and the number of latents by model.dim")
+        remedy = "set data.dim=null, and the number of latents by model.dim"
+        remedy = remedy if self.sources_path is None else "leave sources out of data.sources_path"
+        require(self.dim <= self.features, rule, got, remedy)
 
     @property
     def features(self) -> int:

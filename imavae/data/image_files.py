@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from imavae.config.data import READERS, SIDES, ImagesData, Reader
 from imavae.data import tables
 from imavae.data.storage import written_whole
-from imavae.errors import UserError, require, require_choice
+from imavae.errors import require, require_choice
 
 Bytes = NDArray[np.uint8]
 
@@ -36,7 +37,6 @@ KNOWN: dict[tuple[int, ...], tuple[str, ...]] = {
     (737_280, 6): ("color", "shape", "scale", "orientation", "posX", "posY"),  # dSprites
     (480_000, 6): ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation"),  # Shapes3D
 }
-PICTURES = (".png", ".jpg", ".jpeg")
 MODES = {"1": 1, "L": 1, "RGB": 3}  # of Pillow: channels
 FEW = 5  # values of a factor that is taken for discrete
 MOST_IMAGES, MOST_FACTORS = 10**8, 1000
@@ -148,7 +148,7 @@ def as_rows(values: NDArray[Any], features: int, white: int) -> tables.Floats:
     channels, side = _layout(values.shape, "x")
     rule, got = f"the model's images have {features} numbers", f"{channels} x {side} x {side}"
     require(channels * side**2 == features, rule, got, "resize them, or convert them to as many channels")
-    rows = np.ascontiguousarray(_channels_first(values)).reshape(len(values), -1)
+    rows = np.ascontiguousarray(_channels_first(values)).reshape(len(values), features)
     return rows / white if rows.dtype == np.uint8 else rows.astype(np.float64)
 
 
@@ -260,7 +260,7 @@ READ_BY = {".npz": _npz, ".npy": _npy, ".h5": _h5, ".hdf5": _h5}
 def _folder(path: Path) -> ImageFile:
     from PIL import Image
 
-    files = sorted(one.name for one in path.iterdir() if one.suffix.lower() in PICTURES and one.name[0] != ".")
+    files = tables.pictures_in(path)
     require(bool(files), f"{KEY} is a folder with PNG or JPEG", f"none in {path}", "correct the path")
 
     def opened(name: str) -> Image.Image:
@@ -313,7 +313,9 @@ class Factors(NamedTuple):
 
 
 def factors_of(images: ImageFile, sources_path: str | None, names: Sequence[str] | None) -> Factors:
-    """All factors. Raises UserError unless they are finite numbers, a row for each image, with a name each."""
+    """All factors, which may be no finite numbers. Raises UserError unless there is a row for each image, and a name
+    for each factor.
+    """
     stamps = tables.stamp(images.path), tables.stamp(sources_path) if sources_path else ()
     return _factors_of(images.path, sources_path, None if names is None else tuple(names), stamps)
 
@@ -333,10 +335,6 @@ def _factors_of(
     told = names or told or tuple(f"factor {number}" for number in range(1, values.shape[1] + 1))
     rule, got = "data.names has a name for each factor of the file", f"{', '.join(told)} for {values.shape[1]} factors"
     require(len(set(told)) == len(told) == values.shape[1], rule, got, "name each one, differently")
-    wrong = np.argwhere(~np.isfinite(values))
-    if len(wrong):
-        got = f"{values[tuple(wrong[0])]} in {told[wrong[0][1]]}, row {wrong[0][0] + 1}, of {sources_path or path}"
-        raise UserError(f"`factors are finite numbers` must hold, but got {got}; correct or leave out that factor")
     return Factors(told, values, labels or (False,) * len(told))
 
 
@@ -349,18 +347,24 @@ def _table(path: str, images: ImageFile) -> tuple[tuple[str, ...], NDArray[Any],
     key = "data.sources_path"
     table = tables.open_table(path, key)
     columns, at, rule = list(table.numeric), None, f"{key} has a row for each image"
-    for column in [name for name, numeric in table.numeric.items() if not numeric]:
-        files = [Path(str(name)).name for name in tables.column_of(table, column).to_pylist()]
-        if files[0] in images.files or files[-1] in images.files:
-            row_of = {name: row for row, name in enumerate(files)}
-            missing = [name for name in images.files if name not in row_of]
-            got = f"none for {missing[0] if missing else ''} and {len(missing) - 1} others in {path}"
-            require(not missing, rule, got, "add the rows, or move the images out of the folder")
-            rows = len(files)
-            require(len(row_of) == rows, f"{key} has one row for an image", f"{column!r} twice", "drop the copies")
-            at = [row_of[name] for name in images.files]
-            columns.remove(column)
-            break
+    spelled = {Path(name).stem: name for name in images.files} | {name: name for name in images.files}
+    for column in table.numeric if images.files else ():
+        files = [spelled.get(Path(str(one)).name) for one in tables.column_of(table, column).to_pylist()]
+        if not any(files) or (table.numeric[column] and sorted(filter(None, files)) != list(images.files)):
+            continue  # no names, or numbers some of which could be
+        row_of = {name: row for row, name in enumerate(files)}
+        missing = [name for name in images.files if name not in row_of]
+        got = f"none for {missing[0] if missing else ''} and {len(missing) - 1} others in {path}"
+        require(not missing, rule, got, "add the rows, or move the images out of the folder")
+        twice = len(set(filter(None, files))) < len([name for name in files if name])
+        require(not twice, f"{key} has one row for an image", f"{column!r} twice", "drop the copies")
+        at = [row_of[name] for name in images.files]
+        columns = [name for name in columns if name != column]
+        break
+    else:
+        by_number = sorted(images.files, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
+        order, got = f"{key} names its images, unless their names and numbers have one order", f"other rows in {path}"
+        require(by_number == list(images.files), order, got, "add a column with the files' names")
     found = {}
     for name in tables.without_numbers(table, columns) if columns else ():
         if table.numeric[name]:
@@ -391,6 +395,12 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         return filled  # of the wrong type: the settings' own check says so
     images = open_images(filled["path"])
     factors = factors_of(images, filled.get("sources_path"), filled.get("names"))
+    wanted = factors.names if filled.get("factors") is None else filled["factors"]
+    for name in (name for name in wanted if name in factors.names):
+        values = factors.of([name])[:, 0]
+        for row in np.flatnonzero(~np.isfinite(values))[:1]:
+            got, remedy = f"{values[row]} in {name}, row {row + 1}", "correct it, or list the others in data.factors"
+            require(False, "factors are finite numbers", got, remedy)
     chosen = factors.vary if filled.get("factors") is None else tuple(filled["factors"])
     for name in chosen:
         require_choice(name, factors.names, "one of data.factors")

@@ -43,6 +43,7 @@ SAMPLE_LINES = 50  # of a .csv, that decide how it is read
 MISSING_LABELS = ["", "nan", "na", "n/a", "null", "none", "<na>", "nat"]  # as pandas, R and others write them
 INDEX_NAME = re.compile(r"|Unnamed: \d+|__index_level_\d+__")  # of a column of row numbers that pandas has written
 ROWS_PER_LABEL = 10  # on average, at least: a label of fewer rows has no distribution
+PICTURES = (".png", ".jpg", ".jpeg")  # endings of images
 SAMPLED_ROWS = 1000  # of each block, to estimate quartiles
 FAR, TOO_FAR = 100, 1e6  # standard deviations (by quartiles) from the median: told, and refused
 DECIMAL_COMMA, DECIMAL_POINT = (re.compile(rf"\s*[-+]?\d*{mark}\d+([eE][-+]?\d+)?\s*") for mark in (",", r"\."))
@@ -408,8 +409,13 @@ def stamp(path: str | Path) -> Stamp:
     return tuple(sum(getattr(one, f"st_{name}") for one in found) for name in ("ino", "size", "mtime_ns", "ctime_ns"))
 
 
+def pictures_in(folder: Path) -> list[str]:
+    """Names of a folder's images, sorted."""
+    return sorted(one.name for one in folder.iterdir() if one.suffix.lower() in PICTURES and one.name[0] != ".")
+
+
 def digest_of(path: str | Path) -> str:
-    """SHA-256 of a file's content or, of a folder, of the names and contents of its files."""
+    """SHA-256 of a file's content or, of a folder, of the names and contents of its images."""
     return _digest_of(Path(path), stamp(path))
 
 
@@ -417,7 +423,7 @@ def digest_of(path: str | Path) -> str:
 def _digest_of(path: Path, stamp: Stamp) -> str:  # noqa: ARG001
     if not path.is_dir():
         return _sha256(path)
-    files = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
+    files = pictures_in(path)
     return hashlib.sha256("\n".join(f"{name} {_sha256(path / name)}" for name in files).encode()).hexdigest()
 
 

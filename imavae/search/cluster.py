@@ -255,8 +255,9 @@ def _private_folder() -> str:
     parent = parent if len(os.fsencode(parent)) <= LONGEST_TEMPORARY else "/tmp"  # noqa: S108
     for abandoned in Path(parent).glob("imavae.????????"):
         with suppress(OSError):
-            _lock(abandoned)
-            shutil.rmtree(abandoned)
+            if os.listdir(abandoned) == ["ray"]:  # one of ours
+                _lock(abandoned)
+                shutil.rmtree(abandoned)
     folder = tempfile.mkdtemp(prefix="imavae.", dir=parent)
     _lock(Path(folder), least_age=0.0)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

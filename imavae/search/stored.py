@@ -19,7 +19,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import optuna
 from filelock import FileLock
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
@@ -30,15 +29,17 @@ from imavae.runs.ledger import WINNERS, Ledger
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, Point
 from imavae.tracking import TrialRecord
-from imavae.tracking.server import LONGEST_OUTAGE, sqlite_uri
+from imavae.tracking.server import sqlite_uri
 from imavae.tracking.ui import OPTUNA_DATABASE
+
+CREATED = "created"  # attribute of a study: the time at which its folder was made
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 DIRECTIONS = {"max": optuna.study.StudyDirection.MAXIMIZE, "min": optuna.study.StudyDirection.MINIMIZE}
 WRITE_TIMEOUT = 2.0  # seconds that one attempt waits for another process's write, and that Ctrl-C waits for it
-FAULTS = (UserError, StorageInternalError, DatabaseError)  # of a database
+LONGEST_LOCK = 60.0  # seconds that a statement waits for it, time after time
 
 
 def open_study(storage: BaseStorage, name: str, objectives: Sequence[Objective]) -> optuna.Study:
@@ -61,7 +62,7 @@ def remembered(
 ) -> optuna.Study:
     """A new study with the start ``points`` and everything that an earlier driver has asked for.
 
-    ``earlier`` are the trials of its copy. Those that disagree with the study's folder are left out.
+    ``earlier`` are the trials of its copy, which is seconds behind; they are left out if they disagree with the folder.
     """
     home, study = ledger.home, open_study(storage, ledger.folder.name, config.objectives)
     records = {record.number: record for record in ledger.records}
@@ -72,11 +73,13 @@ def remembered(
         return all(trial.params.get(key, value) == value for key, value in known.get(trial.number, {}).items())
 
     trials = list(earlier) if all(map(agrees, earlier)) else []
-    for number, record in records.items():
-        if number < len(trials) and not trials[number].state.is_finished():  # the copy lags behind
-            known_to_sampler = trials[number].system_attrs
-            trials[number] = _frozen(record, parameters, config)
-            trials[number].system_attrs = known_to_sampler
+    for trial in [trial for trial in trials if trial.number in known]:
+        number, values, ended = trial.number, known[trial.number], trial.state.is_finished()
+        if number in records and (not ended or (records[number].score is not None and trial.state == TrialState.FAIL)):
+            trials[number] = _frozen(records[number], parameters, config)  # the copy lags behind
+        elif number not in records and (trial.state == TrialState.FAIL or (not ended and trial.params != values)):
+            trials[number] = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": values})
+        trials[number].system_attrs |= trial.system_attrs  # some samplers' memory
     if records and not trials:
         home.notices.append(f"{OPTUNA_DATABASE} lacked {ledger.folder.name}: it was restored from the study's records")
     study.add_trials(trials)
@@ -112,17 +115,19 @@ class Copy:
     A database that can't be used costs nothing but the copy: ``problem`` says why.
     """
 
-    def __init__(self, config: StudyConfig, folder: Path) -> None:
-        self._config, self._folder, self.problem = config, folder, ""
+    def __init__(self, config: StudyConfig, folder: Path, created: float) -> None:
+        """``created`` is the time at which the study in ``folder`` was, which tells it from one of an equal name."""
+        self._config, self._folder, self._created, self.problem = config, folder, created, ""
         self._study: optuna.Study | None = None
         self._updated = -math.inf  # time of the last update
 
     def trials(self) -> list[FrozenTrial]:
         """The trials of an earlier driver of this study."""
         if self._config.resume:
-            with suppress(*FAULTS), suppress(KeyError):  # told when it is written
-                storage = open_storage(Path(self._config.output_dir))
-                return optuna.load_study(study_name=self._folder.name, storage=storage).get_trials()
+            with suppress(Exception):  # told when it is written
+                study = optuna.load_study(study_name=self._folder.name, storage=open_storage(self._output_dir))
+                if study.user_attrs.get(CREATED, self._created) == self._created:
+                    return study.get_trials()
         return []
 
     def update(self, study: optuna.Study, period: float = 0.0) -> None:
@@ -134,7 +139,7 @@ class Copy:
             self._updated = time.monotonic()
             try:
                 self._update(study.get_trials(deepcopy=False))
-            except FAULTS as error:
+            except Exception as error:  # a copy is worth no trial
                 name = self._folder.name
                 reason = str(getattr(error.__cause__, "orig", error)).split("\n")[0]
                 self.problem = (
@@ -143,20 +148,26 @@ class Copy:
 
     @functools.cached_property
     def _storage(self) -> BaseStorage:  # opened when the first trial has reported: it would delay the workers
-        return open_storage(Path(self._config.output_dir))
+        return open_storage(self._output_dir)
 
-    def _open(self) -> optuna.Study:
+    @property
+    def _output_dir(self) -> Path:
+        return Path(self._config.output_dir)
+
+    def _open(self, afresh: bool) -> optuna.Study:
+        if afresh and self._folder.name in optuna.get_all_study_names(self._storage):
+            optuna.delete_study(study_name=self._folder.name, storage=self._storage)
         study = open_study(self._storage, self._folder.name, self._config.objectives)
         study.set_user_attr("question", self._config.question)
         study.set_user_attr("folder", str(self._folder))
+        study.set_user_attr(CREATED, self._created)
         return study
 
     def _update(self, trials: Sequence[FrozenTrial]) -> None:
-        self._study = self._study or self._open()
+        self._study = self._study or self._open(afresh=not self._config.resume)
         there = self._study.get_trials(deepcopy=False)
-        if len(there) > len(trials) or not all(map(_continues, there, trials)):  # the study of a folder that is gone
-            optuna.delete_study(study_name=self._folder.name, storage=self._storage)
-            self._study, there = self._open(), []
+        if len(there) > len(trials) or not all(map(_continues, there, trials)):
+            self._study, there = self._open(afresh=True), []
         for old, new in zip(there, trials, strict=False):
             if not old.state.is_finished():
                 self._renew(old, new)
@@ -174,7 +185,9 @@ class Copy:
             storage.set_trial_user_attr(trial, name, new.user_attrs[name])
         for name in new.system_attrs.keys() - old.system_attrs.keys():
             storage.set_trial_system_attr(trial, name, new.system_attrs[name])
-        if new.state != old.state:
+        if old.state == TrialState.WAITING != new.state:
+            storage.set_trial_state_values(trial, TrialState.RUNNING)  # which notes its start
+        if new.state.is_finished():
             storage.set_trial_state_values(trial, new.state, new.values)
 
 
@@ -184,11 +197,11 @@ def _continues(old: FrozenTrial, new: FrozenTrial) -> bool:
 
 
 def _waiting(act: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a statement to be repeated while the database is locked, for as long as MLflow is waited for."""
+    """Decorate a statement to be repeated while the database is locked."""
 
     @functools.wraps(act)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        end = time.monotonic() + LONGEST_OUTAGE
+        end = time.monotonic() + LONGEST_LOCK
         while True:
             try:
                 return act(*args, **kwargs)
@@ -196,7 +209,7 @@ def _waiting(act: Callable[P, T]) -> Callable[P, T]:
                 if "locked" not in str(error):
                     raise
             check_interruption()
-            rule, got = f"{OPTUNA_DATABASE} can be written within {LONGEST_OUTAGE:g} s", "another process locks it"
+            rule, got = f"{OPTUNA_DATABASE} can be written within {LONGEST_LOCK:g} s", "another process locks it"
             require(time.monotonic() < end, rule, got, "finished trials are kept: resume=true goes on")
 
     return call
@@ -237,7 +250,7 @@ def write_notes(results: Results, answer: Sequence[str]) -> None:
     """
     if not importlib.util.find_spec("optuna_dashboard"):
         return
-    with suppress(*FAULTS):  # the study has said what its copy lacks
+    with suppress(Exception):  # the study has said what its copy lacks
         _write_notes(results, answer)
 
 

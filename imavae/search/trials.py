@@ -257,7 +257,6 @@ class Recorder(Callback):
                 self._ledger.tracker.progress(partial_record(session, *part, self._config.objectives))
 
     def _record(self, running: _Running) -> None:
-        self.copy(COPY_PERIOD)
         session = self._session(running)
         names, first = self._ledger.names, min(running.points)
         stopped = read_stops(names.stop_file(first))
@@ -267,11 +266,12 @@ class Recorder(Callback):
             self._ledger.add(trial_record(session, i, number, point, self._config.objectives), running.checkpoint, i)
         for leftover in (previous_of(running.checkpoint), names.ensemble_lock(first)):
             leftover.unlink(missing_ok=True)
+        self.copy(COPY_PERIOD)
 
     def _record_failure(self, running: _Running, reason: str) -> None:
-        self.copy(COPY_PERIOD)
         for _, number, point in self._left(running):
             self._ledger.add(TrialRecord(number, point, "failed", None, [], [], failure=reason), None, 0)
+        self.copy(COPY_PERIOD)
 
 
 def failure_reason(trial: Trial, folder: Path) -> str:
@@ -297,7 +297,7 @@ def train(
     say: Callable[[str], None],
 ) -> None:
     """Train what is left of a study on the running Ray; an interrupt is noted in the ledger."""
-    recorder, copy = Recorder(config, ledger, notify), Copy(config, ledger.folder)
+    recorder, copy = Recorder(config, ledger, notify), Copy(config, ledger.folder, ledger.home.state.created)
     try:
         searcher, stopping = _plan(config, parameters, points, ledger, slots, copy)
         recorder.copy = partial(copy.update, searcher.study)
