@@ -9,11 +9,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
 from optuna.storages import InMemoryStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from imavae.config.settings import StudyConfig, study_config
 from imavae.errors import UserError
@@ -285,6 +286,39 @@ def test_a_copy_can_be_gone_on_from_whatever_ended_between_two_updates(tmp_path:
     again.add_trials(stored.Copy(resumed, tmp_path / "studies" / "tiny", 1.0).trials())
     assert told(again.trials) == told(study.trials)
     assert stored.Copy(resumed, tmp_path / "studies" / "tiny", 2.0).trials() == []  # of a folder that is gone
+
+
+def test_a_copy_behind_the_folder_is_brought_level(tmp_path: Path) -> None:
+    settings = config(tmp_path, {"model": {"gamma": GAMMA, "n_layers": LAYERS}}, 8)
+    parameters = space.check(settings)[0]
+    laws = {parameter.key: parameter.distribution() for parameter in parameters}
+    values = [{"model.gamma": 2.0**n, "model.n_layers": 3} for n in range(5)]
+
+    def trial(number: int, state: TrialState, *keys: str) -> FrozenTrial:
+        params = {key: values[number][key] for key in keys}
+        value = 0.5 if state == TrialState.COMPLETE else None
+        made = create_trial(state=state, value=value, params=params, distributions={key: laws[key] for key in keys})
+        made.number = number
+        return made
+
+    earlier = [
+        trial(0, TrialState.RUNNING, *laws),  # recorded since
+        trial(1, TrialState.RUNNING, "model.gamma"),  # copied while it was proposed
+        trial(2, TrialState.FAIL, *laws),  # to be trained again
+        trial(3, TrialState.RUNNING, *laws),  # a start point that left a setting open
+        trial(4, TrialState.COMPLETE, *laws),  # told, but not recorded
+    ]
+    record = TrialRecord(0, values[0], "finished", 0.9, [], [{"epochs": 3}])
+    asked: list[list[Any]] = [[[number, dict(values[number])] for number in range(1, 5)]]
+    del asked[0][2][1]["model.n_layers"]
+    home = Mock(asked=asked, notices=[])
+    ledger = Mock(home=home, records=[record], folder=tmp_path / "tiny")
+    found = stored.remembered(settings, InMemoryStorage(), parameters, [], ledger, earlier).trials
+    assert [one.state.name for one in found] == ["COMPLETE", "WAITING", "WAITING", "RUNNING", "COMPLETE"]
+    assert found[0].value == 0.9
+    assert [found[n].system_attrs["fixed_params"] for n in (1, 2)] == values[1:3]
+    assert found[3].params == values[3]
+    assert home.notices == []
 
 
 @pytest.mark.parametrize("fault", ["objectives", "lock"])

@@ -77,9 +77,11 @@ def remembered(
         number, values, ended = trial.number, known[trial.number], trial.state.is_finished()
         if number in records and (not ended or (records[number].score is not None and trial.state == TrialState.FAIL)):
             trials[number] = _frozen(records[number], parameters, config)  # the copy lags behind
-        elif number not in records and (trial.state == TrialState.FAIL or (not ended and trial.params != values)):
+        elif number not in records and (
+            trial.state == TrialState.FAIL or (not ended and not trial.params.items() >= values.items())
+        ):
             trials[number] = create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": values})
-        trials[number].system_attrs |= trial.system_attrs  # some samplers' memory
+        trials[number].system_attrs = {**trial.system_attrs, **trials[number].system_attrs}  # some samplers' memory
     if records and not trials:
         home.notices.append(f"{OPTUNA_DATABASE} lacked {ledger.folder.name}: it was restored from the study's records")
     study.add_trials(trials)
@@ -116,7 +118,7 @@ class Copy:
     """
 
     def __init__(self, config: StudyConfig, folder: Path, created: float) -> None:
-        """``created`` is the time at which the study in ``folder`` was, which tells it from one of an equal name."""
+        """The time at which ``folder`` was ``created`` tells its study from an earlier one of the same name."""
         self._config, self._folder, self._created, self.problem = config, folder, created, ""
         self._study: optuna.Study | None = None
         self._updated = -math.inf  # time of the last update
