@@ -10,7 +10,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import Mock
 
 import numpy as np
@@ -186,6 +186,28 @@ def test_a_study_with_its_trials(output_dir: Path) -> None:
             assert quantiles == pytest.approx(np.quantile(values, share, axis=1))
     assert not runs(output_dir, "member")
     assert {run.info.status for run in (study, *found.values())} == {"FINISHED"}
+
+
+@pytest.mark.parametrize("metrics", ["main", "all"])
+def test_trials_of_a_study_have_the_main_metrics_and_the_study_all_of_its_best_trial(
+    metrics: Literal["main", "all"], output_dir: Path
+) -> None:
+    def of(number: int) -> list[dict[str, float]]:
+        return [one | {"val/kl": number, "test/amari": 1.0} for one in finals(a_trial(number))]
+
+    for resume in (False, True):  # the best trial is the first one, which a resume finds complete
+        tracker = open_tracker(Tracking(metrics=metrics), output_dir, "paper/grid")
+        tracker.start("grid", CONFIG, {}, [replace(OBJECTIVE, mode="max")], resume)
+        for number in range(1 + resume):
+            tracker.finish_trial(a_trial(number), of(number))
+        tracker.finish("finished" if resume else "stopped", {}, [])
+    [study], trials = runs(output_dir, "study"), runs(output_dir, "trial")
+    further = {"val/kl", "test/amari"}
+    assert study.data.metrics["val/kl"] == 0
+    assert study.data.metrics.keys() >= further
+    for trial in trials:
+        assert trial.data.metrics.keys() >= {"val/mcc", "test/mcc", "val/neg_elbo"}
+        assert further & trial.data.metrics.keys() == (further if metrics == "all" else set())
 
 
 def test_members_are_runs_where_they_are_asked_for_and_of_a_run_without_search(output_dir: Path) -> None:

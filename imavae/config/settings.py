@@ -233,6 +233,9 @@ class Tracking(Settings):
     name: Annotated[Literal["mlflow", "none"], Field(description="tracker")] = "mlflow"
     uri: Annotated[str | None, Field(description="of MLflow; null: MLFLOW_TRACKING_URI or OUTPUT_DIR/mlflow.db")] = None
     members: Annotated[bool, Field(description="make a run of each member of a study, too")] = False
+    metrics: Annotated[
+        Literal["main", "all"], Field(description="metrics of a study's trials there; members.csv has all")
+    ] = "main"
     note: Annotated[str, Field(description="text that begins the description of the tracked run")] = ""
     tags: Annotated[
         Mapping[str, str | float] | None, Field(description="tags of the tracked run, such as {project: pilot}")

@@ -177,10 +177,10 @@ class Ledger:
 
     def _take(self, stored: Stored) -> None:
         record, number = stored.trial, stored.trial.number
-        if not self.tracker.is_complete(number):
-            history = record.history or self.home.history(number)
-            finals = [final_metrics(row) for row in record.members]
-            self.tracker.finish_trial(dataclasses.replace(record, history=history), finals)
+        complete = self.tracker.is_complete(number)
+        history = record.history if complete else record.history or self.home.history(number)
+        finals = [final_metrics(row) for row in record.members]
+        self.tracker.finish_trial(dataclasses.replace(record, history=history), finals)
         self.stored.append(dataclasses.replace(stored, trial=dataclasses.replace(record, history=[])))
 
     def _grow(self, path: Path, table: str) -> None:

@@ -80,7 +80,10 @@ class Tracker:
         return True
 
     def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
-        """Track a trial, with its ``members`` as in its record, and end its run; one that is complete is left alone."""
+        """Track a trial, with its ``members`` as in its record, and end its run.
+
+        A run that is complete is left alone, so its trial needs no history: it counts for the study's scores.
+        """
 
     def log_model(
         self, file: Path, trial: TrialRecord, member: str, metrics: Mapping[str, float], question: str | None = None

@@ -4,7 +4,8 @@ A metric has one name at every level: ``val/mcc`` is a member's value at its bes
 and a study's best. A study has it as a curve over the trials that have ended. A trial has curves over epochs
 (``curves/mcc``, with quartiles) and the table of its members. Runs are found again by their tags, and a metric's
 timestamp is the study's start plus its step in milliseconds, so MLflow drops what a resumed study writes again. MLflow
-is imported when a tracker opens: it takes a second.
+indexes each metric of each run, so a study's trials have the main ones; its best trial's are all in the study's run.
+MLflow is imported when a tracker opens: it takes a second.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ LOADER_MODULE = "imavae.training.checkpoint"  # its `_load_pyfunc(path)` is call
 NEWEST_FIRST = ["attributes.start_time DESC"]
 FIGURE_SUFFIXES = (".png", ".pdf")  # files that are stored under figures/
 LINEAR_ICA = "val/mcc_linear_ica"
+MAIN = ("mcc", "neg_elbo", "cima", "agreement", "mcc_linear_ica", "nonlinear_gain")  # of a study's trials, by split
 EXPERIMENT_NOTE = (
     "Each run is a study or a training run; its child runs are trials. *Columns* adds scores and parameters."
 )
@@ -65,7 +67,7 @@ def open_tracker(settings: Tracking, output_dir: Path, experiment: str, later: b
         return Tracker()
     uri = server.tracking_uri(settings, output_dir)
     artifacts = None if server.is_server(uri) else output_dir.resolve() / "mlartifacts"
-    opening = functools.partial(MLflowTracker, uri, experiment, artifacts, settings.members)
+    opening = functools.partial(MLflowTracker, uri, experiment, artifacts, settings.members, settings.metrics == "all")
     if later and server.database_file(uri):
         server.reach(uri)
         return Lasting(retried(opening), later)
@@ -98,10 +100,13 @@ class MLflowTracker(Tracker):
     All methods but :meth:`progress` wait for a locked database or an absent server.
     """
 
-    def __init__(self, uri: str, experiment: str, artifacts: Path | None, members: bool = False) -> None:
+    def __init__(
+        self, uri: str, experiment: str, artifacts: Path | None, members: bool = False, all_metrics: bool = False
+    ) -> None:
         """Open or create the experiment. Artifacts go below the folder ``artifacts``; a server stores its own.
 
-        ``members`` makes a run of each member of a study, too.
+        ``members`` makes a run of each member of a study, too; ``all_metrics`` gives a study's trials all metrics
+        instead of the main ones.
         """
         self._client = server.open_client(uri)
         self._model = _model_name(experiment)  # under which champions are registered
@@ -113,7 +118,7 @@ class MLflowTracker(Tracker):
         self._experiment = found.experiment_id
         remedy = f"restore it by `MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {self._experiment}`"
         require(found.lifecycle_stage == "active", f"the MLflow experiment {experiment!r} is active", "deleted", remedy)
-        self._members = members
+        self._members, self._all_metrics = members, all_metrics
         self._name, self._study = "", ""  # name and id of the study's run
         self._start = 0  # of the study's run, milliseconds
         self._config: Mapping[str, Any] = {}
@@ -121,7 +126,7 @@ class MLflowTracker(Tracker):
         self._asked: set[int] = set()  # trials that may have a run already
         self._trials: dict[int, _TrialRun] = {}  # open ones
         self._complete: dict[int, str] = {}  # trial -> run id
-        self._scored = 0  # number of complete trials with a score
+        self._scored: set[int] = set()  # complete trials with a score
         self._best: _Tracked | None = None  # one of them
         self._scores: list[tuple[int, dict[str, float]]] = []  # best score after each of them, to be written
         self._written = -math.inf  # time at which they were written last
@@ -137,7 +142,8 @@ class MLflowTracker(Tracker):
         self._name, self._config, self._objectives = name, config, objectives
         if config.get("name"):
             self._model = _model_name(config["name"])
-        self._members = self._members or not config.get("search")
+        alone = not config.get("search")
+        self._members, self._all_metrics = self._members or alone, self._all_metrics or alone
         self._open_study({**tags, "imavae.kind": "study"}, int(1000 * time.time()), resume)
 
     @retried
@@ -161,15 +167,12 @@ class MLflowTracker(Tracker):
             files["search_space.yaml"] = {"search": self._config["search"]}
         for file, content in files.items():
             self._client.log_text(self._study, yaml.safe_dump(content, sort_keys=False), file)
-        self._trials, self._complete, self._best, self._scored, self._scores = {}, {}, None, 0, []
+        self._trials, self._complete, self._best, self._scored, self._scores = {}, {}, None, set(), []
         trials = self._search({PARENT: self._study, "imavae.kind": "trial"}) if known else []
-        for run in sorted(trials, key=lambda run: run.info.end_time or 0):
+        for run in trials:
             number = int(run.data.tags["imavae.trial"])
             if run.info.status == "FINISHED":
-                finals = {key: value for key, value in run.data.metrics.items() if key.startswith(("val/", "test/"))}
                 self._complete[number] = run.info.run_id
-                name = run.info.run_name.removesuffix(self._suffix)
-                self._count(_Tracked(number, name, run.data.params, finals))
             else:
                 self._trials[number] = _TrialRun(run.info.run_id)
         self._asked = set(self._trials)
@@ -192,11 +195,20 @@ class MLflowTracker(Tracker):
 
     @retried
     def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
-        if self.is_complete(trial.number):
-            return
-        run = self._open_trial(trial)
         finals = medians(members)
         scores = {} if trial.score is None else {self._objectives[0].metric: trial.score, **trial.further}
+        if not self.is_complete(trial.number):
+            main = [f"{split}/{metric}" for split in ("val", "test") for metric in MAIN]
+            shown = finals if self._all_metrics else {name: finals[name] for name in main if name in finals}
+            self._finish_run(trial, members, shown, scores)
+        self._count(_Tracked(trial.number, trial_name(trial), trial.values, {**finals, **scores}))
+        if time.monotonic() - self._written >= tracking.PROGRESS_PERIOD:
+            with ignoring(*OUTAGE_CODES):  # the next trial, or the study's end, writes what is missing
+                self._log_scores()
+
+    def _finish_run(self, trial: TrialRecord, members: Sequence[Finals], finals: Finals, scores: Finals) -> None:
+        """Write a trial's run and end it; with all ``members`` in the table, and in runs where they have them."""
+        run = self._open_trial(trial)
         if self._members:
             known = {found.data.tags["imavae.member"]: found.info.run_id for found in self._search({PARENT: run.id})}
             for row, values in zip(trial.members, members, strict=True):
@@ -211,23 +223,19 @@ class MLflowTracker(Tracker):
         # Last, as this marks the trial as complete.
         self._client.set_terminated(run.id, "FAILED" if trial.status == "failed" else "FINISHED")
         self._complete[trial.number] = run.id
-        self._count(_Tracked(trial.number, trial_name(trial), trial.values, {**finals, **scores}))
-        if time.monotonic() - self._written >= tracking.PROGRESS_PERIOD:
-            with ignoring(*OUTAGE_CODES):  # the next trial, or the study's end, writes what is missing
-                self._log_scores()
 
     def _count(self, trial: _Tracked) -> None:
         """Add a complete trial to the study's curve."""
         goal = self._objectives[0]
-        if goal.metric not in trial.metrics:
+        if goal.metric not in trial.metrics or trial.number in self._scored:
             return
 
         def rank(one: _Tracked) -> tuple[float, int]:
             return one.metrics[goal.metric] * (1 if goal.mode == "max" else -1), -one.number
 
         self._best = trial if self._best is None else max(self._best, trial, key=rank)
-        self._scored += 1
-        self._scores.append((self._scored, {goal.metric: self._best.metrics[goal.metric]}))
+        self._scored.add(trial.number)
+        self._scores.append((len(self._scored), {goal.metric: self._best.metrics[goal.metric]}))
 
     def _log_scores(self) -> None:
         if self._best is not None:
@@ -350,8 +358,8 @@ class MLflowTracker(Tracker):
                 params = {key: value for key, value in self._best.params.items() if key not in known}
                 finals = {k: v for k, v in self._best.metrics.items() if k != self._objectives[0].metric}
                 note = {NOTE: describe(self._config, self._model, " ".join(self._answer(self._best)))}
-                self._log(self._study, [(0, finals)], params, note, later=self._scored)
-            self._log(self._study, [(0, metrics)], later=self._scored)
+                self._log(self._study, [(0, finals)], params, note, later=len(self._scored))
+            self._log(self._study, [(0, metrics)], later=len(self._scored))
             for path in files:
                 self._client.log_artifact(self._study, str(path), "figures" if path.suffix in FIGURE_SUFFIXES else None)
             ends = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}

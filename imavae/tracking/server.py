@@ -35,6 +35,8 @@ CONNECT_TIMEOUT = 4.0  # seconds in which an address must answer
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_OUTAGE = 600.0  # seconds after which a study goes on untracked; a resume tracks what is missing
 LARGEST_MLMODEL = 2**14  # bytes
+PAGE = 2**11  # bytes in a page of MLflow's database: each metric of a run changes two pages, whatever their size
+LOG_PAGES = 2**13  # pages in its write-ahead log before they are copied into it: most of them are changed again
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts; the pause doubles
 OUTAGE_CODES = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 BEST_FIRST: list[dict[str, Any]] = [
@@ -180,9 +182,33 @@ def open_client(uri: str) -> MlflowClient:
 def _checked_client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
+    if (path := database_file(uri)) is not None:
+        _seldom_written().add(path)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.search_experiments(max_results=1)
     return client
+
+
+@functools.cache
+def _seldom_written() -> set[Path]:
+    """Database files to which this process's connections sync seldom, and into which they seldom copy the log.
+
+    A process that is killed loses nothing; a machine that loses its power may lose the last trials, which a resume
+    tracks again.
+    """
+    from sqlalchemy import Engine, event
+
+    files: set[Path] = set()
+
+    def set_up(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            opened = {Path(file) for _, _, file in connection.execute("PRAGMA database_list")}
+            if opened & files:
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+
+    event.listen(Engine, "connect", set_up)
+    return files
 
 
 def _create_database(path: Path) -> None:
@@ -192,6 +218,7 @@ def _create_database(path: Path) -> None:
     """
     whole = path.with_name(f".{path.name}.new")
     with tempfile.TemporaryDirectory() as folder, closing(sqlite3.connect(f"{folder}/new.db")) as source:
+        source.execute(f"PRAGMA page_size = {PAGE}")
         source.execute("PRAGMA journal_mode = WAL")
         _checked_client(f"sqlite:///{folder}/new.db")
         with closing(sqlite3.connect(whole)) as target:  # MLflow keeps connections to the source, but not to the copy
