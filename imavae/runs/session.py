@@ -28,7 +28,7 @@ from imavae.model.vae import torch_dtype
 from imavae.tracking import Value
 from imavae.training import checkpoint
 from imavae.training.compiled import chosen
-from imavae.training.ensemble import Ensemble, State, ensemble, from_plain, initial_state, to_plain
+from imavae.training.ensemble import Ensemble, State, columns, ensemble, from_plain, initial_state, table, to_plain
 from imavae.training.loop import Progress, freeze, train
 
 
@@ -148,8 +148,12 @@ class Session:
             points = [checkpoint.stored_config(point, RunConfig) for point in content["points"]]
             session = cls._new(points, device, cache)
             session.state = from_plain(content["state"], session.state, device)
-            session.stopped = set(content.get("stopped", ()))
-            session.finals, session.seconds = content.get("finals", {}), content.get("seconds", 0.0)
+            session.stopped = set(content["stopped"])
+            session.finals = {
+                point: {criterion: columns(values) for criterion, values in finals.items()}
+                for point, finals in content["finals"].items()
+            }
+            session.seconds = content["seconds"]
         return session
 
     @classmethod
@@ -167,8 +171,9 @@ class Session:
     def save(self, path: Path, keep: bool = False) -> None:
         """Write the state to continue from and both best states of every member; see :func:`checkpoint.save`."""
         points = [to_mapping(point) for point in self.points]
+        finals = {point: {name: table(values) for name, values in of.items()} for point, of in self.finals.items()}
         content = {"points": points, "state": to_plain(self.state), "stopped": sorted(self.stopped)}
-        checkpoint.save(path, "ensemble", {**content, "finals": self.finals, "seconds": self.seconds}, keep)
+        checkpoint.save(path, "ensemble", {**content, "finals": finals, "seconds": self.seconds}, keep)
 
     @functools.cached_property
     def data(self) -> dataset.Dataset:  # histories and best states need none

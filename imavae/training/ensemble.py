@@ -176,6 +176,16 @@ def initial_state(ensemble: Ensemble, start: Mapping[str, Tensor] | None = None)
     )
 
 
+def table(metrics: Mapping[str, Float[Tensor, " n"]]) -> dict[str, Any]:
+    """Metrics as one tensor and their names: a file has a record, and reading it a price, per tensor."""
+    return {"names": list(metrics), "values": torch.stack(list(metrics.values()))}
+
+
+def columns(table: Mapping[str, Any]) -> dict[str, Float[Tensor, " n"]]:
+    """Inverse of :func:`table`."""
+    return dict(zip(table["names"], table["values"].unbind(), strict=True))
+
+
 def to_plain(state: State) -> dict[str, Any]:
     """The state as tensors and plain containers, which ``torch.load(weights_only=True)`` reads."""
     return {
@@ -183,8 +193,27 @@ def to_plain(state: State) -> dict[str, Any]:
         "batches": [g.get_state() for g in state.batches],
         "noise": [g.get_state() for g in state.noise],
         "best": {name: vars(best) for name, best in state.best.items()},
-        "history": [tuple(validation) for validation in state.history],
+        "history": _joined(state.history),
     }
+
+
+def _joined(history: list[Validation]) -> dict[str, Any]:
+    """The validations, which have the same metrics, one after the other."""
+    if not history:
+        return {}
+    names, rows = history[0].values, torch.cat([validation.rows for validation in history])
+    values = {name: torch.cat([validation.values[name] for validation in history]) for name in names}
+    epochs, sizes = [validation.epoch for validation in history], [len(validation.rows) for validation in history]
+    return {"epochs": epochs, "sizes": sizes, "rows": rows, **table(values)}
+
+
+def _parted(joined: Mapping[str, Any]) -> list[Validation]:
+    """Inverse of :func:`_joined`."""
+    if not joined:
+        return []
+    rows, values = (joined[name].split(joined["sizes"], -1) for name in ("rows", "values"))
+    tables = [columns({**joined, "values": part}) for part in values]
+    return [Validation(*each) for each in zip(joined["epochs"], rows, tables, strict=True)]
 
 
 def from_plain(plain: dict[str, Any], like: State, device: torch.device) -> State:
@@ -218,8 +247,7 @@ def from_plain(plain: dict[str, Any], like: State, device: torch.device) -> Stat
         name: Best(**{part: tensor(plain["best"][name][part], model, part) for part, model in vars(best).items()})
         for name, best in like.best.items()
     }
-    values["history"] = [Validation(*validation) for validation in plain["history"]]
-    for _, rows, metrics in values["history"]:
+    values["history"] = _parted(plain["history"])
+    for _, rows, _ in values["history"]:
         check({*rows.tolist()} <= set(range(count)), "the history's members")
-        check(all(value.shape == rows.shape for value in metrics.values()), "the history")
     return State(**values)
