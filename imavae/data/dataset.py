@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -62,6 +62,7 @@ class Split:
     support: tuple[float, float] | None  # interval that each source lives on; None if unknown
     truth: Truth | None  # None in the training split, and where the mixing is unknown
     images: Images | None = None
+    derived: dict[str, Any] = field(default_factory=dict, init=False)  # metrics keep what depends on the split alone
 
     def __len__(self) -> int:
         return self.observations.shape[1]

@@ -57,6 +57,13 @@ class Variances(NamedTuple):
     batch_ratio: Float64[Tensor, "member d batch"]  # see :func:`ima.batch_ratio`
 
 
+class Squares(NamedTuple):
+    """Squares of an error, averaged over dimensions."""
+
+    mean: Float64[Tensor, " member"]  # over the points, too
+    points: Float[Tensor, "member n"]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A block of members on one split, of which metrics are functions. One pass gives ELBO and samples; all else is
@@ -176,14 +183,13 @@ class Evaluation:
     def linear(self) -> linear.Reference:
         """Scores of linear methods in each member's world: (member,), on the CPU."""
         assert self.maps is not None  # noqa: S101  -- evaluate() has them
-        worlds, of = self.world.cpu().unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        scores = []
-        for world in worlds:
-            affine, s = self.maps()[world], self.split.sources[world].T.cpu()
-            blocks = (self.split.block(world[None], at)[0].cpu() for at, _ in _chunks(self.ensemble, self.split))
+        worlds, known = self.world.tolist(), self.split.derived.setdefault("linear", {})
+        for world in {*worlds} - known.keys():
+            affine, s, one = self.maps()[world], self.split.sources[world].T.cpu(), self.world.new_tensor([world])
+            blocks = (self.split.block(one, at)[0].cpu() for at, _ in _chunks(self.ensemble, self.split))
             z = torch.cat([affine[:, :-1] @ x.double() for x in blocks], 1) + affine[:, -1:]
-            scores.append(linear.score(z, s, self.discrete))
-        return linear.Reference(*torch.tensor(scores, dtype=torch.float64)[of].T)
+            known[world] = linear.score(z, s, self.discrete)
+        return linear.Reference(*torch.tensor([known[world] for world in worlds], dtype=torch.float64).T)
 
     @cached_property
     def estimate(self) -> regression.Estimate:
@@ -201,11 +207,12 @@ class Evaluation:
         for at, _ in _chunks(self.ensemble, few):
             _, jacobian = model.decoder.jacobian(self.weights, self.locations[..., at])
             unconstrained = jacobian * model.prior.slope(self.posterior.mean[..., at])[:, None]
-            distance: tuple[Tensor, ...] = ()
+            decomposed, distance = ima.qr(jacobian), tuple[Tensor, ...]()
             if self.compared:
-                truth = self.truth.jacobian[..., at]
-                distance = (ima.amari(jacobian, truth[self.world if len(truth) > 1 else 0]),)
-            terms.append((*ima.contrast(jacobian), ima.batch_mean(unconstrained), *distance))
+                truth, regular = self.truth.jacobian[..., at], ~self.true_contrast[:, at].isnan()
+                mixing = truth[self.world] if len(truth) > 1 else truth
+                distance = (ima.amari_of(decomposed, mixing, regular),)
+            terms.append((*ima.contrast_of(decomposed), ima.batch_mean(unconstrained), *distance))
         values, full, norms, means, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
         return Local(ima.Contrast(values, full, norms), self._over_batches(means, len(few)), *rest)
 
@@ -243,9 +250,11 @@ class Evaluation:
 
     @cached_property
     def true_contrast(self) -> Float64[Tensor, "member n"]:
-        """c_IMA of the mixing at the sources."""
-        worlds, of = self.world.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        return ima.pointwise_contrast(self.truth.jacobian[worlds])[of]
+        """c_IMA of the mixing at the sources; NaN where its Jacobian lacks full rank."""
+        if "contrast" not in self.split.derived:
+            self.split.derived["contrast"] = ima.pointwise_contrast(self.truth.jacobian)
+        values: Tensor = self.split.derived["contrast"]
+        return values[self.world]
 
     @property
     def truth(self) -> Truth:
@@ -253,21 +262,21 @@ class Evaluation:
         assert self.split.truth is not None  # noqa: S101  -- metrics that read it are absent otherwise
         return self.split.truth
 
-    @cached_property
+    @property
     def mse_obs(self) -> Float64[Tensor, " member"]:
-        return self._mean_square(self._error_of_x)
+        return self._squares_of_x.mean
 
-    @cached_property
+    @property
     def mse_obs_interior(self) -> Float64[Tensor, " member"]:
-        return self._mean_square(self._error_of_x, self.interior)
+        return self._mean_of_interior(self._squares_of_x)
 
-    @cached_property
+    @property
     def mse_source(self) -> Float64[Tensor, " member"]:
-        return self._mean_square(self._error_of_s)
+        return self._squares_of_s.mean
 
-    @cached_property
+    @property
     def mse_source_interior(self) -> Float64[Tensor, " member"]:
-        return self._mean_square(self._error_of_s, self.interior)
+        return self._mean_of_interior(self._squares_of_s)
 
     @cached_property
     def interior(self) -> Bool[Tensor, "member n"]:
@@ -278,27 +287,37 @@ class Evaluation:
         inside: Tensor = ((self.split.sources - middle).abs() < INTERIOR * half).all(-1)
         return inside[self.world]
 
-    def _error_of_x(self, at: slice) -> Float[Tensor, "member o m"]:
+    @cached_property
+    def _squares_of_x(self) -> Squares:
+        """Of g(mu(x)) - x."""
         decoder = self.ensemble.model.decoder
-        return decoder(self.weights, self.locations[..., at]) - self.split.block(self.world, at)
+        return self._squares(
+            lambda at: decoder(self.weights, self.locations[..., at]) - self.split.block(self.world, at)
+        )
 
-    def _error_of_s(self, at: slice) -> Float[Tensor, "member d m"]:
-        model, s = self.ensemble.model, chunk(self.split.sources, self.world, at)
-        return model.prior.latent(model.posterior(self.weights, model.decoder(self.weights, s)).mean) - s
+    @cached_property
+    def _squares_of_s(self) -> Squares:
+        """Of mu(g(s)) - s."""
+        model, sources = self.ensemble.model, self.split.sources
 
-    def _mean_square(
-        self, difference: Callable[[slice], Tensor], kept: Bool[Tensor, "member n"] | None = None
-    ) -> Float64[Tensor, " member"]:
-        """Mean over the points, or those that are kept (NaN if there are none), and dimensions."""
-        if kept is not None:
-            parts = [
-                difference(at).square().mean(1).double() * kept[:, at] for at, _ in _chunks(self.ensemble, self.split)
-            ]
-            return torch.cat(parts, 1).sum(1) / kept.sum(1)
-        parts = [
-            difference(at).square().mean((1, 2)).double() * share for at, share in _chunks(self.ensemble, self.split)
-        ]
-        return torch.stack(parts).sum(0)
+        def error(at: slice) -> Float[Tensor, "member d m"]:
+            s = chunk(sources, self.world, at)
+            return model.prior.latent(model.posterior(self.weights, model.decoder(self.weights, s)).mean) - s
+
+        return self._squares(error)
+
+    def _squares(self, error: Callable[[slice], Tensor]) -> Squares:
+        """Mean squares of an error over dimensions and points."""
+        means, points = [], []
+        for at, share in _chunks(self.ensemble, self.split):
+            square = error(at).square()
+            means.append(square.mean((1, 2)).double() * share)
+            points.append(square.mean(1))
+        return Squares(torch.stack(means).sum(0), torch.cat(points, 1))
+
+    def _mean_of_interior(self, squares: Squares) -> Float64[Tensor, " member"]:
+        """Mean over the interior; NaN if it has no points."""
+        return (squares.points.double() * self.interior).sum(1) / self.interior.sum(1)
 
     def theta(self, at: slice = slice(None)) -> Theta:
         """The prior's parameters at some of the points."""

@@ -15,7 +15,7 @@ from imavae.config.registry import torch
 from imavae.metrics.identifiability import BATCH
 
 
-class _QR(NamedTuple):
+class QR(NamedTuple):
     """J = QR at each point: columns of Q, entries of R, and where J has full column rank."""
 
     q: list[Float64[torch.Tensor, "m o n"]]
@@ -24,7 +24,7 @@ class _QR(NamedTuple):
     full: Bool[torch.Tensor, "m n"]
 
 
-def _qr(jacobian: Float[torch.Tensor, "m o d n"]) -> _QR:
+def qr(jacobian: Float[torch.Tensor, "m o d n"]) -> QR:
     """Modified Gram-Schmidt, all points at once; R_kk is 1 where column k depends on the columns before it."""
     rounding = 16 * torch.finfo(jacobian.dtype).eps
     columns = list(jacobian.double().unbind(2))
@@ -40,7 +40,7 @@ def _qr(jacobian: Float[torch.Tensor, "m o d n"]) -> _QR:
         for j in range(k + 1, len(columns)):
             r[k, j] = (q[k] * columns[j]).sum(1)
             columns[j] = torch.addcmul(columns[j], r[k, j][:, None], q[k], value=-1)
-    return _QR(q, r, norms, full)
+    return QR(q, r, norms, full)
 
 
 class Contrast(NamedTuple):
@@ -55,7 +55,12 @@ def contrast(jacobian: Float[torch.Tensor, "m o d n"]) -> Contrast:
     """c_IMA at each point, by QR: Σ_k log(‖J_:k‖ / R_kk), where R_kk is the norm of the part of column k orthogonal to
     the columns before it. No term is negative.
     """
-    _, r, norms, full = _qr(jacobian)
+    return contrast_of(qr(jacobian))
+
+
+def contrast_of(decomposed: QR) -> Contrast:
+    """:func:`contrast` of a Jacobian that is decomposed already."""
+    _, r, norms, full = decomposed
     ratio = torch.ones_like(norms[0])
     for k, norm in enumerate(norms):
         ratio *= (norm / r[k, k]).clamp_min_(1)
@@ -114,7 +119,14 @@ def amari(
     zero iff R is a scaled permutation.
     """
     truth = truth.reshape(-1, *truth.shape[-3:])
-    decoder, mixing, dim = _qr(jacobian), truth.double(), jacobian.shape[2]
+    return amari_of(qr(jacobian), truth, qr(truth).full)
+
+
+def amari_of(
+    decoder: QR, truth: Float[torch.Tensor, "w o d n"], regular: Bool[torch.Tensor, "r n"]
+) -> Float64[torch.Tensor, "m n"]:
+    """:func:`amari` of a decoder's Jacobian that is decomposed already; ``regular``: where ``truth`` has full rank."""
+    mixing, dim = truth.double(), len(decoder.q)
     rows: dict[int, torch.Tensor] = {}  # of R, the least-squares solution, by back substitution
     for k in reversed(range(dim)):
         row = (decoder.q[k][:, :, None] * mixing).sum(1)
@@ -122,7 +134,7 @@ def amari(
             row = row - decoder.r[k, j][:, None] * rows[j]
         rows[k] = row / decoder.r[k, k][:, None]
     size = torch.stack([rows[k] for k in range(dim)], 1).abs()
-    full = decoder.full & _qr(truth).full & (size.amax(1) > 0).all(1) & (size.amax(2) > 0).all(1)
+    full = decoder.full & regular & (size.amax(1) > 0).all(1) & (size.amax(2) > 0).all(1)
     size = torch.where(full[:, None, None], size, 1)
     spread = (size.sum(2) / size.amax(2) - 1).sum(1) + (size.sum(1) / size.amax(1) - 1).sum(1)
     return torch.where(full, spread / max(2 * dim * (dim - 1), 1), torch.nan)
