@@ -8,7 +8,6 @@ name here, ``data={"mixing": {"name": "mlp"}}``.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import itertools
@@ -21,30 +20,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from rich.console import Group
 
-from imavae.config.data import READERS, FileData, SyntheticData, UserData
+from imavae.config.data import READERS, FileData, UserData
 from imavae.config.mapping import build, plain
 from imavae.config.registry import load_plugins
 from imavae.config.settings import ReproduceConfig, RunConfig, StudyConfig, overridden, run_config, study_config
 from imavae.data import dataset, image_files, tables
 from imavae.data.storage import write_text
 from imavae.errors import UserError, require, require_choice, resumable
-from imavae.metrics.forward import shortened
 from imavae.model.export import Model
 from imavae.model.vae import torch_dtype
 from imavae.report.display import Display, Observer, new_console
 from imavae.runs import archive
 from imavae.runs import results as stored
-from imavae.runs.ledger import WINNERS, Ledger, run_point
-from imavae.runs.models import model_session
-from imavae.runs.records import best_member
+from imavae.runs.ledger import Ledger, run_point
 from imavae.runs.session import Session, cache_of, training_step
-from imavae.tracking import member_name
-from imavae.training.checkpoint import load_member
 from imavae.training.loop import Progress
 
 if TYPE_CHECKING:
@@ -54,7 +47,6 @@ if TYPE_CHECKING:
 
 FIGURES = "imavae.report.study_figures"  # imported while the last trials train
 Array = NDArray[np.floating[Any]]
-TRAVERSED_ROWS = 10_000  # at most, whose quantiles bound a traversal
 Watcher = Observer | bool | None
 
 
@@ -202,7 +194,9 @@ def train_point(config: RunConfig, observer: Observer, command: Sequence[str] = 
         with observer:
             ledger, session = run_point(config, notify, observer.rendered)
             with resumable(ledger.folder.name):
-                figures = _run_figures(ledger.results, session)
+                from imavae.report.run_figures import draw_run
+
+                figures = draw_run(ledger.results, session)
                 ledger.finish([*figures, _write_report(ledger, command, start)])
                 _say_lost(ledger, observer)
     finally:
@@ -293,112 +287,10 @@ def resuming(command: Sequence[str], name: str) -> list[str]:
     return [*words, "resume=true", f"name={name}"] if words else []
 
 
-def _run_figures(results: stored.Results, session: Session) -> list[Path]:
-    from imavae.metrics.evaluate import image_panels, posterior_shapes
-    from imavae.report.run_figures import image_figures, run_figures
-    from imavae.report.summary import linear_mcc
-
-    history, folder = results.history, results.names.figures
-    if not len(history):
-        return []
-    ensemble, val = session.ensemble, session.data.val
-    rows = torch.arange(len(ensemble), device=ensemble.device)
-    names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
-    factors = [factor.name for factor in results.config.data.source_factors]
-    shapes = posterior_shapes(ensemble, session.best_weights, rows, val)
-    levels = linear_mcc(results.members).tolist()
-    figures = run_figures(shapes, names, factors, history, folder, results.config.pdf, levels)
-    [record] = results.records
-    best = best_member(record.members)
-    shown = 0 if best is None else record.members.index(best)
-    figures.append(_write_latents(results, session, session.best_weights[shown : shown + 1], shown))
-    shown_world = session.ensemble.members[shown].world
-    figures += _column_traversals(results, session, shown)
-    own = session.points[0]
-    figures += _solution_plane(results, dataclasses.replace(own, data=dataclasses.replace(own.data, seed=shown_world)))
-    if val.images is not None:
-        panels = image_panels(ensemble, session.best_weights, rows, val, shown)
-        figures += image_figures(panels, names, shown, folder, results.config.pdf)
-    return figures
-
-
-def _champion_figures(results: stored.Results) -> list[Path]:
-    """Draw the champion of a study and the learning curves of its best trials, as far as there are any."""
-    from imavae.metrics.evaluate import image_panels, posterior_shapes
-    from imavae.report import drawing
-    from imavae.report.run_figures import champion_figures, image_figures, trial_curves
-
-    names, pdf, history, files = results.names, results.config.pdf, results.history, list[Path]()
-    curves: dict[int, list[Any]] = {
-        record.number: history[history["trial"] == record.number].to_dict("records")
-        for record in results.ranked()[:WINNERS]
-        if len(history)  # not if all members diverged before their first validation
-    }
-    if curves := {number: rows for number, rows in curves.items() if rows}:
-        files += drawing.write({"best_trials": trial_curves(curves)}, names.figures, pdf)
-    if names.champion.is_file():  # not if all members of the best trial diverged
-        session, weights = model_session(names.champion, cache_of(names.output_dir))
-        ensemble, val, one = session.ensemble, session.data.val, torch.arange(1)
-        files.append(_write_latents(results, session, weights, 0))
-        if session.points[0].data.has_sources:
-            factors = [factor.name for factor in session.points[0].data.source_factors]
-            files += champion_figures(posterior_shapes(ensemble, weights, one, val), factors, names.figures, pdf)
-        files += _column_traversals(results, session, 0)
-        files += _solution_plane(results, session.points[0])
-        if val.images is not None:
-            panels = image_panels(ensemble, weights, one, val, 0)
-            files += image_figures(panels, ["champion"], 0, names.figures, pdf)
-    return files
-
-
-def _solution_plane(results: stored.Results, point: RunConfig) -> list[Path]:
-    """Draw the members trained in the world of the best ``point``, if its mixing is known and has an exact log p(x)."""
-    from imavae.metrics.references import references
-    from imavae.report import drawing
-    from imavae.report.run_figures import solution_plane
-    from imavae.report.summary import linear_mcc
-
-    data = point.data
-    if not isinstance(data, SyntheticData) or not point.latents == data.dim == data.features:
-        return []
-    best, members = results.ranked()[0], results.members
-    same = {key: value for key, value in best.values.items() if key.startswith("data.") or key == "model.dim"}
-    trials = [record.number for record in results.records if same.items() <= record.values.items()]
-    members = members[members["trial"].isin(trials)]
-    if "data.seed" in members:
-        members = members[members["data.seed"] == data.seed]
-    figure = solution_plane(members, references(data), linear_mcc(members[:1]).tolist())
-    return drawing.write({"solution_plane": figure}, results.names.figures, results.config.pdf)
-
-
-def _column_traversals(results: stored.Results, session: Session, row: int) -> list[Path]:
-    """Draw how the columns of a file move with each latent of the best member, the ``row`` of a session."""
-    from imavae.report import drawing
-    from imavae.report.run_figures import column_traversals
-
-    if not isinstance(results.config.data, FileData) or not results.names.champion.is_file():
-        return []
-    model = load_member(results.names.champion).requires_grad_(False)
-    [world] = session.ensemble.world_of(torch.tensor([row], device=session.ensemble.device)).tolist()
-    x = session.data.val.observations[world, :TRAVERSED_ROWS].cpu()
-    x = x * model.column_std + model.column_mean
-    figure = column_traversals(model.traverse(x), x, results.config.data.columns)
-    return drawing.write({"traversals": figure}, results.names.figures, results.config.pdf)
-
-
-def _write_latents(results: stored.Results, session: Session, weights: torch.Tensor, row: int) -> Path:
-    """Write the table of the latents of one member, the best."""
-    from imavae.metrics.evaluate import latent_rows
-
-    split = shortened(session.data.val, session.points[0].data.features)
-    rows = pd.DataFrame(latent_rows(session.ensemble, weights, row, split))
-    write_text(results.names.latents, rows.to_csv(index=False))
-    return results.names.latents
-
-
 def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     """Store the models of a finished study, draw its figures, write its report, and track all of it."""
     from imavae.report.html import answer
+    from imavae.report.run_figures import draw_champion
     from imavae.report.study_figures import draw_study, trial_plots_of
     from imavae.report.summary import choices, chosen_numbers, searched, selection_metrics
     from imavae.search.stored import write_notes
@@ -406,8 +298,7 @@ def _conclude(ledger: Ledger, command: Sequence[str], start: float) -> None:
     ledger.crown()
     results, names = ledger.results, ledger.names
     plots = trial_plots_of(results)
-    files = draw_study(results, plots)
-    files += _champion_figures(results)
+    files = draw_study(results, plots) + draw_champion(results)
     chosen = choices(results.members, results.trials, searched(results))
     if len(chosen):
         write_text(names.selection, chosen.to_csv(index=False))

@@ -13,6 +13,7 @@ import imavae
 from imavae.config.settings import run_config
 from imavae.errors import UserError
 from imavae.metrics.evaluate import posterior_shapes
+from imavae.report.drawing import write
 from imavae.report.run_figures import champion_figures
 from tests.helpers import file_data, normal, trained
 
@@ -62,7 +63,7 @@ def test_figures_of_a_champion(count: int, tmp_path: Path) -> None:
     session = trained([point])
     shapes = posterior_shapes(session.ensemble, session.best_weights, torch.arange(1), session.data.val)
     factors = [factor.name for factor in point.data.source_factors]
-    assert all(file.is_file() for file in champion_figures(shapes, factors, tmp_path))
+    assert all(file.is_file() for file in write(champion_figures(shapes, factors), tmp_path))
 
 
 def test_a_file_has_as_many_latents_as_sources_unless_told_otherwise(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from imavae.metrics.identifiability import mcc
 from imavae.report.display import compact
 from imavae.report.html import answer, write_report
 from imavae.report.over_gamma import MCC, OverGamma, gamma_sections
+from imavae.report.run_figures import draw_champion
 from imavae.report.summary import chance_mcc
 from imavae.runs.folder import Stored, create
 from imavae.runs.ledger import Ledger
@@ -222,7 +223,7 @@ def test_a_report_is_written_without_any_result(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"all 16 of .* diverged; lower training\.learning_rate"):
         api._check_converged(lost)
     monkeypatch.setattr(Results, "history", pd.DataFrame())  # no member reached a validation
-    assert api._champion_figures(lost) == []
+    assert draw_champion(lost) == []
     all_failed = [failed(n, {"model.gamma": 5.0}, f"RuntimeError: {HOSTILE}") for n in range(3)]
     assert f"RuntimeError: {HOSTILE}" in Reader(page(results_of(config, all_failed))).text
     reader = Reader(page(results_of(config, [], interrupted=True), go_on=["python", "scripts/tune.py", "resume=true"]))

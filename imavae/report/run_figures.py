@@ -6,34 +6,114 @@ A run has them of all its members, a study of its champion, beside the learning 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
-from imavae.config.data import image_shape
-from imavae.metrics.evaluate import ImagePanels, PosteriorShapes
-from imavae.metrics.references import Reference
+from imavae.config.data import FileData, SyntheticData, image_shape
+from imavae.data.storage import write_text
+from imavae.metrics.evaluate import ImagePanels, PosteriorShapes, image_panels, latent_rows, posterior_shapes
+from imavae.metrics.forward import shortened
+from imavae.metrics.references import Reference, references
 from imavae.model.export import ENDS, Traversal
 from imavae.report import drawing
 from imavae.report.display import compact
 from imavae.report.drawing import BLUE, FAINT, GREY, INK, NEAR_ONE, SEED_COLOURS, VERMILLION, dress, floats, legend
-from imavae.report.summary import column_values
-from imavae.runs.records import at_best
-from imavae.tracking import QUARTILES, Row, quartile_curves
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from imavae.report.summary import column_values, linear_mcc
+from imavae.runs.ledger import WINNERS
+from imavae.runs.models import model_session
+from imavae.runs.records import at_best, best_member
+from imavae.runs.results import Results
+from imavae.runs.session import Session, cache_of
+from imavae.tracking import QUARTILES, Row, member_name, quartile_curves
+from imavae.training.checkpoint import load_member
 
 LABELS = {"val/mcc": "MCC", "val/agreement": "agreement of seeds", "val/neg_elbo": "−ELBO (nats)"}
 MAX_MEMBERS = 8  # members that a figure of latents, variances or images shows
 MAX_WRITTEN = 12  # sources up to which a table of correlations has numbers
 NEAR_ZERO = 0.01  # nats below which the axes of the plane of solutions are linear
 CELL, GAP = 0.85, 0.08  # size of an image in inches, and the share of it that is left white between two
+TRAVERSED_ROWS = 10_000  # at most, whose quantiles bound a traversal
+
+
+def draw_run(results: Results, session: Session) -> list[Path]:
+    """Draw a run's members at their best states on the validation split, and tabulate the latents of the best one;
+    return the files.
+    """
+    history, [record] = results.history, results.records
+    if not len(history):
+        return []
+    best = best_member(record.members)
+    rows = torch.arange(len(session.ensemble), device=session.ensemble.device)
+    names = [f"seed {member_name(session.axes(row))}" for row in rows.tolist()]
+    factors = [factor.name for factor in results.config.data.source_factors]
+    shapes = posterior_shapes(session.ensemble, session.best_weights, rows, session.data.val)
+    figures = run_figures(shapes, names, factors, history, linear_mcc(results.members).tolist())
+    shown = 0 if best is None else record.members.index(best)
+    return _written(results, figures, session, session.best_weights, names, shown)
+
+
+def draw_champion(results: Results) -> list[Path]:
+    """Draw the champion of a study and the learning curves of its best trials, as far as there are any, and tabulate
+    the champion's latents; return the files.
+    """
+    history, figures = results.history, dict[str, Figure]()
+    curves: dict[int, list[Any]] = {
+        record.number: history[history["trial"] == record.number].to_dict("records")
+        for record in results.ranked()[:WINNERS]
+        if len(history)  # not if all members diverged before their first validation
+    }
+    if curves := {number: rows for number, rows in curves.items() if rows}:
+        figures["best_trials"] = trial_curves(curves)
+    if not results.names.champion.is_file():  # all members of the best trial diverged
+        return drawing.write(figures, results.names.figures, results.config.pdf)
+    session, weights = model_session(results.names.champion, cache_of(results.names.output_dir))
+    data = session.points[0].data
+    if data.has_sources:
+        shapes = posterior_shapes(session.ensemble, weights, torch.arange(1), session.data.val)
+        figures |= champion_figures(shapes, [factor.name for factor in data.source_factors])
+    return _written(results, figures, session, weights, ["champion"], 0)
+
+
+def _written(
+    results: Results, figures: dict[str, Figure], session: Session, weights: Tensor, names: list[str], best: int
+) -> list[Path]:
+    """Write figures, those of the ``best`` of the members with these ``weights``, and its latents; return the files."""
+    ensemble, val, point, at = session.ensemble, session.data.val, session.points[0], slice(best, best + 1)
+    rows = torch.arange(len(names), device=ensemble.device)
+    latents = latent_rows(ensemble, weights[at], best, shortened(val, point.data.features))
+    write_text(results.names.latents, pd.DataFrame(latents).to_csv(index=False))
+    if isinstance(point.data, FileData) and results.names.champion.is_file():
+        model = load_member(results.names.champion).requires_grad_(False)
+        x = val.observations[ensemble.world_of(rows[at])][0, :TRAVERSED_ROWS].cpu()
+        x = x * model.column_std + model.column_mean
+        figures["traversals"] = column_traversals(model.traverse(x), x, point.data.columns)
+    if isinstance(point.data, SyntheticData) and point.latents == point.data.dim == point.data.features:
+        data = replace(point.data, seed=ensemble.members[best].world)  # its mixing has an exact log p(x)
+        members = _of_world(results, data.seed)
+        figures["solution_plane"] = solution_plane(members, references(data), linear_mcc(members[:1]).tolist())
+    if val.images is not None:
+        panels = image_panels(ensemble, weights, rows, val, best)
+        figures["reconstructions"] = _reconstructions(panels, names)
+        figures["traversals"] = _traversals(panels, names[best])
+    return [results.names.latents, *drawing.write(figures, results.names.figures, results.config.pdf)]
+
+
+def _of_world(results: Results, seed: int) -> pd.DataFrame:
+    """The members that share the data of the best trial, and the number of its latents, in the world of ``seed``."""
+    best, members = results.ranked()[0], results.members
+    same = {key: value for key, value in best.values.items() if key.startswith("data.") or key == "model.dim"}
+    trials = [record.number for record in results.records if same.items() <= record.values.items()]
+    members = members[members["trial"].isin(trials)]
+    return members[members["data.seed"] == seed] if "data.seed" in members else members
 
 
 def run_figures(
@@ -41,11 +121,9 @@ def run_figures(
     names: list[str],
     factors: list[str],
     history: pd.DataFrame,
-    folder: Path,
-    pdf: bool = False,
     linear_ica: Sequence[float] = (),
-) -> list[Path]:
-    """Draw one point's members, at their best states on the validation split, into a folder; return the files.
+) -> dict[str, Figure]:
+    """Draw one point's members, by the names of the figures' files.
 
     Without sources, latents have no figure, and ``val/agreement`` takes the place of ``val/mcc`` in ``history`` (rows
     of ``history.csv``), if there are several seeds. ``linear_ica`` has the MCC of linear ICA in each world.
@@ -57,14 +135,13 @@ def run_figures(
         figures["latents"] = _latents(shapes, names, factors)
     if "val/gamma" in history and history["val/gamma"].nunique() > 1:
         figures["gamma"] = _gamma(history)
-    return drawing.write(figures, folder, pdf)
+    return figures
 
 
-def champion_figures(shapes: PosteriorShapes, factors: list[str], folder: Path, pdf: bool = False) -> list[Path]:
-    """Draw a study's champion: its latents over the sources, and all of their correlations; return the files."""
-    figures = {"champion_latents": _latents(shapes, ["champion"], factors)}
-    figures["champion_correlations"] = _correlations(shapes, factors)
-    return drawing.write(figures, folder, pdf)
+def champion_figures(shapes: PosteriorShapes, factors: list[str]) -> dict[str, Figure]:
+    """Draw a champion's latents over the sources, and all of their correlations, by the names of the files."""
+    latents = _latents(shapes, ["champion"], factors)
+    return {"champion_latents": latents, "champion_correlations": _correlations(shapes, factors)}
 
 
 def trial_curves(histories: Mapping[int, Sequence[Row]]) -> Figure:
@@ -96,12 +173,6 @@ def trial_curves(histories: Mapping[int, Sequence[Row]]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
     legend(figure, *right.get_legend_handles_labels())
     return figure
-
-
-def image_figures(panels: ImagePanels, names: list[str], best: int, folder: Path, pdf: bool = False) -> list[Path]:
-    """Draw reconstructions of all members and latent traversals of member ``best``, and return the files."""
-    figures = {"reconstructions": _reconstructions(panels, names), "traversals": _traversals(panels, names[best])}
-    return drawing.write(figures, folder, pdf)
 
 
 def column_traversals(traversal: Traversal, x: Tensor, columns: Sequence[str]) -> Figure:
