@@ -31,7 +31,7 @@ from imavae.tracking import Value, provenance
 if TYPE_CHECKING:
     import pandas as pd
 
-    from imavae.report.interactive import Section
+    from imavae.report.over_gamma import Section
     from imavae.report.study_figures import TrialPlot
 
 RECOVERED, PARTLY = 0.95, 0.8  # thresholds of a median MCC or agreement

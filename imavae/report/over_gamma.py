@@ -15,13 +15,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from plotly.graph_objects import Figure as PlotlyFigure
-from plotly.graph_objects import Scatter
 
 from imavae.config.settings import StudyConfig
 from imavae.report import drawing, summary
 from imavae.report.display import compact, point_text, short_names
 from imavae.report.drawing import FAINT, GREY, INK, NEAR_ONE, SEED_COLOURS, floats
-from imavae.report.interactive import Section, dressed
 from imavae.runs.records import BEST_MCC, at_best
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse
@@ -42,6 +40,15 @@ READING = (
     "Each marker is a trial: the median over its members, with quartiles{note}. Each dot is a member. Hover to see "
     "what it is; click a name in the legend to hide it."
 )
+
+
+class Section(NamedTuple):
+    """An interactive figure of the HTML report, under its heading."""
+
+    heading: str
+    reading: str  # how to read the figure
+    figure: PlotlyFigure
+    width: int = 0  # pixels, at least; the page scrolls a figure that is wider than the screen
 
 
 class Quantity(NamedTuple):
@@ -195,6 +202,15 @@ def gamma_sections(results: Results) -> Iterator[Section]:
             yield Section(f"{shown.quantity.name} over γ²", reading, _plot_over_gamma(shown, points))
 
 
+def dressed(figure: PlotlyFigure) -> PlotlyFigure:
+    """Give a figure of Plotly the common look."""
+    legend = {"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "font": {"size": 11}}
+    font, margin = {"family": drawing.FONT, "size": 13, "color": INK}, {"l": 10, "r": 10, "t": 30, "b": 10}
+    figure.update_layout(template="simple_white", height=460, width=None, title=None, hovermode="closest")
+    figure.update_layout(font=font, legend=legend, margin=margin)
+    return figure.update_xaxes(automargin=True).update_yaxes(automargin=True)
+
+
 def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]) -> PlotlyFigure:
     name, log, trials = shown.quantity.name, shown.quantity.log, shown.trials
     figure, dots = dressed(PlotlyFigure()), dict[str, list[tuple[float, float, str]]]()
@@ -211,17 +227,16 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
         if kind in dots:
             x, y, hover = zip(*dots[kind], strict=True)
             name_of = f"{kind} ({len(x)})" if kind == FAILED else kind
-            where = {"x": x, "y": y, "text": hover, "hoverinfo": "text"}
-            figure.add_trace(Scatter(**where, mode="markers", marker=marker, name=name_of))
+            figure.add_scatter(x=x, y=y, text=hover, hoverinfo="text", mode="markers", marker=marker, name=name_of)
     for _, line in trials.groupby("line"):
         if len(line) > 1:
             line = line.sort_values("x")
             colour = SEED_COLOURS[shown.colours.index(line["colour"].iloc[0])]
-            where = {"x": line["x"].tolist(), "y": line["median"].tolist(), "hoverinfo": "skip"}
-            figure.add_trace(Scatter(**where, mode="lines", showlegend=False, line={"color": colour, "width": 1}))
+            where, stroke = {"x": line["x"].tolist(), "y": line["median"].tolist()}, {"color": colour, "width": 1}
+            figure.add_scatter(**where, hoverinfo="skip", mode="lines", showlegend=False, line=stroke)
     where = {"x": trials["x"].tolist(), "y": trials["paper"].tolist(), "hoverinfo": "skip"}
     marker = {"symbol": "line-ew", "size": 10, "line": {"color": INK, "width": 2}}
-    figure.add_trace(Scatter(**where, mode="markers", name="at smallest −ELBO", marker=marker))
+    figure.add_scatter(**where, mode="markers", name="at smallest −ELBO", marker=marker)
     for n, colour in enumerate(shown.colours):
         mine = trials[trials["colour"] == colour]
         texts, symbols = [], []
@@ -238,10 +253,9 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
         middle, ends = floats(mine["median"]), mine[["low", "high"]].to_numpy(dtype=np.float64)
         bars = {"type": "data", "symmetric": False, "width": 0, "thickness": 1.4}
         bars |= {"array": ends.max(axis=1) - middle, "arrayminus": middle - ends.min(axis=1)}
-        where = {"x": mine["x"].tolist(), "y": middle.tolist(), "text": texts, "hoverinfo": "text"}
+        where = {"x": mine["x"].tolist(), "y": middle.tolist(), "error_y": bars, "text": texts, "hoverinfo": "text"}
         marker = {"size": 9, "color": SEED_COLOURS[n], "symbol": symbols}
-        group = {"legendgroup": colour, "showlegend": False}
-        figure.add_trace(Scatter(**where, **group, error_y=bars, mode="markers", marker=marker))
+        figure.add_scatter(**where, mode="markers", marker=marker, legendgroup=colour, showlegend=False)
     keys = [(text, SEED_COLOURS[n], "circle") for n, text in enumerate(shown.colours)]
     if len(shown.shapes) > 1:
         keys += [(text, FAINT, symbol) for text, symbol in zip(shown.shapes, SHAPES.values(), strict=False)]
@@ -250,7 +264,7 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
     for key, colour, symbol in keys:  # an explanation without points
         marker = {"size": 9, "color": colour, "symbol": symbol}
         name = key or "median of a trial"
-        figure.add_trace(Scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=key, marker=marker))
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=key, marker=marker)
     if np.isfinite(shown.linear_ica):
         stroke: dict[str, Any] = {"color": INK, "width": 1.5, "dash": "dashdot"}
         figure.add_hline(shown.linear_ica, line=stroke, name="linear ICA", showlegend=True)

@@ -31,8 +31,7 @@ from imavae.config.settings import WORST_SCORE, StudyConfig
 from imavae.report import drawing, summary
 from imavae.report.display import compact, short_names
 from imavae.report.drawing import BLUE, INK, NEAR_ONE, VERMILLION, floats
-from imavae.report.interactive import Section, dressed
-from imavae.report.over_gamma import GAMMA, draw_over_gamma, gamma_quantities
+from imavae.report.over_gamma import GAMMA, Section, draw_over_gamma, dressed, gamma_quantities
 from imavae.report.summary import Floats
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, parse

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich import box
@@ -41,7 +41,12 @@ class Table:
     columns: Sequence[str]  # heads
     rows: Sequence[Sequence[str]]  # a text per column, of one or more lines
     left: Sequence[str] = ()  # columns that are aligned to the left; numbers are aligned to the right
-    bold: int | None = None  # number of the row that stands out
+    bold: Collection[int] = ()  # numbers of the rows that stand out
+
+    @classmethod
+    def of(cls, title: str, caption: str, columns: Mapping[str, Sequence[str]], **more: Any) -> Table:
+        """Make a table of columns, by their heads."""
+        return cls(title, caption, list(columns), list(zip(*columns.values(), strict=True)), **more)
 
     def __post_init__(self) -> None:
         """Write negative numbers with a minus sign."""
@@ -59,7 +64,16 @@ class Table:
 
     def __rich__(self) -> RichTable:
         """Build the table for the terminal. No number is broken or cut in 80 columns."""
-        table = plain_table(self.title, self.caption)
+        table = RichTable(
+            title=Text(self.title, style="bold"),
+            caption=Text(self.caption, style="dim"),
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            show_edge=False,
+            title_justify="left",
+            caption_justify="left",
+        )
         for name, *cells in zip(self.columns, *self.rows, strict=True):
             if name in self.left:
                 table.add_column(Text(name), overflow="fold")
@@ -68,26 +82,12 @@ class Table:
                 widest = max(len(word) for text in (head, *cells) for word in text.split() or [""])
                 table.add_column(Text(head), justify="right", min_width=widest)
         for n, row in enumerate(self.rows):
-            table.add_row(*map(Text, row), style="bold" if n == self.bold else None)
+            table.add_row(*map(Text, row), style="bold" if n in self.bold else None)
         return table
 
 
 def _html(text: str) -> str:
     return escape(text).replace("\n", "<br>")
-
-
-def plain_table(title: str, caption: str) -> RichTable:
-    """An empty Rich table with a line under its head and no frame."""
-    return RichTable(
-        title=Text(title, style="bold"),
-        caption=Text(caption, style="dim"),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
 
 
 def result_tables(results: Results, top: int = 5) -> Iterator[Table]:
@@ -152,7 +152,7 @@ def best_trials(members: pd.DataFrame, trials: pd.DataFrame, keys: Sequence[str]
     if lost:
         caption += " Seeds lost diverged; each counts as the worst."
     title = f"Best {len(best)} of {len(trials)} trials"
-    return Table(title, caption, list(rows[0]), [list(row.values()) for row in rows], ["parameters"], bold=0)
+    return Table(title, caption, list(rows[0]), [list(row.values()) for row in rows], ["parameters"], bold=[0])
 
 
 def front_table(front: Sequence[TrialRecord], objectives: Sequence[Objective], keys: Sequence[str]) -> Table:
@@ -235,14 +235,9 @@ def member_table(members: pd.DataFrame) -> Table:
         columns[name] = [*each, f"{middle}\n{low}\n{high}"]
     caption += "\nA diverged member counts as the worst in the last row."
     gamma = f"Gamma {_shared(members, 'gamma')}, gamma² {_shared(members, 'gamma_sq')}: "
-    return Table(
-        f"{gamma * bool(members['gamma'].notna().any())}{len(members)} members",
-        f"{caption}\n{summary.linear_sentence(members)}".rstrip(),
-        list(columns),
-        list(zip(*columns.values(), strict=True)),
-        ["status"],
-        bold=len(members),
-    )
+    title = f"{gamma * bool(members['gamma'].notna().any())}{len(members)} members"
+    caption = f"{caption}\n{summary.linear_sentence(members)}".rstrip()
+    return Table.of(title, caption, columns, left=["status"], bold=[len(members)])
 
 
 def latent_table(latents: pd.DataFrame, data: Data) -> Table:
@@ -263,14 +258,9 @@ def latent_table(latents: pd.DataFrame, data: Data) -> Table:
         if column in latents:
             columns[name] = [compact(value, 3) for value in latents[column]]
     columns["active"] = ["yes" if value else "no" for value in latents["active"]]
-    return Table(
-        "Latents of the best member",
-        "On validation; y is the unconstrained latent. Geometric means of variances; KL in nats; column norms in "
-        "units of x per unit of the latent." + f" Without a latent: {', '.join(alone)}." * bool(alone),
-        list(columns),
-        list(zip(*columns.values(), strict=True)),
-        ["source", "active"],
-    )
+    caption = "On validation; y is the unconstrained latent. Geometric means of variances; KL in nats; column norms in "
+    caption += "units of x per unit of the latent." + f" Without a latent: {', '.join(alone)}." * bool(alone)
+    return Table.of("Latents of the best member", caption, columns, left=["source", "active"])
 
 
 def metric_table(values: pd.DataFrame, checkpoint: str) -> Table:
