@@ -35,6 +35,7 @@ ENTROPY = 1.5 * math.log(2 * math.pi * math.e)  # of three standard Gaussians (t
 ASIDE = 0.05  # distance of a kind's marks from its tick
 BESIDE = 10**0.08  # factor of γ² by which published marks are moved, so that no bars overlap
 SHOWN = (q.MCC, q.CONTRAST)  # of most figures
+OVER_GAMMA = dataclasses.replace(q.OVER_GAMMA, axis="γ²")  # where panels are small
 FITTED = (q.LOCATION_MCC, q.CONTRAST, q.GAP._replace(axis="distance from the\ntrue likelihood (nats)", log=False))
 
 
@@ -89,16 +90,16 @@ def by_prior(studies: Sequence[Study]) -> Figure:
     known = table("moebius_priors_dimensions")
     for one, (quantity, study) in zip(panels, itertools.product(SHOWN, studies), strict=True):
         dim, column = study.config.data.dim, quantity.at(q.LAST).column
-        _points_axis(one, dataclasses.replace(q.OVER_GAMMA, axis="γ²"))
+        _points_axis(one, OVER_GAMMA)
         priors = study.members.groupby("model.prior.name", sort=False)
         for look, (prior, members) in zip(PRIOR_LOOKS, priors, strict=True):
             name = {"gaussian": "Gaussian", "laplace": "Laplace"}.get(str(prior), str(prior))
-            _medians(one, Look(f"{name} prior, ours", *look), q.OVER_GAMMA, members, column)
+            _medians(one, Look(f"{name} prior, ours", *look), OVER_GAMMA, members, column)
             there = known.where(column, {"prior": prior, "dim": dim})
             colour, marker, _ = look
             _published(one, there, Look(f"{name} prior, published", colour, marker, "none", hollow=True))
         if quantity is q.MCC:
-            _medians(one, LINEAR_ICA, q.OVER_GAMMA, study.members, q.LINEAR_ICA.column)
+            _medians(one, LINEAR_ICA, OVER_GAMMA, study.members, q.LINEAR_ICA.column)
             one.set_title(f"d = {dim}")
         if study is not studies[0]:
             one.set_ylabel("")
@@ -141,11 +142,11 @@ def self_consistency(studies: Sequence[Study]) -> Figure:
     figure, axes = _panels(2, 3, 1.9, shown)
     known = table("rotation_gamma_gaussian")
     for one, quantity in zip(axes, shown, strict=True):
-        _points_axis(one, dataclasses.replace(q.OVER_GAMMA, axis="γ²"))
-        _medians(one, looks[0], q.OVER_GAMMA, rotation, quantity.column)
+        _points_axis(one, OVER_GAMMA)
+        _medians(one, looks[0], OVER_GAMMA, rotation, quantity.column)
         if quantity.corrected is not None:
-            _medians(one, looks[1], q.OVER_GAMMA, rotation, quantity.corrected)
-        _medians(one, looks[2], q.OVER_GAMMA, mlp, quantity.best)
+            _medians(one, looks[1], OVER_GAMMA, rotation, quantity.corrected)
+        _medians(one, looks[2], OVER_GAMMA, mlp, quantity.best)
         if quantity is q.RATIO:
             one.axhline(1, color=GREY, linewidth=0.8)
         if quantity is q.PRECISION:  # the error was published
@@ -157,7 +158,7 @@ def self_consistency(studies: Sequence[Study]) -> Figure:
             _published(one, known.where(quantity.column, {}))
     for look, members in ((looks[0], rotation), (looks[2], mlp)):
         look = dataclasses.replace(look, label=f"{look.label.partition(',')[0]}, linear ICA", marker="_", line="-.")
-        _medians(axes[4], look, q.OVER_GAMMA, members, q.LINEAR_ICA.column)
+        _medians(axes[4], look, OVER_GAMMA, members, q.LINEAR_ICA.column)
     if axes[0].get_ylim()[1] > WIDE_RATIO:
         axes[0].set_yscale("log")
     _legend(figure, axes, columns=2)
@@ -173,11 +174,11 @@ def elbo_gap(studies: Sequence[Study]) -> Figure:
     for one, title, (log_px, l_ima) in zip(axes, titles, limits, strict=True):
         one.axhline(log_px, color=INK, linewidth=0.9, linestyle="-.", label=r"$E[\log p(x)]$")
         one.axhline(l_ima, color=GREEN, linewidth=1.2, linestyle=":", label=r"$E[L_{\mathrm{IMA}}]$")
-        _points_axis(one, dataclasses.replace(q.OVER_GAMMA, axis="γ²"))
+        _points_axis(one, OVER_GAMMA)
         one.set_title(title)
     for one, study in zip(axes, studies, strict=False):
         look = Look("ELBO*, ours", BLUE, "o", "-")
-        _medians(one, look, q.OVER_GAMMA, study.members, f"val/neg_elbo {q.AT}", negated=True)
+        _medians(one, look, OVER_GAMMA, study.members, f"val/neg_elbo {q.AT}", negated=True)
     known = table("elbo_gap_triangular_mlp").rows
     x, mean, std = (floats(known[name]) for name in ("log10_gamma_sq", "elbo_mean", "elbo_std"))
     curve = dataclasses.replace(PUBLISHED, label="ELBO*, published (mean, standard deviation)")
@@ -212,7 +213,7 @@ def spurious(studies: Sequence[Study]) -> Figure:
 
 def axis_of(study: Study) -> Points:
     """Return λ for a study of flows, and γ² for one of VAEs."""
-    return q.OVER_WEIGHT if study.config.model.is_flow else dataclasses.replace(q.OVER_GAMMA, axis="γ²")
+    return q.OVER_WEIGHT if study.config.model.is_flow else OVER_GAMMA
 
 
 def vae_and_flow(studies: Sequence[Study]) -> Figure:

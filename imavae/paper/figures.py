@@ -121,8 +121,7 @@ def rows_over_epochs(studies: Sequence[Study], published: str) -> list[Row]:
     The curve has means and standard deviations; its quartiles are those of the normal distribution that has both.
     """
     [study] = studies
-    known = table(published).rows.set_index("epoch")
-    rows = []
+    known, rows = table(published).rows.set_index("epoch"), []
     for epoch, members in study.history.groupby("epoch"):
         if epoch not in known.index:
             continue
@@ -194,14 +193,15 @@ def rows_of_law(studies: Sequence[Study]) -> list[Row]:
     At a finite gamma it is not zero: the Gaussian posterior is off by a share of 1/γ², under a bounded prior by one of
     1/γ (a layer of that width at its ends). The law is judged from the smallest gamma at which that is negligible.
     """
-    rows = []
-    for study in studies:
-        for (gamma,), members in q.OVER_GAMMA.groups(study.members):
-            expected = 0.0 if gamma**2 > 0.999 * LAW_FROM[study.name] else None
-            limit = law_tolerance(members, study.config.data.dim)
-            row = _row(study, members, q.OVER_GAMMA.label(gamma), q.GAP_IMA)
-            rows.append(dataclasses.replace(row, expected=expected, tolerance=limit))
-    return rows
+    return [
+        dataclasses.replace(
+            _row(study, members, q.OVER_GAMMA.label(gamma), q.GAP_IMA),
+            expected=0.0 if gamma**2 > 0.999 * LAW_FROM[study.name] else None,
+            tolerance=law_tolerance(members, study.config.data.dim),
+        )
+        for study in studies
+        for (gamma,), members in q.OVER_GAMMA.groups(study.members)
+    ]
 
 
 def rows_of_spurious(studies: Sequence[Study]) -> list[Row]:

@@ -135,9 +135,8 @@ class Points:
     keys: tuple[str, ...]
     label: Callable[..., str]  # of the keys' values
     axis: str = ""
-    log: bool = False
+    log: bool = False  # the axis is logarithmic, and shows the square of the setting
     kinds: bool = False  # values are kinds, kept in the study's order and not joined by a line
-    square: bool = False  # the axis shows the square of the setting
 
     def groups(self, members: pd.DataFrame) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
         """Return values of the keys and members of each point."""
@@ -151,12 +150,10 @@ class Points:
     def positions(self, members: pd.DataFrame) -> Floats:
         """Return the position of each point on the axis, (point,)."""
         values = [key[0] for key, _ in self.groups(members)]
-        return np.arange(len(values), dtype=np.float64) if self.kinds else floats(values) ** (2 if self.square else 1)
+        return np.arange(len(values), dtype=np.float64) if self.kinds else floats(values) ** (2 if self.log else 1)
 
 
-OVER_GAMMA = Points(
-    ("model.gamma",), lambda gamma: f"γ²={compact(float(gamma) ** 2)}", GAMMA_AXIS, log=True, square=True
-)
+OVER_GAMMA = Points(("model.gamma",), lambda gamma: f"γ²={compact(float(gamma) ** 2)}", GAMMA_AXIS, log=True)
 OVER_COSINE = Points(
     ("data.mixing.cosine",), "cos θ={:g}".format, r"$\cos\theta$ between the columns of the linear map"
 )
@@ -364,11 +361,11 @@ def terminal_table(rows: Sequence[Row], title: str) -> Table:
     columns["at"] = columns["at"].str.replace(" ", "\n")
     if all(row.corrected is None for row in rows):
         del columns["corrected"]
-    heads = {"quantity": "what", "corrected": "cor- rected"}
+    heads = {"quantity": "what", "95 %": "95\u00a0%", "corrected": "cor- rected"}  # broken at spaces alone
     caption = "Medians, their quartiles below; ours and its 95 % interval by the published estimator."
     failed = [number for number, row in enumerate(rows) if row.verdict == FAIL]
-    left = ["at", "what", "verdict"]
-    return Table.of(title, caption, columns.rename(columns=heads).to_dict("list"), left=left, bold=failed)
+    shown = [heads.get(name, name) for name in map(str, columns)]
+    return Table(title, caption, shown, columns.to_numpy().tolist(), ["at", "what", "verdict"], failed)
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -232,8 +232,8 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
         if len(line) > 1:
             line = line.sort_values("x")
             colour = SEED_COLOURS[shown.colours.index(line["colour"].iloc[0])]
-            where, stroke = {"x": line["x"].tolist(), "y": line["median"].tolist()}, {"color": colour, "width": 1}
-            figure.add_scatter(**where, hoverinfo="skip", mode="lines", showlegend=False, line=stroke)
+            where = {"x": line["x"].tolist(), "y": line["median"].tolist(), "hoverinfo": "skip"}
+            figure.add_scatter(**where, mode="lines", showlegend=False, line={"color": colour, "width": 1})
     where = {"x": trials["x"].tolist(), "y": trials["paper"].tolist(), "hoverinfo": "skip"}
     marker = {"symbol": "line-ew", "size": 10, "line": {"color": INK, "width": 2}}
     figure.add_scatter(**where, mode="markers", name="at smallest −ELBO", marker=marker)
@@ -253,9 +253,10 @@ def _plot_over_gamma(shown: OverGamma, points: Mapping[int, Mapping[str, Value]]
         middle, ends = floats(mine["median"]), mine[["low", "high"]].to_numpy(dtype=np.float64)
         bars = {"type": "data", "symmetric": False, "width": 0, "thickness": 1.4}
         bars |= {"array": ends.max(axis=1) - middle, "arrayminus": middle - ends.min(axis=1)}
-        where = {"x": mine["x"].tolist(), "y": middle.tolist(), "error_y": bars, "text": texts, "hoverinfo": "text"}
+        where = {"x": mine["x"].tolist(), "y": middle.tolist(), "text": texts, "hoverinfo": "text"}
         marker = {"size": 9, "color": SEED_COLOURS[n], "symbol": symbols}
-        figure.add_scatter(**where, mode="markers", marker=marker, legendgroup=colour, showlegend=False)
+        group = {"legendgroup": colour, "showlegend": False}
+        figure.add_scatter(**where, **group, error_y=bars, mode="markers", marker=marker)
     keys = [(text, SEED_COLOURS[n], "circle") for n, text in enumerate(shown.colours)]
     if len(shown.shapes) > 1:
         keys += [(text, FAINT, symbol) for text, symbol in zip(shown.shapes, SHAPES.values(), strict=False)]
