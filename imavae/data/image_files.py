@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,12 +96,9 @@ def _open(path: Path, stamp: tables.Stamp) -> ImageFile:  # noqa: ARG001
         got = f"{array.dtype} {array.shape} for {images.n} images in {path}"
         require(shaped and array.dtype.kind in "biuf", rule, got, "correct the array, or leave it out")
         names = next((arrays[name] for name in NAMES if name in arrays), None)
-        told = None if names is None or names.dtype.kind not in "SUT" else tuple(map(_text, names.read().ravel()))
-        return images._replace(factors=array.read(), names=told or KNOWN.get(array.shape))
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
+        told = names.read().ravel() if names is not None and names.dtype.kind in "SUT" else ()
+        texts = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in told)
+        return images._replace(factors=array.read(), names=texts or KNOWN.get(array.shape))
 
 
 def _images(path: Path, array: Array) -> ImageFile:
@@ -382,14 +379,11 @@ def _table(path: str, images: ImageFile) -> tuple[tuple[str, ...], NDArray[Any],
 
 
 def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of images with what is null read from the file. Paths become absolute, as a worker's folder is another.
+    """Settings of images with what is null read from the file.
 
     Raises UserError for a file that can't be used, or settings that it contradicts.
     """
-    filled = dict(data)
-    for key in ("path", "sources_path"):
-        if isinstance(filled.get(key), str):
-            filled[key] = str(Path(filled[key]).resolve())
+    filled = tables.absolute(data)
     lists = [filled.get(key) for key in ("names", "factors", "discrete")]
     if not all(one is None or (isinstance(one, (list, tuple)) and {*map(type, one)} <= {str}) for one in lists):
         return filled  # of the wrong type: the settings' own check says so
@@ -406,13 +400,12 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
         require_choice(name, factors.names, "one of data.factors")
         require(name in factors.vary, "data.factors vary", f"{name}, which has one value", "leave it out")
     require(len(set(chosen)) == len(chosen), "data.factors has no factor twice", list(chosen), "drop the copy")
-    digests = [tables.digest_of(filled[key]) for key in ("path", "sources_path") if filled.get(key)]
     found = {
         "available": images.n,
         "channels": images.channels,
         "side": images.side,
         "white": _white(images.path, tables.stamp(images.path)),
-        "fingerprint": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
+        "fingerprint": _fingerprint([filled[key] for key in ("path", "sources_path") if filled.get(key)]),
     }
     for key, value in found.items():
         remedy = f"leave data.{key} at null; if the file has changed since, put the old one back"
@@ -426,6 +419,10 @@ def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
     require(given, "data.dim, the number of latents, is given for images without factors", "null", remedy)
     read = {"n_obs": images.n, "dim": len(chosen), "discrete": factors.discrete(chosen), "factors": chosen}
     return filled | found | {key: value for key, value in read.items() if filled.get(key) is None}
+
+
+def _fingerprint(files: Iterable[str]) -> str:
+    return hashlib.sha256("".join(map(tables.digest_of, files)).encode()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=2)
@@ -480,10 +477,7 @@ def written(
 
 def check_unchanged(data: ImagesData) -> ImageFile:
     """The images of settings that were read from a file. Raises UserError if the files have changed since."""
-    images, digest = open_images(data.path), hashlib.sha256()
-    for file in data.files:
-        digest.update(tables.digest_of(file).encode())
-    rule, found = "the files of data.path and data.sources_path are those of data.fingerprint", digest.hexdigest()[:16]
+    found, rule = _fingerprint(data.files), "the files of data.path and data.sources_path are those of data.fingerprint"
     remedy = "put the old ones back, or train with data.fingerprint=null"
     require(data.fingerprint in (None, found), rule, f"others in {data.path} ({found}, not {data.fingerprint})", remedy)
-    return images
+    return open_images(data.path)

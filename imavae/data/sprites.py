@@ -64,6 +64,10 @@ class Scenes(NamedTuple):
     shape: Int[ndarray, " n"]  # which of the settings' shapes
     colour: Float[ndarray, "n 3"]  # red, green, blue in [0, 1]
 
+    def rows(self, at: slice) -> Scenes:
+        """Some of the images."""
+        return Scenes(*(array[at] for array in self))
+
 
 class Projection(NamedTuple):
     """A map of the unit cube into itself, onto each of its faces: t -> ((A t) / (1 + c t) - low) / (high - low)."""
@@ -245,14 +249,14 @@ def jacobian(settings: SpritesData, s: Float64[Tensor, "n d"], rows: slice) -> I
     ``s`` are those of all images of the world, in their order; jitter stays as it is drawn.
     """
     step = STEP * (settings.source.support[1] - settings.source.support[0])
-    ends = []
-    for by in step * torch.eye(s.shape[1], dtype=torch.float64):
-        for moved in (s + by, s - by):
-            at = scenes(settings, moved, stream(settings.seed, "mixing"), np.float64)
-            ends.append(Scenes(*(array[rows] for array in at)))
+    ends = [
+        scenes(settings, s + by, stream(settings.seed, "mixing"), np.float64).rows(rows)
+        for along in step * torch.eye(s.shape[1], dtype=torch.float64)
+        for by in (along, -along)
+    ]
     for start in range(0, len(ends[0].half), RENDERED_AT_ONCE // 10):
         part = slice(start, start + RENDERED_AT_ONCE // 10)
-        seen = [render(Scenes(*(array[part] for array in end)), settings) for end in ends]
+        seen = [render(end.rows(part), settings) for end in ends]
         rises = [(up - down).reshape(len(up), -1) for up, down in zip(seen[::2], seen[1::2], strict=True)]
         yield torch.from_numpy(np.stack(rises, -1) / (2 * step)).permute(1, 2, 0)
 
@@ -267,7 +271,7 @@ def images(scenes: Scenes, settings: SpritesData, cache: Cache) -> UInt8[ndarray
 
     def make() -> Iterator[ndarray]:
         for start in range(0, len(scenes.half), RENDERED_AT_ONCE):
-            yield render(Scenes(*(array[start : start + RENDERED_AT_ONCE] for array in scenes)), settings)
+            yield render(scenes.rows(slice(start, start + RENDERED_AT_ONCE)), settings)
 
     shape = (len(scenes.half), 3 * settings.side**2)
     return cached(cache.folder / f"sprites-{digest.hexdigest()[:32]}.npy", shape, make, cache.progress)

@@ -76,11 +76,6 @@ class Table:
     truths: frozenset[str] = frozenset()  # columns of true and false
 
 
-def _kind(path: Path) -> str:
-    """The kind of a file by its ending: ``.npy``, ``.parquet``, or ``.csv`` for all others."""
-    return path.suffix if path.suffix in (".npy", ".parquet") else ".csv"
-
-
 def open_table(path: str | Path, key: str = "data.path") -> Table:
     """Read the names and types of a file's columns. Raises UserError for a file or names that can't be used."""
     path = Path(path)
@@ -99,7 +94,7 @@ def open_table(path: str | Path, key: str = "data.path") -> Table:
             require(len(shape) == 2, rule, f"{shape} in {path}", remedy)
             kind = pa.float64() if array.dtype.kind in "biuf" else pa.null()
             schema, rows = pa.schema([(str(k), kind) for k in range(shape[1])]), shape[0]
-        elif _kind(path) == ".csv":
+        elif path.suffix != ".parquet":
             dialect = _dialect(path)
             batches = _csv_reader(path, dialect, None)
             schema = batches.schema
@@ -232,15 +227,18 @@ def _segments(filled: Mapping[str, Any], rows: int) -> int:
     return found
 
 
+def absolute(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a user's data with absolute paths, since a worker has another current directory."""
+    paths = {key: data[key] for key in ("path", "sources_path") if isinstance(data.get(key), str)}
+    return {**data, **{key: str(Path(path).resolve()) for key, path in paths.items()}}
+
+
 def resolved(data: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a file with columns, n_obs, dim and n_segments read from the file where they are null.
 
-    Paths become absolute, since a worker has another current directory. Raises UserError for a file that can't be used.
+    Raises UserError for a file that can't be used.
     """
-    filled = dict(data)
-    for key in ("path", "sources_path"):
-        if isinstance(filled.get(key), str):
-            filled[key] = str(Path(filled[key]).resolve())
+    filled = absolute(data)
     columns, label, limit = filled.get("columns"), filled.get("segment_column"), filled.get("n_obs")
     bins = filled.get("segment_bins")
     labelled = {key: filled[key] for key in ("segment_column", "group_column") if isinstance(filled.get(key), str)}

@@ -48,12 +48,19 @@ class OfMixture:
         return cls(centres, bandwidth * torch.linalg.cholesky(torch.cov(x.T, correction=0)))
 
     def forward(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d"]:
-        """The uniform variables u = D(x)."""
-        return self._solved(x)[0]
+        """The uniform variables u = D(x).
+
+        With e = L⁻¹ (x − centre): given x_1, ..., x_{i−1}, centre j has the weight w_j ∝ Π_{k<i} φ(e_jk), and
+        u_i = Σ_j w_j Φ(e_ji).
+        """
+        e = self._whitened(x)
+        log_weight = torch.nn.functional.pad((-0.5 * e.square()).cumsum(2)[..., :-1], (1, 0))
+        return torch.mul(torch.softmax(log_weight, 1), torch.special.ndtr(e)).sum(1)
 
     def jacobian(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
         """J[n, i, k] = d u_i / d x_k at x[n], lower triangular."""
-        return self._solved(x)[1]
+        by_row: torch.Tensor = torch.vmap(torch.func.jacrev(lambda row: self.forward(row[None])[0]))(x)
+        return by_row.tril()
 
     def log_det(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         """The log-determinant log |det J| = log p(x) at each x, in nats."""
@@ -65,26 +72,6 @@ class OfMixture:
         """Return e = L⁻¹ (x − centre) for each centre."""
         inverse = torch.linalg.inv(self.factor)
         return torch.sub((x @ inverse.T)[:, None], self.centres @ inverse.T)
-
-    def _solved(
-        self, x: Float64[torch.Tensor, "n d"]
-    ) -> tuple[Float64[torch.Tensor, "n d"], Float64[torch.Tensor, "n d d"]]:
-        """Return u and its Jacobian.
-
-        Given x_1, ..., x_{i−1}, centre j has the weight w_j ∝ Π_{k<i} φ(e_jk), and u_i = Σ_j w_j Φ(e_ji). The
-        derivative by L⁻¹ x is Σ_j w_j φ(e_ji) on the diagonal, and −Cov_w(Φ(e_i), e_k) below it.
-        """
-        e, dim = self._whitened(x), x.shape[1]
-        u, slopes, log_weight = torch.zeros_like(x), x.new_zeros(len(x), dim, dim), torch.zeros_like(e[..., 0])
-        for i in range(dim):
-            weight, at = torch.softmax(log_weight, 1), e[..., i]
-            level = torch.special.ndtr(at)
-            u[:, i] = (weight * level).sum(1)
-            slopes[:, i, i] = (weight * torch.exp(-0.5 * at.square())).sum(1) / math.sqrt(2 * math.pi)
-            for k in range(i):
-                slopes[:, i, k] = -(weight * (level - u[:, i, None]) * e[..., k]).sum(1)
-            log_weight = log_weight - 0.5 * at.square()
-        return u, torch.linalg.solve_triangular(self.factor, slopes, upper=False, left=False)
 
 
 @dataclass(frozen=True)

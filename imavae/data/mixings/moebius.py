@@ -22,6 +22,7 @@ from imavae.data.mixings.mlp import LinearOnTop
 from imavae.errors import require
 
 MARGIN = 0.05  # distance of the pole from the sources' box, in its widths
+RANDOM = {f.__name__: f for f in (unit_determinant, unit_columns, positive_unit_columns)}  # laws of L
 
 
 @MIXINGS.register
@@ -89,20 +90,13 @@ class MoebiusMixing(MixingSettings):
         if self.centre is not None:
             centre = torch.tensor(self.centre, dtype=torch.float64)
         inner = Moebius(matrix, centre)
-        match self.linear:
-            case "none":
-                return inner
-            case "cosine" | "row_cosine":
-                rows = [[1.0, 0.0], [self.cosine, math.sqrt(1 - self.cosine**2)]]
-                linear = torch.tensor(rows, dtype=torch.float64)
-                linear = linear.T if self.linear == "cosine" else linear
-            case "unit_determinant":
-                linear = unit_determinant(data.dim, generator)
-            case "unit_columns":
-                linear = unit_columns(data.dim, generator)
-            case "positive_unit_columns":
-                linear = positive_unit_columns(data.dim, generator)
-        return LinearOnTop(inner, linear)
+        if self.linear == "none":
+            return inner
+        if self.linear in RANDOM:
+            return LinearOnTop(inner, RANDOM[self.linear](data.dim, generator))
+        rows = [[1.0, 0.0], [self.cosine, math.sqrt(1 - self.cosine**2)]]
+        linear = torch.tensor(rows, dtype=torch.float64)
+        return LinearOnTop(inner, linear.T if self.linear == "cosine" else linear)
 
     def _draw_pole(self, data: SyntheticData, generator: torch.Generator) -> Float64[torch.Tensor, " d"]:
         """A pole by the law of ``distance``, drawn again while it is too near to the sources.
