@@ -270,9 +270,7 @@ def reopen(config: RunConfig, kind: str, name: str) -> LockedFolder:
 
     Raises UserError if there is none, its settings differ, another process works in it, or its state can't be read.
     """
-    base = Path(config.output_dir).resolve() / kind
-    path = base / config.name if config.name else _newest(base, to_mapping(config), name)
-    require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")
+    path = _resumed(to_mapping(config), kind, name)
     lock, names = Lock(path), RunFolder(path)
     state, from_backup = _read_state(names)
     _check_same(path.name, state, config)
@@ -407,17 +405,19 @@ def remembered(settings: Mapping[str, Any], said: Mapping[str, Any], kind: str, 
 
     Raises UserError as :func:`reopen` does for a folder that is not there or can't be read.
     """
-    base = Path(settings["output_dir"]).expanduser().resolve() / kind
-    asked = {**settings, "budget": {"trials": said.get("budget.trials", 0)}}  # 0: no more than the study had
-    path = base / settings["name"] if settings["name"] else _newest(base, asked, name)
-    require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")
+    # 0: no more than the study had
+    path = _resumed({**settings, "budget": {"trials": said.get("budget.trials", 0)}}, kind, name)
     stored = overridden(_read_state(RunFolder(path))[0].config, nest(said))
     return {**stored, "name": path.name, "output_dir": settings["output_dir"], "resume": True}
 
 
-def _newest(base: Path, settings: Mapping[str, Any], name: str) -> Path:
-    """Return the newest unfinished folder of this search, else its newest."""
-    found: list[tuple[bool, int, float, Path]] = []
+def _resumed(settings: Mapping[str, Any], kind: str, name: str) -> Path:
+    """Return the folder that is named, or the newest unfinished one of this search, else its newest."""
+    base, found = Path(settings["output_dir"]).expanduser().resolve() / kind, list[tuple[bool, int, float, Path]]()
+    if settings["name"]:
+        path = Path(base, settings["name"])
+        require(path.is_dir(), f"there is a {path}", "none", "drop resume=true to start it")
+        return path
     for path, state in states(base, name):
         if state.config.get("study") == settings.get("study"):
             unfinished = not state.finished
