@@ -247,6 +247,8 @@ def from_plain(plain: dict[str, Any], like: State, device: torch.device) -> Stat
         name: Best(**{part: tensor(plain["best"][name][part], model, part) for part, model in vars(best).items()})
         for name, best in like.best.items()
     }
+    if not isinstance(plain["history"], dict):
+        raise ValueError("an imavae 0.2 before its release wrote the history")
     values["history"] = _parted(plain["history"])
     for _, rows, _ in values["history"]:
         check({*rows.tolist()} <= set(range(count)), "the history's members")
