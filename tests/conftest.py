@@ -1,20 +1,44 @@
-"""Fixtures and the order of the tests."""
+"""Fixtures, the order of the tests, and how often shapes are checked."""
 
+import functools
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 
-from imavae.config.data import MIXINGS, SOURCES
-from imavae.config.registry import Registry
-from imavae.config.settings import NETWORKS, PRIORS, SAMPLERS
-from imavae.metrics.glossary import METRICS
-from imavae.tracking import server
+CHECKED = 20  # calls of each function per test whose shapes are checked: a training makes thousands alike
+
+_calls: Counter[FunctionType] = Counter()
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _checked_at_first(typechecker: Any) -> Callable[[Any], Any]:
+    """Decorate as ``jaxtyped``, but check a function only in its first calls of a test."""
+
+    def decorate(function: Any) -> Any:
+        checked: Any = _jaxtyped(function, typechecker=typechecker)
+        if not isinstance(function, FunctionType):
+            return checked
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            _calls[function] += 1
+            return (checked if _calls[function] <= CHECKED else function)(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+jaxtyping.jaxtyped = _checked_at_first  # type: ignore[assignment]  # the import hook puts it before each function
 
 # The longest files start first, so that no worker process is left with one at the end.
 LONGEST = ("test_kill", "test_study", "test_pages", "test_resume", "test_cluster", "test_terminal")
@@ -27,6 +51,11 @@ _SHARED_RAY = ExitStack()
 def pytest_sessionfinish() -> None:
     """End the shared Ray."""
     _SHARED_RAY.close()
+
+
+def pytest_runtest_setup() -> None:
+    """Check shapes anew in each test."""
+    _calls.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,6 +88,8 @@ def no_ray() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def databases_of_a_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Make MLflow's empty database once: its creation takes a second of a core."""
+    from imavae.tracking import server
+
     template, create = tmp_path_factory.mktemp("mlflow") / "mlflow.db", server._create_database
 
     def copy(path: Path) -> None:
@@ -74,6 +105,11 @@ def databases_of_a_template(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @contextmanager
 def plugins_forgotten() -> Iterator[None]:
     """Forget what the block registers, and the plugins that it loads."""
+    from imavae.config.data import MIXINGS, SOURCES
+    from imavae.config.registry import Registry
+    from imavae.config.settings import NETWORKS, PRIORS, SAMPLERS
+    from imavae.metrics.glossary import METRICS
+
     registries: tuple[Registry[Any], ...] = (SOURCES, MIXINGS, PRIORS, NETWORKS, SAMPLERS, METRICS)
     before = [dict(registry.entries) for registry in registries]
     yield

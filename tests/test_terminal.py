@@ -103,11 +103,10 @@ def test_a_study_leaves_one_panel_and_its_tables_on_the_screen(tuned: Run) -> No
     assert STYLE.findall(tuned.raw) == []
 
 
-@pytest.mark.parametrize("columns", [80, 60])
-def test_a_run_leaves_its_bar_and_its_tables(columns: int, folder: Path) -> None:
-    run = on_a_terminal(["train.py", *TINY, "tracking=none"], folder, columns)
+def test_a_run_leaves_its_bar_and_its_tables_on_a_narrow_screen(folder: Path) -> None:
+    run = on_a_terminal(["train.py", *TINY, "tracking=none"], folder, columns=60)
     assert run.code == 0, run.raw
-    sound(run.lines, columns)
+    sound(run.lines, columns=60)
     assert len([line for line in run.lines if line.startswith("epoch")]) == 1
     assert STYLE.findall(run.raw)  # colours are there unless they are refused
 
@@ -120,7 +119,7 @@ def test_a_dumb_terminal_gets_plain_lines(folder: Path) -> None:
     assert run.raw.count("epoch ") == 1
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_pipe_gets_text_alone_in_whatever_encoding(encoding: str, folder: Path) -> None:
     """A study's test split, hence MLflow too, is read on the way."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, "COLUMNS": "80"}
