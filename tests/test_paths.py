@@ -60,7 +60,7 @@ def attempt(output_dir: str, name: str | None) -> str:
     return ""
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(part=PART, name=st.none() | PART)
 def test_any_folder_and_name_work_or_are_told_in_one_message(part: str, name: str | None) -> None:
     """From the command line's words to the folder and its resumption, with nothing outside the output folder."""
