@@ -28,13 +28,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
+from rich.table import Table as RichTable
 from scipy import stats
 
 from imavae.config.settings import StudyConfig
 from imavae.report.display import MISSING, compact, point_text
 from imavae.report.drawing import floats
 from imavae.report.summary import Floats, counted, quartiles
-from imavae.report.tables import Table
+from imavae.report.tables import plain_table
 from imavae.runs.records import BEST_MCC, BEST_NEG_ELBO
 from imavae.search.space import parse
 
@@ -353,19 +354,22 @@ def correlation_tolerance(published: float, runs: int, mixings: int) -> float:
     return ERRORS * ((1 - published**2) * math.sqrt(1.06 * (1 / (runs - 3) + 1 / max(1, mixings - 3))))
 
 
-def terminal_table(rows: Sequence[Row], title: str) -> Table:
+def terminal_table(rows: Sequence[Row], title: str) -> RichTable:
     """Return the rows as a table of 80 columns; quartiles are below the medians."""
-    columns = pd.DataFrame([_cells(row) for row in rows]).drop(columns=["n", "tolerance"])
-    for name in ("published", "ours"):
-        columns[name] = columns[name].str.replace(" (", "\n").str.rstrip(")")
-    columns["at"] = columns["at"].str.replace(" ", "\n")
+    table = plain_table(title, "Medians, their quartiles below; ours and its 95 % interval by the published estimator.")
+    heads = {name: name for name in ("at", "quantity", "published", "ours", "95 %", "corrected", "verdict")}
+    heads |= {"quantity": "what", "corrected": "cor-\nrected"}
     if all(row.corrected is None for row in rows):
-        del columns["corrected"]
-    heads = {"quantity": "what", "95 %": "95\u00a0%", "corrected": "cor- rected"}  # broken at spaces alone
-    caption = "Medians, their quartiles below; ours and its 95 % interval by the published estimator."
-    failed = [number for number, row in enumerate(rows) if row.verdict == FAIL]
-    shown = [heads.get(name, name) for name in map(str, columns)]
-    return Table(title, caption, shown, columns.to_numpy().tolist(), ["at", "what", "verdict"], failed)
+        del heads["corrected"]
+    for name, head in heads.items():
+        words = name in ("quantity", "verdict")  # these may be wrapped, numbers never
+        table.add_column(head, justify="left" if words or name == "at" else "right", no_wrap=not words)
+    for row in rows:
+        cells = _cells(row)
+        cells |= {name: cells[name].replace(" (", "\n").rstrip(")") for name in ("published", "ours")}
+        cells["at"] = cells["at"].replace(" ", "\n")
+        table.add_row(*(cells[name] for name in heads), style="bold" if row.verdict == FAIL else None)
+    return table
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

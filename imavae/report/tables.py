@@ -64,16 +64,7 @@ class Table:
 
     def __rich__(self) -> RichTable:
         """Build the table for the terminal. No number is broken or cut in 80 columns."""
-        table = RichTable(
-            title=Text(self.title, style="bold"),
-            caption=Text(self.caption, style="dim"),
-            box=box.SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            show_edge=False,
-            title_justify="left",
-            caption_justify="left",
-        )
+        table = plain_table(self.title, self.caption)
         for name, *cells in zip(self.columns, *self.rows, strict=True):
             if name in self.left:
                 table.add_column(Text(name), overflow="fold")
@@ -88,6 +79,20 @@ class Table:
 
 def _html(text: str) -> str:
     return escape(text).replace("\n", "<br>")
+
+
+def plain_table(title: str, caption: str) -> RichTable:
+    """An empty Rich table with a line under its head and no frame."""
+    return RichTable(
+        title=Text(title, style="bold"),
+        caption=Text(caption, style="dim"),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
 
 
 def result_tables(results: Results, top: int = 5) -> Iterator[Table]:
