@@ -105,6 +105,7 @@ def databases_of_a_template(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @contextmanager
 def plugins_forgotten() -> Iterator[None]:
     """Forget what the block registers, and the plugins that it loads."""
+    # Not at the top: packages are imported after the hook of the shape checks.
     from imavae.config.data import MIXINGS, SOURCES
     from imavae.config.registry import Registry
     from imavae.config.settings import NETWORKS, PRIORS, SAMPLERS

@@ -82,7 +82,7 @@ class Tracker:
     def finish_trial(self, trial: TrialRecord, members: Sequence[Finals]) -> None:
         """Track a trial, with its ``members`` as in its record, and end its run.
 
-        A run that is complete is left alone, so its trial needs no history: it counts for the study's scores.
+        The trial counts for the study's scores. If its run is complete, the run is left alone and needs no history.
         """
 
     def log_model(

@@ -191,10 +191,9 @@ def _checked_client(uri: str) -> MlflowClient:
 
 @functools.cache
 def _seldom_written() -> set[Path]:
-    """Database files to which this process's connections sync seldom, and into which they seldom copy the log.
+    """Database files that this process writes seldom: it syncs them, and copies the log into them, every LOG_PAGES.
 
-    A process that is killed loses nothing; a machine that loses its power may lose the last trials, which a resume
-    tracks again.
+    A killed process loses nothing. A power failure may cost the last trials; a resume tracks them again.
     """
     from sqlalchemy import Engine, event
 

@@ -60,7 +60,7 @@ class OfMixture:
     def jacobian(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, "n d d"]:
         """J[n, i, k] = d u_i / d x_k at x[n], lower triangular."""
         by_row: torch.Tensor = torch.vmap(torch.func.jacrev(lambda row: self.forward(row[None])[0]))(x)
-        return by_row.tril()
+        return by_row
 
     def log_det(self, x: Float64[torch.Tensor, "n d"]) -> Float64[torch.Tensor, " n"]:
         """The log-determinant log |det J| = log p(x) at each x, in nats."""
