@@ -106,6 +106,9 @@ def databases_of_a_template(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def plugins_forgotten() -> Iterator[None]:
     """Forget what the block registers, and the plugins that it loads."""
     # Not at the top: packages are imported after the hook of the shape checks.
+    from hydra.core.config_store import ConfigStore
+
+    from imavae.cli import compose
     from imavae.config.data import MIXINGS, SOURCES
     from imavae.config.registry import Registry
     from imavae.config.settings import NETWORKS, PRIORS, SAMPLERS
@@ -114,9 +117,13 @@ def plugins_forgotten() -> Iterator[None]:
     registries: tuple[Registry[Any], ...] = (SOURCES, MIXINGS, PRIORS, NETWORKS, SAMPLERS, METRICS)
     before = [dict(registry.entries) for registry in registries]
     yield
-    for registry, variants in zip(registries, before, strict=True):
-        registry.entries.clear()
-        registry.entries.update(variants)
+    if before != [registry.entries for registry in registries]:
+        for registry, variants in zip(registries, before, strict=True):
+            registry.entries.clear()
+            registry.entries.update(variants)
+        for group in ("data", "model"):  # their options; the next composition stores those that are left
+            ConfigStore.instance().repo.pop(group, None)
+        compose._stored.clear()
     for name in [name for name in sys.modules if name.startswith("imavae_plugin_")]:
         del sys.modules[name]
 
