@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 FULL_DISK = ("no space left on device", "disk is full", "disk quota exceeded")
@@ -36,14 +36,13 @@ def require(holds: bool, rule: str, got: object, remedy: str) -> None:
         raise UserError(f"`{rule}` must hold, but got {got}; {remedy}")
 
 
-def require_choice(value: str, valid: Iterable[str], what: str) -> None:
+def require_choice(value: str, valid: Collection[str], what: str) -> None:
     """Raise :class:`UserError` unless ``value`` is one of the ``valid`` values of ``what``; suggest the nearest."""
-    valid = list(valid)
     if value not in valid:
         raise UserError(f"`{what}` must be one of {', '.join(valid)}, but got {value!r}; {nearest_of(value, valid)}")
 
 
-def nearest_of(value: str, valid: Sequence[str]) -> str:
+def nearest_of(value: str, valid: Collection[str]) -> str:
     """A hint that names the nearest of the valid values, or all of them if none is near."""
     near = difflib.get_close_matches(value, valid, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(valid)}"

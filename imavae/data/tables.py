@@ -16,6 +16,7 @@ import os
 import re
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from csv import field_size_limit, reader
@@ -108,7 +109,7 @@ def open_table(path: str | Path, key: str = "data.path") -> Table:
             schema, rows = file.schema_arrow, file.metadata.num_rows
     empty = rows == 0 or not schema.names
     require(not empty, f"{key} has rows", f"{path}, which is empty", "complete it, or name another file")
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(schema.names).items() if times > 1)
     require(not twice, f"the columns of {key} have different names", f"{twice} twice in {path}", "rename one")
     numeric = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     truths = frozenset(field.name for field in schema if pa.types.is_boolean(field.type))

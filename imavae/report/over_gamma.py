@@ -159,12 +159,11 @@ def draw_over_gamma(shown: OverGamma) -> Figure:
         for line in (group.sort_values("x") for _, group in trials.groupby("line") if len(group) > 1):
             colour = SEED_COLOURS[shown.colours.index(line["colour"].iloc[0])]
             axes.plot(line["x"], line["median"], color=colour, linewidth=1, alpha=0.7)
-        for row in trials.to_dict("records"):
-            colour = SEED_COLOURS[shown.colours.index(row["colour"])]
-            marker = [*SHAPES][shown.shapes.index(row["shape"])]
-            axes.vlines(row["x"], row["low"], row["high"], color=colour, linewidth=1.4)
-            face = "white" if row["early"] else colour
-            axes.plot(row["x"], row["median"], marker, color=colour, markerfacecolor=face, markersize=6)
+        for (text, shape, early), alike in trials.groupby(["colour", "shape", "early"], sort=False):
+            colour, marker = SEED_COLOURS[shown.colours.index(text)], [*SHAPES][shown.shapes.index(shape)]
+            axes.vlines(alike["x"], alike["low"], alike["high"], color=colour, linewidth=1.4)
+            face = "white" if early else colour
+            axes.plot(alike["x"], alike["median"], marker, color=colour, markerfacecolor=face, markersize=6)
         handles += axes.plot(
             trials["x"], trials["paper"], "_", color=INK, markersize=9, zorder=1.5, label="at smallest −ELBO"
         )

@@ -13,7 +13,7 @@ data seeds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -218,33 +218,38 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
     used = dict.fromkeys(["trial", "status", *keys, *seeds, *sorted(columns & {*joined})])
     joined = joined[[*used]]  # rows of many columns are slow to read one by one
     sound = joined[~diverged(joined)]  # a diverged member is never a candidate
-    medians = pd.DataFrame(
-        {**group.iloc[0], **{column: median_of(group, column) for column in columns}}
-        for _, group in joined.groupby("trial")
-    )
+    medians = joined.drop_duplicates("trial").set_index("trial", drop=False)
+    with_worst = joined.assign(**{column: counted(joined, column) for column in columns})
+    medians = medians.assign(**with_worst.groupby("trial")[[*columns]].median())
     rows: list[dict[str, object]] = []
     for choice, frame, same in zip(
         CHOICES, (medians, sound, sound), (world, ["trial", *seeds], [*world, *seeds]), strict=True
     ):
-        for _, rivals in frame.groupby(same, sort=False) if same else [((), frame)]:
-            if len(rivals) < 2 or (choice == CHOICES[2] and rivals["trial"].nunique() < 2):
+        # Once for all choices: a frame for each would take a second per thousand.
+        values = {column: column_values(frame, column) for column in columns}
+        searched_values, trials = frame[[*keys]].to_dict("records"), np.asarray(frame["trial"])
+        groups = (
+            frame.reset_index(drop=True).groupby(same, sort=False).groups.values() if same else [np.arange(len(frame))]
+        )
+        for at in map(np.asarray, groups):
+            if len(at) < 2 or (choice == CHOICES[2] and len({*trials[at]}) < 2):
                 continue
-            first = rivals.head(1).to_dict("records")[0]
+            rivals, first = {column: all_values[at] for column, all_values in values.items()}, searched_values[at[0]]
             row: dict[str, object] = {"data": point_text({key: first[key] for key in world})}
             if choice == CHOICES[1]:
                 row["point"] = point_text({key: first[key] for key in keys if key not in world})
-            rows.append({**row, "choice": choice, "among": len(rivals), **_chosen(rivals)})
-            rows[-1]["MCC of linear ICA"] = median(rivals, LINEAR_ICA_TEST)
+            rows.append({**row, "choice": choice, "among": len(at), **_chosen(rivals)})
+            rows[-1]["MCC of linear ICA"] = quartiles(rivals[LINEAR_ICA_TEST]).median
     return pd.DataFrame(rows)
 
 
-def _chosen(rivals: pd.DataFrame) -> dict[str, float]:
+def _chosen(rivals: Mapping[str, Floats]) -> dict[str, float]:
     """Test MCC of what each criterion chooses, and its regret; nothing of a criterion without values."""
     found = {}
     for name, criterion in SELECTION.items():
-        score = criterion.sign * column_values(rivals, criterion.column)
+        score = criterion.sign * rivals[criterion.column]
         if not np.isnan(score).all():
-            found[f"MCC by {name}"] = float(column_values(rivals, criterion.mcc)[np.nanargmax(score)])
+            found[f"MCC by {name}"] = float(rivals[criterion.mcc][np.nanargmax(score)])
     oracle = found.get(f"MCC by {ORACLE}", np.nan)
     return found | {
         f"regret by {name}": oracle - found[f"MCC by {name}"] for name in BLIND if f"MCC by {name}" in found

@@ -28,10 +28,10 @@ import pandas as pd
 
 from imavae.config.mapping import build, flatten, nest, to_mapping
 from imavae.config.settings import RunConfig, is_folder_name, overridden
-from imavae.data.storage import Lock, OtherFormatError, Seal, leftovers, previous_of, temporary, write_text
+from imavae.data.storage import Lock, OtherFormatError, Seal, csv_of, leftovers, previous_of, temporary, write_text
 from imavae.data.tables import digest_of
 from imavae.errors import UserError, require
-from imavae.tracking import Row, TrialRecord
+from imavae.tracking import TrialRecord
 from imavae.training import checkpoint
 
 T = TypeVar("T")
@@ -229,11 +229,6 @@ def _rows(names: RunFolder, stored: Stored) -> str:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def csv_of(rows: Sequence[Row]) -> str:
-    """Return rows as CSV with a header; empty without rows."""
-    return str(pd.DataFrame(rows).to_csv(index=False)) if rows else ""
 
 
 def create(config: RunConfig, kind: str, name: str) -> LockedFolder:

@@ -19,7 +19,7 @@ import yaml
 from imavae.config.mapping import to_mapping
 from imavae.config.settings import RunConfig, StudyConfig, base_of, with_values
 from imavae.data.images import Progress as Rendering
-from imavae.data.storage import write_text, written_whole
+from imavae.data.storage import csv_of, write_text, written_whole
 from imavae.errors import Interrupted, require, resumable
 from imavae.runs.folder import (
     LockedFolder,
@@ -28,7 +28,6 @@ from imavae.runs.folder import (
     body_of,
     columns_of,
     create,
-    csv_of,
     history_parts,
     reopen,
 )

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlencode
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from imavae import tracking
 from imavae.config.mapping import build, flatten
 from imavae.config.settings import Members, Objective, Tracking
+from imavae.data.storage import csv_of
 from imavae.errors import require
 from imavae.metrics.glossary import NEARLY_LINEAR
 from imavae.tracking import Finals, Lasting, Row, Status, Tracker, TrialRecord, server
@@ -214,7 +214,7 @@ class MLflowTracker(Tracker):
             for row, values in zip(trial.members, members, strict=True):
                 self._finish_member(run, known.get(tracking.member_name(row)), trial.number, row, values)
         if trial.members:
-            self._client.log_text(run.id, pd.DataFrame(trial.members).to_csv(index=False), "members.csv")
+            self._client.log_text(run.id, csv_of(trial.members), "members.csv")
         statuses = Counter(f"members {row['status']}" for row in trial.members)
         points = [*self._curves(run, trial), (0, {**finals, **scores, **statuses})]
         shown = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()) or trial.failure or "no score"
