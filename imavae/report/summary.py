@@ -219,8 +219,8 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
     joined = joined[[*used]]  # rows of many columns are slow to read one by one
     sound = joined[~diverged(joined)]  # a diverged member is never a candidate
     medians = joined.drop_duplicates("trial").set_index("trial", drop=False)
-    with_worst = joined.assign(**{column: counted(joined, column) for column in columns})
-    medians = medians.assign(**with_worst.groupby("trial")[[*columns]].median())
+    with_worst = {column: counted(joined, column) for column in columns if column in joined}
+    medians = medians.assign(**joined.assign(**with_worst).groupby("trial")[[*with_worst]].median())
     rows: list[dict[str, object]] = []
     for choice, frame, same in zip(
         CHOICES, (medians, sound, sound), (world, ["trial", *seeds], [*world, *seeds]), strict=True
