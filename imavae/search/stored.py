@@ -111,6 +111,9 @@ def _frozen(record: TrialRecord, parameters: Sequence[Parameter], config: StudyC
     )
 
 
+PAGE = 2**10  # bytes in a page of the database: a trial changes a few rows in each of a dozen tables and indexes
+
+
 class Copy:
     """The copy of a study in the database of its output folder.
 
@@ -223,6 +226,13 @@ class _Cursor(sqlite3.Cursor):
 
 
 class _Connection(sqlite3.Connection):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.execute("PRAGMA page_count").fetchone()[0]:  # a new database
+            self.execute(f"PRAGMA page_size = {PAGE}")
+            self.execute("PRAGMA journal_mode = WAL")
+        self.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
+
     commit = _waiting(sqlite3.Connection.commit)
 
     def cursor(self, factory: Any = _Cursor) -> Any:
