@@ -29,7 +29,7 @@ from imavae.runs.ledger import WINNERS, Ledger
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, Point
 from imavae.tracking import TrialRecord
-from imavae.tracking.server import sqlite_uri
+from imavae.tracking.server import LOG_PAGES, PAGE, sqlite_uri
 from imavae.tracking.ui import OPTUNA_DATABASE
 
 CREATED = "created"  # attribute of a study: the time at which its folder was made
@@ -109,9 +109,6 @@ def _frozen(record: TrialRecord, parameters: Sequence[Parameter], config: StudyC
         distributions=distributions,
         intermediate_values={epoch: record.score} if stopped else None,
     )
-
-
-PAGE = 2**10  # bytes in a page of the database: a trial changes a few rows in each of a dozen tables and indexes
 
 
 class Copy:
@@ -232,6 +229,7 @@ class _Connection(sqlite3.Connection):
             self.execute(f"PRAGMA page_size = {PAGE}")
             self.execute("PRAGMA journal_mode = WAL")
         self.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
+        self.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
 
     commit = _waiting(sqlite3.Connection.commit)
 
