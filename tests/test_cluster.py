@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,32 @@ def spy(tmp_path: Path) -> ModuleType:
     load_plugins([str(file)])
     [name] = [name for name in set(sys.modules) - before if name.startswith("imavae_plugin_")]
     return sys.modules[name]
+
+
+def test_a_joined_cluster_is_lost_when_its_raylet_or_for_long_its_gcs_does_not_listen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "raylet")
+    with socket.create_server(("127.0.0.1", 0)) as gcs, socket.socket(socket.AF_UNIX) as raylet:
+        raylet.bind(path)
+        raylet.listen()
+        port = gcs.getsockname()[1]
+        node = Mock(all_processes={}, gcs_address=f"127.0.0.1:{port}", raylet_socket_name=path)
+        node.dead_processes.return_value = []
+        monkeypatch.setattr("ray._private.worker._global_node", node)
+        cluster._knock()
+        assert cluster.lost() is None
+    monkeypatch.setitem(cluster.LONGEST_SILENCE, "raylet", 60.0)
+    cluster._knock()
+    assert cluster.lost() is None  # for now
+    monkeypatch.setitem(cluster.LONGEST_SILENCE, "gcs_server", 0.0)
+    assert "gcs_server" in str(cluster.lost())
+    monkeypatch.setitem(cluster.LONGEST_SILENCE, "raylet", 0.0)
+    assert "raylet and gcs_server" in str(cluster.lost())
+    with socket.create_server(("127.0.0.1", port)):
+        cluster._knock()  # the cluster has restarted its GCS
+    assert "gcs_server" not in str(cluster.lost())
+    cluster._silent.clear()
 
 
 def test_folders_that_killed_processes_have_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

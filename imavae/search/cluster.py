@@ -52,10 +52,14 @@ def available_cpus() -> int:
 
 LOOPBACK = "127.0.0.1"
 QUIET: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}  # the study reports failures
+ERROR_LISTENER = "ray._private.worker.listen_error_messages"  # patched out: it prints Ray's logs
 START_ATTEMPTS = 3
+WATCH_PERIOD = 2.0  # seconds
 LONGEST_END = 10.0  # seconds that a study without its Ray gets to end
+LONGEST_SILENCE = {"raylet": 0.0, "gcs_server": 40.0}  # seconds; a cluster may restart its GCS, and Ray waits for 60
 LONGEST_TEMPORARY = 20  # bytes; Ray adds up to 80 to the name of its folder
 _TOKEN = secrets.token_hex(32)  # of the Rays that this process starts; never in a file
+_silent: dict[str, float] = {}  # parts of a joined cluster that do not listen, and since when
 _early = False  # Ray was started ahead of the study that will use it
 
 
@@ -121,26 +125,55 @@ def running(cluster: Cluster) -> Iterator[int]:
 
 
 def lost() -> UserError | None:
-    """The message about a part of the Ray started by this process that has ended; None if all of it runs."""
+    """The message about a part of Ray that has ended: of the one started here, or of a joined cluster; else None."""
     from ray._private import worker
 
     node: Any = worker._global_node
-    parts = [name for name, _ in (node.dead_processes() if node else []) if name in ("raylet", "gcs_server")]
+    ended = [name for name, _ in node.dead_processes()] if node else []
+    silent = [name for name, since in _silent.items() if time.monotonic() - since >= LONGEST_SILENCE[name]]
+    parts = [name for name in LONGEST_SILENCE if name in {*ended, *silent}]
     if not parts:
         return None
+    remedy = "restart the cluster" if silent else "free some memory, if it was short"
     return UserError(
-        f"`Ray's processes run as long as the study` must hold, but got the end of {' and '.join(parts)}; free some "
-        "memory, if it was short, and go on by resume=true: finished trials are kept"
+        f"`Ray's processes run as long as the study` must hold, but got the end of {' and '.join(parts)}; {remedy}, "
+        "and go on by resume=true: finished trials are kept"
     )
 
 
 def _watch(ended: threading.Event) -> None:
     """End this process if Ray has lost a part and waits for it: it would do so itself, after a minute and with logs."""
-    while not ended.wait(1):
+    _silent.clear()
+    while not ended.wait(WATCH_PERIOD):
+        _knock()
         if lost() and not ended.wait(LONGEST_END) and (error := lost()):
             sys.stderr.write(f"error: {error}\n")
             sys.stderr.flush()
             os._exit(2)
+
+
+def _knock() -> None:
+    """Note which parts of a joined cluster no longer listen; those started here are this process's children."""
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    if node is None or node.all_processes:
+        return
+    host, _, port = node.gcs_address.rpartition(":")
+    parts: dict[str, tuple[Any, Any]] = {
+        "raylet": (socket.AF_UNIX, node.raylet_socket_name),
+        "gcs_server": (socket.AF_INET6 if ":" in host else socket.AF_INET, (host.strip("[]"), int(port))),
+    }
+    for name, (family, address) in parts.items():
+        with socket.socket(family) as connection:
+            connection.settimeout(LONGEST_END)
+            try:
+                connection.connect(address)
+                _silent.pop(name, None)
+            except (ConnectionRefusedError, FileNotFoundError):
+                _silent.setdefault(name, time.monotonic())
+            except OSError:  # busy, or a network that fails for a moment: Ray itself tries again
+                pass
 
 
 def expected_slots(cluster: Cluster) -> int:
@@ -192,7 +225,8 @@ def _start(cluster: Cluster) -> None:
             host, colon, port = (cluster.address or "").rpartition(":")
             if colon and port.isdigit():  # Ray itself tries for minutes
                 socket.create_connection((host, int(port)), timeout=4).close()
-            ray.init(address=cluster.address, **QUIET)
+            with patch(ERROR_LISTENER):
+                ray.init(address=cluster.address, **QUIET)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"`cluster.address is a running Ray cluster` must hold, but got {cluster.address!r} ({error}); "
@@ -220,7 +254,7 @@ def _start_here(cluster: Cluster) -> None:
     with ExitStack() as stack:
         stack.enter_context(_environment(threads | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}))
         _forget_token()
-        stack.enter_context(patch("ray._private.worker.listen_error_messages"))  # it prints Ray's logs
+        stack.enter_context(patch(ERROR_LISTENER))
         stack.enter_context(patch("ray._private.services.resolve_ip_for_localhost", lambda host: host))
         for name in UNUSED_SERVICES:
             if hasattr(Node, name):
