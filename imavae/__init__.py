@@ -8,7 +8,11 @@ model, ``metrics`` every metric as a function on arrays. See docs/tour.md.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError("imavae runs on Linux and macOS, but this is Windows; use WSL")
 
 if TYPE_CHECKING:
     from imavae import metrics as metrics

@@ -266,3 +266,16 @@ def test_make_tune_without_a_search_names_them() -> None:
     done = subprocess.run(["make", "tune", "SEARCH="], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert all(name in done.stderr for name in searches())
+
+
+@pytest.mark.parametrize("code", ["import imavae", "sys.path[0] = 'scripts'; import train"])
+def test_windows_is_refused_in_one_line(code: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.platform = 'win32'; {code}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "this is Windows; use WSL" in done.stderr.splitlines()[-1]
