@@ -372,3 +372,19 @@ def test_a_database_that_stays_locked_is_one_message(tmp_path: Path, monkeypatch
     copy.update(study)
     assert "optuna.db can be written within 0.2 s" in copy.problem
     other.rollback()
+
+
+def test_a_database_of_an_earlier_version_that_is_locked_when_it_is_opened_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "WRITE_TIMEOUT", 0.05)
+    optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/optuna.db")  # without a write-ahead log
+    other = sqlite3.connect(tmp_path / "optuna.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.5, other.rollback).start()
+    stored.open_storage(tmp_path)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(stored, "LONGEST_LOCK", 0.2)
+    with pytest.raises(UserError, match=r"optuna\.db can be written within 0\.2 s"):
+        stored.open_storage(tmp_path)
+    other.rollback()

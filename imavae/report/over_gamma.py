@@ -159,7 +159,7 @@ def draw_over_gamma(shown: OverGamma) -> Figure:
         for line in (group.sort_values("x") for _, group in trials.groupby("line") if len(group) > 1):
             colour = SEED_COLOURS[shown.colours.index(line["colour"].iloc[0])]
             axes.plot(line["x"], line["median"], color=colour, linewidth=1, alpha=0.7)
-        for (text, shape, early), alike in trials.groupby(["colour", "shape", "early"], sort=False):
+        for (text, shape, early), alike in trials.groupby(["colour", "shape", "early"], sort=False, observed=True):
             colour, marker = SEED_COLOURS[shown.colours.index(text)], [*SHAPES][shown.shapes.index(shape)]
             axes.vlines(alike["x"], alike["low"], alike["high"], color=colour, linewidth=1.4)
             face = "white" if early else colour

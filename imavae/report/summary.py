@@ -218,7 +218,7 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
     used = dict.fromkeys(["trial", "status", *keys, *seeds, *sorted(columns & {*joined})])
     joined = joined[[*used]]  # rows of many columns are slow to read one by one
     sound = joined[~diverged(joined)]  # a diverged member is never a candidate
-    medians = joined.drop_duplicates("trial").set_index("trial", drop=False)
+    medians = joined.sort_values("trial", kind="stable").drop_duplicates("trial").set_index("trial", drop=False)
     with_worst = {column: counted(joined, column) for column in columns if column in joined}
     medians = medians.assign(**joined.assign(**with_worst).groupby("trial")[[*with_worst]].median())
     rows: list[dict[str, object]] = []
@@ -227,11 +227,8 @@ def choices(members: pd.DataFrame, points: pd.DataFrame, keys: Sequence[str]) ->
     ):
         # Once for all choices: a frame for each would take a second per thousand.
         values = {column: column_values(frame, column) for column in columns}
-        searched_values, trials = frame[[*keys]].to_dict("records"), np.asarray(frame["trial"])
-        groups = (
-            frame.reset_index(drop=True).groupby(same, sort=False).groups.values() if same else [np.arange(len(frame))]
-        )
-        for at in map(np.asarray, groups):
+        searched_values, trials = frame[["trial", *keys]].to_dict("records"), np.asarray(frame["trial"])
+        for at in frame.groupby(same, sort=False).indices.values() if same else [np.arange(len(frame))]:
             if len(at) < 2 or (choice == CHOICES[2] and len({*trials[at]}) < 2):
                 continue
             rivals, first = {column: all_values[at] for column, all_values in values.items()}, searched_values[at[0]]

@@ -54,7 +54,7 @@ LOOPBACK = "127.0.0.1"
 QUIET: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}  # the study reports failures
 ERROR_LISTENER = "ray._private.worker.listen_error_messages"  # patched out: it prints Ray's logs
 START_ATTEMPTS = 3
-WATCH_PERIOD = 2.0  # seconds
+WATCH_PERIOD = 3.0  # seconds; the raylet of a joined cluster logs a line each time
 LONGEST_END = 10.0  # seconds that a study without its Ray gets to end
 LONGEST_SILENCE = {"raylet": 0.0, "gcs_server": 40.0}  # seconds; a cluster may restart its GCS, and Ray waits for 60
 LONGEST_TEMPORARY = 20  # bytes; Ray adds up to 80 to the name of its folder
@@ -108,6 +108,7 @@ def running(cluster: Cluster) -> Iterator[int]:
 
     ours = start(cluster) or _early
     _early, ended = False, threading.Event()
+    _silent.clear()
     threading.Thread(target=_watch, args=(ended,), daemon=True).start()
     try:
         nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
@@ -125,12 +126,12 @@ def running(cluster: Cluster) -> Iterator[int]:
 
 
 def lost() -> UserError | None:
-    """The message about a part of Ray that has ended: of the one started here, or of a joined cluster; else None."""
+    """The message about a part of Ray that has ended, here or in a joined cluster; None if none has."""
     from ray._private import worker
 
     node: Any = worker._global_node
     ended = [name for name, _ in node.dead_processes()] if node else []
-    silent = [name for name, since in _silent.items() if time.monotonic() - since >= LONGEST_SILENCE[name]]
+    silent = [name for name, since in list(_silent.items()) if time.monotonic() - since >= LONGEST_SILENCE[name]]
     parts = [name for name in LONGEST_SILENCE if name in {*ended, *silent}]
     if not parts:
         return None
@@ -143,7 +144,6 @@ def lost() -> UserError | None:
 
 def _watch(ended: threading.Event) -> None:
     """End this process if Ray has lost a part and waits for it: it would do so itself, after a minute and with logs."""
-    _silent.clear()
     while not ended.wait(WATCH_PERIOD):
         _knock()
         if lost() and not ended.wait(LONGEST_END) and (error := lost()):
@@ -158,6 +158,7 @@ def _knock() -> None:
 
     node: Any = worker._global_node
     if node is None or node.all_processes:
+        _silent.clear()
         return
     host, _, port = node.gcs_address.rpartition(":")
     parts: dict[str, tuple[Any, Any]] = {
@@ -165,15 +166,15 @@ def _knock() -> None:
         "gcs_server": (socket.AF_INET6 if ":" in host else socket.AF_INET, (host.strip("[]"), int(port))),
     }
     for name, (family, address) in parts.items():
-        with socket.socket(family) as connection:
-            connection.settimeout(LONGEST_END)
-            try:
+        try:
+            with socket.socket(family) as connection:
+                connection.settimeout(LONGEST_END)
                 connection.connect(address)
-                _silent.pop(name, None)
-            except (ConnectionRefusedError, FileNotFoundError):
-                _silent.setdefault(name, time.monotonic())
-            except OSError:  # busy, or a network that fails for a moment: Ray itself tries again
-                pass
+            _silent.pop(name, None)
+        except ConnectionRefusedError:
+            _silent.setdefault(name, time.monotonic())
+        except OSError:  # busy, or a network that fails for a moment: Ray itself tries again
+            pass
 
 
 def expected_slots(cluster: Cluster) -> int:

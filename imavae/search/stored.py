@@ -213,6 +213,7 @@ def _waiting(act: Callable[P, T]) -> Callable[P, T]:
             check_interruption()
             rule, got = f"{OPTUNA_DATABASE} can be written within {LONGEST_LOCK:g} s", "another process locks it"
             require(time.monotonic() < end, rule, got, "finished trials are kept: resume=true goes on")
+            time.sleep(0.05)  # some statements do not wait for the lock by themselves
 
     return call
 
@@ -225,11 +226,13 @@ class _Cursor(sqlite3.Cursor):
 class _Connection(sqlite3.Connection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not self.execute("PRAGMA page_count").fetchone()[0]:  # a new database
-            self.execute(f"PRAGMA page_size = {PAGE}")
-            self.execute("PRAGMA journal_mode = WAL")
-        self.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
-        self.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+        execute = self.cursor().execute  # waits for a lock
+        if not execute("PRAGMA page_count").fetchone()[0]:  # a new database
+            execute(f"PRAGMA page_size = {PAGE}")
+            execute("PRAGMA journal_mode = WAL")
+        if execute("PRAGMA journal_mode").fetchone()[0] == "wal":  # else of an earlier version
+            execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
+            execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
 
     commit = _waiting(sqlite3.Connection.commit)
 
@@ -248,8 +251,8 @@ def open_storage(output_dir: Path) -> BaseStorage:
     except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"`{path} is an Optuna database` must hold, but it can't be read ({reason}); move it away: a resumed "
-            "study rebuilds its part from its own records"
+            f"`{path} is an Optuna database` must hold, but it can't be read ({reason}); move it and the files "
+            f"{path.name}-* away: a resumed study rebuilds its part from its own records"
         ) from None
 
 
