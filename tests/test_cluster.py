@@ -69,6 +69,7 @@ def spy(tmp_path: Path) -> ModuleType:
 def test_a_joined_cluster_is_lost_when_its_raylet_or_for_long_its_gcs_does_not_listen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cluster, "_silent", {})
     path = str(tmp_path / "raylet")
     with socket.create_server(("127.0.0.1", 0)) as gcs, socket.socket(socket.AF_UNIX) as raylet:
         raylet.bind(path)
@@ -89,7 +90,6 @@ def test_a_joined_cluster_is_lost_when_its_raylet_or_for_long_its_gcs_does_not_l
     with socket.create_server(("127.0.0.1", port)):
         cluster._knock()  # the cluster has restarted its GCS
     assert "gcs_server" not in str(cluster.lost())
-    cluster._silent.clear()
 
 
 def test_folders_that_killed_processes_have_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

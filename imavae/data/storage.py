@@ -68,7 +68,7 @@ def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return rows as CSV with a header and no text for NaN or what a row lacks; empty without rows."""
     if not rows:
         return ""
-    text = io.StringIO()  # a frame of pandas takes four times as long for the few rows of a trial
+    text = io.StringIO()  # a frame of pandas takes several times as long for the few rows of a trial
     writer = csv.DictWriter(text, [*dict.fromkeys(name for row in rows for name in row)], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
