@@ -124,7 +124,11 @@ def measure_trials(output_dir: Path, trials: int) -> None:
                 f"trials {low} to {high}: {1000 * wall:.0f} ms, {1000 * cpu:.0f} ms of the driver's CPU time and "
                 f"{written:.0f} kB written each; {after[2]:.0f} MB of memory"
             )
-        print(f"{trials} trials recorded after {watch.at(trials - 1)[0]:.0f} s, all done after {end:.0f} s")
+        recorded, _, _, written = watch.at(trials - 1)
+        print(
+            f"{trials} trials recorded after {recorded:.0f} s, all done after {end:.0f} s; "
+            f"{written / trials:.0f} kB written per trial on average"
+        )
         start = time.monotonic()
         tune(**settings, name=results.folder.name, resume=True)
         print(f"resume of the finished study: {time.monotonic() - start:.1f} s")

@@ -165,7 +165,7 @@ def _undisturbed(study: Path) -> dict[str, str]:
         stored = Session.load(study / "checkpoints" / f"ensemble-{min(pack):03d}.pt", torch.device("cpu"))
         points = [dataclasses.replace(point, output_dir=os.devnull, name=None) for point in stored.points]
         for record in _trained(tuple(points), tuple(pack)):
-            members += record.members
+            members += map(dict, record.members)
             history += record.history
     tables = {"members.csv": members, "history.csv": history}
     return {

@@ -23,10 +23,10 @@ from imavae.data.storage import Lock, OtherFormatError, Seal, previous_of, write
 from imavae.errors import UserError
 from imavae.runs.folder import STATES, LockedFolder, RunFolder, Stored, create, reopen
 from imavae.runs.ledger import Ledger
-from imavae.runs.records import history_rows
+from imavae.runs.records import CompactRow, history_rows
 from imavae.runs.results import load_results
 from imavae.runs.session import Session
-from imavae.tracking import Tracker, TrialRecord
+from imavae.tracking import Tracker, TrialRecord, Value
 from imavae.training import checkpoint
 
 GAMMA = {"type": "choice", "values": [3.0, 30.0]}
@@ -418,3 +418,20 @@ def test_a_checkpoint_of_other_points_is_left_alone(tmp_path: Path) -> None:
     assert Session.resume(path, [point()], cpu) is not None
     assert Session.resume(path, [point(learning_rate=0.01)], cpu) is None
     assert Session.resume(path, [point(), point()], cpu) is None
+
+
+def test_a_compact_row_equals_the_row() -> None:
+    row: dict[str, Value] = {
+        "trial": 3,
+        "seed": 1,
+        "status": "finished",
+        "gamma": 0.1 + 0.2,
+        "max val/mcc": math.inf,
+        "epochs": 10**9,
+    }
+    compact = CompactRow(row)
+    assert compact == row
+    assert list(compact.items()) == list(row.items())
+    assert [type(value) for value in compact.values()] == [type(value) for value in row.values()]
+    assert "val/mcc" not in compact
+    assert math.isnan(float(CompactRow({"gamma": math.nan})["gamma"]))

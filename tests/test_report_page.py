@@ -187,12 +187,15 @@ def test_without_sources_the_answer_has_the_agreement_and_no_mcc(tmp_path: Path)
 # ---- what failed
 
 
+def with_status(record: TrialRecord, status: str, count: int) -> TrialRecord:
+    """The record with this status of its first members."""
+    rows = [{**row, "status": status} if i < count else row for i, row in enumerate(record.members)]
+    return dataclasses.replace(record, members=rows)
+
+
 def test_diverged_members_and_failed_trials_are_counted_and_named(tmp_path: Path) -> None:
     records = four()
-    for row in records[1].members[:7]:
-        row["status"] = "diverged"
-    for row in records[2].members[:5]:
-        row["status"] = "stopped"
+    records[1:3] = with_status(records[1], "diverged", 7), with_status(records[2], "stopped", 5)
     records.append(failed(4, {"model.gamma": 5.0, "model.n_layers": 3}, "RuntimeError: no luck"))
     text = Reader(page(results_of(settings(tmp_path), records))).text
     assert "1 failed, 4 finished" in text
@@ -295,8 +298,7 @@ def test_a_page_has_every_trial_and_what_is_known_of_the_study(tmp_path: Path) -
 
 def test_every_member_and_every_trial_tells_what_it_is(tmp_path: Path) -> None:
     records = four()
-    for row in records[0].members[:3]:
-        row["status"] = "diverged"
+    records[0] = with_status(records[0], "diverged", 3)
     records[1] = dataclasses.replace(records[1], status="stopped")
     found = results_of(settings(tmp_path), records)
     section, _ = gamma_sections(found)

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import pytest
 
-from imavae.config.settings import study_config
+from imavae.config.settings import SAMPLERS, Sampler, study_config
 from imavae.search import space
 from imavae.search.searcher import Searcher
 from imavae.search.stored import open_study
@@ -51,6 +51,28 @@ def test_tpe_finds_the_best_in_half_the_trials_that_random_search_needs() -> Non
         for seed in range(REPEATS)
     ]
     assert sum(found) > REPEATS / 2, (most, found)
+
+
+def test_tpe_with_the_space_given_proposes_what_it_does_with_the_space_inferred() -> None:
+    """Optuna infers the space from the trials; where all of them have all parameters, it may as well be given."""
+    floats, integers = optuna.distributions.FloatDistribution, optuna.distributions.IntDistribution
+    choices = optuna.distributions.CategoricalDistribution(("a", "b", "c"))
+    space_of = {"z": floats(1.0, 100.0, log=True), "a": integers(1, 5), "m": choices, "s": integers(3, 3)}
+    kind, proposed = SAMPLERS["tpe"], []
+    assert kind.conditional is not None
+    for build in (kind.build, kind.conditional):
+        study = optuna.create_study()
+        study.enqueue_trial({"z": 3.0})
+        for number in range(40):
+            study.sampler = build(Sampler(), space_of, number)
+            study.ask(space_of)
+            before = number - 2  # two trials are running
+            if before >= 0:
+                score = abs(math.log(study.trials[before].params["z"]) - 2)
+                state = optuna.trial.TrialState.FAIL if before % 7 == 3 else optuna.trial.TrialState.COMPLETE
+                study.tell(before, score if before % 7 != 3 else None, state=state)
+        proposed.append([trial.params for trial in study.trials])
+    assert proposed[0] == proposed[1]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -143,9 +143,14 @@ def stored_rows(output_dir: Path, table: str = "metrics") -> int:
         return int(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])  # noqa: S608
 
 
+def with_diverged(trial: TrialRecord) -> TrialRecord:
+    """The trial with a first member that has diverged."""
+    first, *rest = trial.members
+    return replace(trial, members=[{**first, "status": "diverged", "val/mcc at max val/mcc": math.nan}, *rest])
+
+
 def test_a_study_with_its_trials(output_dir: Path) -> None:
-    trials = [a_trial(0), a_trial(1)]
-    trials[0].members[0] |= {"status": "diverged", "val/mcc at max val/mcc": math.nan}
+    trials = [with_diverged(a_trial(0)), a_trial(1)]
     artifacts = [output_dir / name for name in ("mcc.png", "report.html", "members.csv")]
     for path in artifacts:
         path.write_text("content")
@@ -211,8 +216,7 @@ def test_trials_of_a_study_have_the_main_metrics_and_the_study_all_of_its_best_t
 
 
 def test_members_are_runs_where_they_are_asked_for_and_of_a_run_without_search(output_dir: Path) -> None:
-    trial = a_trial(0)
-    trial.members[0] |= {"status": "diverged", "val/mcc at max val/mcc": math.nan}
+    trial = with_diverged(a_trial(0))
     finish(started(output_dir, members=True), trial)
     alone = opened(output_dir)
     alone.start("run", {"members": {"seed": [1, 2, 3]}}, {"imavae.folder": "a run's"}, [OBJECTIVE])

@@ -359,6 +359,7 @@ class SamplerKind:
     build: Callable[[Any, Mapping[str, Any], int], Any]  # (Sampler, Optuna's distributions by key, seed) -> BaseSampler
     numbers_only: bool = False  # proposes neither choices nor conditional settings
     several_objectives: bool = True
+    conditional: Callable[[Any, Mapping[str, Any], int], Any] | None = None  # as ``build``, for conditional settings
 
 
 Points = str | tuple[dict[str, Any], ...] | None

@@ -31,7 +31,7 @@ from imavae.runs.folder import (
     history_parts,
     reopen,
 )
-from imavae.runs.records import best_member, final_metrics, partial_record, trial_record
+from imavae.runs.records import CompactRow, best_member, final_metrics, partial_record, trial_record
 from imavae.runs.results import Results
 from imavae.runs.session import Session, cache_of, initial_weights, render, resolve_device, training_step
 from imavae.tracking import Status, Tracker, TrialRecord, member_name
@@ -50,6 +50,7 @@ class Ledger:
     home: LockedFolder
     tracker: Tracker
     stored: list[Stored] = field(default_factory=list)  # in the order in which trials ended
+    _numbers: set[int] = field(default_factory=set)  # of these trials
     interrupted: Interrupted | None = None  # set if it ended before its budget was spent
     spent: str | None = None  # what has ended a study before its last point: hours or a target
     work_seconds: float = 0.0  # that each of the concurrent trials spent in training and validation
@@ -101,7 +102,7 @@ class Ledger:
         return Results(self.folder, self.config, stored, interrupted, state.points, earlier, state.champion)
 
     def has(self, number: int) -> bool:  # the trial has ended
-        return any(stored.trial.number == number for stored in self.stored)
+        return number in self._numbers
 
     def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
         """Add a finished trial: write its record, track it, and append its rows to the tables.
@@ -180,7 +181,9 @@ class Ledger:
         history = record.history if complete else record.history or self.home.history(number)
         finals = [final_metrics(row) for row in record.members]
         self.tracker.finish_trial(dataclasses.replace(record, history=history), finals)
-        self.stored.append(dataclasses.replace(stored, trial=dataclasses.replace(record, history=[])))
+        kept = dataclasses.replace(record, history=[], members=[CompactRow(row) for row in record.members])
+        self.stored.append(dataclasses.replace(stored, trial=kept))
+        self._numbers.add(number)
 
     def _grow(self, path: Path, table: str) -> None:
         """Append rows to a table; columns that its first trial lacks wait for :meth:`write_tables`."""

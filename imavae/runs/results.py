@@ -25,7 +25,7 @@ from imavae.runs.folder import RunFolder, Stored, check_recorded, history_parts,
 from imavae.runs.models import Parts, member_parts
 from imavae.runs.records import best_member, criterion_of
 from imavae.runs.session import Session, cache_of
-from imavae.tracking import TrialRecord, Value
+from imavae.tracking import Row, TrialRecord
 from imavae.training.checkpoint import load_member, stored_config
 
 
@@ -164,7 +164,7 @@ class Results:
         require(best is not None, "the member has not diverged", f"seed={seed}", "see status in members")
         return Model(*self.parts(record, best or rows[0], by)).eval()
 
-    def parts(self, record: TrialRecord, member: dict[str, Value], by: str | None = None) -> Parts:
+    def parts(self, record: TrialRecord, member: Row, by: str | None = None) -> Parts:
         """Parts of the model of a row of ``record.members``; see :func:`imavae.runs.models.member_parts`."""
         [stored] = [stored for stored in self.stored if stored.trial.number == record.number]
         path = self.folder / str(stored.checkpoint)

@@ -84,9 +84,9 @@ class Searcher(RaySearcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Report each point to Optuna as complete, pruned or failed."""
         stopped, numbers = self._stopped(trial_id), self._numbers.pop(trial_id)
-        ended = {trial.number for trial in self.study.get_trials(deepcopy=False) if trial.state.is_finished()}
+        trials = self.study.get_trials(deepcopy=False)
         for i, number in enumerate(numbers):
-            if number in ended:
+            if trials[number].state.is_finished():
                 continue  # reported by an earlier driver, which died before it recorded the trial
             about = result["about"][i] if result and "about" in result else {}
             for name, value in {**about, "folder": str(self._home.path) if self._home else ""}.items():
@@ -139,7 +139,9 @@ class Searcher(RaySearcher):
         """
         seed = int(np.random.SeedSequence([self._settings.seed, number]).generate_state(1)[0])
         distributions = {parameter.key: parameter.distribution() for parameter in self._parameters}
-        self.study.sampler = SAMPLERS[self._settings.name].build(self._settings, distributions, seed)
+        kind, conditional = SAMPLERS[self._settings.name], any(parameter.when for parameter in self._parameters)
+        build = kind.conditional if conditional and kind.conditional else kind.build
+        self.study.sampler = build(self._settings, distributions, seed)
 
     def _suggested(self, trial: optuna.Trial) -> Point:
         point: Point = {}

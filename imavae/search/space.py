@@ -357,9 +357,22 @@ def _best_points(source: str, parameters: Sequence[Parameter]) -> list[Point]:
     return points[:BEST_POINTS]
 
 
-def tpe(settings: Sampler, _: Distributions, seed: int) -> optuna.samplers.BaseSampler:
+def tpe(settings: Sampler, distributions: Distributions, seed: int) -> optuna.samplers.BaseSampler:
+    """TPE with a joint model of all parameters; points in training count as bad.
+
+    Optuna's sampler by itself infers the space from all trials at each proposal.
+    """
+    sampler = optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=settings.startup, multivariate=True, constant_liar=True
+    )
+    space = {key: law for key, law in sorted(distributions.items()) if not law.single()}
+    sampler.infer_relative_search_space = lambda *_: dict(space)  # type: ignore[method-assign]
+    return sampler
+
+
+def grouped_tpe(settings: Sampler, _: Distributions, seed: int) -> optuna.samplers.BaseSampler:
     """TPE with a joint model of each set of parameters that points have."""
-    options: Any = {"multivariate": True, "group": True, "constant_liar": True}  # points in training count as bad
+    options: Any = {"multivariate": True, "group": True, "constant_liar": True}
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup, **options)
 
 
@@ -382,7 +395,7 @@ def _uniform(_: Sampler, __: Distributions, seed: int) -> optuna.samplers.BaseSa
     return optuna.samplers.RandomSampler(seed)
 
 
-SAMPLERS.register(SamplerKind("tpe", tpe))
+SAMPLERS.register(SamplerKind("tpe", tpe, conditional=grouped_tpe))
 SAMPLERS.register(SamplerKind("cmaes", _cmaes, numbers_only=True, several_objectives=False))
 SAMPLERS.register(SamplerKind("qmc", quasi_random))
 SAMPLERS.register(SamplerKind("random", _uniform))

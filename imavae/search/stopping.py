@@ -65,6 +65,11 @@ class Stopping(FIFOScheduler):
         left = any(alive and number not in self.stopped for number, _, alive in points)
         return str(TrialScheduler.CONTINUE if left or not new else TrialScheduler.STOP)
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        """The first of the trials that wait for a worker. Ray's own search goes through the trials that have ended."""
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        return min(waiting, key=lambda trial: min(number for number, _ in trial.config["points"]), default=None)
+
     def exhausted(self) -> bool:
         """Whether the hours are over or the target is reached: no more points are proposed."""
         hours = self._config.budget.hours

@@ -29,7 +29,7 @@ from imavae.runs.ledger import WINNERS, Ledger
 from imavae.runs.results import Results
 from imavae.search.space import Parameter, Point
 from imavae.tracking import TrialRecord
-from imavae.tracking.server import LOG_PAGES, PAGE, sqlite_uri
+from imavae.tracking.server import PAGE, lengthen_log, sqlite_uri
 from imavae.tracking.ui import OPTUNA_DATABASE
 
 CREATED = "created"  # attribute of a study: the time at which its folder was made
@@ -231,8 +231,7 @@ class _Connection(sqlite3.Connection):
             execute(f"PRAGMA page_size = {PAGE}")
             execute("PRAGMA journal_mode = WAL")
         if execute("PRAGMA journal_mode").fetchone()[0] == "wal":  # else of an earlier version
-            execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
-            execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+            lengthen_log(execute)
 
     commit = _waiting(sqlite3.Connection.commit)
 

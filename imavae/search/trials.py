@@ -230,6 +230,8 @@ class Recorder(Callback):
     def _end(self, trial: Trial, record: Callable[..., None], *arguments: Any) -> None:
         running = self._trials[trial.trial_id]
         running.ended = True
+        running.past = {name: running.result.get(name, 0) + running.past.get(name, 0) for name in WORK}
+        running.result = {"scores": running.result.get("scores", ())}  # until the trial is recorded
         for statistics in (trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps):
             statistics.clear()  # Ray keeps those of each ended trial
         self._write(record, running, *arguments)

@@ -43,7 +43,7 @@ class TrialRecord:
     history: list[
         dict[str, Value]
     ]  # per member and validation: trial, seed, epoch, ``SPLIT/METRIC``; to the last epoch
-    members: list[dict[str, Value]]  # rows of ``members.csv``; empty while the trial runs
+    members: Sequence[Row]  # rows of ``members.csv``; empty while the trial runs
     further: Mapping[str, float] = field(default_factory=dict)  # scores by a study's further objectives, by metric
     failure: str = ""  # reason in one line, if the trial failed
 

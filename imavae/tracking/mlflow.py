@@ -3,7 +3,7 @@
 A metric has one name at every level: ``val/mcc`` is a member's value at its best state, a trial's median over members,
 and a study's best. A study has it as a curve over the trials that have ended. A trial has curves over epochs
 (``curves/mcc``, with quartiles) and the table of its members. Runs are found again by their tags, and a metric's
-timestamp is the study's start plus its step in milliseconds, so MLflow drops what a resumed study writes again. MLflow
+timestamp is its run's start plus its step in milliseconds, so MLflow drops what a resumed study writes again. MLflow
 indexes each metric of each run, so a study's trials have the main ones; its best trial's are all in the study's run.
 MLflow is imported when a tracker opens: it takes a second.
 """
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode, urlsplit
 
 import numpy as np
 import yaml
@@ -80,8 +80,15 @@ class _TrialRun:
     """Run of a trial that is not complete."""
 
     id: str
+    start: int  # milliseconds
+    tags: Mapping[str, str]  # that it has had from the start
+    artifacts: str  # address of their folder
     epoch: int = -1  # last epoch in its curves
     written: float = -math.inf  # time of the last update, seconds of the monotonic clock
+
+    @classmethod
+    def of(cls, run: Run) -> _TrialRun:
+        return cls(run.info.run_id, run.info.start_time, run.data.tags, run.info.artifact_uri)
 
 
 @dataclass(frozen=True)
@@ -174,7 +181,7 @@ class MLflowTracker(Tracker):
             if run.info.status == "FINISHED":
                 self._complete[number] = run.info.run_id
             else:
-                self._trials[number] = _TrialRun(run.info.run_id)
+                self._trials[number] = _TrialRun.of(run)
         self._asked = set(self._trials)
 
     def progress(self, trial: TrialRecord) -> None:
@@ -185,7 +192,7 @@ class MLflowTracker(Tracker):
             run = self._open_trial(trial)
             if time.monotonic() - run.written >= tracking.PROGRESS_PERIOD:
                 curves = self._curves(run, trial)
-                self._log(run.id, curves, trial.values if run.epoch < 0 else {})
+                self._log(run.id, curves, trial.values if run.epoch < 0 else {}, start=run.start)
                 run.epoch = curves[-1][0] if curves else run.epoch
                 run.written = time.monotonic()
             self._trials[trial.number] = run
@@ -208,21 +215,32 @@ class MLflowTracker(Tracker):
 
     def _finish_run(self, trial: TrialRecord, members: Sequence[Finals], finals: Finals, scores: Finals) -> None:
         """Write a trial's run and end it; with all ``members`` in the table, and in runs where they have them."""
-        run = self._open_trial(trial)
+        shown = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()) or trial.failure or "no score"
+        note = f"{trial_name(trial)}: {shown}; {trial.status}. Medians over {len(trial.members)} members (members.csv)."
+        ends = {"imavae.status": trial.status, NOTE: note}
+        run = self._open_trial(trial, ends)  # a run that is new has them from its start: each call is a transaction
         if self._members:
             known = {found.data.tags["imavae.member"]: found.info.run_id for found in self._search({PARENT: run.id})}
             for row, values in zip(trial.members, members, strict=True):
                 self._finish_member(run, known.get(tracking.member_name(row)), trial.number, row, values)
         if trial.members:
-            self._client.log_text(run.id, csv_of(trial.members), "members.csv")
+            self._log_table(run, csv_of(trial.members))
         statuses = Counter(f"members {row['status']}" for row in trial.members)
         points = [*self._curves(run, trial), (0, {**finals, **scores, **statuses})]
-        shown = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()) or trial.failure or "no score"
-        note = f"{trial_name(trial)}: {shown}; {trial.status}. Medians over {len(trial.members)} members (members.csv)."
-        self._log(run.id, points, trial.values, {"imavae.status": trial.status, NOTE: note})
+        self._log(run.id, points, trial.values, dict(ends.items() - run.tags.items()), start=run.start)
         # Last, as this marks the trial as complete.
         self._client.set_terminated(run.id, "FAILED" if trial.status == "failed" else "FINISHED")
         self._complete[trial.number] = run.id
+
+    def _log_table(self, run: _TrialRun, table: str) -> None:
+        """Store a trial's ``members.csv``. MLflow's client makes a copy first, and keeps an object for each run."""
+        address = urlsplit(run.artifacts)
+        if address.scheme == "file":
+            folder = Path(unquote(address.path))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "members.csv").write_text(table, encoding="utf-8")
+        else:
+            self._client.log_text(run.id, table, "members.csv")
 
     def _count(self, trial: _Tracked) -> None:
         """Add a complete trial to the study's curve."""
@@ -379,15 +397,18 @@ class MLflowTracker(Tracker):
     def _create_run(self, name: str, tags: Mapping[str, str], start: int | None = None) -> Run:
         return self._client.create_run(self._experiment, start_time=start, tags=dict(tags), run_name=name)
 
-    def _open_trial(self, trial: TrialRecord) -> _TrialRun:
-        """Take a trial's run from the open ones, find it if an earlier attempt may have created it, or create it."""
+    def _open_trial(self, trial: TrialRecord, more: Mapping[str, str] | None = None) -> _TrialRun:
+        """Take a trial's run from the open ones, find it if an earlier attempt may have created it, or create it.
+
+        A run that is created has the tags ``more``, too.
+        """
         if trial.number in self._trials:
             return self._trials.pop(trial.number)
         tags = {PARENT: self._study, "imavae.kind": "trial", "imavae.trial": str(trial.number)}
         found = self._search(tags) if trial.number in self._asked else []
         self._asked.add(trial.number)
-        run = found[0] if found else self._create_run(trial_name(trial) + self._suffix, tags)
-        return _TrialRun(run.info.run_id)
+        name = trial_name(trial) + self._suffix
+        return _TrialRun.of(found[0] if found else self._create_run(name, {**tags, **(more or {})}))
 
     def _curves(self, run: _TrialRun, trial: TrialRecord) -> list[tuple[int, dict[str, float]]]:
         """The epochs that the run has not got yet."""
@@ -413,16 +434,18 @@ class MLflowTracker(Tracker):
         tags: Mapping[str, str] | None = None,
         model_id: str | None = None,
         later: int = 0,
+        start: int | None = None,
     ) -> None:
         """Write finite metrics, as (step, values), parameters and tags, in batches within MLflow's limits.
 
         With ``model_id``, the metrics are those of a model, too. Of two values at the same step, MLflow shows the
-        ``later`` one.
+        ``later`` one. Their timestamps count from ``start``, in milliseconds, by default the study's.
         """
         from mlflow.entities import Metric, Param, RunTag
 
+        base = self._start if start is None else start
         points = [
-            Metric(name, float(value), self._start + step + later, step, model_id=model_id, run_id=run_id)
+            Metric(name, float(value), base + step + later, step, model_id=model_id, run_id=run_id)
             for step, values in metrics
             for name, value in values.items()
             if math.isfinite(value)

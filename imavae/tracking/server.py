@@ -35,8 +35,8 @@ CONNECT_TIMEOUT = 4.0  # seconds in which an address must answer
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_OUTAGE = 600.0  # seconds after which a study goes on untracked; a resume tracks what is missing
 LARGEST_MLMODEL = 2**14  # bytes
-PAGE = 2**10  # bytes in a page of a database: each metric in MLflow changes two pages, of whatever size
-LOG_PAGES = 2**15  # pages in its write-ahead log before they are copied into it: most of them are changed again
+PAGE = 2**9  # bytes in a page of a database: each metric in MLflow changes two pages, of whatever size
+LOG_BYTES = 2**26  # in its write-ahead log before they are copied into it: most pages are changed again
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts; the pause doubles
 OUTAGE_CODES = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 BEST_FIRST: list[dict[str, Any]] = [
@@ -179,6 +179,16 @@ def open_client(uri: str) -> MlflowClient:
         raise _unreachable(uri, error) from None
 
 
+def lengthen_log(execute: Callable[[str], Any]) -> None:
+    """Sync a database with a write-ahead log, and copy the log into it, only every LOG_BYTES.
+
+    A killed process loses nothing. A power failure may cost the last trials; a resume tracks them again.
+    """
+    [page] = execute("PRAGMA page_size").fetchone()
+    execute("PRAGMA synchronous = NORMAL")
+    execute(f"PRAGMA wal_autocheckpoint = {LOG_BYTES // page}")
+
+
 def _checked_client(uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
@@ -191,10 +201,7 @@ def _checked_client(uri: str) -> MlflowClient:
 
 @functools.cache
 def _seldom_written() -> set[Path]:
-    """Database files that this process writes seldom: it syncs them, and copies the log into them, every LOG_PAGES.
-
-    A killed process loses nothing. A power failure may cost the last trials; a resume tracks them again.
-    """
+    """Files of MLflow's databases whose logs are long."""
     from sqlalchemy import Engine, event
 
     files: set[Path] = set()
@@ -203,8 +210,7 @@ def _seldom_written() -> set[Path]:
         if isinstance(connection, sqlite3.Connection):
             opened = {Path(file) for _, _, file in connection.execute("PRAGMA database_list")}
             if opened & files:
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+                lengthen_log(connection.execute)
 
     event.listen(Engine, "connect", set_up)
     return files
