@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -90,6 +91,25 @@ def test_a_joined_cluster_is_lost_when_its_raylet_or_for_long_its_gcs_does_not_l
     with socket.create_server(("127.0.0.1", port)):
         cluster._knock()  # the cluster has restarted its GCS
     assert "gcs_server" not in str(cluster.lost())
+
+
+def test_a_gcs_that_does_not_answer_is_lost_like_one_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_silent", {})
+    monkeypatch.setattr(cluster, "KNOCK_TIMEOUT", 0.2)
+    monkeypatch.setitem(cluster.LONGEST_SILENCE, "gcs_server", 0.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as gcs, contextlib.ExitStack() as waiting:
+        port = gcs.getsockname()[1]
+        node = Mock(all_processes={}, gcs_address=f"127.0.0.1:{port}", raylet_socket_name="")
+        node.dead_processes.return_value = []
+        monkeypatch.setattr("ray._private.worker._global_node", node)
+        cluster._knock()
+        assert cluster.lost() is None
+        for _ in range(4):  # no room for more: the system drops what comes
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        cluster._knock()
+        assert "gcs_server" in str(cluster.lost())
 
 
 def test_folders_that_killed_processes_have_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,7 @@ QUIET: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": Fal
 ERROR_LISTENER = "ray._private.worker.listen_error_messages"  # patched out: it prints Ray's logs
 START_ATTEMPTS = 3
 WATCH_PERIOD = 3.0  # seconds; the raylet of a joined cluster logs a line each time
+KNOCK_TIMEOUT = 4.0  # seconds that one of its parts gets to accept a connection
 LONGEST_END = 10.0  # seconds that a study without its Ray gets to end
 LONGEST_SILENCE = {"raylet": 0.0, "gcs_server": 40.0}  # seconds; a cluster may restart its GCS, and Ray waits for 60
 LONGEST_TEMPORARY = 20  # bytes; Ray adds up to 80 to the name of its folder
@@ -166,15 +167,16 @@ def _knock() -> None:
         "gcs_server": (socket.AF_INET6 if ":" in host else socket.AF_INET, (host.strip("[]"), int(port))),
     }
     for name, (family, address) in parts.items():
+        begun = time.monotonic()
         try:
             with socket.socket(family) as connection:
-                connection.settimeout(LONGEST_END)
+                connection.settimeout(KNOCK_TIMEOUT)
                 connection.connect(address)
             _silent.pop(name, None)
-        except ConnectionRefusedError:
-            _silent.setdefault(name, time.monotonic())
-        except OSError:  # busy, or a network that fails for a moment: Ray itself tries again
-            pass
+        except OSError as error:
+            # Without a refusal, the host of the GCS may be gone; a raylet is on this machine, and only busy.
+            if name == "gcs_server" or isinstance(error, ConnectionRefusedError):
+                _silent.setdefault(name, begun)
 
 
 def expected_slots(cluster: Cluster) -> int:
