@@ -1,13 +1,14 @@
 """Measure how the cost of a trial depends on their number, and how many slots one driver feeds.
 
-``trials`` runs a study of trials that cost nothing: each copies the checkpoint of a model that was trained before, and
-reports a score. The driver, the searcher, the records and MLflow are the real ones, with two workers of Ray.
+``trials`` runs a study of trials that cost nothing: each copies the checkpoint of an ensemble of ``members`` that was
+trained before, and reports a score. The driver, the searcher, the records and MLflow are the real ones, with two
+workers of Ray.
 
 ``slots`` runs the real driver against a simulated cluster. Ray's manager of actors is replaced by one in this process,
 whose trials last ``seconds`` and report ``reports`` times. It shows the share of the time for which slots are busy.
 
 Examples:
-  python benchmarks/scale.py trials=2000
+  python benchmarks/scale.py trials=2000 members=8
   python benchmarks/scale.py slots=256 seconds=60 reports=12
 """
 
@@ -39,11 +40,7 @@ from imavae.runs.session import Session
 from imavae.search import cluster
 
 MARKS = (100, 200)  # trials between which a further one is timed, from the start, and likewise before the end
-BASE: dict[str, Any] = {
-    "data": {"n_obs": 1000},
-    "training": {"max_epochs": 1, "validate_every": 1},
-    "members": {"seed": [1, 2]},
-}
+BASE: dict[str, Any] = {"data": {"n_obs": 1000}, "training": {"max_epochs": 1, "validate_every": 1}}
 STUDY: dict[str, Any] = BASE | {
     "search": {"model": {"gamma": {"type": "float", "low": 3.0, "high": 1000.0, "log": True}}},
     "scheduler": {"name": "none"},
@@ -58,7 +55,7 @@ def report_of(folder: str, points: list[tuple[int, Mapping[str, float]]], epoch:
         shutil.copy(names.output_dir / "template.pt", names.ensemble(min(number for number, _ in points)))
     work = {"member_steps": 1, "train_seconds": 0.0, "validate_seconds": 0.0, "seconds": 0.0}
     scores = [[-abs(math.log10(values["model.gamma"]) - 1.5)] for _, values in points]
-    return {"scores": scores, "about": [{}] * len(points), "alive": [2 - 2 * last] * len(points), "epoch": epoch} | work
+    return {"scores": scores, "about": [{}] * len(points), "alive": [1 - last] * len(points), "epoch": epoch} | work
 
 
 def nothing(config: dict[str, Any], folder: str, **_: Any) -> None:
@@ -66,9 +63,9 @@ def nothing(config: dict[str, Any], folder: str, **_: Any) -> None:
     ray_tune.report(report_of(folder, config["points"], 1, last=True))
 
 
-def make_template(output_dir: Path) -> None:
+def make_template(output_dir: Path, members: Mapping[str, list[int]]) -> None:
     """Write the checkpoint of a trained ensemble."""
-    session = Session.start([run_config(BASE)], torch.device("cpu"))
+    session = Session.start([run_config({**BASE, "members": members})], torch.device("cpu"))
     for _ in session.train([Objective()]):
         pass
     session.finals = {0: session.final(0)}
@@ -107,9 +104,9 @@ class Watch:
         self._ended.set()
 
 
-def measure_trials(output_dir: Path, trials: int) -> None:
+def measure_trials(output_dir: Path, members: Mapping[str, list[int]], trials: int) -> None:
     """Print the cost of a trial early and late in a study, and of its end and its resume."""
-    settings = STUDY | {"output_dir": str(output_dir), "budget": {"trials": trials}}
+    settings = STUDY | {"output_dir": str(output_dir), "members": members, "budget": {"trials": trials}}
     watch = Watch(output_dir)
     with mock.patch("imavae.search.trials.trainable", nothing):
         start = time.monotonic()
@@ -226,7 +223,7 @@ class Simulated:
         return len(self._live_actors_to_ray_actors_resources)
 
 
-def measure_slots(output_dir: Path, slots: int, seconds: float, reports: int) -> None:
+def measure_slots(output_dir: Path, members: Mapping[str, list[int]], slots: int, seconds: float, reports: int) -> None:
     """Print the share of the time for which the slots of a simulated cluster are busy, over four trials per slot."""
     Simulated.seconds, Simulated.reports, Simulated.folder = seconds, reports, str(output_dir / "studies" / "study")
     trials = 4 * slots
@@ -236,7 +233,7 @@ def measure_slots(output_dir: Path, slots: int, seconds: float, reports: int) ->
         mock.patch.object(cluster, "slots", return_value=slots),
     ):
         watch = Watch(output_dir)
-        tune(**STUDY, output_dir=str(output_dir), budget={"trials": trials})
+        tune(**STUDY, members=members, output_dir=str(output_dir), budget={"trials": trials})
         watch.end()
     took, recorded = Simulated.ended - Simulated.begun, watch.begun + watch.at(trials - 1)[0] - Simulated.begun
     cpu = (watch.at(trials - 1)[1] - Simulated.cpu) / trials
@@ -251,11 +248,13 @@ def main() -> None:
     """Measure as the command line says."""
     settings = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder, cluster.running(Cluster(cpus=2)):
-        make_template(Path(folder))
+        members = {"seed": list(range(1, 1 + int(settings.get("members", 2))))}
+        make_template(Path(folder), members)
         if "slots" in settings:
-            measure_slots(Path(folder), int(settings["slots"]), float(settings["seconds"]), int(settings["reports"]))
+            slots, seconds, reports = int(settings["slots"]), float(settings["seconds"]), int(settings["reports"])
+            measure_slots(Path(folder), members, slots, seconds, reports)
         else:
-            measure_trials(Path(folder), int(settings.get("trials", 2000)))
+            measure_trials(Path(folder), members, int(settings.get("trials", 2000)))
 
 
 if __name__ == "__main__":
