@@ -42,9 +42,8 @@ def shortened(split: Split, observed: int, numbers: int | None = None) -> Split:
 
 
 class Local(NamedTuple):
-    """The decoder and functions of its Jacobian at the locations of m points, or of each of their batches."""
+    """Functions of the decoder's Jacobian at the locations of m points, or of each of their batches."""
 
-    decoded: Float[Tensor, "member o m"]
     contrast: ima.Contrast
     batch_unconstrained: Float[Tensor, "member o d batch"]  # by the unconstrained coordinate
     amari: Float64[Tensor, "member m"] | None = None  # if asked for
@@ -206,16 +205,16 @@ class Evaluation:
         model, terms = self.ensemble.model, []
         few = shortened(self.split, self.ensemble.config.data.features, DIFFERENTIATED)
         for at, _ in _chunks(self.ensemble, few):
-            decoded, jacobian = model.decoder.jacobian(self.weights, self.locations[..., at])
+            _, jacobian = model.decoder.jacobian(self.weights, self.locations[..., at])
             unconstrained = jacobian * model.prior.slope(self.posterior.mean[..., at])[:, None]
             decomposed, distance = ima.qr(jacobian), tuple[Tensor, ...]()
             if self.compared:
                 truth, regular = self.truth.jacobian[..., at], ~self.true_contrast[:, at].isnan()
                 mixing = truth[self.world] if len(truth) > 1 else truth
                 distance = (ima.amari_of(decomposed, mixing, regular),)
-            terms.append((decoded, *ima.contrast_of(decomposed), ima.batch_mean(unconstrained), *distance))
-        outputs, values, full, norms, means, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
-        return Local(outputs, ima.Contrast(values, full, norms), self._over_batches(means, len(few)), *rest)
+            terms.append((*ima.contrast_of(decomposed), ima.batch_mean(unconstrained), *distance))
+        values, full, norms, means, *rest = (torch.cat(parts, -1) for parts in zip(*terms, strict=True))
+        return Local(ima.Contrast(values, full, norms), self._over_batches(means, len(few)), *rest)
 
     @cached_property
     def batch_jacobian(self) -> Float[Tensor, "member o d batch"]:
@@ -291,16 +290,10 @@ class Evaluation:
     @cached_property
     def _squares_of_x(self) -> Squares:
         """Of g(mu(x)) - x."""
-        known = self.local.decoded if "local" in vars(self) else self.locations[:, :, :0]
-
-        def error(at: slice) -> Float[Tensor, "member o m"]:
-            if at.stop <= known.shape[2]:
-                decoded = known[..., at]
-            else:
-                decoded = self.ensemble.model.decoder(self.weights, self.locations[..., at])
-            return decoded - self.split.block(self.world, at)
-
-        return self._squares(error)
+        decoder = self.ensemble.model.decoder
+        return self._squares(
+            lambda at: decoder(self.weights, self.locations[..., at]) - self.split.block(self.world, at)
+        )
 
     @cached_property
     def _squares_of_s(self) -> Squares:

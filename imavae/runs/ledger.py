@@ -50,10 +50,13 @@ class Ledger:
     home: LockedFolder
     tracker: Tracker
     stored: list[Stored] = field(default_factory=list)  # in the order in which trials ended
-    _numbers: set[int] = field(default_factory=set)  # of these trials
     interrupted: Interrupted | None = None  # set if it ended before its budget was spent
     spent: str | None = None  # what has ended a study before its last point: hours or a target
     work_seconds: float = 0.0  # that each of the concurrent trials spent in training and validation
+    _numbers: set[int] = field(init=False, repr=False)  # of the stored trials
+
+    def __post_init__(self) -> None:
+        self._numbers = {stored.trial.number for stored in self.stored}
 
     @classmethod
     def start(cls, config: RunConfig, home: LockedFolder, tracker: Tracker) -> Ledger:

@@ -86,12 +86,12 @@ class Results:
     @property
     def members(self) -> pd.DataFrame:
         """A row per member (trial, seeds, gamma, status, every metric at its best states): ``members.csv``."""
-        return pd.DataFrame([row for record in self.records for row in record.members])
+        return pd.DataFrame([dict(row) for record in self.records for row in record.members])
 
     @property
     def winners(self) -> pd.DataFrame:
         """The rows of ``members`` of the best trial."""
-        return pd.DataFrame(self.ranked()[0].members)
+        return pd.DataFrame(list(map(dict, self.ranked()[0].members)))
 
     @property
     def history(self) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import fcntl
 import logging
 import os
@@ -55,6 +56,7 @@ QUIET: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": Fal
 ERROR_LISTENER = "ray._private.worker.listen_error_messages"  # patched out: it prints Ray's logs
 START_ATTEMPTS = 3
 WATCH_PERIOD = 3.0  # seconds; the raylet of a joined cluster logs a line each time
+UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 KNOCK_TIMEOUT = 4.0  # seconds that one of its parts gets to accept a connection
 LONGEST_END = 10.0  # seconds that a study without its Ray gets to end
 LONGEST_SILENCE = {"raylet": 0.0, "gcs_server": 40.0}  # seconds; a cluster may restart its GCS, and Ray waits for 60
@@ -175,7 +177,8 @@ def _knock() -> None:
             _silent.pop(name, None)
         except OSError as error:
             # Without a refusal, the host of the GCS may be gone; a raylet is on this machine, and only busy.
-            if name == "gcs_server" or isinstance(error, ConnectionRefusedError):
+            vanished = isinstance(error, TimeoutError) or error.errno in UNREACHABLE
+            if isinstance(error, ConnectionRefusedError) or (name == "gcs_server" and vanished):
                 _silent.setdefault(name, begun)
 
 

@@ -217,7 +217,7 @@ class MLflowTracker(Tracker):
         """Write a trial's run and end it; with all ``members`` in the table, and in runs where they have them."""
         shown = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()) or trial.failure or "no score"
         note = f"{trial_name(trial)}: {shown}; {trial.status}. Medians over {len(trial.members)} members (members.csv)."
-        ends = {"imavae.status": trial.status, NOTE: note}
+        ends = {"imavae.status": trial.status, NOTE: note[:MAX_PARAM_LENGTH]}  # MLflow cuts tags in a batch alone
         run = self._open_trial(trial, ends)  # a run that is new has them from its start: each call is a transaction
         if self._members:
             known = {found.data.tags["imavae.member"]: found.info.run_id for found in self._search({PARENT: run.id})}
@@ -310,7 +310,8 @@ class MLflowTracker(Tracker):
             self._client.finalize_logged_model(model.model_id, "READY")
         # MLflow gives them to the run, too: they are older than the trial's own, so that it shows those.
         scores = {key: metrics[key] for key in RANKING if key in metrics}
-        self._log(run, [(0, scores)], model_id=model.model_id, later=-1)
+        start = min(self._start, self._client.get_run(run).info.start_time)  # a clock may have been set back between
+        self._log(run, [(0, scores)], model_id=model.model_id, later=-1, start=start)
         if question is None:
             return f"models:/{model.model_id}"
         self._link(self._study, model.model_id)
