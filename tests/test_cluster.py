@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -102,6 +103,10 @@ def test_a_gcs_that_does_not_answer_is_lost_like_one_that_refuses(monkeypatch: p
         node = Mock(all_processes={}, gcs_address=f"127.0.0.1:{port}", raylet_socket_name="")
         node.dead_processes.return_value = []
         monkeypatch.setattr("ray._private.worker._global_node", node)
+        with monkeypatch.context() as full:
+            full.setattr(socket, "socket", Mock(side_effect=OSError(errno.EMFILE, "too many open files")))
+            cluster._knock()  # this process is at fault
+        assert cluster.lost() is None
         cluster._knock()
         assert cluster.lost() is None
         for _ in range(4):  # no room for more: the system drops what comes

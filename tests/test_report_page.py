@@ -66,7 +66,7 @@ def failed(number: int, values: dict[str, Any], reason: str) -> TrialRecord:
 
 def ledger(config: RunConfig, records: list[TrialRecord]) -> Ledger:
     """A study in progress."""
-    stored = [Stored(record, None, 0) for record in records]
+    stored = {record.number: Stored(record, None, 0) for record in records}
     return Ledger(config, create(config, "studies", "a-study"), Tracker(), stored)
 
 

@@ -246,8 +246,8 @@ def test_a_conditional_setting_is_trained_and_tracked_where_it_holds(branched: S
     deep = trials["model.n_layers"] == 3
     assert 0 < deep.sum() < 6
     assert (trials["model.hidden_factor"].notna() == deep).all()
-    for stored in ledger.stored:
-        trial, path = stored.trial.number, ledger.folder / str(stored.checkpoint)
+    for trial, stored in ledger.stored.items():
+        path = ledger.folder / str(stored.checkpoint)
         built = Session.load(path, torch.device("cpu")).points[stored.point].model
         assert built.activation == "silu"
         assert built.hidden_factor == (trials["model.hidden_factor"][trial] if deep[trial] else 10)  # else the base's

@@ -143,6 +143,19 @@ def stored_rows(output_dir: Path, table: str = "metrics") -> int:
         return int(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])  # noqa: S608
 
 
+@pytest.mark.parametrize("shown_before", [False, True])
+def test_a_long_failure_fits_into_a_tag(output_dir: Path, shown_before: bool) -> None:
+    """Whether the tag comes with the run's creation or later: MLflow's databases on servers refuse a longer one."""
+    tracker = started(output_dir)
+    trial = replace(a_trial(0, status="failed"), failure="no luck" * 3000, members=[], score=None)
+    if shown_before:
+        tracker.progress(trial)
+    finish(tracker, trial)
+    [run] = runs(output_dir, "trial")
+    assert 1000 < len(run.data.tags[tracking.NOTE]) <= 8000
+    assert run.data.tags["imavae.status"] == "failed"
+
+
 def with_diverged(trial: TrialRecord) -> TrialRecord:
     """The trial with a first member that has diverged."""
     first, *rest = trial.members

@@ -351,15 +351,19 @@ class Objective(Settings):
     aggregate: Annotated[Literal["median", "mean", "min", "max"], Field(description="over members")] = "median"
 
 
+# (Sampler, Optuna's distributions by key, seed) -> Optuna's sampler
+BuildSampler = Callable[[Any, Mapping[str, Any], int], Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplerKind:
     """A way to propose points. :mod:`imavae.search.space` and plugins register them in ``SAMPLERS``."""
 
     name: str
-    build: Callable[[Any, Mapping[str, Any], int], Any]  # (Sampler, Optuna's distributions by key, seed) -> BaseSampler
+    build: BuildSampler
     numbers_only: bool = False  # proposes neither choices nor conditional settings
     several_objectives: bool = True
-    conditional: Callable[[Any, Mapping[str, Any], int], Any] | None = None  # as ``build``, for conditional settings
+    conditional: BuildSampler | None = None  # builds it for spaces with conditional settings; None: ``build`` does
 
 
 Points = str | tuple[dict[str, Any], ...] | None

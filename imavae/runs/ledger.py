@@ -49,14 +49,10 @@ class Ledger:
     config: RunConfig
     home: LockedFolder
     tracker: Tracker
-    stored: list[Stored] = field(default_factory=list)  # in the order in which trials ended
+    stored: dict[int, Stored] = field(default_factory=dict)  # by number, in the order in which trials ended
     interrupted: Interrupted | None = None  # set if it ended before its budget was spent
     spent: str | None = None  # what has ended a study before its last point: hours or a target
     work_seconds: float = 0.0  # that each of the concurrent trials spent in training and validation
-    _numbers: set[int] = field(init=False, repr=False)  # of the stored trials
-
-    def __post_init__(self) -> None:
-        self._numbers = {stored.trial.number for stored in self.stored}
 
     @classmethod
     def start(cls, config: RunConfig, home: LockedFolder, tracker: Tracker) -> Ledger:
@@ -95,17 +91,17 @@ class Ledger:
     @property
     def records(self) -> list[TrialRecord]:
         """The records of finished trials, in the order in which they ended."""
-        return [stored.trial for stored in self.stored]
+        return [stored.trial for stored in self.stored.values()]
 
     @property
     def results(self) -> Results:
         """The results so far."""
-        stored, state = tuple(sorted(self.stored, key=lambda stored: stored.trial.number)), self.home.state
+        stored, state = tuple(self.stored[number] for number in sorted(self.stored)), self.home.state
         interrupted, earlier = bool(self.interrupted or self.spent), len(self.home.stored)
         return Results(self.folder, self.config, stored, interrupted, state.points, earlier, state.champion)
 
     def has(self, number: int) -> bool:  # the trial has ended
-        return number in self._numbers
+        return number in self.stored
 
     def add(self, record: TrialRecord, checkpoint: Path | None, point: int) -> None:
         """Add a finished trial: write its record, track it, and append its rows to the tables.
@@ -185,8 +181,7 @@ class Ledger:
         finals = [final_metrics(row) for row in record.members]
         self.tracker.finish_trial(dataclasses.replace(record, history=history), finals)
         kept = dataclasses.replace(record, history=[], members=[CompactRow(row) for row in record.members])
-        self.stored.append(dataclasses.replace(stored, trial=kept))
-        self._numbers.add(number)
+        self.stored[number] = dataclasses.replace(stored, trial=kept)
 
     def _grow(self, path: Path, table: str) -> None:
         """Append rows to a table; columns that its first trial lacks wait for :meth:`write_tables`."""

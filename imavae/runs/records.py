@@ -41,12 +41,12 @@ def criterion_of(columns: Iterable[str]) -> str:
 
 @functools.cache
 def _positions(columns: tuple[str, ...]) -> dict[str, int]:
-    """The positions of columns, the same object for all rows that have these."""
+    """The positions of columns: one dict for all rows that have these."""
     return {column: i for i, column in enumerate(columns)}
 
 
 class CompactRow(Mapping[str, Value]):
-    """A row in a fifth of a dict's memory: studies keep those of all their members."""
+    """A row in a quarter of a dict's memory: a study keeps those of all its members."""
 
     __slots__ = ("_numbers", "_others", "_positions")
 

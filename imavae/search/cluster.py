@@ -140,8 +140,8 @@ def lost() -> UserError | None:
         return None
     remedy = "restart the cluster" if silent else "free some memory, if it was short"
     return UserError(
-        f"`Ray's processes run as long as the study` must hold, but got the end of {' and '.join(parts)}; {remedy}, "
-        "and go on by resume=true: finished trials are kept"
+        f"`Ray's processes run as long as the study` must hold, but got the end or silence of {' and '.join(parts)}; "
+        f"{remedy}, and go on by resume=true: finished trials are kept"
     )
 
 

@@ -360,7 +360,7 @@ def _best_points(source: str, parameters: Sequence[Parameter]) -> list[Point]:
 def tpe(settings: Sampler, distributions: Distributions, seed: int) -> optuna.samplers.BaseSampler:
     """TPE with a joint model of all parameters; points in training count as bad.
 
-    Optuna's sampler by itself infers the space from all trials at each proposal.
+    It is given the space, which it would otherwise infer from all trials at each proposal.
     """
     sampler = optuna.samplers.TPESampler(
         seed=seed, n_startup_trials=settings.startup, multivariate=True, constant_liar=True
@@ -371,7 +371,7 @@ def tpe(settings: Sampler, distributions: Distributions, seed: int) -> optuna.sa
 
 
 def grouped_tpe(settings: Sampler, _: Distributions, seed: int) -> optuna.samplers.BaseSampler:
-    """TPE with a joint model of each set of parameters that points have."""
+    """TPE with a joint model of each set of parameters that points have; points in training count as bad."""
     options: Any = {"multivariate": True, "group": True, "constant_liar": True}
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup, **options)
 

@@ -66,7 +66,7 @@ class Stopping(FIFOScheduler):
         return str(TrialScheduler.CONTINUE if left or not new else TrialScheduler.STOP)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
-        """The first of the trials that wait for a worker. Ray's own search goes through the trials that have ended."""
+        """The first trial that waits for a worker, also after a restart. Ray would look at the ended ones, too."""
         waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
         return min(waiting, key=lambda trial: min(number for number, _ in trial.config["points"]), default=None)
 

@@ -92,6 +92,10 @@ class _Running:
     stuck: int = 0  # times that it was, since it last got further
     ended: bool = False
 
+    def keep_work(self) -> None:
+        """Add the work of the last report to ``past``."""
+        self.past = {name: self.past.get(name, 0) + self.result.get(name, 0) for name in WORK}
+
 
 class Recorder(Callback):
     """Follows a study's trials in the driver: notifies of progress, and records each trial when it ends."""
@@ -123,8 +127,7 @@ class Recorder(Callback):
         """Note a report, and pass the curves on to the tracker every now and then."""
         running = self._trials[trial.trial_id]
         if running.result and result["member_steps"] < running.result["member_steps"]:
-            for name in WORK:  # the worker was restarted
-                running.past[name] = running.past.get(name, 0) + running.result[name]
+            running.keep_work()  # the worker was restarted
         if result["epoch"] > running.result.get("epoch", 0):
             running.stuck = 0
         running.result, running.reported = result, time.monotonic()
@@ -230,8 +233,8 @@ class Recorder(Callback):
     def _end(self, trial: Trial, record: Callable[..., None], *arguments: Any) -> None:
         running = self._trials[trial.trial_id]
         running.ended = True
-        running.past = {name: running.result.get(name, 0) + running.past.get(name, 0) for name in WORK}
-        running.result = {"scores": running.result.get("scores", ())}  # until the trial is recorded
+        running.keep_work()
+        running.result = {"scores": running.result.get("scores", ())}  # needed until the trial is recorded
         for statistics in (trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps):
             statistics.clear()  # Ray keeps those of each ended trial
         self._write(record, running, *arguments)

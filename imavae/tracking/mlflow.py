@@ -3,7 +3,7 @@
 A metric has one name at every level: ``val/mcc`` is a member's value at its best state, a trial's median over members,
 and a study's best. A study has it as a curve over the trials that have ended. A trial has curves over epochs
 (``curves/mcc``, with quartiles) and the table of its members. Runs are found again by their tags, and a metric's
-timestamp is its run's start plus its step in milliseconds, so MLflow drops what a resumed study writes again. MLflow
+timestamp is the study's start plus its step in milliseconds, so MLflow drops what a resumed study writes again. MLflow
 indexes each metric of each run, so a study's trials have the main ones; its best trial's are all in the study's run.
 MLflow is imported when a tracker opens: it takes a second.
 """
@@ -51,7 +51,7 @@ EXPERIMENT_NOTE = (
     "Each run is a study or a training run; its child runs are trials. *Columns* adds scores and parameters."
 )
 RANKING = ("val/mcc", "test/mcc", "val/neg_elbo", "test/neg_elbo")  # the scores of a model
-MAX_ENTITIES, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_RUNS = 1000, 100, 6000, 50_000  # MLflow's limits per call
+MAX_ENTITIES, MAX_PARAMS, MAX_LENGTH, MAX_RUNS = 1000, 100, 6000, 50_000  # MLflow's limits per call
 
 
 def open_tracker(settings: Tracking, output_dir: Path, experiment: str, later: bool = False) -> Tracker:
@@ -80,15 +80,14 @@ class _TrialRun:
     """Run of a trial that is not complete."""
 
     id: str
-    start: int  # milliseconds
-    tags: Mapping[str, str]  # that it has had from the start
+    tags: Mapping[str, str]  # when it was created or found
     artifacts: str  # address of their folder
     epoch: int = -1  # last epoch in its curves
     written: float = -math.inf  # time of the last update, seconds of the monotonic clock
 
     @classmethod
     def of(cls, run: Run) -> _TrialRun:
-        return cls(run.info.run_id, run.info.start_time, run.data.tags, run.info.artifact_uri)
+        return cls(run.info.run_id, run.data.tags, run.info.artifact_uri)
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ class MLflowTracker(Tracker):
             run = self._open_trial(trial)
             if time.monotonic() - run.written >= tracking.PROGRESS_PERIOD:
                 curves = self._curves(run, trial)
-                self._log(run.id, curves, trial.values if run.epoch < 0 else {}, start=run.start)
+                self._log(run.id, curves, trial.values if run.epoch < 0 else {})
                 run.epoch = curves[-1][0] if curves else run.epoch
                 run.written = time.monotonic()
             self._trials[trial.number] = run
@@ -217,7 +216,7 @@ class MLflowTracker(Tracker):
         """Write a trial's run and end it; with all ``members`` in the table, and in runs where they have them."""
         shown = ", ".join(f"{metric} {value:.4g}" for metric, value in scores.items()) or trial.failure or "no score"
         note = f"{trial_name(trial)}: {shown}; {trial.status}. Medians over {len(trial.members)} members (members.csv)."
-        ends = {"imavae.status": trial.status, NOTE: note[:MAX_PARAM_LENGTH]}  # MLflow cuts tags in a batch alone
+        ends = {"imavae.status": trial.status, NOTE: note[:MAX_LENGTH]}
         run = self._open_trial(trial, ends)  # a run that is new has them from its start: each call is a transaction
         if self._members:
             known = {found.data.tags["imavae.member"]: found.info.run_id for found in self._search({PARENT: run.id})}
@@ -227,13 +226,13 @@ class MLflowTracker(Tracker):
             self._log_table(run, csv_of(trial.members))
         statuses = Counter(f"members {row['status']}" for row in trial.members)
         points = [*self._curves(run, trial), (0, {**finals, **scores, **statuses})]
-        self._log(run.id, points, trial.values, dict(ends.items() - run.tags.items()), start=run.start)
+        self._log(run.id, points, trial.values, dict(ends.items() - run.tags.items()))
         # Last, as this marks the trial as complete.
         self._client.set_terminated(run.id, "FAILED" if trial.status == "failed" else "FINISHED")
         self._complete[trial.number] = run.id
 
     def _log_table(self, run: _TrialRun, table: str) -> None:
-        """Store a trial's ``members.csv``. MLflow's client makes a copy first, and keeps an object for each run."""
+        """Store a trial's ``members.csv``. MLflow's client would write it twice, and keep an object for each run."""
         address = urlsplit(run.artifacts)
         if address.scheme == "file":
             folder = Path(unquote(address.path))
@@ -310,8 +309,7 @@ class MLflowTracker(Tracker):
             self._client.finalize_logged_model(model.model_id, "READY")
         # MLflow gives them to the run, too: they are older than the trial's own, so that it shows those.
         scores = {key: metrics[key] for key in RANKING if key in metrics}
-        start = min(self._start, self._client.get_run(run).info.start_time)  # a clock may have been set back between
-        self._log(run, [(0, scores)], model_id=model.model_id, later=-1, start=start)
+        self._log(run, [(0, scores)], model_id=model.model_id, later=-1)
         if question is None:
             return f"models:/{model.model_id}"
         self._link(self._study, model.model_id)
@@ -435,23 +433,21 @@ class MLflowTracker(Tracker):
         tags: Mapping[str, str] | None = None,
         model_id: str | None = None,
         later: int = 0,
-        start: int | None = None,
     ) -> None:
         """Write finite metrics, as (step, values), parameters and tags, in batches within MLflow's limits.
 
         With ``model_id``, the metrics are those of a model, too. Of two values at the same step, MLflow shows the
-        ``later`` one. Their timestamps count from ``start``, in milliseconds, by default the study's.
+        ``later`` one.
         """
         from mlflow.entities import Metric, Param, RunTag
 
-        base = self._start if start is None else start
         points = [
-            Metric(name, float(value), base + step + later, step, model_id=model_id, run_id=run_id)
+            Metric(name, float(value), self._start + step + later, step, model_id=model_id, run_id=run_id)
             for step, values in metrics
             for name, value in values.items()
             if math.isfinite(value)
         ]
-        texts = [Param(key, str(value)[:MAX_PARAM_LENGTH]) for key, value in (params or {}).items()]
+        texts = [Param(key, str(value)[:MAX_LENGTH]) for key, value in (params or {}).items()]
         labels = [RunTag(key, value) for key, value in (tags or {}).items()]
         room = MAX_ENTITIES - MAX_PARAMS - len(labels)
         while points or texts or labels:

@@ -36,7 +36,7 @@ DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 LONGEST_OUTAGE = 600.0  # seconds after which a study goes on untracked; a resume tracks what is missing
 LARGEST_MLMODEL = 2**14  # bytes
 PAGE = 2**9  # bytes in a page of a database: each metric in MLflow changes two pages, of whatever size
-LOG_BYTES = 2**26  # in its write-ahead log before they are copied into it: most pages are changed again
+LOG_BYTES = 2**26  # size at which its write-ahead log is copied into it: most pages change many times before
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds between two attempts; the pause doubles
 OUTAGE_CODES = ("TEMPORARILY_UNAVAILABLE", "INTERNAL_ERROR", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 BEST_FIRST: list[dict[str, Any]] = [
@@ -180,7 +180,7 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def lengthen_log(execute: Callable[[str], Any]) -> None:
-    """Sync a database with a write-ahead log, and copy the log into it, only every LOG_BYTES.
+    """Let the write-ahead log of a database grow to LOG_BYTES before it is synced and copied into the database.
 
     A killed process loses nothing. A power failure may cost the last trials; a resume tracks them again.
     """
@@ -201,7 +201,7 @@ def _checked_client(uri: str) -> MlflowClient:
 
 @functools.cache
 def _seldom_written() -> set[Path]:
-    """Files of MLflow's databases whose logs are long."""
+    """MLflow's database files, for which :func:`lengthen_log` is called at each connection."""
     from sqlalchemy import Engine, event
 
     files: set[Path] = set()
@@ -219,7 +219,7 @@ def _seldom_written() -> set[Path]:
 def _create_database(path: Path) -> None:
     """Create a database with MLflow's tables elsewhere, then move it to ``path``: a killed creation leaves nothing.
 
-    A write-ahead log halves the time of MLflow's five commits per run.
+    A write-ahead log halves the time of MLflow's commits.
     """
     whole = path.with_name(f".{path.name}.new")
     with tempfile.TemporaryDirectory() as folder, closing(sqlite3.connect(f"{folder}/new.db")) as source:
